@@ -1,0 +1,132 @@
+"""Saves checkpoints between optimizer steps, and resumes from them exactly."""
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import lightning.pytorch as L
+import torch
+import torch.distributed as dist
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+
+from sdtrain.callbacks.intervals import due, window_ended
+from sdtrain.checkpoints import damage, published, read_trainer, read_weights, write_checkpoint
+from sdtrain.errors import StorageError, UserError
+
+
+class Interrupted(SystemExit):
+    """Raised after a signal, once the checkpoint is written. Ranks above 0 leave with 0: Lightning kills the whole job at once when one of them does not."""
+
+
+class Signals:
+    """The first SIGTERM or SIGINT is remembered until a step ends; a second one takes its usual course."""
+
+    def __init__(self) -> None:
+        self.received = 0
+
+    def install(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self)
+
+    def __call__(self, number: int, frame) -> None:
+        if self.received:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.received = number
+
+
+def leave_signals_to_us(trainer: L.Trainer) -> None:
+    """Takes two private parts from Lightning 2.6: its handler broadcasts inside a signal, and its check reads the device at every micro-batch."""
+    connector, loop = trainer._signal_connector, trainer.fit_loop.epoch_loop
+    assert callable(connector.register_signal_handlers) and callable(loop._broadcast_sigterm_tensor)
+    connector.register_signal_handlers = lambda: None
+    loop._broadcast_sigterm_tensor = lambda: None
+
+
+class FolderIO(CheckpointIO):
+    """Lightning's checkpoint dictionary to and from sdtrain's checkpoint folder.
+
+    config: the run's yaml. ignore_config: the config was compared before, so loading takes the state as it is.
+    """
+
+    def __init__(self, config: str) -> None:
+        self.config = config
+
+    def save_checkpoint(self, checkpoint: dict, path, storage_options=None) -> None:
+        state = dict(checkpoint)
+        callbacks = dict(state["callbacks"])
+        ema = callbacks.pop("ema", None)
+        if ema is not None:
+            state["ema_steps"] = ema["steps"]
+        state["callbacks"] = callbacks
+        write_checkpoint(Path(path), state.pop("state_dict"), ema and ema["weights"], state, self.config)
+
+    def load_checkpoint(self, path, map_location=None, weights_only=None) -> dict:
+        folder = Path(path)
+        if reason := damage(folder):
+            raise StorageError(f"The checkpoint {folder} is not whole: {reason}.")
+        state = read_trainer(folder)
+        state["state_dict"] = read_weights(folder, "model")
+        if (weights := read_weights(folder, "ema")) is not None:
+            state["callbacks"]["ema"] = {"steps": state.pop("ema_steps"), "weights": weights}
+        return state
+
+    def remove_checkpoint(self, path) -> None:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+class Checkpoints(L.Callback):
+    """Saves every `every` images seen, at the end, and after a signal; keeps the newest `keep` (at least 2)."""
+
+    def __init__(self, *, every: int, keep: int, run_dir: Path, signals: Signals) -> None:
+        if every < 1 or keep < 2:
+            raise UserError(f"checkpoint.every={every} must be at least 1 image and checkpoint.keep={keep} at least 2, so that a damaged newest one has a spare.")
+        self.every, self.keep, self.run_dir, self.signals = every, keep, run_dir, signals
+        self.group = None
+
+    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        # Ranks that torchrun started may have resolved another folder name: rank 0's is the run's.
+        self.run_dir = Path(trainer.strategy.broadcast(str(self.run_dir)))
+        if trainer.world_size > 1:
+            self.group = dist.new_group(backend="gloo")  # the flag of a signal crosses ranks without touching a device
+        if trainer.is_global_zero and (self.run_dir / "checkpoints").is_dir():
+            for left_over in (self.run_dir / "checkpoints").glob(".*.tmp"):
+                shutil.rmtree(left_over, ignore_errors=True)
+
+    def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict) -> None:
+        """Lightning counts micro-batches and steps; images are the truth. Its counters are rewritten for this run's ranks and accumulation."""
+        data = trainer.datamodule
+        steps, rest = divmod(checkpoint[type(data).__qualname__]["images_seen"], data.batch_size)
+        if rest:
+            raise UserError(f"data.batch_size={data.batch_size} does not divide the {steps * data.batch_size + rest} images that the checkpoint has seen. Keep the first run's.")
+        micro, loop = steps * trainer.accumulate_grad_batches, checkpoint["loops"]["fit_loop"]
+        progress = loop["epoch_loop.batch_progress"]
+        for part in (progress["total"], progress["current"]):
+            lag = part["completed"] - part["processed"]  # -1: saved inside on_train_batch_end, and Lightning reckons with it
+            part.update(ready=micro, started=micro, processed=micro, completed=micro + lag)
+        for part in loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"].values():
+            part.update(ready=steps, completed=steps)
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs, batch, batch_index: int) -> None:
+        if not window_ended(trainer):
+            return
+        number, ended = self.agreed(), trainer.datamodule.images_seen >= module.optimisation.max_images
+        if due(self.every, trainer) or ended or number:
+            self.save(trainer)
+        if number and not ended:
+            trainer.strategy.barrier()
+            raise Interrupted(128 + number if trainer.is_global_zero else 0)
+
+    def agreed(self) -> int:
+        """The signal that any rank has received, 0 for none; the same on all ranks."""
+        flag = torch.tensor(self.signals.received)
+        if self.group is not None:
+            dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.group)
+        return int(flag)
+
+    def save(self, trainer: L.Trainer) -> None:
+        trainer.save_checkpoint(self.run_dir / "checkpoints" / f"{trainer.datamodule.images_seen:012d}")  # on all ranks: it has a barrier
+        if trainer.is_global_zero:
+            for old in published(self.run_dir)[: -self.keep]:
+                shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,105 @@
+"""The loggers one can choose, and what they can be asked beyond numbers."""
+
+import netrc
+import os
+import socket
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlparse
+
+import numpy as np
+import torch
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
+
+from sdtrain.errors import UserError
+
+
+def wandb_host() -> tuple[str, int]:
+    url = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+    return url.hostname or "api.wandb.ai", url.port or (80 if url.scheme == "http" else 443)
+
+
+def logged_in() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc().authenticators(wandb_host()[0]) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def reachable(timeout: float = 5.0) -> bool:
+    """Whether wandb's host answers. wandb itself would wait a minute and a half, and then raise."""
+    try:
+        socket.create_connection(wandb_host(), timeout).close()
+        return True
+    except OSError:
+        return False
+
+
+def wandb(*, project: str, mode: Literal["auto", "online", "offline"], run_dir: Path, name: str) -> Logger | None:
+    """Weights & Biases: online where the user is logged in and the host answers, otherwise offline with one line that says so."""
+    mode = os.environ.get("WANDB_MODE", mode)
+    if mode == "disabled":
+        return None
+    why = "asked for" if mode == "offline" else "not logged in" if not logged_in() else None if reachable() else f"{wandb_host()[0]} cannot be reached"
+    if mode == "online" and why is not None:
+        print(f"sdtrain: logger.mode=online, but {why}: going on offline.", flush=True)
+    try:
+        logger = _start_wandb(project, why is not None, run_dir, name)
+    except Exception as error:  # whatever wandb raises, the run and its metrics.jsonl do not depend on it
+        print(f"sdtrain: wandb does not start ({type(error).__name__}: {str(error).splitlines()[0]}); the run goes on, metrics.jsonl has every number.", flush=True)
+        return None
+    if why is not None:
+        _say_offline(logger, why)
+    return logger
+
+
+def _start_wandb(project: str, offline: bool, run_dir: Path, name: str) -> WandbLogger:
+    import wandb as library
+
+    settings = library.Settings(silent=True, console="off", init_timeout=15, x_disable_stats=True)
+    logger = WandbLogger(project=project, name=name, save_dir=run_dir, offline=offline, settings=settings)
+    _ = logger.experiment  # starts it now, where a failure can still be said
+    return logger
+
+
+@rank_zero_only
+def _say_offline(logger: WandbLogger, why: str) -> None:
+    folder = Path(logger.experiment.dir).parent
+    print(f"wandb is offline ({why}). Look at the run with `wandb leet {folder}`, or upload it with `wandb sync {folder}`.", flush=True)
+
+
+def csv(*, run_dir: Path) -> Logger:
+    """Lightning's metrics.csv under csv/ in the run."""
+    return CSVLogger(run_dir, name="csv", version="")
+
+
+def tensorboard(*, run_dir: Path) -> Logger:
+    """Event files under tensorboard/ in the run: `tensorboard --logdir RUN`."""
+    try:
+        import tensorboard  # noqa: F401
+    except ImportError:
+        raise UserError("logger=tensorboard needs the package tensorboard: pip install tensorboard, or choose another logger.") from None
+    return TensorBoardLogger(run_dir, name="tensorboard", version="")
+
+
+def log_picture(logger: Logger, key: str, picture: Image.Image, images_seen: int) -> None:
+    """A picture to a logger that takes pictures."""
+    if isinstance(logger, WandbLogger):
+        import wandb as library
+
+        logger.experiment.log({key: library.Image(picture), "images_seen": images_seen})
+    elif isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_image(key, torch.from_numpy(np.array(picture)), images_seen, dataformats="HWC")
+
+
+def log_table(logger: Logger, key: str, columns: list[str], rows: list[list], images_seen: int) -> None:
+    """A table to wandb; cells that are pictures ([H, W, 3] uint8 arrays) are shown as such."""
+    if isinstance(logger, WandbLogger):
+        import wandb as library
+
+        data = [[library.Image(cell) if isinstance(cell, np.ndarray) else cell for cell in row] for row in rows]
+        logger.experiment.log({key: library.Table(columns=columns, data=data), "images_seen": images_seen})

@@ -1,0 +1,72 @@
+"""Writes every number to metrics.jsonl and to the logger. The file is the local truth: a logger may fail without harm."""
+
+import json
+import math
+import time
+from pathlib import Path
+
+import lightning.pytorch as L
+import torch
+
+from sdtrain.callbacks.intervals import due, window_ended
+from sdtrain.errors import UserError
+
+
+class Diverged(UserError):
+    exit_code = 4
+
+
+class MetricsLog(L.Callback):
+    """Loss, learning rate, gradient norm and speed, every `every` images seen.
+
+    The loss is the mean over all samples since the last line, over all ranks. A gradient that was not finite moved no weight
+    (see Optimisation.clip); here it ends the run with Diverged.
+    """
+
+    def __init__(self, *, every: int, run_dir: Path) -> None:
+        self.every, self.path = every, run_dir / "metrics.jsonl"
+        self.latest: dict[str, float] = {}
+        self._sum, self._count, self._bad = 0.0, 0, 0.0
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.started = self.last = time.monotonic()
+        if trainer.is_global_zero and self.path.exists():  # after a resume: lines beyond the checkpoint are written again
+            seen = trainer.datamodule.images_seen
+            kept = [line for line in self.path.read_text().splitlines() if json.loads(line)["images_seen"] <= seen]
+            self.path.write_text("".join(line + "\n" for line in kept))
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs, batch, batch_index: int) -> None:
+        self._sum, self._count = self._sum + module.loss_sum, self._count + len(batch.caption)
+        if not window_ended(trainer):
+            return
+        self._bad = self._bad + (~module.norm.isfinite()).float()
+        if due(self.every, trainer) or trainer.datamodule.images_seen >= module.optimisation.max_images:
+            self._write(trainer, module)
+
+    def _write(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        totals = torch.stack([self._sum, torch.as_tensor(self._count, device=self._sum.device, dtype=self._sum.dtype), self._bad])
+        totals = trainer.strategy.reduce(totals, reduce_op="sum")
+        loss_sum, count, bad = totals.tolist()
+        now, seen = time.monotonic(), trainer.datamodule.images_seen
+        self.latest = {
+            "train/loss": loss_sum / count, "train/lr": trainer.optimizers[0].param_groups[0]["lr"], "train/gradient_norm": module.norm.item(),
+            "train/images_per_second": count / (now - self.last),
+        }
+        self._sum, self._count, self._bad, self.last = 0.0, 0, 0.0, now
+        self.report(trainer, self.latest)
+        if bad or not math.isfinite(loss_sum):
+            raise Diverged(
+                f"The gradient was not finite in {int(bad / trainer.world_size)} of the last optimizer steps, at {seen} images; the weights have not moved on it "
+                f"and the last checkpoint is good. Lower optimizer.lr (now {module.optimisation.settings[0]['lr']:g}) or trainer.gradient_clip, "
+                f"or look at the data."
+            )
+
+    def report(self, trainer: L.Trainer, metrics: dict[str, float]) -> None:
+        """One line in metrics.jsonl and one call of the logger, on rank 0."""
+        if not trainer.is_global_zero:
+            return
+        seen = trainer.datamodule.images_seen
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"images_seen": seen, "seconds": round(time.monotonic() - self.started, 3), **metrics}) + "\n")
+        for logger in trainer.loggers:
+            logger.log_metrics({**metrics, "images_seen": seen}, step=seen)

@@ -1,0 +1,102 @@
+"""Runs reverse diffusion while training: the same prompts and seeds each time."""
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import lightning.pytorch as L
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sdtrain import pictures
+from sdtrain.callbacks.ema import EMACallback
+from sdtrain.callbacks.intervals import due, window_ended
+from sdtrain.callbacks.loggers import log_picture, log_table
+from sdtrain.diffusion import add_noise
+from sdtrain.generate import Drawing, Request, generate
+from sdtrain.randomness import KeyedRandom
+from sdtrain.types import PictureData
+
+
+class SampleGrid(L.Callback):
+    """Every `every` images seen and at the end: a captioned grid, and a strip of x_t and the predicted x0 along the way of the first
+    picture. Once, at the start: a row of forward diffusion. PNG files under samples/, and the same to the logger.
+
+    Args:
+        every: images seen between grids, 0 for none.
+        num_images: pictures of a grid.
+        prompts: what to draw; None takes captions of the data. Repeated in turn when there are fewer than num_images.
+        seed: the pictures have the seeds seed, seed + 1, ...
+        strip_steps: columns of the strip and of the row of forward diffusion.
+        drawing: sampler, grid, steps and guidance.
+    """
+
+    def __init__(
+        self, *, every: int, num_images: int, prompts: list[str] | None, seed: int, strip_steps: int, drawing: Drawing, data: PictureData, run_dir: Path,
+        ema: EMACallback | None,
+    ) -> None:
+        if num_images < 1 or strip_steps < 2:
+            raise ValueError(f"callbacks.samples.num_images={num_images} must be at least 1 and strip_steps={strip_steps} at least 2.")
+        self.every, self.num_images, self.prompts, self.seed, self.strip_steps = every, num_images, prompts, seed, strip_steps
+        self.drawing, self.data, self.folder, self.ema = drawing, data, run_dir / "samples", ema
+        self.last_grid: Path | None = None
+
+    def requests(self, module: L.LightningModule) -> list[Request]:
+        prompts, reads = self.prompts or self.data.example_prompts(self.num_images), module.conditioner.reads
+        spread = [i * self.data.num_classes // self.num_images for i in range(self.num_images)]
+        return [
+            Request(self.seed + i, prompt=prompts[i % len(prompts)] if reads == "caption" else "", label=spread[i] if reads == "label" else 0)
+            for i in range(self.num_images)
+        ]
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.is_global_zero and self.every and not (self.folder / "forward.png").exists():
+            self.log_picture(trainer, "forward", self.forward_row(trainer, module))
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs, batch, batch_index: int) -> None:
+        ended = trainer.datamodule.images_seen >= module.optimisation.max_images
+        if window_ended(trainer) and trainer.is_global_zero and (due(self.every, trainer) or (ended and self.every)):
+            self.draw(trainer, module)
+
+    @torch.no_grad()
+    def forward_row(self, trainer: L.Trainer, module: L.LightningModule) -> Image.Image:
+        """One training picture and its latents at rising t, as the network gets to see them."""
+        row = trainer.datamodule.train[(0, 0)]
+        x0 = module.autoencoder.encode(row.image[None].to(module.device))
+        t = torch.linspace(0, 1, self.strip_steps, dtype=torch.float64, device=module.device)
+        noise = torch.from_numpy(KeyedRandom(self.seed, "forward").normal(0, tuple(x0.shape[1:]))).to(module.device)
+        x = add_noise(x0, noise[None], *module.objective.schedule.alpha_sigma(t))
+        heads = [f"t = {time:.2f}" for time in t.tolist()]
+        rows = [("x_t, decoded", module.autoencoder.decode(x)), ("x_t, latents", pictures.latents_as_colours(x))]
+        return pictures.strip(rows, heads)
+
+    def draw(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        seen, requests = trainer.datamodule.images_seen, self.requests(module)
+        size, steps = self.data.image_size, []
+        with self.ema.average.applied(module.trained()) if self.ema else nullcontext():
+            images = generate(module, requests, self.drawing, size)
+            generate(module, requests[:1], self.drawing, size, show=lambda step, x, x0: steps.append((step, x, x0)))
+        captions = [r.prompt or (f"class {r.label}" if module.conditioner.reads == "label" else f"seed {r.seed}") for r in requests]
+        title = f"{seen} images seen, guidance {self.drawing.guidance_scale:g}, {self.drawing.steps} steps"
+        self.last_grid = self.log_picture(trainer, f"grid-{seen:09d}", pictures.grid(images, captions, title=title))
+        self.log_picture(trainer, f"strip-{seen:09d}", self.strip(module, steps))
+        columns = ["images_seen", "prompt", "seed", "guidance_scale", "image"]
+        rows = [
+            [seen, caption, request.seed, self.drawing.guidance_scale, pixels]
+            for request, caption, pixels in zip(requests, captions, pictures.to_uint8(images), strict=True)
+        ]
+        for logger in trainer.loggers:
+            log_table(logger, "samples/table", columns, rows, seen)
+
+    def strip(self, module: L.LightningModule, steps: list[tuple[int, Tensor, Tensor]]) -> Image.Image:
+        places = sorted({round(i * (len(steps) - 1) / (self.strip_steps - 1)) for i in range(self.strip_steps)})
+        x, x0 = (torch.cat([steps[place][k] for place in places]) for k in (1, 2))
+        decode = module.autoencoder.decode
+        return pictures.strip([("x_t, decoded", decode(x)), ("predicted x0", decode(x0))], [f"step {steps[place][0] + 1}" for place in places])
+
+    def log_picture(self, trainer: L.Trainer, name: str, picture: Image.Image) -> Path:
+        path = self.folder / f"{name}.png"
+        pictures.write_png(picture, path)
+        for logger in trainer.loggers:
+            log_picture(logger, f"samples/{name.partition('-')[0]}", picture, trainer.datamodule.images_seen)
+        return path

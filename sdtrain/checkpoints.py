@@ -1,0 +1,122 @@
+"""The checkpoint folder: written beside, fsynced, renamed; read back only if its manifest agrees.
+
+    checkpoints/<images_seen>/  model.safetensors  ema.safetensors  trainer.pt  config.yaml  manifest.json (sha256 of the others)
+
+Plain tensors and text; trainer.pt is read with weights_only=True, so nothing is ever unpickled.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sdtrain.errors import StorageError, UserError
+
+MANIFEST = "manifest.json"
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read()).hexdigest()
+
+
+def write_checkpoint(folder: Path, model: dict[str, Tensor], ema: dict[str, Tensor] | None, trainer: dict, config: str) -> None:
+    """Publishes one checkpoint at `folder`. Raises StorageError where the disk refuses; then nothing but a hidden .tmp folder is left.
+
+    model and ema: parameters and buffers by name; trainer: plain state for an exact resume; config: the run's yaml.
+    """
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        for name, tensors in {"model": model, "ema": ema}.items():
+            if tensors is not None:
+                save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, beside / f"{name}.safetensors")
+        torch.save(trainer, beside / "trainer.pt")
+        (beside / "config.yaml").write_text(config, encoding="utf-8")
+        files = sorted(beside.iterdir())
+        manifest = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files}
+        (beside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        for path in [*files, beside / MANIFEST, beside]:
+            _fsync(path)
+        if folder.exists():  # a folder cannot be renamed onto one that has files: the old one steps aside first
+            old = folder.with_name(f".{folder.name}.old.tmp")
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+            beside.rename(folder)
+            shutil.rmtree(old)
+        else:
+            beside.rename(folder)
+        _fsync(folder.parent)
+    except OSError as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise StorageError(f"The checkpoint {folder} cannot be written: {error}. Free space or set hydra.run.dir to another place.") from error
+
+
+def damage(folder: Path) -> str | None:
+    """Why `folder` is no whole checkpoint, or None if it is one."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        for name, wanted in manifest.items():
+            if not (folder / name).is_file():
+                return f"{name} is missing"
+            if (folder / name).stat().st_size != wanted["bytes"] or _sha256(folder / name) != wanted["sha256"]:
+                return f"{name} does not agree with {MANIFEST}"
+    except FileNotFoundError:
+        return f"it has no {MANIFEST}"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} cannot be read ({error})"
+    return None
+
+
+def published(run: Path) -> list[Path]:
+    """The checkpoint folders of a run, oldest first, whole or not."""
+    if not (run / "checkpoints").is_dir():
+        return []
+    return sorted((p for p in (run / "checkpoints").iterdir() if p.is_dir() and p.name.isdigit()), key=lambda p: int(p.name))
+
+
+def newest_whole(run: Path) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint of a run, and one line for each newer one that was passed over."""
+    passed_over = []
+    for folder in reversed(published(run)):
+        if (reason := damage(folder)) is None:
+            return folder, passed_over
+        passed_over.append(f"{folder} is passed over: {reason}")
+    return None, passed_over
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The whole checkpoint that `path`, a run or a checkpoint, names. Raises UserError naming the key checkpoint."""
+    if (path / MANIFEST).is_file() or path.parent.name == "checkpoints":
+        if reason := damage(path):
+            raise UserError(f"checkpoint={path} is not whole: {reason}. Give another checkpoint, or the run's folder for its newest whole one.")
+        return path
+    folder, passed_over = newest_whole(path)
+    if folder is None:
+        reason = passed_over[0] if passed_over else "it is no run of sdtrain: there is no checkpoints/ folder with a checkpoint in it"
+        raise UserError(f"checkpoint={path}: {'no whole checkpoint, ' if passed_over else ''}{reason}. Give the folder of a run, or of one checkpoint, in checkpoint.")
+    return folder
+
+
+def read_trainer(folder: Path) -> dict:
+    return torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True)
+
+
+def read_weights(folder: Path, name: str) -> dict[str, Tensor] | None:
+    """The tensors of model.safetensors or ema.safetensors, None if the checkpoint has no such file."""
+    path = folder / f"{name}.safetensors"
+    return load_file(path) if path.is_file() else None

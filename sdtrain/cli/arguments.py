@@ -1,0 +1,47 @@
+"""What a person types to what Hydra reads: values that may hold any character are quoted before Hydra parses them."""
+
+import re
+
+FREE_TEXT = {"prompt", "negative_prompt", "prompt_file", "checkpoint", "output", "name", "hydra.run.dir", "hydra.sweep.dir"}
+FREE_TEXT_ENDS = (".path", ".font", ".tokenizer")
+FLAGS = {"-m", "--multirun", "-h", "--help"}
+QUOTED = re.compile(r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\s*""", re.DOTALL)
+QUOTED_LIST = re.compile(rf"\s*\[({QUOTED.pattern},)*{QUOTED.pattern}\]\s*", re.DOTALL)
+
+
+def quoted(value: str) -> str:
+    """`value` as a Hydra string: nothing in it is read as syntax, not even ${...}."""
+    value = re.sub(r"(\\*)'", lambda m: m[1] * 2 + r"\'", value)  # a quote, and the backslashes that run into it
+    value = re.sub(r"(\\+)$", lambda m: m[1] * 2, value)
+    value = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + r"\${", value)  # OmegaConf's own escape
+    return f"'{value}'"
+
+
+def is_free_text(key: str) -> bool:
+    return key in FREE_TEXT or key.endswith(FREE_TEXT_ENDS)
+
+
+def prepared(arguments: list[str], repeatable: str | None = None) -> list[str]:
+    """The command line for Hydra.
+
+    Flags come first, because argparse wants all overrides in one block. Free text is quoted, unless it is quoted already or refers to
+    another key by ${...} in a folder name. `repeatable` may be given several times and becomes a list.
+    """
+    flags = [a for a in arguments if a in FLAGS]
+    sweep = "-m" in flags or "--multirun" in flags
+    rest, several = [], []
+    for argument in (a for a in arguments if a not in FLAGS):
+        key, equals, value = argument.partition("=")
+        name = key.lstrip("+")
+        if not equals or not is_free_text(name) or value in ("", "null") or QUOTED.fullmatch(value) or QUOTED_LIST.fullmatch(value):
+            pass
+        elif not (name.startswith("hydra.") and "${" in value) and not (sweep and "," in value and not name.startswith("hydra.")):
+            value = quoted(value)
+        if name == repeatable and equals:
+            several.append(value)
+        else:
+            rest.append(f"{key}{equals}{value}")
+    if repeatable and several:
+        items = [item.strip()[1:-1] if QUOTED_LIST.fullmatch(item) else item or "''" for item in several]
+        rest.append(f"{repeatable}=[{','.join(items)}]")
+    return flags + rest

@@ -1,0 +1,117 @@
+"""Configuration to objects. The only place that instantiates."""
+
+import functools
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdtrain.cli.check import check, check_value, target_of
+from sdtrain.conditioning.class_label import ClassLabel
+from sdtrain.diffusion import Objective
+from sdtrain.generate import Drawing
+from sdtrain.models.autoencoder import Autoencoder
+from sdtrain.module import DiffusionModule
+from sdtrain.randomness import philox_key
+from sdtrain.errors import UserError
+from sdtrain.types import PictureData
+
+LOADER = {"batch_size": int, "num_workers": int}  # keys under data that the loader reads, whatever the data set
+FILLED_IN = {"objective", "optimisation", "drawing", "data", "run_dir", "name", "ema", "metrics_log"}  # arguments that sdtrain gives itself
+
+
+def build(node: Any, key: str, **given: Any) -> Any:
+    """Calls a node's _target_ with its arguments, built first, and with those of `given` that it takes. UserError names the key."""
+    if isinstance(node, list):
+        return [build(item, f"{key}[{place}]") for place, item in enumerate(node)]
+    if not isinstance(node, dict):
+        return node
+    arguments = {name: build(value, f"{key}.{name}") for name, value in node.items() if name not in ("_target_", "_partial_")}
+    if "_target_" not in node:
+        return arguments
+    target = target_of(node, key)
+    parameters = inspect.signature(target).parameters
+    arguments |= {name: value for name, value in given.items() if name in parameters}
+    if node.get("_partial_"):
+        return functools.partial(target, **arguments)
+    try:
+        return target(**arguments)
+    except UserError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise UserError(str(error) if str(error).startswith(f"{key}.") else f"{key}: {error}") from error
+
+
+def check_all(cfg: dict, typed: set[str]) -> list[str]:
+    """Checks every node below the root against its constructor. Returns notes to print."""
+    notes = []
+    for name, node in cfg.items():
+        if name == "data":
+            for loader_key, kind in LOADER.items():
+                if loader_key not in node:
+                    raise UserError(f"data.{loader_key} is missing. Set +data.{loader_key}=...")
+                check_value(node[loader_key], kind, f"data.{loader_key}")
+                if node[loader_key] < (1 if loader_key == "batch_size" else 0):
+                    raise UserError(f"data.{loader_key}={node[loader_key]} is too small.")
+            node = {k: v for k, v in node.items() if k not in LOADER}
+        notes += check(node, name, FILLED_IN, typed)
+    return notes
+
+
+def build_data(node: dict) -> PictureData:
+    return build({name: value for name, value in node.items() if name not in LOADER}, "data")
+
+
+def seed_weights(seed: int, purpose: str) -> None:
+    """Initial weights are keyed by purpose: a change of the unet leaves the text encoder's as they were."""
+    torch.manual_seed(int(philox_key(seed, f"weights/{purpose}")[0] >> 1))
+
+
+def build_autoencoder(cfg: dict, run_dir: Path) -> torch.nn.Module:
+    """The frozen autoencoder; a relative path is first looked for in the run's own folder, where a first stage leaves it."""
+    node = dict(cfg["model"]["autoencoder"])
+    if isinstance(node.get("path"), str) and (run_dir / node["path"]).is_dir():
+        node["path"] = str(run_dir / node["path"])
+    return build(node, "model.autoencoder")
+
+
+def build_diffusion(cfg: dict, run_dir: Path, optimisation=None) -> DiffusionModule:
+    """The module with its initial weights; optimisation None where it will not be trained."""
+    objective = Objective(**{name: build(cfg[name], name) for name in ("schedule", "prediction", "weighting", "times")})
+    parts = {"autoencoder": build_autoencoder(cfg, run_dir)}
+    for part in ("conditioner", "unet"):
+        seed_weights(cfg["seed"], part)
+        parts[part] = build(cfg["model"][part], f"model.{part}")
+    rest = {name: value for name, value in cfg["model"].items() if name not in parts}
+    return build(rest | parts, "model", objective=objective, optimisation=optimisation)
+
+
+def check_fit(module: DiffusionModule, data: PictureData) -> None:
+    """Whether data, conditioner and unet fit together, before any time is spent."""
+    if isinstance(module.conditioner, ClassLabel) and module.conditioner.num_classes < data.num_classes:
+        raise UserError(f"model.conditioner.num_classes={module.conditioner.num_classes}, but the data have {data.num_classes} classes. Set model.conditioner.num_classes={data.num_classes}.")
+    shape = module.autoencoder.latent_shape(data.image_size)
+    x, timestep = torch.zeros(2, *shape), torch.zeros(2)
+    with torch.no_grad():
+        context = module.conditioner(["", ""], torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.bool)).context
+        try:
+            output = module.unet(x, timestep, context)
+        except Exception as error:  # the user's own network, or sizes that do not fit
+            raise UserError(
+                f"model.unet cannot take x {list(x.shape)}, timestep [2] and context {list(context.shape)}: {type(error).__name__}: {str(error).splitlines()[0]}. "
+                f"Change model.unet, data.image_size or model.conditioner.context_dim."
+            ) from error
+    if getattr(output, "shape", None) != x.shape:
+        raise UserError(f"model.unet must return a tensor of x's shape {list(x.shape)}; it returned {list(getattr(output, 'shape', [])) or type(output).__name__}. Change model.unet.")
+
+
+def build_drawing(cfg: dict) -> Drawing:
+    for key, low in (("steps", 1), ("batch_size", 1)):
+        if key in cfg and cfg[key] < low:
+            raise UserError(f"{key}={cfg[key]} must be at least {low}.")
+    return Drawing(build(cfg["sampler"], "sampler"), build(cfg["grid"], "grid"), cfg["steps"], cfg["guidance_scale"])
+
+
+def weights_hash(module: DiffusionModule) -> str | None:
+    return module.autoencoder.sha256 if isinstance(module.autoencoder, Autoencoder) else None

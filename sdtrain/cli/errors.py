@@ -1,0 +1,52 @@
+"""One paragraph and an exit code for whatever goes wrong."""
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf.errors import OmegaConfBaseException
+
+from sdtrain.cli.check import nearest
+
+
+def global_rank() -> int:
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", os.environ.get("SLURM_PROCID", 0))))
+
+
+def fail(code: int, message: str, run_dir: Path | None = None) -> NoReturn:
+    """Says it on rank 0, keeps the traceback in the run's error.log, leaves."""
+    where = ""
+    if run_dir is not None and run_dir.is_dir() and os.access(run_dir, os.W_OK):
+        log = run_dir / "error.log"
+        log.write_text(traceback.format_exc(), encoding="utf-8")
+        where = f" Traceback: {log}"
+    if global_rank() == 0:
+        print(f"sdtrain: {message}{where}", file=sys.stderr, flush=True)
+    # With ranks that Lightning started, any code but 0 from one of them kills rank 0 before it has said why.
+    sys.exit(code if global_rank() == 0 or "TORCHELASTIC_RUN_ID" in os.environ else 0)
+
+
+def paragraph(error: Exception, known_keys: Callable[[], list[str]]) -> str:
+    """A Hydra or OmegaConf error in a sentence or two, with the nearest key that exists."""
+    text = str(error)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        return f"{group}={name}: there is no configs/{group}/{name}.yaml.{nearest(name, error.options or [])}"
+    if isinstance(error, OverrideParseException):
+        return f"'{error.override}' cannot be read: {text.splitlines()[0]}. Write key=value, and put values with spaces, commas or brackets in quotes: 'key=\"value\"'."
+    if match := re.match(r"Could not (?:override|append|delete)[^']*'([^']+)'", text):
+        key = match[1].rstrip(".").partition("@")[0]
+        return f"There is no key '{key}'.{nearest(key, known_keys())}"
+    if isinstance(error, PermissionError | FileNotFoundError | NotADirectoryError | OSError):
+        return f"{error.strerror}: {error.filename}."
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    key = getattr(cause, "full_key", None)
+    return str(cause).splitlines()[0] + (f" (key {key})" if key else "")
+
+
+FOREIGN = (HydraException, OmegaConfBaseException)

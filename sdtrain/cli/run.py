@@ -1,0 +1,198 @@
+"""One training run, from a checked configuration to its last grid."""
+
+import copy
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import lightning.pytorch as L
+import torch
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from sdtrain.autoencoder_module import AutoencoderModule
+from sdtrain.callbacks.checkpoint import Checkpoints, Signals
+from sdtrain.callbacks.metrics_log import MetricsLog
+from sdtrain.callbacks.progress import ProgressBar
+from sdtrain.callbacks.validation import Validation
+from sdtrain.checkpoints import newest_whole, published
+from sdtrain.cli.build import build, build_data, build_diffusion, build_drawing, check_all, check_fit, seed_weights, weights_hash
+from sdtrain.cli.check import check_call, flat
+from sdtrain.cli.errors import global_rank
+from sdtrain.cli.trainer import TrainerSettings, make_trainer
+from sdtrain.data.datamodule import DataModule
+from sdtrain.data.draws import Collate
+from sdtrain.models.autoencoder import check_latent_scale
+from sdtrain.module import DiffusionModule
+from sdtrain.optimisation import Optimisation
+from sdtrain.errors import StorageError, UserError
+
+DIFFUSION_ONLY = ("schedule", "prediction", "weighting", "times", "sampler", "grid")
+FIXED_ON_RESUME = ("seed", "data", "model", "schedule", "prediction", "weighting", "times")  # another value would be another run
+
+
+def root(
+    *, name: str, seed: int, data: object, model: object, optimizer: object, lr_schedule: object, trainer: object, strategy: object, checkpoint: dict[str, int],
+    resume: Literal["never", "auto", "must"], schedule: object = None, prediction: object = None, weighting: object = None, times: object = None,
+    sampler: object = None, grid: object = None, steps: int = 30, guidance_scale: float = 1.0, callbacks: dict | None = None,
+    validation: object = None, logger: object = None, first_stage: str | None = None,
+) -> None:
+    """The schema of the configuration's root: its keys are checked as a call of this function."""
+
+
+class Run:
+    """Everything of one run, built and checked before the first step."""
+
+    def __init__(self, cfg: dict, typed: set[str], run_dir: Path, console: Console) -> None:
+        self.cfg, self.typed, self.run_dir, self.console = cfg, typed, run_dir, console
+        self.notes = self.check()
+        self.signals = Signals()
+        self.signals.install()
+
+    def check(self) -> list[str]:
+        check_call(self.cfg, "", root, set(), self.typed)
+        if unknown := self.cfg["checkpoint"].keys() ^ {"every", "keep"}:
+            raise UserError(f"There is no key 'checkpoint.{sorted(unknown)[0]}'. Allowed: every, keep.")
+        self.is_diffusion = not self.cfg["model"]["_target_"].endswith("AutoencoderModule")
+        if self.is_diffusion and (missing := [key for key in DIFFUSION_ONLY if not self.cfg.get(key)]):
+            raise UserError(f"{missing[0]} is missing. Choose one with {missing[0]}=NAME.")
+        if not self.is_diffusion and (useless := [key for key in (*DIFFUSION_ONLY, "first_stage") if self.cfg.get(key)]):
+            raise UserError(f"{useless[0]} has no effect when an autoencoder is trained. Remove {useless[0]}, or choose model=latent_diffusion.")
+        if self.cfg.get("first_stage"):
+            self.cfg["model"]["autoencoder"]["path"] = "first_stage/autoencoder"
+        return check_all(self.cfg, self.typed)
+
+    def first_stage(self) -> None:
+        """Trains the autoencoder first, by its own command in its own process, unless it lies there already."""
+        if not self.cfg.get("first_stage") or (self.run_dir / "first_stage" / "autoencoder" / "config.json").is_file():
+            return
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            raise UserError(f"first_stage={self.cfg['first_stage']} cannot be trained under torchrun. Train it by itself with `sdtrain experiment={self.cfg['first_stage']}`, then set first_stage=null model.autoencoder.path=RUN/autoencoder.")
+        passed_on = [f"data.{key}={json.dumps(self.cfg['data'][key])}" for key in ("path", "font") if self.cfg["data"].get(key)]
+        logger = [] if self.cfg.get("logger") else ["logger=none"]
+        command = [
+            sys.executable, "-m", "sdtrain.cli.train", f"experiment={self.cfg['first_stage']}", "resume=auto", f"seed={self.cfg['seed']}",
+            f"trainer.accelerator={self.cfg['trainer']['accelerator']}", *passed_on, *logger, f"hydra.run.dir={self.run_dir}/first_stage",
+        ]
+        self.console.print(f"First stage: {self.cfg['first_stage']}", highlight=False)
+        code = subprocess.run(command).returncode
+        if code:
+            raise SystemExit(code)
+
+    def build(self) -> None:
+        cfg = self.cfg
+        self.settings: TrainerSettings = build(cfg["trainer"], "trainer")
+        if self.settings.threads:
+            torch.set_num_threads(self.settings.threads)
+        self.data = build_data(cfg["data"])
+        optimisation = Optimisation(
+            optimizer=build(cfg["optimizer"], "optimizer"), lr_schedule=build(cfg["lr_schedule"], "lr_schedule"),
+            max_images=self.settings.max_images, gradient_clip=self.settings.gradient_clip,
+        )
+        if self.is_diffusion:
+            self.module = build_diffusion(cfg, self.run_dir, optimisation)
+            shape, posterior = self.module.autoencoder.latent_shape(self.data.image_size), self.module.autoencoder.sample_posterior
+            stratified = self.module.objective.times.stratified
+        else:
+            seed_weights(cfg["seed"], "autoencoder")
+            self.module = build(cfg["model"], "model", optimisation=optimisation)
+            shape, posterior, stratified = self.module.latent_shape(self.data.image_size), True, False
+        collate = Collate(seed=cfg["seed"], latent_shape=shape, posterior=posterior, stratified=stratified, global_batch=cfg["data"]["batch_size"])
+        self.datamodule = DataModule(
+            data=self.data, batch_size=cfg["data"]["batch_size"], num_workers=cfg["data"]["num_workers"], seed=cfg["seed"], collate=collate,
+            accumulate=self.settings.accumulate,
+        )
+        self.datamodule.micro_batch(self.settings.devices)
+        if self.is_diffusion:
+            check_fit(self.module, self.data)
+            calibration = [self.datamodule.train[(i, i)].image for i in range(min(64, len(self.datamodule.train)))]
+            check_latent_scale(self.module.autoencoder, torch.stack(calibration))
+            self.optimizer_check()
+
+    def optimizer_check(self) -> None:
+        """Builds the optimizer once, so that a bad lr is said now."""
+        try:
+            self.module.configure_optimizers()
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise UserError(f"optimizer: {error}. Change optimizer.") from error
+
+    def saved_config(self) -> str:
+        """The resolved configuration, with the hash of the frozen weights."""
+        cfg = copy.deepcopy(self.cfg)
+        cfg.pop("resume")
+        if self.is_diffusion and (digest := weights_hash(self.module)):
+            cfg["model"]["autoencoder"]["sha256"] = digest
+        return OmegaConf.to_yaml(OmegaConf.create(cfg))
+
+    def resume_from(self, config: str) -> Path | None:
+        """The checkpoint to go on from. Raises UserError where that would mix two runs."""
+        asked, found = self.cfg["resume"], published(self.run_dir)
+        if asked == "never":
+            if found:
+                raise UserError(f"{self.run_dir} already holds a run. Set resume=auto to go on with it, or another hydra.run.dir.")
+            return None
+        newest, passed_over = newest_whole(self.run_dir)
+        for line in passed_over:
+            self.console.print(line, highlight=False)
+        if newest is None:
+            if asked == "must":
+                raise UserError(f"resume=must, but there is no whole checkpoint in {self.run_dir}. Set hydra.run.dir to the run, or resume=auto to start anew.")
+            self.console.print("resume=auto: there is nothing to resume, the run starts anew.", highlight=False)
+            return None
+        old, new = (dict(flat(OmegaConf.to_container(OmegaConf.create(text)))) for text in ((newest / "config.yaml").read_text(), config))
+        changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and not isinstance(new.get(key, old.get(key)), dict)]
+        if refused := [key for key in changed if key.partition(".")[0] in FIXED_ON_RESUME and key != "data.num_workers"]:
+            lines = ", ".join(f"{key}: {old.get(key)} -> {new.get(key)}" for key in refused)
+            raise UserError(f"The run in {self.run_dir} cannot go on with another configuration ({lines}). Set them back, or start anew in another hydra.run.dir.")
+        for key in changed:
+            self.console.print(f"changed since the checkpoint: {key}: {old.get(key)} -> {new.get(key)}", highlight=False)
+        self.console.print(f"Going on from {newest}", highlight=False)
+        return newest
+
+    def callbacks(self) -> list[L.Callback]:
+        cfg, run_dir = self.cfg, self.run_dir
+        self.metrics_log = MetricsLog(every=self.settings.log_every, run_dir=run_dir)
+        given = {"run_dir": run_dir, "metrics_log": self.metrics_log, "data": self.data, "ema": None}
+        if self.is_diffusion:
+            given["drawing"] = build_drawing(cfg)
+        nodes = {name: node for name, node in (cfg.get("callbacks") or {}).items() if node}
+        self.by_name = {}
+        for name in sorted(nodes, key=lambda n: n != "ema"):  # the average first: the others use it
+            self.by_name[name] = build(nodes[name], f"callbacks.{name}", **given)
+            if name == "ema":
+                given["ema"] = self.by_name[name]
+        self.ema = given["ema"]
+        self.validation = build(cfg["validation"], "validation", **given) if cfg.get("validation") else None
+        progress = ProgressBar(metrics_log=self.metrics_log, console=self.console)
+        checkpoints = Checkpoints(every=cfg["checkpoint"]["every"], keep=cfg["checkpoint"]["keep"], run_dir=run_dir, signals=self.signals)
+        ordered = [self.ema, self.metrics_log, progress, *(c for c in self.by_name.values() if c is not self.ema), self.validation, checkpoints]
+        return [callback for callback in ordered if callback is not None]
+
+    def fit(self) -> None:
+        config = self.saved_config()
+        checkpoint = self.resume_from(config)
+        callbacks = self.callbacks()
+        if global_rank() == 0:
+            try:
+                (self.run_dir / "config.yaml").write_text(config, encoding="utf-8")
+            except OSError as error:
+                raise StorageError(f"{self.run_dir} cannot be written: {error.strerror}. Set hydra.run.dir to another folder.") from error
+        logger = build(self.cfg["logger"], "logger", run_dir=self.run_dir, name=f"{self.cfg['name']}/{self.run_dir.name}") if self.cfg.get("logger") else None
+        if logger is not None:
+            logger.log_hyperparams(OmegaConf.to_container(OmegaConf.create(config)))
+        strategy = build(self.cfg["strategy"], "strategy")
+        self.trainer = make_trainer(self.settings, strategy, self.datamodule.batch_size, [logger] if logger else [], callbacks, self.run_dir, config)
+        self.status("running")
+        self.trainer.fit(self.module, datamodule=self.datamodule, ckpt_path=checkpoint)
+        for each in self.trainer.loggers:
+            each.finalize("success")
+
+    def status(self, state: str, exit_code: int | None = None) -> None:
+        if global_rank() == 0 and self.run_dir.is_dir():
+            seen = self.datamodule.images_seen if hasattr(self, "datamodule") else 0
+            record = {"state": state, "images_seen": seen, "exit_code": exit_code, "command": shlex.join(["sdtrain", *sys.argv[1:]])}
+            (self.run_dir / "status.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,83 @@
+"""The error boundary around a run: what is said and with which code the command leaves."""
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+
+from sdtrain.callbacks.checkpoint import Interrupted
+from sdtrain.cli.errors import fail, global_rank
+from sdtrain.cli.run import Run
+from sdtrain.cli.summary import after, before
+from sdtrain.errors import UserError
+
+
+def quiet() -> None:
+    """Lightning's and torch's advice that does not apply here: loaders without workers, no length, no validation loop."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for message in (".*does not have many workers.*", ".*isinstance\\(treespec, LeafSpec\\).*", ".*barrier\\(\\): using the device.*", ".*litlogger.*"):
+        warnings.filterwarnings("ignore", message)
+
+
+def train(cfg: dict, typed: set[str], run_dir: Path) -> None:
+    """One run. Leaves by SystemExit where it does not finish."""
+    quiet()
+    console = Console(quiet=global_rank() > 0)
+    run = None
+    try:
+        run = Run(cfg, typed, run_dir, console)
+        for note in run.notes:
+            console.print(note, highlight=False)
+        run.first_stage()
+        run.build()
+        before(run)
+        run.fit()
+        run.status("finished", 0)
+        after(run)
+    except Interrupted as stop:
+        if stop.code:
+            run.status("interrupted", stop.code)
+            console.print(f"Interrupted at {run.datamodule.images_seen} images; the checkpoint is written. Go on with: sdtrain ... resume=auto hydra.run.dir='{run_dir}'", highlight=False)
+        sys.exit(stop.code)
+    except (UserError, OmegaConfBaseException) as error:
+        code = error.exit_code if isinstance(error, UserError) else 2
+        if run is not None:
+            run.status("diverged" if code == 4 else "failed", code)
+        fail(code, " ".join(str(error).split()), run_dir)
+    except Exception as error:
+        if run is not None:
+            run.status("failed", 1)
+        fail(1, f"{type(error).__name__}: {' '.join(str(error).split())[:500]}", run_dir)
+
+
+def newest_unfinished(overrides: list[str]) -> Path | None:
+    """The newest run of the same name and configuration that holds a checkpoint and has not finished."""
+    import json
+
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    from sdtrain.checkpoints import published
+    from sdtrain.paths import config_dir
+
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        wanted = OmegaConf.to_container(compose("train", overrides), resolve=True)
+    GlobalHydra.instance().clear()
+    for status in sorted(Path("runs", wanted["name"]).glob("*/status.json"), key=lambda p: p.stat().st_mtime, reverse=True):
+        run = status.parent
+        saved = OmegaConf.to_container(OmegaConf.load(run / "config.yaml")) if (run / "config.yaml").is_file() else {}
+        same = all(_without_hash(saved.get(key)) == _without_hash(wanted.get(key)) for key in ("seed", "data", "model", "schedule", "prediction", "times"))
+        if same and published(run) and json.loads(status.read_text())["state"] != "finished":
+            return run.resolve()
+    return None
+
+
+def _without_hash(node):
+    if isinstance(node, dict):
+        return {key: _without_hash(value) for key, value in node.items() if key not in ("sha256", "path")}
+    return node

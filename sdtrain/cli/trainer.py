@@ -1,0 +1,59 @@
+"""Lightning's Trainer as sdtrain needs it, and the strategies."""
+
+import math
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+import lightning.pytorch as L
+from lightning.pytorch.strategies import DDPStrategy
+
+from sdtrain.callbacks.checkpoint import FolderIO, leave_signals_to_us
+from sdtrain.errors import UserError
+
+
+@dataclass
+class TrainerSettings:
+    """The trainer section of a configuration. Budgets and intervals count images."""
+
+    max_images: int
+    accelerator: Literal["auto", "cpu", "gpu", "mps"]
+    devices: int
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"]
+    accumulate: int
+    gradient_clip: float
+    log_every: int
+    threads: int | None
+
+    def __post_init__(self) -> None:
+        for name in ("max_images", "devices", "accumulate", "log_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"trainer.{name}={getattr(self, name)} must be at least 1.")
+        if self.threads is not None and self.threads < 1:
+            raise UserError(f"trainer.threads={self.threads} must be at least 1, or null for the machine's number.")
+        if not self.gradient_clip > 0:
+            raise UserError(f"trainer.gradient_clip={self.gradient_clip} must be above 0; .inf does not clip.")
+
+
+def single() -> str:
+    """One process on one device."""
+    return "auto"
+
+
+def ddp(*, timeout: int) -> DDPStrategy:
+    """One process per device with the same weights; gradients are averaged. timeout: seconds that a rank waits for the others."""
+    return DDPStrategy(timeout=timedelta(seconds=timeout), gradient_as_bucket_view=True)
+
+
+def make_trainer(settings: TrainerSettings, strategy: str | DDPStrategy, batch_size: int, loggers: list, callbacks: list[L.Callback], run_dir: Path, config: str) -> L.Trainer:
+    if strategy == "auto" and settings.devices > 1:
+        raise UserError(f"trainer.devices={settings.devices} needs strategy=ddp; strategy=single is one process on one device.")
+    trainer = L.Trainer(
+        accelerator=settings.accelerator, devices=settings.devices, precision=settings.precision, strategy=strategy,
+        max_steps=math.ceil(settings.max_images / batch_size), max_epochs=-1, accumulate_grad_batches=settings.accumulate, logger=loggers, callbacks=callbacks,
+        plugins=[FolderIO(config)], default_root_dir=run_dir, use_distributed_sampler=False, enable_checkpointing=False, enable_model_summary=False,
+        enable_progress_bar=False, num_sanity_val_steps=0, limit_val_batches=0, log_every_n_steps=1,
+    )
+    leave_signals_to_us(trainer)
+    return trainer

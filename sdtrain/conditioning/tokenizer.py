@@ -1,0 +1,55 @@
+"""Makes the small CLIP tokenizer that lies in data/tokenizer: byte pairs learned from captions.
+
+    python -m sdtrain.conditioning.tokenizer FOLDER CAPTIONS.txt
+
+CAPTIONS.txt holds one caption a line; the names of Unicode's symbols are learned beside them. Bytes that no pair covers stay bytes,
+so every string has tokens.
+"""
+
+import json
+import sys
+import tempfile
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import CLIPTokenizer
+
+MARKS = ["<|startoftext|>", "<|endoftext|>"]
+WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # CLIP's own rule
+
+
+def symbol_names() -> list[str]:
+    """The lower-case names of Unicode's symbols, emoji among them."""
+    symbols = (chr(code) for code in range(0x2000, 0x20000) if unicodedata.category(chr(code)) == "So")
+    return [name.lower() for symbol in symbols if (name := unicodedata.name(symbol, ""))]
+
+
+def train_tokenizer(captions: Iterable[str], vocabulary_size: int) -> CLIPTokenizer:
+    """A CLIP tokenizer of at most vocabulary_size tokens: 256 bytes, each also as a word's end, two marks and the merged pairs."""
+    bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
+    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    learner.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    learner.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ])
+    learner.train_from_iterator(captions, trainers.BpeTrainer(
+        vocab_size=vocabulary_size - 2 * len(bytes_), initial_alphabet=bytes_, end_of_word_suffix="</w>", min_frequency=2, show_progress=False,
+    ))
+    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
+    words = bytes_ + [b + "</w>" for b in bytes_] + ["".join(pair) for pair in merges]
+    return CLIPTokenizer(vocab={word: i for i, word in enumerate(dict.fromkeys(words + MARKS))}, merges=merges)
+
+
+def main() -> None:
+    folder, captions = Path(sys.argv[1]), Path(sys.argv[2]).read_text(encoding="utf-8").splitlines()
+    with tempfile.TemporaryDirectory() as scratch:
+        train_tokenizer(captions + symbol_names(), vocabulary_size=2048).save_pretrained(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (folder / name).write_bytes((Path(scratch) / name).read_bytes())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,265 @@
+"""Pictures drawn by code: one flat shape on a flat background, with a caption, a label and a true depth map. No files.
+
+Every picture is a pure function of (seed, split, index). A tenth of the (shape, colour, background) triples is never
+trained on, so that one can measure whether a model puts known words together in new ways.
+"""
+
+import hashlib
+import math
+import re
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import torch
+
+from sdtrain.randomness import KeyedRandom
+from sdtrain.errors import UserError
+from sdtrain.types import Row
+
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
+# Name -> RGB in [0, 255]. Any two are at least 100 apart (Euclidean).
+COLOURS = {
+    "red": (215, 30, 45), "green": (30, 150, 70), "blue": (35, 85, 215), "yellow": (250, 215, 50),
+    "purple": (135, 50, 165), "orange": (250, 130, 25), "white": (250, 250, 250), "black": (20, 20, 25),
+}
+SIZES = ("large", "small")
+# Size -> (lowest, highest) radius as a fraction of the picture's side. The radius is half the side of the shape's bounding box.
+RADII = {"large": (0.32, 0.35), "small": (0.19, 0.22)}
+NUM_CLASSES = len(SHAPES) * len(COLOURS)
+HELD_OUT_SHARE = 0.1
+SPLITS = ("train", "validation", "held_out")
+
+_MARGIN = 2.0  # pixels: the sharpest antialiased tip, the star's, reaches 1.3 pixels beyond its box
+
+_WORDS = {
+    "large": ("large", "big", "huge"), "small": ("small", "little", "tiny"),
+    "circle": ("circle", "disc"), "square": ("square", "box"), "star": ("star", "five-pointed star"),
+    "cross": ("cross", "plus sign"), "ring": ("ring", "hoop"), "red": ("red", "scarlet"), "purple": ("purple", "violet"),
+}
+_TEMPLATES = (
+    "a {size} {colour} {shape} on a {background} background",
+    "{background} background with a {size} {colour} {shape}",
+    "on {background}, a {size} {colour} {shape}",
+    "a {colour} {shape}, {size}, on {background}",
+    "the {shape} is {colour} and {size}, the background is {background}",
+    "a picture of a {size} {colour} {shape} in front of a {background} background",
+    "{size} {colour} {shape}, {background} background",
+    "a {background} picture with a {size} {shape} in {colour}",
+    "one {size} {shape} in {colour} against {background}",
+    "there is a {size} {colour} {shape} on the {background} background",
+    "a {shape} that is {size} and {colour}, on a {background} backdrop",
+    "{colour} {shape} on {background}, {size}",
+    "against a {background} backdrop, a {size} {colour} {shape}",
+    "a {size} {shape}, {colour} on {background}",
+)
+
+
+@dataclass(frozen=True)
+class Attributes:
+    """What a picture shows, in the words of SHAPES, COLOURS, SIZES and COLOURS."""
+
+    shape: str
+    colour: str
+    size: str
+    background: str
+
+
+def is_held_out(shape: str, colour: str, background: str) -> bool:
+    """Whether the triple is kept out of training. The same for every seed, so that models of different seeds can be compared."""
+    digest = hashlib.blake2b(f"{shape}/{colour}/{background}".encode(), key=b"sdtrain shapes held out", digest_size=8).digest()
+    return int.from_bytes(digest, "little") < HELD_OUT_SHARE * 2**64
+
+
+_TRIPLES = {
+    held_out: [t for t in product(SHAPES, COLOURS, COLOURS) if t[1] != t[2] and is_held_out(*t) == held_out]
+    for held_out in (False, True)
+}
+
+
+def label_of(attributes: Attributes) -> int:
+    """Class of a picture in [0, NUM_CLASSES): shape and colour together."""
+    return SHAPES.index(attributes.shape) * len(COLOURS) + list(COLOURS).index(attributes.colour)
+
+
+def canonical_caption(attributes: Attributes) -> str:
+    """The plainest caption: "a large red star on a blue background"."""
+    return _fill(_TEMPLATES[0], attributes.size, attributes.colour, attributes.shape, attributes.background)
+
+
+def coverage(
+    shape: str, x: float | np.ndarray, y: float | np.ndarray, radius: float | np.ndarray, image_size: int,
+) -> np.ndarray:
+    """How much of each pixel the shape covers, float32 [..., H, W] in [0, 1].
+
+    (x, y) is the centre of the shape's bounding box and radius half its side, in pixels, numbers or arrays of one shape [...].
+    The origin is the picture's top left corner, y points down. Parts outside the picture are cut off.
+    """
+    x, y, radius = (np.asarray(v, dtype=np.float32)[..., None] for v in (x, y, radius))
+    grid = np.arange(image_size, dtype=np.float32) + np.float32(0.5)
+    u = ((grid - x) / radius)[..., None, :]
+    v = ((grid - y) / radius)[..., :, None]
+    return np.clip(0.5 - radius[..., None] * _DISTANCES[shape](u, v), 0.0, 1.0)
+
+
+def _circle(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Signed distance to the outline, negative inside, for a shape in the box [-1, 1]^2; so do the functions below.
+
+    Outside a corner they give the distance to the nearer edge's line, which is what antialiasing needs of them.
+    """
+    return np.sqrt(u * u + v * v) - 1.0
+
+
+def _square(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    # Not the whole box: with half side 1 a square would look larger than the other shapes.
+    return np.maximum(np.abs(u), np.abs(v)) - 0.88
+
+
+def _triangle(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    # Equilateral with side 2, height sqrt(3), the centre of its box at the origin.
+    half_height = math.sqrt(3) / 2
+    return np.maximum(v - half_height, half_height * np.abs(u) - 0.5 * v - half_height / 2)
+
+
+def _star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    # Five points of circumradius 1.05, which makes the box 2 wide; notches at 0.47 of that, so that small stars stay plump.
+    outer, notch, sector = 1.05, 0.47 * 1.05, math.pi / 5
+    v = v - outer * (1 - math.cos(sector)) / 2
+    distance, angle = np.sqrt(u * u + v * v), np.arctan2(u, -v)
+    # All ten edges are mirror images: fold the angle onto the one from (0, outer) to the notch at 36 degrees.
+    folded = np.abs(angle - 2 * sector * np.round(angle / (2 * sector)))
+    across, along = notch * math.sin(sector), outer - notch * math.cos(sector)
+    edge = math.hypot(across, along)
+    return distance * (along / edge * np.sin(folded) + across / edge * np.cos(folded)) - outer * across / edge
+
+
+def _cross(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    u, v = np.abs(u), np.abs(v)
+    return np.maximum(np.maximum(u, v) - 1.0, np.minimum(u, v) - 0.33)
+
+
+def _ring(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    return np.abs(np.sqrt(u * u + v * v) - 0.75) - 0.25
+
+
+_DISTANCES = {"circle": _circle, "square": _square, "triangle": _triangle, "star": _star, "cross": _cross, "ring": _ring}
+_RGB = {name: np.array(rgb, dtype=np.float32)[:, None, None] / 127.5 - 1.0 for name, rgb in COLOURS.items()}
+
+
+class ShapePictures:
+    """One split of `Shapes`. There is nothing to crop or flip, so the ordinal of an item is not looked at."""
+
+    def __init__(self, *, split: str, seed: int, length: int, image_size: int) -> None:
+        self.image_size = image_size
+        self._length = length
+        self._triples = _TRIPLES[split == "held_out"]
+        self._random = KeyedRandom(seed, f"data.shapes.{split}")
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, item: tuple[int, int]) -> Row:
+        """Row with a depth map: the shapes are cut-outs of one physical size, so the seen radius tells how near they are.
+
+        Inverse depth is radius / largest radius on the shape and 0 on the background. Raises IndexError outside the split.
+        """
+        what, x, y, radius, caption = self._scene(item[0])
+        covered = coverage(what.shape, x, y, radius, self.image_size)
+        background, colour = _RGB[what.background], _RGB[what.colour]
+        # The depth's edge is sharp: a half covered pixel has no depth half way.
+        depth = (covered > 0.5) * np.float32(radius / (RADII["large"][1] * self.image_size))
+        return Row(
+            image=torch.from_numpy(background + covered * (colour - background)), caption=caption,
+            label=label_of(what), depth=torch.from_numpy(depth)[None],
+        )
+
+    def attributes(self, index: int) -> Attributes:
+        """What picture `index` shows."""
+        return self._scene(index)[0]
+
+    def caption(self, index: int) -> str:
+        """The caption of picture `index`, without drawing it."""
+        return self._scene(index)[4]
+
+    def _scene(self, index: int) -> tuple[Attributes, float, float, float, str]:
+        """(attributes, x, y, radius, caption); lengths in pixels."""
+        if not 0 <= index < self._length:
+            raise IndexError(f"picture {index} of a split with {self._length}")
+        draw = self._random.at(index)
+        what = _draw_attributes(draw, self._triples)
+        low, high = RADII[what.size]
+        radius = draw.uniform(low, high) * self.image_size
+        reach = radius + _MARGIN
+        x, y = draw.uniform(reach, self.image_size - reach, size=2)
+        return what, x, y, radius, _draw_caption(draw, what)
+
+
+class Shapes:
+    """Flat shapes on flat backgrounds: 6 shapes x 8 colours x 7 other backgrounds x 2 sizes, at random places.
+
+    seed: which pictures are drawn. size: number of training pictures. validation_size: number of pictures in each of the
+    splits "validation" (new pictures of trained triples) and "held_out" (triples never trained on, the same for every seed).
+    image_size: side in pixels, at least 16. Raises UserError.
+    """
+
+    num_classes = NUM_CLASSES
+
+    def __init__(self, *, seed: int = 0, size: int = 60000, validation_size: int = 1024, image_size: int = 32) -> None:
+        for key, value, least in (("size", size, 1), ("validation_size", validation_size, 1), ("image_size", image_size, 16)):
+            if value < least:
+                raise UserError(f"data.{key} is {value}: the shapes need at least {least}.")
+        self.seed, self.size, self.validation_size, self.image_size = seed, size, validation_size, image_size
+
+    def split(self, name: str) -> ShapePictures:
+        """The pictures of "train", "validation" or "held_out". Raises ValueError for any other name."""
+        if name not in SPLITS:
+            raise ValueError(f"no split {name!r}: the shapes have {', '.join(SPLITS)}")
+        length = self.size if name == "train" else self.validation_size
+        return ShapePictures(split=name, seed=self.seed, length=length, image_size=self.image_size)
+
+    def example_prompts(self, count: int) -> list[str]:
+        """`count` canonical captions of trained triples; a longer list starts with the shorter one. All shapes come in turn."""
+        colours, prompts, i = list(COLOURS), [], 0
+        while len(prompts) < count:
+            # 24 steps visit half of the (shape, colour) pairs; i // 24 shifts the colours onto the other half.
+            shape, colour = i % len(SHAPES), (i + i // 24) % len(colours)
+            background = (colour + 1 + 3 * i % (len(colours) - 1)) % len(colours)
+            what = Attributes(SHAPES[shape], colours[colour], SIZES[i // len(SHAPES) % 2], colours[background])
+            if not is_held_out(what.shape, what.colour, what.background):
+                prompts.append(canonical_caption(what))
+            i += 1
+        return prompts
+
+
+def evaluation_prompts(count: int, held_out: bool, seed: int) -> list[tuple[str, Attributes]]:
+    """`count` captions worded and drawn like the data's, each with what it asks for, over held-out or over trained triples.
+
+    A pure function of its arguments; a longer list starts with the shorter one.
+    """
+    random = KeyedRandom(seed, f"shapes.evaluation.{'held_out' if held_out else 'trained'}")
+    prompts = []
+    for i in range(count):
+        draw = random.at(i)
+        what = _draw_attributes(draw, _TRIPLES[held_out])
+        prompts.append((_draw_caption(draw, what), what))
+    return prompts
+
+
+def _draw_attributes(draw: np.random.Generator, triples: list[tuple[str, str, str]]) -> Attributes:
+    shape, colour, background = triples[draw.integers(len(triples))]
+    return Attributes(shape, colour, SIZES[draw.integers(len(SIZES))], background)
+
+
+def _draw_caption(draw: np.random.Generator, what: Attributes) -> str:
+    template = _TEMPLATES[draw.integers(len(_TEMPLATES))]
+    words = []
+    for word in (what.size, what.colour, what.shape, what.background):
+        choices = _WORDS.get(word, (word,))
+        words.append(choices[draw.integers(len(choices))])
+    return _fill(template, *words)
+
+
+def _fill(template: str, size: str, colour: str, shape: str, background: str) -> str:
+    text = template.format(size=size, colour=colour, shape=shape, background=background)
+    # Of all words here only "orange" takes "an"; none begins with a vowel that sounds like a consonant.
+    return re.sub(r"\ba (?=[aeiou])", "an ", text)

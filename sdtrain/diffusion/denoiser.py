@@ -1,0 +1,25 @@
+"""All that a sampler ever sees of a network: denoise(x, t) -> x0."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from sdtrain.diffusion.objective import Network
+from sdtrain.diffusion.prediction import Prediction
+from sdtrain.schedules import Schedule
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+"""(x [B, C, h, w], t scalar) -> the expected x0 [B, C, h, w]."""
+
+
+class Denoiser:
+    """Reads x0 from a network's output at (x, t), in float32 whatever the network's precision."""
+
+    def __init__(self, network: Network, schedule: Schedule, prediction: Prediction) -> None:
+        self.network, self.schedule, self.prediction = network, schedule, prediction
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        t = t.to(x.device).expand(len(x))
+        alpha, sigma = self.schedule.alpha_sigma(t, x.dtype)
+        output = self.network(x, self.schedule.timestep(t)).to(x.dtype)
+        return self.prediction.x0(x, output, alpha, sigma)

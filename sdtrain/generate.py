@@ -1,0 +1,72 @@
+"""Seed and prompt to picture."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sdtrain.diffusion import Denoiser, classifier_free
+from sdtrain.module import DiffusionModule
+from sdtrain.randomness import KeyedRandom
+from sdtrain.samplers import Sampler, Show
+from sdtrain.schedules import Schedule
+
+
+@dataclass(frozen=True)
+class Request:
+    """One picture to draw. label is read by class_label conditioners alone, prompt and negative_prompt by text ones."""
+
+    seed: int
+    prompt: str = ""
+    negative_prompt: str = ""
+    label: int = 0
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How pictures are drawn.
+
+    sampler: see sdtrain.samplers; grid: (steps, schedule) -> falling times; steps: denoisings; guidance_scale: 1 is no guidance;
+    batch_size: pictures drawn at once.
+    """
+
+    sampler: Sampler
+    grid: Callable[[int, Schedule], Tensor]
+    steps: int
+    guidance_scale: float
+    batch_size: int = 64
+
+
+@torch.no_grad()
+def generate(module: DiffusionModule, requests: list[Request], drawing: Drawing, image_size: int, show: Show | None = None) -> Tensor:
+    """Pictures [N, 3, H, W] in [-1, 1] on the CPU, with the module's present weights.
+
+    Every random number of a picture is keyed by its own seed, so it does not depend on the batch it was drawn in. show(step, x, x0) sees
+    the latents of each step; it wants all requests to fit into one batch.
+    """
+    batches = [requests[i : i + drawing.batch_size] for i in range(0, len(requests), drawing.batch_size)]
+    was_training = module.training
+    module.eval()
+    try:
+        return torch.cat([_generate(module, batch, drawing, image_size, show).float().cpu() for batch in batches])
+    finally:
+        module.train(was_training)
+
+
+def _generate(module: DiffusionModule, requests: list[Request], drawing: Drawing, image_size: int, show: Show | None) -> Tensor:
+    shape, device = module.autoencoder.latent_shape(image_size), module.device
+    keyed = [(KeyedRandom(r.seed, "image"), KeyedRandom(r.seed, "sampler")) for r in requests]
+    stack = lambda arrays: torch.from_numpy(np.stack(arrays)).to(device)  # noqa: E731
+    x = stack([first.normal(0, shape) for first, _ in keyed])
+    noise = lambda step: stack([steps.normal(step, shape) for _, steps in keyed])  # noqa: E731
+    schedule, prediction = module.objective.schedule, module.objective.prediction
+    denoiser = lambda conditioning: Denoiser(module.network(conditioning), schedule, prediction)  # noqa: E731
+    labels, kept = torch.tensor([r.label for r in requests], device=device), torch.zeros(len(requests), dtype=torch.bool, device=device)
+    conditional = denoiser(module.conditioner([r.prompt for r in requests], labels, kept))
+    # A negative prompt stands where the empty one would: guidance leads away from it.
+    dropped = torch.tensor([not r.negative_prompt for r in requests], device=device)
+    unconditional = denoiser(module.conditioner([r.negative_prompt for r in requests], labels, dropped))
+    denoise = classifier_free(conditional, unconditional, drawing.guidance_scale)
+    return module.autoencoder.decode(drawing.sampler(denoise, x, drawing.grid(drawing.steps, schedule), schedule, noise, show))

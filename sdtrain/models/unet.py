@@ -1,0 +1,43 @@
+"""The noise predictor: diffusers' UNet2DConditionModel behind forward(x, timestep, context) -> tensor."""
+
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+
+class UNet(nn.Module):
+    """A UNet with cross-attention at every resolution named in `attention`, like the one of Stable Diffusion.
+
+    Args:
+        latent_channels: channels of x and of the output.
+        context_dim: width D of the conditioning sequence.
+        block_channels: channels at each resolution, from the finest to the coarsest.
+        layers_per_block: residual blocks at each resolution.
+        attention: for each resolution, whether it has self- and cross-attention.
+        head_dim: channels of an attention head.
+        norm_groups: groups of the group norms; divides every entry of block_channels.
+        mid_block: whether residual blocks with attention stand between the way down and the way up.
+    """
+
+    def __init__(
+        self, *, latent_channels: int, context_dim: int, block_channels: list[int], layers_per_block: int, attention: list[bool],
+        head_dim: int, norm_groups: int = 32, mid_block: bool = True,
+    ) -> None:
+        super().__init__()
+        if len(attention) != len(block_channels):
+            raise ValueError(f"model.unet.attention has {len(attention)} entries, model.unet.block_channels {len(block_channels)}: give one per resolution.")
+        for channels in block_channels:
+            if channels % norm_groups or channels % head_dim:
+                raise ValueError(f"model.unet.block_channels has {channels}: each must be a multiple of norm_groups={norm_groups} and of head_dim={head_dim}.")
+        down = ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attention]
+        up = ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)]
+        self.net = UNet2DConditionModel(
+            in_channels=latent_channels, out_channels=latent_channels, cross_attention_dim=context_dim,
+            block_out_channels=tuple(block_channels), layers_per_block=layers_per_block, down_block_types=tuple(down), up_block_types=tuple(up),
+            mid_block_type="UNetMidBlock2DCrossAttn" if mid_block else None, norm_num_groups=norm_groups,
+            # diffusers reads `attention_head_dim` as the number of heads, one entry per resolution (its own comment says so).
+            attention_head_dim=tuple(c // head_dim for c in block_channels),
+        )
+
+    def forward(self, x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+        """x [B, C, h, w], timestep [B] float, context [B, L, D] -> [B, C, h, w]."""
+        return self.net(x, timestep, encoder_hidden_states=context).sample

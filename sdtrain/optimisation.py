@@ -1,0 +1,73 @@
+"""How weights move: learning rate by images seen, gradient clipping, and no step at all on a gradient that is not finite."""
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+class Cosine:
+    """Learning rate factor: rises linearly over warmup_images, then falls along half a cosine to final_factor at the end of the run."""
+
+    def __init__(self, *, warmup_images: int, final_factor: float = 0.0) -> None:
+        self.warmup_images, self.final_factor = warmup_images, final_factor
+
+    def __call__(self, images_seen: int, max_images: int) -> float:
+        if images_seen < self.warmup_images:
+            return images_seen / self.warmup_images
+        share = min(1.0, (images_seen - self.warmup_images) / max(1, max_images - self.warmup_images))
+        return self.final_factor + (1 - self.final_factor) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+class Constant:
+    """Learning rate factor: rises linearly over warmup_images, then stays 1."""
+
+    def __init__(self, *, warmup_images: int = 0) -> None:
+        self.warmup_images = warmup_images
+
+    def __call__(self, images_seen: int, max_images: int) -> float:
+        return min(1.0, images_seen / self.warmup_images) if self.warmup_images else 1.0
+
+
+class Optimisation:
+    """The optimizer with its learning rate and clipping. It has no state of its own: the rate is a function of images seen.
+
+    Args:
+        optimizer: parameters -> torch optimizer.
+        lr_schedule: (images_seen, max_images) -> factor on lr.
+        max_images: length of the run in pictures.
+        gradient_clip: largest norm of the gradient over all parameters.
+    """
+
+    def __init__(
+        self, *, optimizer: Callable[[Iterable[nn.Parameter]], Optimizer], lr_schedule: Callable[[int, int], float], max_images: int, gradient_clip: float,
+    ) -> None:
+        self.make, self.lr_schedule, self.max_images, self.gradient_clip = optimizer, lr_schedule, max_images, gradient_clip
+
+    def configure(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
+        optimizer = self.make(parameters)
+        self.settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        return optimizer
+
+    def set_learning_rate(self, optimizer: Optimizer, images_seen: int) -> None:
+        """images_seen: with the step that is about to be taken, so that the first step of a warm-up moves something.
+
+        Every setting is written anew: a resumed optimizer brings the old run's along, and would silently keep them.
+        """
+        factor = self.lr_schedule(images_seen, self.max_images)
+        for group, settings in zip(optimizer.param_groups, self.settings, strict=True):
+            group.update(settings, lr=settings["lr"] * factor)
+
+    def clip(self, optimizer: Optimizer) -> Tensor:
+        """Clips the gradients in place and returns their norm before, a scalar on the device. A non-finite norm cancels the step."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = nn.utils.clip_grad_norm_(parameters, self.gradient_clip, foreach=True)
+        bad = (~norm.isfinite()).float()
+        if all(group.get("fused") for group in optimizer.param_groups):
+            optimizer.found_inf = bad  # a fused optimizer then skips the step on the device: the host need not wait for the norm
+        elif bad.item():
+            for parameter in parameters:
+                parameter.grad = None
+        return torch.where(bad.bool(), torch.full_like(norm, math.nan), norm)

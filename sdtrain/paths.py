@@ -1,0 +1,29 @@
+"""Where configs/ and data/ are: inside the package in an installed wheel, beside it in a checkout."""
+
+from pathlib import Path
+
+from sdtrain.errors import UserError
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+def shipped(name: str, marker: str) -> Path:
+    """The folder `name` that holds the file `marker`. Inside comes first: what lies beside an installed package may be anybody's."""
+    for place in (PACKAGE / f"_{name}", PACKAGE.parent / name):
+        if (place / marker).is_file():
+            return place
+    raise UserError(f"sdtrain's own folder {name}/ lies neither in nor beside {PACKAGE}: the installation is incomplete. Install sdtrain again.")
+
+
+def config_dir() -> Path:
+    return shipped("configs", "train.yaml")
+
+
+def find_folder(path: str, key: str) -> Path:
+    """`path` as a folder; one that begins with data/ is also looked for in sdtrain's own data. UserError names `key`."""
+    if Path(path).is_dir():
+        return Path(path)
+    first, _, rest = path.partition("/")
+    if first == "data" and rest and (own := shipped("data", "README.md") / rest).is_dir():
+        return own
+    raise UserError(f"{key}={path}: there is no such folder. Give the path of a folder in {key}.")

@@ -1,0 +1,84 @@
+"""What travels between the rooms. Plain dataclasses: not frozen, because Lightning rebuilds them when it moves them to a device."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Row:
+    """One picture as a data set gives it.
+
+    image [3, H, W] float32 in [-1, 1]; label in [0, num_classes), 0 where the data have no classes; depth [1, H, W] float32,
+    inverse depth: 1 nearest, 0 farthest, or None.
+    """
+
+    image: Tensor
+    caption: str
+    label: int = 0
+    depth: Tensor | None = None
+
+
+@dataclass
+class Batch:
+    """One micro-batch with every random number that the training step needs.
+
+    image [B, 3, H, W] in [-1, 1]; caption: B strings; label [B] int64; depth [B, 1, H, W] or None;
+    noise [B, C, h, w] standard normal, of the latents' shape; posterior: the same for the autoencoder's posterior, or None;
+    u [B] float64 uniforms behind t; drop [B] float64 uniforms behind caption dropout; ordinal [B] int64;
+    stream_end: the ordinal at which the whole run, over all ranks, stands after this micro-batch.
+    """
+
+    image: Tensor
+    caption: list[str]
+    label: Tensor
+    depth: Tensor | None
+    noise: Tensor
+    posterior: Tensor | None
+    u: Tensor
+    drop: Tensor
+    ordinal: Tensor
+    stream_end: int
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {k: v.to(device, non_blocking=non_blocking) for k, v in moved.items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
+
+
+@dataclass
+class Conditioning:
+    """What the network is told beside x_t and the time. context [B, L, D]: the sequence that cross-attention looks at."""
+
+    context: Tensor
+
+
+@dataclass
+class Losses:
+    """per_sample [B]: the weighted loss of each sample, its mean is the training loss. t [B]: the times they were taken at."""
+
+    per_sample: Tensor
+    t: Tensor
+
+
+class Pictures(Protocol):
+    """One split of a data set. An item is (index, ordinal): which picture, and the ordinal that keys its crop and flip."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, item: tuple[int, int]) -> Row: ...
+
+
+class PictureData(Protocol):
+    """A data set: pictures of image_size x image_size with captions, in splits "train" and "validation"."""
+
+    image_size: int
+    num_classes: int
+
+    def split(self, name: str) -> Pictures: ...
+
+    def example_prompts(self, count: int) -> list[str]:
+        """`count` captions that the sampling callback draws when the user names none; the same at every call."""
+        ...
