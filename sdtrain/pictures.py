@@ -17,6 +17,11 @@ def to_uint8(images: Tensor) -> np.ndarray:
     return ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
+def picture(image: Tensor) -> Image.Image:
+    """[3, H, W] in [-1, 1] to a picture of its own size."""
+    return Image.fromarray(to_uint8(image[None])[0])
+
+
 def latents_as_colours(latents: Tensor) -> Tensor:
     """[N, C, h, w] latents to [N, 3, h, w] in [-1, 1]: the first three channels, two standard deviations to each side."""
     shown = latents[:, :3] if latents.shape[1] >= 3 else latents[:, :1].expand(-1, 3, -1, -1)

@@ -1,0 +1,43 @@
+"""What all commands share around Hydra. Imports neither torch nor Lightning, so that --help and completion are quick."""
+
+import os
+import sys
+from collections.abc import Callable
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+from sdtrain.cli.arguments import prepared
+from sdtrain.paths import config_dir
+
+
+def typed_here() -> set[str]:
+    """The keys that the user typed, inside a running command."""
+    return {override.partition("=")[0].lstrip("+~").partition("@")[0] for override in HydraConfig.get().overrides.task}
+
+
+def bounded_main(
+    app: Callable[[], None], config: str, arguments: list[str], *, repeatable: str | None = None, more: Callable[[list[str]], list[str]] | None = None,
+) -> None:
+    """Runs a Hydra command on the user's words; what Hydra itself refuses becomes one paragraph and exit code 2."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and leaving with 1
+    from sdtrain.cli.errors import FOREIGN, fail, paragraph
+
+    try:
+        words = prepared(arguments, repeatable)
+        sys.argv[1:] = words + prepared(more(words) if more else [])
+        app()
+    except FOREIGN as error:
+        fail(2, paragraph(error, lambda: known_keys(config)))
+    except OSError as error:  # the run's folder cannot be made
+        fail(5, f"hydra.run.dir cannot be made: {error.strerror}: {error.filename}. Set hydra.run.dir to another place.")
+
+
+def known_keys(config: str) -> list[str]:
+    from sdtrain.cli.check import flat
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return [key for key, _ in flat(OmegaConf.to_container(compose(config)))]

@@ -1,0 +1,77 @@
+"""A trained model out of a run's checkpoint. What its config names is checked before anything of it is imported."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from sdtrain.checkpoints import find_checkpoint, read_weights
+from sdtrain.cli.build import build_data, build_diffusion
+from sdtrain.errors import UserError
+from sdtrain.module import DiffusionModule
+from sdtrain.types import PictureData
+
+NEEDED = ("model", "schedule", "prediction", "weighting", "times", "data")
+
+
+@dataclass
+class Loaded:
+    """A run's model with the weights asked for, its data set and its configuration."""
+
+    module: DiffusionModule
+    data: PictureData
+    cfg: dict[str, Any]
+    run_dir: Path
+    folder: Path
+
+
+def targets(node: Any):
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield str(node["_target_"])
+        for value in node.values():
+            yield from targets(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from targets(value)
+
+
+def check_targets(cfg: dict, allow: list[str]) -> None:
+    """A configuration from a checkpoint may come from anybody: it may build what is ours, and packages that the user names."""
+    for target in targets({key: cfg.get(key) for key in NEEDED}):
+        package = target.partition(".")[0]
+        if package != "sdtrain" and package not in allow:
+            raise UserError(f"The checkpoint wants to build {target}, which is not of sdtrain. If you trust the package, add allow=[{package}].")
+
+
+def load(checkpoint: str, *, ema: bool, device: str, allow: list[str], autoencoder: str | None) -> Loaded:
+    """The model of `checkpoint`, a run or one checkpoint of it. UserError where that is none."""
+    folder = find_checkpoint(Path(checkpoint))
+    run_dir = folder.parent.parent
+    cfg = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    if not cfg.get("schedule"):
+        raise UserError(f"checkpoint={checkpoint} is an autoencoder's run: it draws nothing by itself. Give the run of a diffusion model in checkpoint.")
+    check_targets(cfg, allow)
+    if autoencoder is not None:
+        cfg["model"]["autoencoder"]["path"] = autoencoder
+    module = build_diffusion(cfg, run_dir)
+    weights = read_weights(folder, "model")
+    if ema:
+        average = read_weights(folder, "ema")
+        if average is None:
+            raise UserError(f"checkpoint={checkpoint} has no averaged weights: it was trained without callbacks.ema. Set ema=false.")
+        weights |= average
+    module.load_state_dict(weights)
+    return Loaded(module.to(device).eval(), build_data(cfg["data"]), cfg, run_dir, folder)
+
+
+def pick_device(accelerator: str) -> str:
+    """auto, cpu, gpu or mps to torch's word. UserError where the machine has none."""
+    available = {"cpu": True, "gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if accelerator == "auto":
+        accelerator = next(name for name in ("gpu", "mps", "cpu") if available[name])
+    if not available[accelerator]:
+        raise UserError(f"accelerator={accelerator}: this machine has none. Set accelerator=auto.")
+    return "cuda" if accelerator == "gpu" else accelerator

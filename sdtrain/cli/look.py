@@ -1,0 +1,197 @@
+"""What sdtrain-sample and sdtrain-evaluate do, once Hydra has read their words."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.table import Table
+
+from sdtrain import pictures
+from sdtrain.cli.build import FILLED_IN, build_drawing
+from sdtrain.cli.check import check, check_call
+from sdtrain.cli.errors import fail
+from sdtrain.cli.load import Loaded, load, pick_device
+from sdtrain.cli.session import quiet
+from sdtrain.data.shapes import COLOURS, RADII, SHAPES, Shapes, coverage, evaluation_prompts
+from sdtrain.errors import StorageError, UserError
+from sdtrain.generate import Request, generate
+from sdtrain.metrics.prompt_accuracy import PromptAccuracy, Verifier
+from sdtrain.metrics.retrieval import nearest_picture_share
+
+Accelerator = Literal["auto", "cpu", "gpu", "mps"]
+
+
+def sample_root(
+    *, checkpoint: str, prompt: list[str] | str | None, prompt_file: str | None, negative_prompt: str, label: list[int] | int | None, num_images: int, seed: int,
+    steps: int, sampler: object, grid: object, guidance_scale: float, output: str, batch_size: int, ema: bool, accelerator: Accelerator,
+    autoencoder: str | None, allow: list[str],
+) -> None:
+    """The schema of sdtrain-sample's keys."""
+
+
+def evaluate_root(
+    *, checkpoint: str, metrics: list[Literal["prompt_accuracy", "retrieval"]] | Literal["prompt_accuracy", "retrieval"], num_images: int, seed: int, steps: int,
+    sampler: object, grid: object, guidance_scale: float | None, output: str | None, batch_size: int, ema: bool, accelerator: Accelerator,
+    autoencoder: str | None, allow: list[str],
+) -> None:
+    """The schema of sdtrain-evaluate's keys."""
+
+
+def bounded(command: Callable[[dict, Console], None], cfg: Any, root: Callable, typed: set[str]) -> None:
+    """Runs a command inside the error boundary: one paragraph and an exit code for whatever goes wrong."""
+    quiet()
+    try:
+        cfg = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        check_call(cfg, "", root, set(), typed)
+        for name in ("sampler", "grid"):
+            check(cfg[name], name, FILLED_IN, typed)
+        for name in ("num_images", "steps", "batch_size"):
+            if cfg[name] < 1:
+                raise UserError(f"{name}={cfg[name]} must be at least 1.")
+        command(cfg, Console())
+    except OmegaConfBaseException as error:
+        fail(2, f"{str(error).splitlines()[0]}. Set {error.full_key}=...")
+    except UserError as error:
+        fail(error.exit_code, " ".join(str(error).split()))
+    except OSError as error:
+        fail(5, f"{error.strerror}: {error.filename}. Set output to another place.")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def writable(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".sdtrain.tmp"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise StorageError(f"output={folder} cannot be written: {error.strerror}. Give another folder in output.") from error
+    return folder
+
+
+def loaded(cfg: dict) -> Loaded:
+    return load(cfg["checkpoint"], ema=cfg["ema"], device=pick_device(cfg["accelerator"]), allow=cfg["allow"], autoencoder=cfg["autoencoder"])
+
+
+def requests_of(cfg: dict, model: Loaded) -> list[Request]:
+    """num_images pictures of each prompt or label, each with the seeds seed, seed + 1, ..."""
+    reads, prompts, labels = model.module.conditioner.reads, _listed(cfg["prompt"]), _listed(cfg["label"])
+    if cfg["prompt_file"] is not None:
+        try:
+            prompts += [line.strip() for line in Path(cfg["prompt_file"]).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"prompt_file={cfg['prompt_file']} cannot be read as UTF-8 text: {error}. Give a file with one prompt a line.") from error
+    if reads != "caption" and (prompts or cfg["negative_prompt"]):
+        raise UserError(f"prompt has no effect: this model reads {'a class label. Set label=NUMBER' if reads == 'label' else 'no condition. Remove prompt'}.")
+    if reads != "label" and labels:
+        raise UserError("label has no effect: this model was not trained with model/conditioner=class_label. Remove label.")
+    if reads == "caption" and not prompts:
+        raise UserError('prompt is missing: say what to draw with prompt="...", several times for several, or give prompt_file=FILE with one a line.')
+    if reads == "label" and not labels:
+        raise UserError("label is missing: say which class to draw with label=NUMBER or label=[NUMBER,NUMBER].")
+    if reads == "label" and not all(0 <= label < model.module.conditioner.num_classes for label in labels):
+        raise UserError(f"label={labels} must lie between 0 and {model.module.conditioner.num_classes - 1}.")
+    if cfg["negative_prompt"] and cfg["guidance_scale"] == 1:
+        raise UserError("negative_prompt has no effect at guidance_scale=1, which asks the conditional network alone. Raise guidance_scale.")
+    seeds = range(cfg["seed"], cfg["seed"] + cfg["num_images"])
+    if reads == "caption":
+        return [Request(seed, prompt=prompt, negative_prompt=cfg["negative_prompt"]) for prompt in prompts for seed in seeds]
+    return [Request(seed, label=label) for label in labels or [0] for seed in seeds]
+
+
+def _listed(value: Any) -> list:
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def sample(cfg: dict, console: Console) -> None:
+    """Draws, and writes PNGs that carry prompt, seed and settings, and a grid."""
+    output = Path(cfg["output"])
+    model = loaded(cfg)
+    drawing, requests = build_drawing(cfg), requests_of(cfg, model)
+    writable(output)
+    images = generate(model.module, requests, drawing, model.data.image_size)
+    settings = {key: cfg[key] for key in ("steps", "guidance_scale", "ema")} | {"sampler": cfg["sampler"]["_target_"], "checkpoint": str(model.folder)}
+    captions = []
+    for number, (request, image) in enumerate(zip(requests, images, strict=True)):
+        said = {key: value for key, value in vars(request).items() if key == "seed" or value}
+        picture = pictures.picture(image)
+        pictures.write_png(picture, output / f"{number:05d}-seed{request.seed}.png", said | settings)
+        captions.append(request.prompt or (f"class {request.label}" if model.module.conditioner.reads == "label" else f"seed {request.seed}"))
+    columns = cfg["num_images"] if 1 < cfg["num_images"] <= 8 else 4
+    pictures.write_png(pictures.grid(images, captions, columns), output / "grid.png", settings)
+    console.print(f"{len(images)} pictures and grid.png in {output}", highlight=False, soft_wrap=True)
+
+
+def evaluate(cfg: dict, console: Console) -> None:
+    """Measures, prints a table, writes JSON."""
+    model = loaded(cfg)
+    if cfg["guidance_scale"] is None:
+        cfg["guidance_scale"] = model.cfg["guidance_scale"]
+    drawing = build_drawing(cfg)
+    output = Path(cfg["output"]) if cfg["output"] else model.run_dir / "evaluation"
+    writable(output)
+    result: dict[str, Any] = {
+        "checkpoint": str(model.folder), "num_images": cfg["num_images"], "seed": cfg["seed"], "steps": cfg["steps"], "guidance_scale": cfg["guidance_scale"],
+        "sampler": cfg["sampler"]["_target_"], "ema": cfg["ema"],
+    }
+    measures = {"prompt_accuracy": prompt_accuracy, "retrieval": retrieval}
+    for metric in dict.fromkeys(_listed(cfg["metrics"])):
+        result[metric] = measures[metric](cfg, model, drawing, output)
+        table = Table("", *result[metric], title=metric)
+        for name in next(iter(result[metric].values())):
+            table.add_row(name.replace("_", " "), *(f"{100 * column[name]:.1f} %" for column in result[metric].values()))
+        console.print(table)
+    beside = output / ".evaluation.json.tmp"
+    beside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    beside.rename(output / "evaluation.json")
+    console.print(f"Written to {output}", highlight=False, soft_wrap=True)
+
+
+def caption_reader(model: Loaded, metric: str) -> None:
+    if model.module.conditioner.reads != "caption":
+        raise UserError(f"metrics={metric} asks with captions, which this model does not read: it was trained with another model/conditioner.")
+
+
+def prompt_accuracy(cfg: dict, model: Loaded, drawing, output: Path) -> dict[str, dict[str, float]]:
+    """Trained combinations beside those that were held out of training."""
+    caption_reader(model, "prompt_accuracy")
+    if not isinstance(model.data, Shapes):
+        raise UserError("metrics=prompt_accuracy reads flat shapes: it needs a run with data=shapes. Choose metrics=retrieval for pictures.")
+    verifier, result = Verifier(shapes=SHAPES, palette=COLOURS, radii=RADII, coverage=coverage), {}
+    for name, held_out in (("trained", False), ("held_out", True)):
+        asked = evaluation_prompts(cfg["num_images"], held_out, cfg["seed"])
+        requests = [Request(cfg["seed"] + i, prompt=prompt) for i, (prompt, _) in enumerate(asked)]
+        images = generate(model.module, requests, drawing, model.data.image_size)
+        metric = PromptAccuracy(verifier=verifier)
+        metric.update(images, [what for _, what in asked])
+        result[name] = metric.compute()
+        pictures.write_png(pictures.grid(images[:64], [prompt for prompt, _ in asked[:64]], columns=8), output / f"prompt_accuracy-{name}.png")
+    return result
+
+
+def retrieval(cfg: dict, model: Loaded, drawing, output: Path) -> dict[str, dict[str, float]]:
+    """Of pictures drawn for training captions, the share whose nearest training picture, in latents, is the captioned one."""
+    caption_reader(model, "retrieval")
+    train = model.data.split("train")
+    if len(train) > 20000:
+        raise UserError(f"metrics=retrieval compares with every training picture; {len(train)} are too many for that. Choose metrics=prompt_accuracy.")
+    count = min(cfg["num_images"], len(train))
+    rows = [train[(index, index)] for index in range(len(train))]
+    with torch.no_grad():
+        encode = model.module.autoencoder.encode
+        latents = torch.cat([encode(batch.to(model.module.device)).cpu() for batch in torch.stack([row.image for row in rows]).split(128)])
+        wanted = [i * len(train) // count for i in range(count)]
+        images = generate(model.module, [Request(cfg["seed"] + i, prompt=rows[i].caption) for i in wanted], drawing, model.data.image_size)
+        drawn = encode(images.to(model.module.device)).cpu()
+    pairs = torch.stack([torch.stack([rows[i].image, image]) for i, image in zip(wanted, images, strict=True)])
+    sheet = pictures.grid(torch.cat([pairs[:, 0], pairs[:, 1]], dim=2), [rows[i].caption for i in wanted], columns=8, title="training pictures over what their captions drew")
+    pictures.write_png(sheet, output / "retrieval.png")
+    shares = nearest_picture_share(drawn, latents, torch.tensor(wanted))
+    return {"measured": shares, "chance": {"top_1": 1 / len(train), "top_5": 5 / len(train)}}
