@@ -5,8 +5,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from sdtrain.optimisation import Optimisation
 from sdtrain.errors import UserError
+from sdtrain.optimisation import Optimisation
 from sdtrain.types import Batch
 
 

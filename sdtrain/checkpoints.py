@@ -120,3 +120,10 @@ def read_weights(folder: Path, name: str) -> dict[str, Tensor] | None:
     """The tensors of model.safetensors or ema.safetensors, None if the checkpoint has no such file."""
     path = folder / f"{name}.safetensors"
     return load_file(path) if path.is_file() else None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a small text file beside and renames it: a reader never sees half of it."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)

@@ -13,9 +13,13 @@ from sdtrain.cli.arguments import prepared
 from sdtrain.paths import config_dir
 
 
-def typed_here() -> set[str]:
-    """The keys that the user typed, inside a running command."""
-    return {override.partition("=")[0].lstrip("+~").partition("@")[0] for override in HydraConfig.get().overrides.task}
+def overrides_here() -> list[str]:
+    """What the user typed, inside a running command."""
+    return list(HydraConfig.get().overrides.task)
+
+
+def typed_keys(overrides: list[str]) -> set[str]:
+    return {override.partition("=")[0].lstrip("+~").partition("@")[0] for override in overrides}
 
 
 def bounded_main(

@@ -10,11 +10,11 @@ import torch
 from sdtrain.cli.check import check, check_value, target_of
 from sdtrain.conditioning.class_label import ClassLabel
 from sdtrain.diffusion import Objective
+from sdtrain.errors import UserError
 from sdtrain.generate import Drawing
 from sdtrain.models.autoencoder import Autoencoder
 from sdtrain.module import DiffusionModule
 from sdtrain.randomness import philox_key
-from sdtrain.errors import UserError
 from sdtrain.types import PictureData
 
 LOADER = {"batch_size": int, "num_workers": int}  # keys under data that the loader reads, whatever the data set

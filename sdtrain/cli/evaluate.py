@@ -5,7 +5,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from sdtrain.cli.boundary import bounded_main, typed_here
+from sdtrain.cli.boundary import bounded_main, overrides_here
 from sdtrain.paths import config_dir
 
 
@@ -13,7 +13,7 @@ from sdtrain.paths import config_dir
 def app(cfg: DictConfig) -> None:
     from sdtrain.cli.look import bounded, evaluate, evaluate_root
 
-    bounded(evaluate, cfg, evaluate_root, typed_here())
+    bounded(evaluate, cfg, evaluate_root, overrides_here())
 
 
 def main() -> None:

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from sdtrain import pictures
+from sdtrain.checkpoints import write_text
+from sdtrain.cli.boundary import typed_keys
 from sdtrain.cli.build import FILLED_IN, build_drawing
 from sdtrain.cli.check import check, check_call
 from sdtrain.cli.errors import fail
@@ -43,11 +45,11 @@ def evaluate_root(
     """The schema of sdtrain-evaluate's keys."""
 
 
-def bounded(command: Callable[[dict, Console], None], cfg: Any, root: Callable, typed: set[str]) -> None:
+def bounded(command: Callable[[dict, Console], None], cfg: Any, root: Callable, overrides: list[str]) -> None:
     """Runs a command inside the error boundary: one paragraph and an exit code for whatever goes wrong."""
     quiet()
     try:
-        cfg = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        cfg, typed = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True), typed_keys(overrides)
         check_call(cfg, "", root, set(), typed)
         for name in ("sampler", "grid"):
             check(cfg[name], name, FILLED_IN, typed)
@@ -148,9 +150,7 @@ def evaluate(cfg: dict, console: Console) -> None:
         for name in next(iter(result[metric].values())):
             table.add_row(name.replace("_", " "), *(f"{100 * column[name]:.1f} %" for column in result[metric].values()))
         console.print(table)
-    beside = output / ".evaluation.json.tmp"
-    beside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    beside.rename(output / "evaluation.json")
+    write_text(output / "evaluation.json", json.dumps(result, indent=1) + "\n")
     console.print(f"Written to {output}", highlight=False, soft_wrap=True)
 
 

@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -14,32 +15,38 @@ import torch
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from sdtrain.autoencoder_module import AutoencoderModule
 from sdtrain.callbacks.checkpoint import Checkpoints, Signals
 from sdtrain.callbacks.metrics_log import MetricsLog
 from sdtrain.callbacks.progress import ProgressBar
-from sdtrain.callbacks.validation import Validation
-from sdtrain.checkpoints import newest_whole, published
+from sdtrain.checkpoints import newest_whole, published, write_text
+from sdtrain.cli.boundary import typed_keys
 from sdtrain.cli.build import build, build_data, build_diffusion, build_drawing, check_all, check_fit, seed_weights, weights_hash
 from sdtrain.cli.check import check_call, flat
 from sdtrain.cli.errors import global_rank
 from sdtrain.cli.trainer import TrainerSettings, make_trainer
 from sdtrain.data.datamodule import DataModule
 from sdtrain.data.draws import Collate
-from sdtrain.models.autoencoder import check_latent_scale
-from sdtrain.module import DiffusionModule
-from sdtrain.optimisation import Optimisation
 from sdtrain.errors import StorageError, UserError
+from sdtrain.models.autoencoder import check_latent_scale
+from sdtrain.optimisation import Optimisation
 
 DIFFUSION_ONLY = ("schedule", "prediction", "weighting", "times", "sampler", "grid")
 FIXED_ON_RESUME = ("seed", "data", "model", "schedule", "prediction", "weighting", "times")  # another value would be another run
+
+
+@dataclass
+class FirstStage:
+    """The experiment that trains the autoencoder, and its length."""
+
+    experiment: str
+    max_images: int
 
 
 def root(
     *, name: str, seed: int, data: object, model: object, optimizer: object, lr_schedule: object, trainer: object, strategy: object, checkpoint: dict[str, int],
     resume: Literal["never", "auto", "must"], schedule: object = None, prediction: object = None, weighting: object = None, times: object = None,
     sampler: object = None, grid: object = None, steps: int = 30, guidance_scale: float = 1.0, callbacks: dict | None = None,
-    validation: object = None, logger: object = None, first_stage: str | None = None,
+    validation: object = None, logger: object = None, first_stage: FirstStage | None = None,
 ) -> None:
     """The schema of the configuration's root: its keys are checked as a call of this function."""
 
@@ -47,8 +54,9 @@ def root(
 class Run:
     """Everything of one run, built and checked before the first step."""
 
-    def __init__(self, cfg: dict, typed: set[str], run_dir: Path, console: Console) -> None:
-        self.cfg, self.typed, self.run_dir, self.console = cfg, typed, run_dir, console
+    def __init__(self, cfg: dict, overrides: list[str], run_dir: Path, console: Console) -> None:
+        self.cfg, self.overrides, self.run_dir, self.console = cfg, overrides, run_dir, console
+        self.typed = typed_keys(overrides)
         self.notes = self.check()
         self.signals = Signals()
         self.signals.install()
@@ -63,22 +71,28 @@ class Run:
         if not self.is_diffusion and (useless := [key for key in (*DIFFUSION_ONLY, "first_stage") if self.cfg.get(key)]):
             raise UserError(f"{useless[0]} has no effect when an autoencoder is trained. Remove {useless[0]}, or choose model=latent_diffusion.")
         if self.cfg.get("first_stage"):
-            self.cfg["model"]["autoencoder"]["path"] = "first_stage/autoencoder"
+            if self.typed & {"model.autoencoder.path", "model/autoencoder"}:
+                self.cfg["first_stage"] = None  # the user brings an autoencoder
+            else:
+                self.cfg["model"]["autoencoder"]["path"] = "first_stage/autoencoder"
         return check_all(self.cfg, self.typed)
 
     def first_stage(self) -> None:
         """Trains the autoencoder first, by its own command in its own process, unless it lies there already."""
-        if not self.cfg.get("first_stage") or (self.run_dir / "first_stage" / "autoencoder" / "config.json").is_file():
+        stage = self.cfg.get("first_stage")
+        if not stage or (self.run_dir / "first_stage" / "autoencoder" / "config.json").is_file():
             return
         if "TORCHELASTIC_RUN_ID" in os.environ:
-            raise UserError(f"first_stage={self.cfg['first_stage']} cannot be trained under torchrun. Train it by itself with `sdtrain experiment={self.cfg['first_stage']}`, then set first_stage=null model.autoencoder.path=RUN/autoencoder.")
-        passed_on = [f"data.{key}={json.dumps(self.cfg['data'][key])}" for key in ("path", "font") if self.cfg["data"].get(key)]
-        logger = [] if self.cfg.get("logger") else ["logger=none"]
+            raise UserError(
+                f"first_stage cannot be trained under torchrun. Train it by itself with `sdtrain experiment={stage['experiment']}`, then set "
+                f"model.autoencoder.path=RUN/autoencoder."
+            )
+        passed_on = [o for o in self.overrides if o.lstrip("+").startswith(("data.", "trainer.accelerator=", "trainer.threads=", "logger=", "seed="))]
         command = [
-            sys.executable, "-m", "sdtrain.cli.train", f"experiment={self.cfg['first_stage']}", "resume=auto", f"seed={self.cfg['seed']}",
-            f"trainer.accelerator={self.cfg['trainer']['accelerator']}", *passed_on, *logger, f"hydra.run.dir={self.run_dir}/first_stage",
+            sys.executable, "-m", "sdtrain.cli.train", f"experiment={stage['experiment']}", *(o for o in passed_on if not o.startswith("data.batch_size")),
+            f"trainer.max_images={stage['max_images']}", "resume=auto", f"hydra.run.dir={self.run_dir / 'first_stage'}",
         ]
-        self.console.print(f"First stage: {self.cfg['first_stage']}", highlight=False)
+        self.console.print(f"First stage: sdtrain experiment={stage['experiment']}", highlight=False)
         code = subprocess.run(command).returncode
         if code:
             raise SystemExit(code)
@@ -178,7 +192,7 @@ class Run:
         callbacks = self.callbacks()
         if global_rank() == 0:
             try:
-                (self.run_dir / "config.yaml").write_text(config, encoding="utf-8")
+                write_text(self.run_dir / "config.yaml", config)
             except OSError as error:
                 raise StorageError(f"{self.run_dir} cannot be written: {error.strerror}. Set hydra.run.dir to another folder.") from error
         logger = build(self.cfg["logger"], "logger", run_dir=self.run_dir, name=f"{self.cfg['name']}/{self.run_dir.name}") if self.cfg.get("logger") else None
@@ -195,4 +209,4 @@ class Run:
         if global_rank() == 0 and self.run_dir.is_dir():
             seen = self.datamodule.images_seen if hasattr(self, "datamodule") else 0
             record = {"state": state, "images_seen": seen, "exit_code": exit_code, "command": shlex.join(["sdtrain", *sys.argv[1:]])}
-            (self.run_dir / "status.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            write_text(self.run_dir / "status.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")

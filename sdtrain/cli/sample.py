@@ -5,7 +5,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from sdtrain.cli.boundary import bounded_main, typed_here
+from sdtrain.cli.boundary import bounded_main, overrides_here
 from sdtrain.paths import config_dir
 
 
@@ -13,7 +13,7 @@ from sdtrain.paths import config_dir
 def app(cfg: DictConfig) -> None:
     from sdtrain.cli.look import bounded, sample, sample_root
 
-    bounded(sample, cfg, sample_root, typed_here())
+    bounded(sample, cfg, sample_root, overrides_here())
 
 
 def main() -> None:

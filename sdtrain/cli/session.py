@@ -24,13 +24,13 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-def train(cfg: dict, typed: set[str], run_dir: Path) -> None:
+def train(cfg: dict, overrides: list[str], run_dir: Path) -> None:
     """One run. Leaves by SystemExit where it does not finish."""
     quiet()
     console = Console(quiet=global_rank() > 0)
     run = None
     try:
-        run = Run(cfg, typed, run_dir, console)
+        run = Run(cfg, overrides, run_dir, console)
         for note in run.notes:
             console.print(note, highlight=False)
         run.first_stage()

@@ -3,19 +3,17 @@
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from sdtrain.checkpoints import published
 from sdtrain.cli.run import Run
 
 
 def _table(console: Console, title: str, rows: list[tuple[str, str]]) -> None:
-    table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
+    """Names and values in two columns. Long lines are left to the terminal: a path or a command can be copied whole."""
+    console.print(Text(title, style="bold"))
     for name, value in rows:
-        table.add_row(name, value)
-    console.print(table)
+        console.print(Text(f"  {name:<13}", style="cyan"), Text(value), sep="", soft_wrap=True)
 
 
 def _count(parameters) -> str:

@@ -1,6 +1,5 @@
 """A caption as condition, through a CLIP text model that is trained with the UNet."""
 
-import torch
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 

@@ -13,8 +13,8 @@ from itertools import product
 import numpy as np
 import torch
 
-from sdtrain.randomness import KeyedRandom
 from sdtrain.errors import UserError
+from sdtrain.randomness import KeyedRandom
 from sdtrain.types import Row
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")

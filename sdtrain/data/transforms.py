@@ -19,8 +19,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from sdtrain.randomness import KeyedRandom
 from sdtrain.errors import DataError, UserError
+from sdtrain.randomness import KeyedRandom
 from sdtrain.types import Row
 
 PIXEL_LIMIT = 2**26  # 67 million, 8192 x 8192: decoded, 200 MB. A file of a few kilobytes can claim any number.

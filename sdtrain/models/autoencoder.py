@@ -9,8 +9,8 @@ from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sdtrain.paths import find_folder
 from sdtrain.errors import UserError
+from sdtrain.paths import find_folder
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

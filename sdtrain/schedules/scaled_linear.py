@@ -2,8 +2,8 @@
 
 import torch
 
-from sdtrain.schedules.schedule import TableSchedule
 from sdtrain.errors import UserError
+from sdtrain.schedules.schedule import TableSchedule
 
 
 def scaled_linear(*, beta_start: float = 0.00085, beta_end: float = 0.012, num_timesteps: int = 1000) -> TableSchedule:
