@@ -107,8 +107,8 @@ def find_checkpoint(path: Path) -> Path:
         return path
     folder, passed_over = newest_whole(path)
     if folder is None:
-        reason = passed_over[0] if passed_over else "it is no run of sdtrain: there is no checkpoints/ folder with a checkpoint in it"
-        raise UserError(f"checkpoint={path}: {'no whole checkpoint, ' if passed_over else ''}{reason}. Give the folder of a run, or of one checkpoint, in checkpoint.")
+        reason = f"no whole checkpoint, {passed_over[0]}" if passed_over else "it is no run of sdtrain: checkpoints/ with a checkpoint in it is missing"
+        raise UserError(f"checkpoint={path}: {reason}. Give the folder of a run, or of one checkpoint, in checkpoint.")
     return folder
 
 

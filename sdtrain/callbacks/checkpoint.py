@@ -16,7 +16,7 @@ from sdtrain.errors import StorageError, UserError
 
 
 class Interrupted(SystemExit):
-    """Raised after a signal, once the checkpoint is written. Ranks above 0 leave with 0: Lightning kills the whole job at once when one of them does not."""
+    """Raised after a signal, once the checkpoint is written. Ranks above 0 leave with 0: when one does not, Lightning kills the whole job."""
 
 
 class Signals:
@@ -45,10 +45,7 @@ def leave_signals_to_us(trainer: L.Trainer) -> None:
 
 
 class FolderIO(CheckpointIO):
-    """Lightning's checkpoint dictionary to and from sdtrain's checkpoint folder.
-
-    config: the run's yaml. ignore_config: the config was compared before, so loading takes the state as it is.
-    """
+    """Lightning's checkpoint dictionary to and from sdtrain's checkpoint folder. config: the run's yaml."""
 
     def __init__(self, config: str) -> None:
         self.config = config
@@ -81,7 +78,7 @@ class Checkpoints(L.Callback):
 
     def __init__(self, *, every: int, keep: int, run_dir: Path, signals: Signals) -> None:
         if every < 1 or keep < 2:
-            raise UserError(f"checkpoint.every={every} must be at least 1 image and checkpoint.keep={keep} at least 2, so that a damaged newest one has a spare.")
+            raise UserError(f"checkpoint.every={every} must be at least 1 image, and checkpoint.keep={keep} at least 2: a damaged one needs a spare.")
         self.every, self.keep, self.run_dir, self.signals = every, keep, run_dir, signals
         self.group = None
 
@@ -99,7 +96,8 @@ class Checkpoints(L.Callback):
         data = trainer.datamodule
         steps, rest = divmod(checkpoint[type(data).__qualname__]["images_seen"], data.batch_size)
         if rest:
-            raise UserError(f"data.batch_size={data.batch_size} does not divide the {steps * data.batch_size + rest} images that the checkpoint has seen. Keep the first run's.")
+            seen = steps * data.batch_size + rest
+            raise UserError(f"data.batch_size={data.batch_size} does not divide the {seen} images that the checkpoint has seen. Keep the first run's.")
         micro, loop = steps * trainer.accumulate_grad_batches, checkpoint["loops"]["fit_loop"]
         progress = loop["epoch_loop.batch_progress"]
         for part in (progress["total"], progress["current"]):

@@ -50,7 +50,8 @@ def wandb(*, project: str, mode: Literal["auto", "online", "offline"], run_dir: 
     try:
         logger = _start_wandb(project, why is not None, run_dir, name)
     except Exception as error:  # whatever wandb raises, the run and its metrics.jsonl do not depend on it
-        print(f"sdtrain: wandb does not start ({type(error).__name__}: {str(error).splitlines()[0]}); the run goes on, metrics.jsonl has every number.", flush=True)
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        print(f"sdtrain: wandb does not start ({reason}); the run goes on, metrics.jsonl has every number.", flush=True)
         return None
     if why is not None:
         _say_offline(logger, why)

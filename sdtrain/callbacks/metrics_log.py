@@ -12,7 +12,7 @@ from sdtrain.callbacks.intervals import due, window_ended
 from sdtrain.errors import UserError
 
 
-class Diverged(UserError):
+class DivergedError(UserError):
     exit_code = 4
 
 
@@ -20,7 +20,7 @@ class MetricsLog(L.Callback):
     """Loss, learning rate, gradient norm and speed, every `every` images seen.
 
     The loss is the mean over all samples since the last line, over all ranks. A gradient that was not finite moved no weight
-    (see Optimisation.clip); here it ends the run with Diverged.
+    (see Optimisation.clip); here it ends the run with DivergedError.
     """
 
     def __init__(self, *, every: int, run_dir: Path) -> None:
@@ -55,9 +55,9 @@ class MetricsLog(L.Callback):
         self._sum, self._count, self._bad, self.last = 0.0, 0, 0.0, now
         self.report(trainer, self.latest)
         if bad or not math.isfinite(loss_sum):
-            raise Diverged(
-                f"The gradient was not finite in {int(bad / trainer.world_size)} of the last optimizer steps, at {seen} images; the weights have not moved on it "
-                f"and the last checkpoint is good. Lower optimizer.lr (now {module.optimisation.settings[0]['lr']:g}) or trainer.gradient_clip, "
+            raise DivergedError(
+                f"The gradient was not finite in {int(bad / trainer.world_size)} of the last optimizer steps, at {seen} images. The weights have not moved "
+                f"on it and the last checkpoint is good. Lower optimizer.lr (now {module.optimisation.settings[0]['lr']:g}) or trainer.gradient_clip, "
                 f"or look at the data."
             )
 

@@ -42,7 +42,8 @@ class Reconstructions(L.Callback):
         output = module.net.decode(module.net.encode(image).latent_dist.mean).sample
         captions = [f"{row.caption} ({value:.1f} dB)" for row, value in zip(rows, psnr(output, image).tolist(), strict=True)]
         # Each picture above its reconstruction, as one tall tile.
-        picture = pictures.grid(torch.cat([image, output], dim=2), captions, columns=8, title=f"{seen} images seen: held-out pictures over their reconstructions")
+        title = f"{seen} images seen: held-out pictures over their reconstructions"
+        picture = pictures.grid(torch.cat([image, output], dim=2), captions, columns=8, title=title)
         self.last_grid = self.run_dir / "samples" / f"grid-{seen:09d}.png"
         pictures.write_png(picture, self.last_grid)
         for logger in trainer.loggers:

@@ -90,7 +90,8 @@ def build_diffusion(cfg: dict, run_dir: Path, optimisation=None) -> DiffusionMod
 def check_fit(module: DiffusionModule, data: PictureData) -> None:
     """Whether data, conditioner and unet fit together, before any time is spent."""
     if isinstance(module.conditioner, ClassLabel) and module.conditioner.num_classes < data.num_classes:
-        raise UserError(f"model.conditioner.num_classes={module.conditioner.num_classes}, but the data have {data.num_classes} classes. Set model.conditioner.num_classes={data.num_classes}.")
+        has, needs = module.conditioner.num_classes, data.num_classes
+        raise UserError(f"model.conditioner.num_classes={has}, but the data have {needs} classes. Set model.conditioner.num_classes={needs}.")
     shape = module.autoencoder.latent_shape(data.image_size)
     x, timestep = torch.zeros(2, *shape), torch.zeros(2)
     with torch.no_grad():
@@ -99,11 +100,16 @@ def check_fit(module: DiffusionModule, data: PictureData) -> None:
             output = module.unet(x, timestep, context)
         except Exception as error:  # the user's own network, or sizes that do not fit
             raise UserError(
-                f"model.unet cannot take x {list(x.shape)}, timestep [2] and context {list(context.shape)}: {type(error).__name__}: {str(error).splitlines()[0]}. "
+                f"model.unet cannot take x {list(x.shape)}, timestep [2] and context {list(context.shape)} ({type(error).__name__}: {first_line(error)}). "
                 f"Change model.unet, data.image_size or model.conditioner.context_dim."
             ) from error
     if getattr(output, "shape", None) != x.shape:
-        raise UserError(f"model.unet must return a tensor of x's shape {list(x.shape)}; it returned {list(getattr(output, 'shape', [])) or type(output).__name__}. Change model.unet.")
+        returned = list(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+        raise UserError(f"model.unet must return a tensor of x's shape {list(x.shape)}; it returned {returned}. Change model.unet.")
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]
 
 
 def build_drawing(cfg: dict) -> Drawing:

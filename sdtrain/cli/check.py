@@ -34,7 +34,8 @@ def target_of(node: dict, key: str) -> Callable:
     try:
         target = get_object(node["_target_"])
     except Exception as error:  # whatever an import of the user's package raises
-        raise UserError(f"{key}._target_={node['_target_']} cannot be imported: {str(error).splitlines()[0]}. Give package.module.Name in {key}._target_.") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{key}._target_={node['_target_']} cannot be imported: {reason}. Give package.module.Name in {key}._target_.") from error
     if not callable(target):
         raise UserError(f"{key}._target_={node['_target_']} is no class or function. Give package.module.Name in {key}._target_.")
     return target
@@ -88,7 +89,8 @@ def check_call(node: dict, key: str, target: Callable, filled_in: set[str], type
     required = [n for n, p in parameters.items() if p.default is p.empty and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
     missing = [n for n in required if n not in node and n not in filled_in]
     if missing and not node.get("_partial_"):
-        raise UserError(f"{name} needs {' and '.join(f'{prefix}{n}' for n in missing)}. Set {'it' if len(missing) == 1 else 'them'}, as +{prefix}{missing[0]}=...")
+        wanted = " and ".join(f"{prefix}{n}" for n in missing)
+        raise UserError(f"{name} needs {wanted}. Set {'it' if len(missing) == 1 else 'them'}, as +{prefix}{missing[0]}=...")
     return [f"{key}: {name} does not take {', '.join(left_out)}: left out."] if left_out else []
 
 

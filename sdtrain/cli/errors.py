@@ -38,7 +38,8 @@ def paragraph(error: Exception, known_keys: Callable[[], list[str]]) -> str:
         group, _, name = error.missing_cfg_file.rpartition("/")
         return f"{group}={name}: there is no configs/{group}/{name}.yaml.{nearest(name, error.options or [])}"
     if isinstance(error, OverrideParseException):
-        return f"'{error.override}' cannot be read: {text.splitlines()[0]}. Write key=value, and put values with spaces, commas or brackets in quotes: 'key=\"value\"'."
+        how = "Write key=value, and put values with spaces, commas or brackets in quotes: 'key=\"value\"'."
+        return f"'{error.override}' cannot be read: {text.splitlines()[0]}. {how}"
     if match := re.match(r"Could not (?:override|append|delete)[^']*'([^']+)'", text):
         key = match[1].rstrip(".").partition("@")[0]
         return f"There is no key '{key}'.{nearest(key, known_keys())}"

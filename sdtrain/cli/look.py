@@ -27,20 +27,20 @@ from sdtrain.metrics.prompt_accuracy import PromptAccuracy, Verifier
 from sdtrain.metrics.retrieval import nearest_picture_share
 
 Accelerator = Literal["auto", "cpu", "gpu", "mps"]
+Metric = Literal["prompt_accuracy", "retrieval"]
 
 
 def sample_root(
-    *, checkpoint: str, prompt: list[str] | str | None, prompt_file: str | None, negative_prompt: str, label: list[int] | int | None, num_images: int, seed: int,
-    steps: int, sampler: object, grid: object, guidance_scale: float, output: str, batch_size: int, ema: bool, accelerator: Accelerator,
-    autoencoder: str | None, allow: list[str],
+    *, checkpoint: str, prompt: list[str] | str | None, prompt_file: str | None, negative_prompt: str, label: list[int] | int | None,
+    num_images: int, seed: int, steps: int, sampler: object, grid: object, guidance_scale: float, output: str, batch_size: int, ema: bool,
+    accelerator: Accelerator, autoencoder: str | None, allow: list[str],
 ) -> None:
     """The schema of sdtrain-sample's keys."""
 
 
 def evaluate_root(
-    *, checkpoint: str, metrics: list[Literal["prompt_accuracy", "retrieval"]] | Literal["prompt_accuracy", "retrieval"], num_images: int, seed: int, steps: int,
-    sampler: object, grid: object, guidance_scale: float | None, output: str | None, batch_size: int, ema: bool, accelerator: Accelerator,
-    autoencoder: str | None, allow: list[str],
+    *, checkpoint: str, metrics: list[Metric] | Metric, num_images: int, seed: int, steps: int, sampler: object, grid: object,
+    guidance_scale: float | None, output: str | None, batch_size: int, ema: bool, accelerator: Accelerator, autoencoder: str | None, allow: list[str],
 ) -> None:
     """The schema of sdtrain-evaluate's keys."""
 
@@ -191,7 +191,8 @@ def retrieval(cfg: dict, model: Loaded, drawing, output: Path) -> dict[str, dict
         images = generate(model.module, [Request(cfg["seed"] + i, prompt=rows[i].caption) for i in wanted], drawing, model.data.image_size)
         drawn = encode(images.to(model.module.device)).cpu()
     pairs = torch.stack([torch.stack([rows[i].image, image]) for i, image in zip(wanted, images, strict=True)])
-    sheet = pictures.grid(torch.cat([pairs[:, 0], pairs[:, 1]], dim=2), [rows[i].caption for i in wanted], columns=8, title="training pictures over what their captions drew")
+    title = "training pictures over what their captions drew"
+    sheet = pictures.grid(torch.cat([pairs[:, 0], pairs[:, 1]], dim=2), [rows[i].caption for i in wanted], columns=8, title=title)
     pictures.write_png(sheet, output / "retrieval.png")
     shares = nearest_picture_share(drawn, latents, torch.tensor(wanted))
     return {"measured": shares, "chance": {"top_1": 1 / len(train), "top_5": 5 / len(train)}}

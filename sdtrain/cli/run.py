@@ -161,7 +161,7 @@ class Run:
         changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and not isinstance(new.get(key, old.get(key)), dict)]
         if refused := [key for key in changed if key.partition(".")[0] in FIXED_ON_RESUME and key != "data.num_workers"]:
             lines = ", ".join(f"{key}: {old.get(key)} -> {new.get(key)}" for key in refused)
-            raise UserError(f"The run in {self.run_dir} cannot go on with another configuration ({lines}). Set them back, or start anew in another hydra.run.dir.")
+            raise UserError(f"The run in {self.run_dir} cannot go on with another configuration ({lines}). Set them back, or choose another hydra.run.dir.")
         for key in changed:
             self.console.print(f"changed since the checkpoint: {key}: {old.get(key)} -> {new.get(key)}", highlight=False)
         self.console.print(f"Going on from {newest}", highlight=False)

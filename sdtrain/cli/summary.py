@@ -27,10 +27,11 @@ def name_of(node: dict) -> str:
 def before(run: Run) -> None:
     cfg, module, settings = run.cfg, run.module, run.settings
     if run.is_diffusion:
-        trained = f"{name_of(cfg['model']['unet'])} {_count(module.unet.parameters())}, {name_of(cfg['model']['conditioner'])} {_count(module.conditioner.parameters())} parameters"
+        trained = ", ".join(f"{name_of(cfg['model'][part])} {_count(getattr(module, part).parameters())}" for part in ("unet", "conditioner")) + " parameters"
         shape = module.autoencoder.latent_shape(run.data.image_size)
         where = f"{cfg['model']['autoencoder'].get('path', 'pixels')}, latents {' x '.join(map(str, shape))}, scale {module.autoencoder.latent_scale:.4g}"
-        kind = [("autoencoder", where), ("objective", f"prediction {name_of(cfg['prediction'])}, schedule {name_of(cfg['schedule'])}, weighting {name_of(cfg['weighting'])}")]
+        objective = ", ".join(f"{part} {name_of(cfg[part])}" for part in ("prediction", "schedule", "weighting"))
+        kind = [("autoencoder", where), ("objective", objective)]
     else:
         trained, kind = f"AutoencoderKL {_count(module.parameters())} parameters", []
     train, held_out, size = len(run.datamodule.train), len(run.datamodule.validation), run.data.image_size

@@ -46,7 +46,9 @@ def ddp(*, timeout: int) -> DDPStrategy:
     return DDPStrategy(timeout=timedelta(seconds=timeout), gradient_as_bucket_view=True)
 
 
-def make_trainer(settings: TrainerSettings, strategy: str | DDPStrategy, batch_size: int, loggers: list, callbacks: list[L.Callback], run_dir: Path, config: str) -> L.Trainer:
+def make_trainer(
+    settings: TrainerSettings, strategy: str | DDPStrategy, batch_size: int, loggers: list, callbacks: list[L.Callback], run_dir: Path, config: str,
+) -> L.Trainer:
     if strategy == "auto" and settings.devices > 1:
         raise UserError(f"trainer.devices={settings.devices} needs strategy=ddp; strategy=single is one process on one device.")
     trainer = L.Trainer(

@@ -33,9 +33,10 @@ class Text(nn.Module):
             num_attention_heads=heads, max_position_embeddings=max_length, bos_token_id=self.tokenizer.bos_token_id,
             eos_token_id=self.tokenizer.eos_token_id, pad_token_id=self.tokenizer.pad_token_id,
         ))
-        # CLIP's embeddings start at a standard deviation of 0.02, made for a contrastive loss over days; in a run of minutes words
-        # would hardly differ. Unit-variance contexts come from the last layer norm all the same.
-        nn.init.normal_(self.net.get_input_embeddings().weight, std=0.5)
+        # CLIP's embeddings start at a standard deviation of 0.02, meant for days of training: for the length of a short run all words
+        # and all places would look alike. The layer norms set the scale of everything after them.
+        for embedding in (self.net.get_input_embeddings(), self.net.embeddings.position_embedding):
+            nn.init.normal_(embedding.weight, std=0.5)
 
     def forward(self, captions: list[str], labels: Tensor, drop: Tensor) -> Conditioning:
         """captions: B strings, drop [B] bool."""

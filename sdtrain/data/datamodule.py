@@ -63,7 +63,7 @@ class DataModule(L.LightningDataModule):
         self.accumulate, self.images_seen = accumulate, 0
         self.train, self.validation = data.split("train"), data.split("validation")
         if batch_size > len(self.train):
-            raise DataError(f"data.batch_size={batch_size} is larger than the training set of {len(self.train)} pictures. Lower data.batch_size or add pictures.")
+            raise DataError(f"data.batch_size={batch_size} is larger than the training set of {len(self.train)} pictures. Lower it or add pictures.")
 
     def micro_batch(self, world: int) -> int:
         """Pictures of one rank's micro-batch."""
