@@ -65,8 +65,8 @@ def _generate(module: DiffusionModule, requests: list[Request], drawing: Drawing
     denoiser = lambda conditioning: Denoiser(module.network(conditioning), schedule, prediction)  # noqa: E731
     labels, kept = torch.tensor([r.label for r in requests], device=device), torch.zeros(len(requests), dtype=torch.bool, device=device)
     conditional = denoiser(module.conditioner([r.prompt for r in requests], labels, kept))
-    # A negative prompt stands where the empty one would: guidance leads away from it.
-    dropped = torch.tensor([not r.negative_prompt for r in requests], device=device)
+    # A negative prompt stands where the empty one would: guidance leads away from it. A label has no negative.
+    dropped = torch.tensor([module.conditioner.reads != "caption" or not r.negative_prompt for r in requests], device=device)
     unconditional = denoiser(module.conditioner([r.negative_prompt for r in requests], labels, dropped))
     denoise = classifier_free(conditional, unconditional, drawing.guidance_scale)
     return module.autoencoder.decode(drawing.sampler(denoise, x, drawing.grid(drawing.steps, schedule), schedule, noise, show))

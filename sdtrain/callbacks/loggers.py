@@ -59,12 +59,17 @@ def wandb(*, project: str, mode: Literal["auto", "online", "offline"], run_dir: 
 
 
 def _start_wandb(project: str, offline: bool, run_dir: Path, name: str) -> WandbLogger:
+    if rank_zero_only.rank > 0:
+        return WandbLogger(save_dir=run_dir, offline=True)  # never asked for its run: rank 0's is the only one
     import wandb as library
 
+    # What waits for an upload lies in the run, not in the user's home: an offline run is one folder.
+    os.environ.setdefault("WANDB_DATA_DIR", str(run_dir.resolve() / "wandb"))
     settings = library.Settings(silent=True, console="off", init_timeout=15, x_disable_stats=True)
-    logger = WandbLogger(project=project, name=name, save_dir=run_dir, offline=offline, settings=settings)
-    _ = logger.experiment  # starts it now, where a failure can still be said
-    return logger
+    run = library.init(project=project, name=name, dir=run_dir, mode="offline" if offline else "online", settings=settings)
+    run.define_metric("images_seen")
+    run.define_metric("*", step_metric="images_seen")
+    return WandbLogger(experiment=run, save_dir=run_dir)
 
 
 @rank_zero_only
@@ -98,9 +103,13 @@ def log_picture(logger: Logger, key: str, picture: Image.Image, images_seen: int
 
 
 def log_table(logger: Logger, key: str, columns: list[str], rows: list[list], images_seen: int) -> None:
-    """A table to wandb; cells that are pictures ([H, W, 3] uint8 arrays) are shown as such."""
+    """A table to wandb; cells that are pictures ([H, W, 3] uint8 arrays) are shown as such.
+
+    Offline, wandb keeps the table's pictures for the upload alone; so each is logged by itself too, where `wandb leet` and people find it.
+    """
     if isinstance(logger, WandbLogger):
         import wandb as library
 
         data = [[library.Image(cell) if isinstance(cell, np.ndarray) else cell for cell in row] for row in rows]
-        logger.experiment.log({key: library.Table(columns=columns, data=data), "images_seen": images_seen})
+        single = [library.Image(row[-1], caption=", ".join(map(str, row[1:-1]))) for row in rows]
+        logger.experiment.log({key: library.Table(columns=columns, data=data), f"{key}_pictures": single, "images_seen": images_seen})

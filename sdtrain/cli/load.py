@@ -68,10 +68,7 @@ def load(checkpoint: str, *, ema: bool, device: str, allow: list[str], autoencod
 
 
 def pick_device(accelerator: str) -> str:
-    """auto, cpu, gpu or mps to torch's word. UserError where the machine has none."""
-    available = {"cpu": True, "gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if accelerator == "auto":
-        accelerator = next(name for name in ("gpu", "mps", "cpu") if available[name])
-    if not available[accelerator]:
-        raise UserError(f"accelerator={accelerator}: this machine has none. Set accelerator=auto.")
-    return "cuda" if accelerator == "gpu" else accelerator
+    """auto, cpu or gpu to torch's word. UserError where the machine has none."""
+    if accelerator == "gpu" and not torch.cuda.is_available():
+        raise UserError("accelerator=gpu: this machine has none. Set accelerator=auto.")
+    return "cpu" if accelerator == "cpu" or not torch.cuda.is_available() else "cuda"

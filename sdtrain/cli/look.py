@@ -26,7 +26,7 @@ from sdtrain.generate import Request, generate
 from sdtrain.metrics.prompt_accuracy import PromptAccuracy, Verifier
 from sdtrain.metrics.retrieval import nearest_picture_share
 
-Accelerator = Literal["auto", "cpu", "gpu", "mps"]
+Accelerator = Literal["auto", "cpu", "gpu"]
 Metric = Literal["prompt_accuracy", "retrieval"]
 
 

@@ -102,6 +102,9 @@ class Run:
         self.settings: TrainerSettings = build(cfg["trainer"], "trainer")
         if self.settings.threads:
             torch.set_num_threads(self.settings.threads)
+        if self.settings.precision == "16-mixed" and cfg["optimizer"].get("fused"):
+            # Lightning leaves unscaling to fused optimizers, after the clipping: gradients would be clipped while they are still scaled.
+            raise UserError("trainer.precision=16-mixed needs optimizer.fused=false. Set it, or choose bf16-mixed.")
         self.data = build_data(cfg["data"])
         optimisation = Optimisation(
             optimizer=build(cfg["optimizer"], "optimizer"), lr_schedule=build(cfg["lr_schedule"], "lr_schedule"),

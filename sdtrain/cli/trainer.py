@@ -18,9 +18,9 @@ class TrainerSettings:
     """The trainer section of a configuration. Budgets and intervals count images."""
 
     max_images: int
-    accelerator: Literal["auto", "cpu", "gpu", "mps"]
+    accelerator: Literal["auto", "cpu", "gpu"]  # no MPS: it lacks the float64 that times are kept in
     devices: int
-    precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"]
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"]
     accumulate: int
     gradient_clip: float
     log_every: int

@@ -12,6 +12,9 @@ from sdtrain.errors import DataError, UserError
 from sdtrain.types import Batch, PictureData, Pictures, Row
 
 
+VALIDATION = 1 << 62  # ordinals from here on belong to validation pictures: no run of training gets that far
+
+
 class Numbered(Dataset):
     """Hands each row on with its ordinal: (index, ordinal) -> (Row, ordinal)."""
 
@@ -84,11 +87,11 @@ class DataModule(L.LightningDataModule):
         )
 
     def validation_batches(self, count: int, size: int = 64):
-        """The first `count` validation pictures in batches of up to `size`; the ordinals of their draws are their indices."""
+        """The first `count` validation pictures in batches of up to `size`, with draws keyed by picture."""
         count = min(count, len(self.validation))
         for start in range(0, count, size):
-            ordinals = list(range(start, min(start + size, count)))
-            yield self.collate([self.validation[(i, i)] for i in ordinals], ordinals, ordinals[-1] + 1)
+            places = range(start, min(start + size, count))
+            yield self.collate([self.validation[(i, i)] for i in places], [VALIDATION + i for i in places], start + len(places))
 
     def state_dict(self) -> dict[str, int]:
         return {"images_seen": self.images_seen}

@@ -43,6 +43,8 @@ class EMA:
     def load_state_dict(self, state: dict) -> None:
         if missing := self.weights.keys() ^ state["weights"].keys():
             raise ValueError(f"the stored average and the model differ in {len(missing)} parameters, the first is {sorted(missing)[0]}")
+        if different := [name for name, value in state["weights"].items() if value.shape != self.weights[name].shape]:
+            raise ValueError(f"the stored average of {different[0]} has another shape than the model's")
         self.steps = state["steps"]
         for name, value in state["weights"].items():
             self.weights[name].copy_(value)

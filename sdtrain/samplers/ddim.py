@@ -4,7 +4,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from sdtrain.samplers.walk import Noise, Show
+from sdtrain.samplers.walk import Noise, Show, coefficients
 from sdtrain.schedules import Schedule
 
 
@@ -19,7 +19,7 @@ def ddim(denoise, x: Tensor, grid: Tensor, schedule: Schedule, noise: Noise, sho
         x0 = denoise(x, t)
         if show:
             show(step, x, x0)
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.alpha_sigma(t, x.dtype), schedule.alpha_sigma(s, x.dtype)
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = coefficients(schedule, t, x), coefficients(schedule, s, x)
         eps = (x - alpha_t * x0) / sigma_t
         std = eta * sigma_s / sigma_t * (1 - (alpha_t / alpha_s) ** 2).clamp(min=0).sqrt()
         x = alpha_s * x0 + (sigma_s**2 - std**2).clamp(min=0).sqrt() * eps

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from sdtrain.samplers.walk import Noise, Show
+from sdtrain.samplers.walk import Noise, Show, coefficients
 from sdtrain.schedules import Schedule
 
 
@@ -18,7 +18,7 @@ def ddpm(denoise, x: Tensor, grid: Tensor, schedule: Schedule, noise: Noise, sho
         x0 = denoise(x, t)
         if show:
             show(step, x, x0)
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.alpha_sigma(t, x.dtype), schedule.alpha_sigma(s, x.dtype)
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = coefficients(schedule, t, x), coefficients(schedule, s, x)
         a = alpha_t / alpha_s
         v = (sigma_t**2 - a**2 * sigma_s**2).clamp(min=0)
         x = (a * sigma_s**2 * x + alpha_s * v * x0) / sigma_t**2 + v.sqrt() * sigma_s / sigma_t * noise(step)

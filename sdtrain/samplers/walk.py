@@ -9,12 +9,19 @@ tensor like x, keyed by each picture's seed; show(step, x, x0) is called at ever
 from collections.abc import Callable
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from sdtrain.schedules import Schedule
 
 Noise = Callable[[int], Tensor]
 Show = Callable[[int, Tensor, Tensor], None]
+
+
+def coefficients(schedule: Schedule, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(alpha, sigma) at time t, with x's dtype and on its device. The grid itself stays on the CPU: indexing a table by it would wait for a GPU."""
+    alpha, sigma = schedule.alpha_sigma(t, torch.promote_types(x.dtype, torch.float32))
+    return alpha.to(x.device), sigma.to(x.device)
 
 
 class Sampler(Protocol):

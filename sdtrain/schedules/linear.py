@@ -2,9 +2,10 @@
 
 import torch
 
-from sdtrain.schedules.schedule import TableSchedule
+from sdtrain.schedules.schedule import TableSchedule, timesteps
 
 
 def linear(*, beta_start: float = 1e-4, beta_end: float = 0.02, num_timesteps: int = 1000) -> TableSchedule:
     """beta_i rises linearly from beta_start to beta_end (Ho et al. 2020, section 4)."""
-    return TableSchedule("linear", torch.linspace(beta_start, beta_end, num_timesteps, dtype=torch.float64))
+    betas = torch.linspace(beta_start, beta_end, timesteps(num_timesteps), dtype=torch.float64)
+    return TableSchedule("linear", betas, "schedule.beta_start or schedule.beta_end")

@@ -3,11 +3,12 @@
 import torch
 
 from sdtrain.errors import UserError
-from sdtrain.schedules.schedule import TableSchedule
+from sdtrain.schedules.schedule import TableSchedule, timesteps
 
 
 def scaled_linear(*, beta_start: float = 0.00085, beta_end: float = 0.012, num_timesteps: int = 1000) -> TableSchedule:
     """sqrt(beta_i) rises linearly from sqrt(beta_start) to sqrt(beta_end) (Rombach et al. 2022, appendix)."""
     if beta_start < 0 or beta_end < 0:
         raise UserError(f"schedule.beta_start={beta_start:g} and schedule.beta_end={beta_end:g} must lie between 0 and 1: their square roots are taken.")
-    return TableSchedule("scaled_linear", torch.linspace(beta_start**0.5, beta_end**0.5, num_timesteps, dtype=torch.float64) ** 2)
+    roots = torch.linspace(beta_start**0.5, beta_end**0.5, timesteps(num_timesteps), dtype=torch.float64)
+    return TableSchedule("scaled_linear", roots**2, "schedule.beta_start or schedule.beta_end")

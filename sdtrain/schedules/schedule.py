@@ -27,6 +27,13 @@ class Schedule(Protocol):
     def training_time(self, u: Tensor) -> Tensor: ...
 
 
+def timesteps(number: int) -> int:
+    """`number`, if a table can have that many points. UserError where it has less than 2."""
+    if number < 2:
+        raise UserError(f"schedule.num_timesteps={number} must be at least 2.")
+    return number
+
+
 class TableSchedule:
     """The variance preserving schedule of T betas (Ho et al. 2020, eq. 4): alpha_bar_i = prod_{j<=i} (1 - beta_j).
 
@@ -35,15 +42,16 @@ class TableSchedule:
     Args:
         name: said in error messages.
         betas: [T], T >= 2, each in (0, 1). Anything else raises UserError.
+        keys: the keys that the betas come from, said in that error.
     """
 
-    def __init__(self, name: str, betas: Tensor) -> None:
+    def __init__(self, name: str, betas: Tensor, keys: str = "the betas") -> None:
         betas = torch.as_tensor(betas, dtype=torch.float64)
         if betas.ndim != 1 or len(betas) < 2:
-            raise UserError(f"schedule={name} needs at least 2 timesteps in one list, it has {tuple(betas.shape)}. Change schedule.num_timesteps.")
+            raise UserError(f"schedule={name} needs at least 2 timesteps in one list, it has {tuple(betas.shape)}.")
         if not bool(((betas > 0) & (betas < 1)).all()):
             bad = betas[~((betas > 0) & (betas < 1))][0].item()
-            raise UserError(f"schedule={name} has a beta of {bad:g}; every beta lies between 0 and 1, both excluded. Change the bounds under schedule.")
+            raise UserError(f"schedule={name} has a beta of {bad:g}; every beta lies between 0 and 1, both excluded. Change {keys}.")
         self.name, self.num_timesteps = name, len(betas)
         # ln(alpha_bar) by log1p, and ln(1 - alpha_bar) by expm1: nothing cancels where beta or alpha_bar is tiny.
         log_alpha_bar = torch.log1p(-betas).cumsum(0)

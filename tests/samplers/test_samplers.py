@@ -1,0 +1,258 @@
+"""Samplers against closed forms: the exact denoiser of a Gaussian mixture, Bayes, an integrator of our own, and diffusers."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from diffusers import DDIMScheduler, DDPMScheduler
+from hydra.utils import instantiate
+
+from sdtrain.diffusion import Denoiser, Epsilon
+from sdtrain.paths import config_dir
+from sdtrain.samplers import ddim, ddpm, leading, trailing
+from sdtrain.schedules import linear, scaled_linear
+
+
+def configs(group):
+    return {path.stem: yaml.safe_load(path.read_text()) for path in sorted((config_dir() / group).glob("*.yaml")) if path.stem != "none"}
+
+
+SAMPLERS, GRIDS = configs("sampler"), configs("grid")
+ALPHA_BAR = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))  # of linear(), made here
+RADIUS, WIDTH = 1.2, 0.2
+WEIGHTS = torch.tensor([0.3, 0.1, 0.2, 0.1, 0.05, 0.25], dtype=torch.float64)
+CENTRES = RADIUS * torch.stack([(torch.arange(6).double() * math.pi / 3).cos(), (torch.arange(6).double() * math.pi / 3).sin()], 1)
+
+
+@pytest.fixture(params=SAMPLERS)
+def sampler(request):
+    return instantiate(SAMPLERS[request.param])
+
+
+@pytest.fixture(params=GRIDS)
+def grid(request):
+    return instantiate(GRIDS[request.param])
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+def epsilon(x, alpha, sigma):
+    """eps* of the ring: sigma sum_k r_k (x - alpha mu_k) / v, v = alpha^2 width^2 + sigma^2. x [B, 2]."""
+    v = alpha**2 * WIDTH**2 + sigma**2
+    offset = x[:, None] - alpha * CENTRES
+    r = (WEIGHTS.log() - offset.square().sum(2) / (2 * v)).softmax(1)
+    return sigma * (r[..., None] * offset).sum(1) / v
+
+
+def ring(schedule):
+    """The exact denoiser of the ring, x [B, 2, 1, 1]. It asks the schedule for its level alone, in float64."""
+    def denoise(x, t):
+        alpha, sigma = (c.item() for c in schedule.alpha_sigma(t, torch.float64))
+        return (x - sigma * epsilon(x.flatten(1).double(), alpha, sigma)[..., None, None].to(x.dtype)) / alpha
+    return denoise
+
+
+def even_in_log_snr(steps, schedule, low, high):
+    return schedule.time_of(torch.linspace(low, high, steps, dtype=torch.float64))
+
+
+def test_the_ring_comes_out(sampler, generator):
+    """From standard normal noise, over 250 steps: mean, covariance, share of each mode and width of the modes.
+
+    A step is 0.077 of log_snr, and the variance inside a mode is what suffers most: an error of first order is of that size. All
+    else is smaller than chance, of which 4 standard errors are allowed.
+    """
+    schedule, count, steps = linear(), 8000, 250
+    low, high = schedule.log_snr(torch.tensor([1.0, 0.0], dtype=torch.float64)).tolist()
+    grid = even_in_log_snr(steps, schedule, low, high)
+    noise = lambda step: torch.randn(count, 2, 1, 1, generator=generator, dtype=torch.float64)  # noqa: E731
+    samples = sampler(ring(schedule), noise(0), grid, schedule, noise).flatten(1)
+    # The walk ends in E[x0 | x] at alpha_bar_0 = 1 - 1e-4: the width of a mode is that of the posterior's mean.
+    signal = ALPHA_BAR[0] * WIDTH**2
+    inner = WIDTH**2 * signal / (signal + 1 - ALPHA_BAR[0])
+    mean = (WEIGHTS[:, None] * CENTRES).sum(0)
+    covariance = (WEIGHTS[:, None, None] * CENTRES[:, :, None] * CENTRES[:, None]).sum(0) - mean.outer(mean) + inner * torch.eye(2)
+    deviation = samples - mean
+    products = deviation[:, :, None] * deviation[:, None]
+    assert ((deviation.mean(0)).abs() < 4 * covariance.diag().sqrt() / math.sqrt(count)).all()
+    assert ((products.mean(0) - covariance).abs() < 4 * products.std(0) / math.sqrt(count)).all()
+    distance, which = (samples[:, None] - CENTRES).square().sum(2).min(1)
+    share = which.bincount(minlength=6) / count
+    assert ((share - WEIGHTS).abs() < 4 * (WEIGHTS * (1 - WEIGHTS) / count).sqrt()).all()
+    assert abs(distance.mean().item() / 2 / inner - 1) < 4 / math.sqrt(count) + (high - low) / (steps - 1)  # 2 count squares: relative s.e. 1 / sqrt(count)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_shape_of_the_walk(sampler, grid, steps, generator):
+    """Each step is shown once, in order, beginning with the noise itself; the last x0 is the answer; float32 stays float32."""
+    schedule, shown = scaled_linear(), []
+    x = torch.randn(3, 2, 1, 1, generator=generator)
+    answer = sampler(ring(schedule), x.clone(), grid(steps, schedule), schedule, lambda step: torch.full_like(x, step + 0.5), lambda *seen: shown.append(seen))
+    assert [step for step, _, _ in shown] == list(range(steps))
+    assert torch.equal(shown[0][1], x)
+    assert torch.equal(shown[-1][2], answer)
+    assert answer.dtype == torch.float32
+    assert answer.isfinite().all()
+    assert torch.equal(answer, sampler(ring(schedule), x, grid(steps, schedule), schedule, lambda step: torch.full_like(x, step + 0.5)))
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_walk_lives_where_x_lives(sampler, grid, steps):
+    """x on another device than the grid. torch's meta device checks shapes and devices, so no GPU is needed; and it has no numbers to
+    read back, so a walk that waits for its device at every step fails too."""
+    x = torch.empty(2, 3, 4, 4, device="meta")
+    answer = sampler(lambda x, t: x, x, grid(steps, linear()), linear(), lambda step: torch.empty_like(x))
+    assert answer.device.type == "meta"
+    assert answer.shape == x.shape
+
+
+def test_convergence_order_of_ddim(generator):
+    """Without the last step into data, on a grid even in log_snr, the error halves with the step.
+
+    The truth is a Runge-Kutta walk of fourth order along dy/drho = eps*, y = x / alpha, rho = sigma / alpha, in ln rho.
+    """
+    schedule, low, high = linear(), -6.0, 6.0
+    start = torch.randn(32, 2, generator=generator, dtype=torch.float64)
+
+    def slope(y, log_rho):
+        rho = math.exp(log_rho)
+        alpha = 1 / math.sqrt(1 + rho**2)
+        return rho * epsilon(alpha * y, alpha, rho * alpha)
+    y, log_rho, h = start * math.sqrt(1 + math.exp(-low)), -low / 2, (low - high) / 2 / 1500
+    for _ in range(1500):
+        k1 = slope(y, log_rho)
+        k2 = slope(y + h / 2 * k1, log_rho + h / 2)
+        k3 = slope(y + h / 2 * k2, log_rho + h / 2)
+        k4 = slope(y + h * k3, log_rho + h)
+        y, log_rho = y + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4), log_rho + h
+    truth = y / math.sqrt(1 + math.exp(-high))
+
+    errors = []
+    for steps in (160, 320, 640):
+        seen = []
+        grid = even_in_log_snr(steps + 1, schedule, low, high)
+        ddim(ring(schedule), start[..., None, None], grid, schedule, None, lambda step, x, x0, seen=seen: seen.append(x))
+        errors.append((seen[-1].flatten(1) - truth).square().mean().sqrt().item())
+    orders = [math.log2(coarse / fine) for coarse, fine in zip(errors, errors[1:], strict=False)]
+    assert all(0.95 < order < 1.05 for order in orders), orders
+
+
+@pytest.mark.parametrize("steps", [5, 50])
+def test_ddim_with_eta_1_is_ddpm(grid, steps, generator):
+    schedule = linear()
+    x, *noise = torch.randn(steps + 1, 64, 2, 1, 1, generator=generator, dtype=torch.float64)
+    walks = [walk(ring(schedule), x, grid(steps, schedule), schedule, noise.__getitem__, **more) for walk, more in ((ddim, {"eta": 1.0}), (ddpm, {}))]
+    torch.testing.assert_close(*walks, rtol=0, atol=1e-12)  # float64; 1 - (alpha_t / alpha_s)^2 loses 1e-14 in a step
+
+
+@pytest.mark.parametrize(("place", "after"), [(999, 998), (999, 500), (300, 299), (120, 7), (1, 0)])
+def test_posterior_is_the_product_of_bayes(place, after, generator):
+    """q(x_s | x_t, x0) ~ N(x_s; alpha_s x0, sigma_s^2) N(x_t; a x_s, v): precisions add, means add weighted by precision."""
+    x_t, x0 = torch.randn(2, 50, 3, 1, 1, generator=generator, dtype=torch.float64)
+    grid = torch.tensor([place, after], dtype=torch.float64) / 999
+    betas = np.linspace(1e-4, 0.02, 1000)
+    alpha_s, variance_s = math.sqrt(ALPHA_BAR[after]), 1 - ALPHA_BAR[after]
+    a = math.sqrt(np.prod(1 - betas[after + 1 : place + 1]))
+    v = -math.expm1(np.log1p(-betas[after + 1 : place + 1]).sum())
+    precision = 1 / variance_s + a**2 / v
+    mean = (alpha_s * x0 / variance_s + a * x_t / v) / precision
+    for walk, more in ((ddpm, {}), (ddim, {"eta": 1.0})):
+        for z in (0.0, 1.0):
+            # The first answer is x0; the second is x itself, so that the walk ends in x_s.
+            x_s = walk(lambda x, t: x0 if t == grid[0] else x, x_t, grid, linear(), lambda step, z=z: torch.full_like(x0, z), **more)
+            # Rounding of numbers up to 5, and sigma_t^2 - a^2 sigma_s^2 cancels down to v, which is 1e-4 in the first step.
+            torch.testing.assert_close(x_s, mean + z / math.sqrt(precision), rtol=0, atol=2e-14 + 1e-15 / v)
+
+
+def test_eta_scales_the_noise_and_nothing_else(generator):
+    """std(eta) = eta std(1), and what is not noise is sigma_s^2 - std^2 of eps (Song et al. 2021, eq. 12 and 16)."""
+    x_t, x0 = torch.randn(2, 50, 3, 1, 1, generator=generator, dtype=torch.float64)
+    place, after, eta = 700, 600, 0.3
+    std = eta * math.sqrt((1 - ALPHA_BAR[after]) / (1 - ALPHA_BAR[place]) * (1 - ALPHA_BAR[place] / ALPHA_BAR[after]))
+    eps = (x_t - math.sqrt(ALPHA_BAR[place]) * x0) / math.sqrt(1 - ALPHA_BAR[place])
+    grid = torch.tensor([place, after], dtype=torch.float64) / 999
+    x_s = ddim(lambda x, t: x0 if t == grid[0] else x, x_t, grid, linear(), lambda step: torch.full_like(x0, 2.0), eta=eta)
+    expected = math.sqrt(ALPHA_BAR[after]) * x0 + math.sqrt(1 - ALPHA_BAR[after] - std**2) * eps + 2 * std
+    torch.testing.assert_close(x_s, expected, rtol=0, atol=1e-12)
+
+
+def test_eta_0_draws_nothing_and_other_eta_are_refused():
+    def noise(step):
+        raise AssertionError("a deterministic walk asked for noise")
+    schedule, x = linear(), torch.ones(1, 2, 1, 1)
+    ddim(ring(schedule), x, trailing(3, schedule), schedule, noise)
+    for eta in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match="sampler.eta"):
+            ddim(ring(schedule), x, trailing(3, schedule), schedule, noise, eta=eta)
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "leading"])
+@pytest.mark.parametrize("eta", [0.0, 0.6, None])
+def test_parity_with_diffusers(eta, spacing, generator):
+    """Ten steps on the betas of Stable Diffusion in float32, with one network and the same noise. eta None: ddpm.
+
+    Their last step goes to alpha_bar = 1, which is the x0 that ours ends in.
+    """
+    schedule, x = scaled_linear(), torch.randn(16, 3, 4, 4, generator=generator)
+    noise = torch.randn(10, *x.shape, generator=generator)
+    network = lambda x, timestep: (x.roll(1, 1) + timestep.reshape(-1, 1, 1, 1) / 1000).sin() * 0.4 + 0.6 * x  # noqa: E731
+    betas = {"num_train_timesteps": 1000, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    options = betas | {"clip_sample": False, "timestep_spacing": spacing}
+    theirs = DDPMScheduler(**options) if eta is None else DDIMScheduler(**options, set_alpha_to_one=True)
+    theirs.set_timesteps(10)
+    grid = {"trailing": trailing, "leading": leading}[spacing](10, schedule)
+    assert (grid * 999).round().long().tolist() == theirs.timesteps.tolist()
+
+    state, states, same = x, [], torch.Generator().manual_seed(1)
+    for step, timestep in enumerate(theirs.timesteps):
+        states.append(state)
+        output = network(state, timestep.float().expand(len(x)))
+        if eta is None:
+            state = theirs.step(output, timestep, state, generator=same).prev_sample
+        else:
+            state = theirs.step(output, timestep, state, eta=eta, variance_noise=noise[step] if eta else None).prev_sample
+    if eta is None:  # it draws its noise itself, one tensor a step, none at timestep 0
+        same = torch.Generator().manual_seed(1)
+        noise = [torch.randn(x.shape, generator=same) for _ in range(10)]
+
+    seen, denoiser = [], Denoiser(network, schedule, Epsilon())
+    ours = (ddpm if eta is None else ddim)(
+        denoiser, x, grid, schedule, noise.__getitem__, lambda step, x, x0: seen.append(x), **({} if eta is None else {"eta": eta}),
+    )
+    # Their table is float32: alpha_bar is off by 1e-6, and x0 divides by alpha_bar^(1/2) = 0.07 at the start.
+    for mine, other in zip([*seen, ours], [*states, state], strict=True):
+        torch.testing.assert_close(mine, other, rtol=0, atol=2e-5)
+
+
+def test_grids_fall_over_points_of_the_table(grid):
+    schedule = scaled_linear()
+    for steps in range(1, schedule.num_timesteps + 1):
+        times = grid(steps, schedule)
+        assert times.dtype == torch.float64
+        assert times.shape == (steps,)
+        assert (times.diff() < 0).all()
+        assert times.min() >= 0
+        assert times.max() <= 1
+        assert ((times * 999) - (times * 999).round()).abs().max() < 1e-9
+    assert (grid(1000, schedule) * 999).round().long().tolist() == list(range(999, -1, -1))
+
+
+def test_ends_of_the_grids():
+    schedule = scaled_linear()
+    for steps in (1, 2, 3, 7, 30, 999, 1000):
+        assert trailing(steps, schedule)[0] == 1
+        assert leading(steps, schedule)[-1] == 0
+    assert (trailing(4, schedule) * 999).round().tolist() == [999, 749, 499, 249]
+    assert (leading(4, schedule) * 999).round().tolist() == [750, 500, 250, 0]
+    assert trailing(3, linear(num_timesteps=10)).tolist() == [1, 6 / 9, 2 / 9]
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1001])
+def test_bad_steps_are_refused(grid, steps):
+    with pytest.raises(ValueError, match=f"steps={steps}.*1000"):
+        grid(steps, linear())
