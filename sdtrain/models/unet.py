@@ -15,12 +15,13 @@ class UNet(nn.Module):
         attention: for each resolution, whether it has self- and cross-attention.
         head_dim: channels of an attention head.
         norm_groups: groups of the group norms; divides every entry of block_channels.
-        mid_block: whether residual blocks with attention stand between the way down and the way up.
+        pooled_context: adds an attention-pooled context to the time embedding, beside the cross-attention (Saharia et al. 2022, section
+            D.1). What concerns the whole picture, such as a background's colour, is learned several times sooner by it.
     """
 
     def __init__(
         self, *, latent_channels: int, context_dim: int, block_channels: list[int], layers_per_block: int, attention: list[bool],
-        head_dim: int, norm_groups: int = 32, mid_block: bool = True,
+        head_dim: int, norm_groups: int, pooled_context: bool,
     ) -> None:
         super().__init__()
         if len(attention) != len(block_channels):
@@ -33,7 +34,8 @@ class UNet(nn.Module):
         self.net = UNet2DConditionModel(
             in_channels=latent_channels, out_channels=latent_channels, cross_attention_dim=context_dim,
             block_out_channels=tuple(block_channels), layers_per_block=layers_per_block, down_block_types=tuple(down), up_block_types=tuple(up),
-            mid_block_type="UNetMidBlock2DCrossAttn" if mid_block else None, norm_num_groups=norm_groups,
+            norm_num_groups=norm_groups, resnet_time_scale_shift="scale_shift",
+            addition_embed_type="text" if pooled_context else None, addition_embed_type_num_heads=max(1, context_dim // head_dim),
             # diffusers reads `attention_head_dim` as the number of heads, one entry per resolution (its own comment says so).
             attention_head_dim=tuple(c // head_dim for c in block_channels),
         )

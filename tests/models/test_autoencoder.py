@@ -1,0 +1,84 @@
+"""The autoencoder that travels with sdtrain, and what is refused of others."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from sdtrain.autoencoder_module import psnr
+from sdtrain.data.shapes import COLOURS, RADII, SHAPES, Shapes, coverage
+from sdtrain.errors import UserError
+from sdtrain.metrics.prompt_accuracy import PromptAccuracy, Verifier
+from sdtrain.models.autoencoder import WEIGHTS, Autoencoder, Pixels, check_latent_scale
+from sdtrain.paths import find_folder
+
+SHIPPED = {"path": "data/shapes_autoencoder", "latent_channels": 4, "downsampling": 4}
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    split = Shapes().split("held_out")  # triples that no recipe has seen
+    return torch.stack([split[(i, i)].image for i in range(256)]), [split.attributes(i) for i in range(256)]
+
+
+def test_held_out_pictures_come_back(held_out):
+    images, attributes = held_out
+    autoencoder = Autoencoder(**SHIPPED)
+    decoded = autoencoder.decode(autoencoder.encode(images))
+    # PSNR by its definition, in float64, beside our function.
+    error = (decoded.double() - images.double()).square().mean((1, 2, 3))
+    assert (20 * torch.log10(2 / error.sqrt())).mean() >= 38
+    torch.testing.assert_close(psnr(decoded, images).double(), 20 * torch.log10(2 / error.sqrt()), atol=1e-3, rtol=0)
+    metric = PromptAccuracy(verifier=Verifier(shapes=SHAPES, palette=COLOURS, radii=RADII, coverage=coverage))
+    metric.update(decoded, attributes)
+    assert metric.compute()["all_four"] >= 0.95
+    assert find_folder(SHIPPED["path"], "").joinpath(WEIGHTS).stat().st_size < 2e6
+
+
+def test_latents_have_unit_variance_and_a_wrong_scale_is_refused_with_the_right_one(held_out):
+    images, _ = held_out
+    right = Autoencoder(**SHIPPED)
+    assert check_latent_scale(right, images) == pytest.approx(1, abs=0.1)
+    with pytest.raises(UserError, match=r"model\.autoencoder\.latent_scale is 2; 0\.[89]\d* would"):
+        check_latent_scale(Autoencoder(**SHIPPED, latent_scale=2.0), images)
+    # Scaling is undone by the decoder.
+    other = Autoencoder(**SHIPPED, latent_scale=2.0)
+    torch.testing.assert_close(other.decode(other.encode(images[:4])), right.decode(right.encode(images[:4])), atol=1e-5, rtol=0)
+
+
+def test_posterior_draws_have_the_posteriors_spread(held_out):
+    images, _ = held_out
+    autoencoder = Autoencoder(**SHIPPED)
+    noise = torch.randn(256, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    moved = autoencoder.encode(images, noise) - autoencoder.encode(images)
+    std = autoencoder.net.encode(images).latent_dist.std * autoencoder.latent_scale
+    torch.testing.assert_close(moved, std * noise, atol=1e-5, rtol=0)
+    assert std.mean() > 0
+
+
+def test_what_does_not_fit_is_refused(tmp_path):
+    folder = shutil.copytree(find_folder(SHIPPED["path"], ""), tmp_path / "other")
+    with pytest.raises(UserError, match="latent_channels=8, but the autoencoder .* has 4"):
+        Autoencoder(path=str(folder), latent_channels=8, downsampling=4)
+    with pytest.raises(UserError, match="other weights .* than the run was trained with"):
+        Autoencoder(**SHIPPED, sha256="0" * 64)
+    with pytest.raises(UserError, match=r"data\.image_size=30 must be a multiple of 4"):
+        Autoencoder(**SHIPPED).latent_shape(30)
+    (folder / "config.json").unlink()
+    with pytest.raises(UserError, match=r"model\.autoencoder\.path=.* holds no autoencoder"):
+        Autoencoder(path=str(folder), latent_channels=4, downsampling=4)
+    with pytest.raises(UserError, match=r"model\.autoencoder\.path=nowhere: there is no such folder"):
+        Autoencoder(path="nowhere", latent_channels=4, downsampling=4)
+
+
+def test_the_stored_figures_are_those_of_the_weights():
+    folder = find_folder(SHIPPED["path"], "")
+    measured, config = json.loads((folder / "measured.json").read_text()), json.loads((folder / "config.json").read_text())
+    assert config["scaling_factor"] == measured["latent_scale"] and measured["psnr"] >= 30
+
+
+def test_pixel_space_changes_nothing(held_out):
+    images, _ = held_out
+    pixels = Pixels()
+    assert torch.equal(pixels.decode(pixels.encode(images)), images) and pixels.latent_shape(32) == (3, 32, 32)
