@@ -6,9 +6,9 @@ from sdtrain.diffusion.guidance import classifier_free
 from sdtrain.diffusion.objective import Network, Objective
 from sdtrain.diffusion.prediction import Epsilon, Prediction
 from sdtrain.diffusion.times import Uniform
-from sdtrain.diffusion.weighting import Simple, Weighting
+from sdtrain.diffusion.weighting import Debiased, Simple, Weighting
 
 __all__ = [
-    "Denoise", "Denoiser", "Epsilon", "Network", "Objective", "Prediction", "Simple", "Uniform", "Weighting", "add_noise",
+    "Debiased", "Denoise", "Denoiser", "Epsilon", "Network", "Objective", "Prediction", "Simple", "Uniform", "Weighting", "add_noise",
     "classifier_free",
 ]

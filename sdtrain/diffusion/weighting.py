@@ -2,6 +2,7 @@
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -16,3 +17,14 @@ class Simple:
 
     def __call__(self, log_snr: Tensor, jacobian: Tensor) -> Tensor:
         return 1 / jacobian
+
+
+class Debiased:
+    """w = 1 / sqrt(SNR) on squared error of epsilon (Yu et al. 2023, "Debias the Training of Diffusion Models", eq. 12).
+
+    An error of epsilon is an error of x0 that is 1 / sqrt(SNR) times as large. With weight one, a network that must say "almost all of x
+    is noise" to within a percent at the highest noise levels learns that last; there the prompt decides what the picture will be.
+    """
+
+    def __call__(self, log_snr: Tensor, jacobian: Tensor) -> Tensor:
+        return torch.exp(-log_snr / 2)
