@@ -128,7 +128,7 @@ class Run:
             check_fit(self.module, self.data)
             calibration = [self.datamodule.train[(i, i)].image for i in range(min(64, len(self.datamodule.train)))]
             check_latent_scale(self.module.autoencoder, torch.stack(calibration))
-            self.optimizer_check()
+        self.optimizer_check()
 
     def optimizer_check(self) -> None:
         """Builds the optimizer once, so that a bad lr is said now."""

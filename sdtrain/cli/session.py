@@ -49,7 +49,9 @@ def train(cfg: dict, overrides: list[str], run_dir: Path) -> None:
         code = error.exit_code if isinstance(error, UserError) else 2
         if run is not None:
             run.status("diverged" if code == 4 else "failed", code)
-        fail(code, " ".join(str(error).split()), run_dir)
+        # A loader's worker hands its error on with its traceback before it.
+        text = str(error).rpartition(f"{type(error).__name__}: ")[2] if "DataLoader worker" in str(error) else str(error)
+        fail(code, " ".join(text.split()), run_dir)
     except Exception as error:
         if run is not None:
             run.status("failed", 1)
