@@ -18,7 +18,7 @@ from sdtrain.randomness import KeyedRandom
 from sdtrain.types import Row
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
-# Name -> RGB in [0, 255]. Any two are at least 100 apart (Euclidean).
+# Name -> RGB in [0, 255]. Any two are at least 89 apart (Euclidean): orange and yellow.
 COLOURS = {
     "red": (215, 30, 45), "green": (30, 150, 70), "blue": (35, 85, 215), "yellow": (250, 215, 50),
     "purple": (135, 50, 165), "orange": (250, 130, 25), "white": (250, 250, 250), "black": (20, 20, 25),

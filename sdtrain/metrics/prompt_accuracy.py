@@ -16,7 +16,7 @@ from torchmetrics import Metric
 
 NOTHING = "none"
 _FAINTEST = 0.2  # Euclidean distance in [-1, 1]^3 under which a foreground is not told from its background
-_POOREST = 0.6  # share of the foreground's energy that the best shape must explain; pure noise gives about 0.3
+_POOREST = 0.6  # share of the foreground's energy that the best shape must explain; pure noise gives under 0.2
 
 
 class Described(Protocol):
