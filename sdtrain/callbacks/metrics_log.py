@@ -9,11 +9,20 @@ import lightning.pytorch as L
 import torch
 
 from sdtrain.callbacks.intervals import due, window_ended
+from sdtrain.checkpoints import write_text
 from sdtrain.errors import UserError
 
 
 class DivergedError(UserError):
     exit_code = 4
+
+
+def written_by(line: str, images_seen: int) -> bool:
+    """Whether a line of metrics.jsonl belongs before images_seen: after a resume later ones are written again, and so is half a line."""
+    try:
+        return json.loads(line)["images_seen"] <= images_seen
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 class MetricsLog(L.Callback):
@@ -30,10 +39,10 @@ class MetricsLog(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.started = self.last = time.monotonic()
-        if trainer.is_global_zero and self.path.exists():  # after a resume: lines beyond the checkpoint are written again
+        if trainer.is_global_zero and self.path.exists():
             seen = trainer.datamodule.images_seen
-            kept = [line for line in self.path.read_text().splitlines() if json.loads(line)["images_seen"] <= seen]
-            self.path.write_text("".join(line + "\n" for line in kept))
+            kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if written_by(line, seen)]
+            write_text(self.path, "".join(line + "\n" for line in kept))
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs, batch, batch_index: int) -> None:
         self._sum, self._count = self._sum + module.loss_sum, self._count + len(batch.caption)

@@ -1,5 +1,6 @@
 """One training run, from a checked configuration to its last grid."""
 
+import contextlib
 import copy
 import json
 import os
@@ -15,10 +16,11 @@ import torch
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from sdtrain.callbacks.checkpoint import Checkpoints, Signals
+from sdtrain.callbacks.checkpoint import Checkpoints, Interrupted, Signals
 from sdtrain.callbacks.metrics_log import MetricsLog
 from sdtrain.callbacks.progress import ProgressBar
 from sdtrain.checkpoints import newest_whole, published, write_text
+from sdtrain.cli.arguments import quoted
 from sdtrain.cli.boundary import typed_keys
 from sdtrain.cli.build import build, build_data, build_diffusion, build_drawing, check_all, check_fit, seed_weights, weights_hash
 from sdtrain.cli.check import check_call, flat
@@ -57,6 +59,7 @@ class Run:
     def __init__(self, cfg: dict, overrides: list[str], run_dir: Path, console: Console) -> None:
         self.cfg, self.overrides, self.run_dir, self.console = cfg, overrides, run_dir, console
         self.typed = typed_keys(overrides)
+        self.owned = not published(run_dir)  # another run's status is not ours to write, until we go on with it
         self.notes = self.check()
         self.signals = Signals()
         self.signals.install()
@@ -87,15 +90,26 @@ class Run:
                 f"first_stage cannot be trained under torchrun. Train it by itself with `sdtrain experiment={stage['experiment']}`, then set "
                 f"model.autoencoder.path=RUN/autoencoder."
             )
-        passed_on = [o for o in self.overrides if o.lstrip("+").startswith(("data.", "trainer.accelerator=", "trainer.threads=", "logger=", "seed="))]
+        same_data = {key: value for key, value in self.cfg["data"].items() if key not in ("_target_", "batch_size")}
+        words = [f"++data.{key}={quoted(value) if isinstance(value, str) else json.dumps(value)}" for key, value in same_data.items()]
+        words += [o for o in self.overrides if o.startswith(("trainer.accelerator=", "trainer.threads=", "logger=", "logger."))]
         command = [
-            sys.executable, "-m", "sdtrain.cli.train", f"experiment={stage['experiment']}", *(o for o in passed_on if not o.startswith("data.batch_size")),
+            sys.executable, "-m", "sdtrain.cli.train", f"experiment={stage['experiment']}", *words, f"seed={self.cfg['seed']}",
             f"trainer.max_images={stage['max_images']}", "resume=auto", f"hydra.run.dir={self.run_dir / 'first_stage'}",
         ]
         self.console.print(f"First stage: sdtrain experiment={stage['experiment']}", highlight=False)
-        code = subprocess.run(command).returncode
-        if code:
-            raise SystemExit(code)
+        # In a session of its own: a signal reaches it from here, once, and not from the terminal as well.
+        process, forwarded = subprocess.Popen(command, start_new_session=True), False
+        while process.poll() is None:
+            if self.signals.received and not forwarded:
+                process.send_signal(self.signals.received)
+                forwarded = True
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.2)
+        if process.returncode in (130, 143):
+            raise Interrupted(process.returncode)
+        if process.returncode:
+            raise SystemExit(max(1, process.returncode))  # it has said why
 
     def build(self) -> None:
         cfg = self.cfg
@@ -158,6 +172,7 @@ class Run:
         if newest is None:
             if asked == "must":
                 raise UserError(f"resume=must, but there is no whole checkpoint in {self.run_dir}. Set hydra.run.dir to the run, or resume=auto to start anew.")
+            self.owned = True
             self.console.print("resume=auto: there is nothing to resume, the run starts anew.", highlight=False)
             return None
         old, new = (dict(flat(OmegaConf.to_container(OmegaConf.create(text)))) for text in ((newest / "config.yaml").read_text(), config))
@@ -168,6 +183,7 @@ class Run:
         for key in changed:
             self.console.print(f"changed since the checkpoint: {key}: {old.get(key)} -> {new.get(key)}", highlight=False)
         self.console.print(f"Going on from {newest}", highlight=False)
+        self.owned = True
         return newest
 
     def callbacks(self) -> list[L.Callback]:
@@ -208,8 +224,11 @@ class Run:
         for each in self.trainer.loggers:
             each.finalize("success")
 
+    @property
+    def images_seen(self) -> int:
+        return self.datamodule.images_seen if hasattr(self, "datamodule") else 0
+
     def status(self, state: str, exit_code: int | None = None) -> None:
-        if global_rank() == 0 and self.run_dir.is_dir():
-            seen = self.datamodule.images_seen if hasattr(self, "datamodule") else 0
-            record = {"state": state, "images_seen": seen, "exit_code": exit_code, "command": shlex.join(["sdtrain", *sys.argv[1:]])}
+        if global_rank() == 0 and self.owned and self.run_dir.is_dir():
+            record = {"state": state, "images_seen": self.images_seen, "exit_code": exit_code, "command": shlex.join(["sdtrain", *sys.argv[1:]])}
             write_text(self.run_dir / "status.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")

@@ -43,7 +43,7 @@ def train(cfg: dict, overrides: list[str], run_dir: Path) -> None:
         if stop.code:
             run.status("interrupted", stop.code)
             again = f"the same command with resume=auto hydra.run.dir='{run_dir}'"
-            console.print(f"Interrupted at {run.datamodule.images_seen} images, the checkpoint is written. Go on with {again}", highlight=False, soft_wrap=True)
+            console.print(f"Interrupted at {run.images_seen} images, the checkpoint is written. Go on with {again}", highlight=False, soft_wrap=True)
         sys.exit(stop.code)
     except (UserError, OmegaConfBaseException) as error:
         code = error.exit_code if isinstance(error, UserError) else 2

@@ -11,7 +11,6 @@ from sdtrain.data.order import Stream
 from sdtrain.errors import DataError, UserError
 from sdtrain.types import Batch, PictureData, Pictures, Row
 
-
 VALIDATION = 1 << 62  # ordinals from here on belong to validation pictures: no run of training gets that far
 
 
