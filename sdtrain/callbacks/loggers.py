@@ -58,13 +58,17 @@ def wandb(*, project: str, mode: Literal["auto", "online", "offline"], run_dir: 
     return logger
 
 
+def own_data_dir(run_dir: Path | str) -> str:
+    return str(Path(run_dir).resolve() / "wandb")
+
+
 def _start_wandb(project: str, offline: bool, run_dir: Path, name: str) -> WandbLogger:
     if rank_zero_only.rank > 0:
         return WandbLogger(save_dir=run_dir, offline=True)  # never asked for its run: rank 0's is the only one
     import wandb as library
 
     # What waits for an upload lies in the run, not in the user's home: an offline run is one folder.
-    os.environ.setdefault("WANDB_DATA_DIR", str(run_dir.resolve() / "wandb"))
+    os.environ.setdefault("WANDB_DATA_DIR", own_data_dir(run_dir))
     settings = library.Settings(silent=True, console="off", init_timeout=15, x_disable_stats=True)
     run = library.init(project=project, name=name, dir=run_dir, mode="offline" if offline else "online", settings=settings)
     run.define_metric("images_seen")
@@ -76,6 +80,16 @@ def _start_wandb(project: str, offline: bool, run_dir: Path, name: str) -> Wandb
 def _say_offline(logger: WandbLogger, why: str) -> None:
     folder = Path(logger.experiment.dir).parent
     print(f"wandb is offline ({why}). Look at the run with `wandb leet {folder}`, or upload it with `wandb sync {folder}`.", flush=True)
+
+
+@rank_zero_only
+def close(logger: Logger) -> None:
+    """Ends the logger's run: the next one of a sweep starts its own."""
+    logger.finalize("success")
+    if isinstance(logger, WandbLogger):
+        logger.experiment.finish()
+        if os.environ.get("WANDB_DATA_DIR") == own_data_dir(logger.save_dir):
+            del os.environ["WANDB_DATA_DIR"]
 
 
 def csv(*, run_dir: Path) -> Logger:

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from sdtrain.callbacks.checkpoint import Checkpoints, Interrupted, Signals
+from sdtrain.callbacks.loggers import close
 from sdtrain.callbacks.metrics_log import MetricsLog
 from sdtrain.callbacks.progress import ProgressBar
 from sdtrain.checkpoints import newest_whole, published, write_text
@@ -222,7 +223,7 @@ class Run:
         self.status("running")
         self.trainer.fit(self.module, datamodule=self.datamodule, ckpt_path=checkpoint)
         for each in self.trainer.loggers:
-            each.finalize("success")
+            close(each)
 
     @property
     def images_seen(self) -> int:

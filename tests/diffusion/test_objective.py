@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sdtrain.diffusion import Denoiser, Epsilon, Objective, Simple, Uniform, classifier_free
+from sdtrain.diffusion import Debiased, Denoiser, Epsilon, Objective, Simple, Uniform, classifier_free
 from sdtrain.schedules import linear
 
 ALPHA_BAR = torch.from_numpy(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)))
@@ -196,3 +196,10 @@ def test_guidance_is_linear_and_the_same_in_epsilon(scale, generator):
     alpha, sigma = level(torch.tensor([600]))
     eps = x.cos() / 7 + scale * (x.sin() * 3.1 - x.cos() / 7)
     torch.testing.assert_close(answer, (x - sigma * eps) / alpha, rtol=0, atol=1e-11)  # float64 over alpha = 0.16, values up to 200
+
+
+def test_debiased_weights_by_hand():
+    log_snr = torch.tensor([-20.0, -4.0, 0.0, 4.0])
+    assert Debiased()(log_snr, torch.ones(4)).tolist() == pytest.approx([20.0, 7.389056, 1.0, 0.1353353])
+    with pytest.raises(ValueError, match=r"weighting\.max_weight=0"):
+        Debiased(max_weight=0.0)
