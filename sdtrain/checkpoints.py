@@ -12,12 +12,14 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sdtrain.errors import StorageError, UserError
 
 MANIFEST = "manifest.json"
+NEEDED = {"model.safetensors", "trainer.pt", "config.yaml"}
 
 
 def _fsync(path: Path) -> None:
@@ -61,7 +63,7 @@ def write_checkpoint(folder: Path, model: dict[str, Tensor], ema: dict[str, Tens
         else:
             beside.rename(folder)
         _fsync(folder.parent)
-    except OSError as error:
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own words for a full disk
         shutil.rmtree(beside, ignore_errors=True)
         raise StorageError(f"The checkpoint {folder} cannot be written: {error}. Free space or set hydra.run.dir to another place.") from error
 
@@ -70,6 +72,8 @@ def damage(folder: Path) -> str | None:
     """Why `folder` is no whole checkpoint, or None if it is one."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
+        if missing := NEEDED - set(manifest):
+            return f"{MANIFEST} does not list {sorted(missing)[0]}"
         for name, wanted in manifest.items():
             if not (folder / name).is_file():
                 return f"{name} is missing"
@@ -101,6 +105,7 @@ def newest_whole(run: Path) -> tuple[Path | None, list[str]]:
 
 def find_checkpoint(path: Path) -> Path:
     """The whole checkpoint that `path`, a run or a checkpoint, names. Raises UserError naming the key checkpoint."""
+    path = path.expanduser().resolve()
     if (path / MANIFEST).is_file() or path.parent.name == "checkpoints":
         if reason := damage(path):
             raise UserError(f"checkpoint={path} is not whole: {reason}. Give another checkpoint, or the run's folder for its newest whole one.")

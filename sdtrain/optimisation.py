@@ -8,11 +8,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 
+def not_negative(warmup_images: int) -> int:
+    if warmup_images < 0:
+        raise ValueError(f"lr_schedule.warmup_images={warmup_images} must be at least 0.")
+    return warmup_images
+
+
 class Cosine:
     """Learning rate factor: rises linearly over warmup_images, then falls along half a cosine to final_factor at the end of the run."""
 
     def __init__(self, *, warmup_images: int, final_factor: float = 0.0) -> None:
-        self.warmup_images, self.final_factor = warmup_images, final_factor
+        self.warmup_images, self.final_factor = not_negative(warmup_images), final_factor
 
     def __call__(self, images_seen: int, max_images: int) -> float:
         if images_seen < self.warmup_images:
@@ -25,7 +31,7 @@ class Constant:
     """Learning rate factor: rises linearly over warmup_images, then stays 1."""
 
     def __init__(self, *, warmup_images: int = 0) -> None:
-        self.warmup_images = warmup_images
+        self.warmup_images = not_negative(warmup_images)
 
     def __call__(self, images_seen: int, max_images: int) -> float:
         return min(1.0, images_seen / self.warmup_images) if self.warmup_images else 1.0

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import lightning.pytorch as L
 import torch
+from lightning.pytorch.loggers import CSVLogger
 
 from sdtrain.callbacks.intervals import due, window_ended
-from sdtrain.checkpoints import write_text
+from sdtrain.checkpoints import published, write_text
 from sdtrain.errors import UserError
 
 
@@ -43,6 +44,9 @@ class MetricsLog(L.Callback):
             seen = trainer.datamodule.images_seen
             kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if written_by(line, seen)]
             write_text(self.path, "".join(line + "\n" for line in kept))
+            for logger in (each for each in trainer.loggers if isinstance(each, CSVLogger)):  # it begins its file anew
+                for line in map(json.loads, kept):
+                    logger.log_metrics({key: value for key, value in line.items() if key != "seconds"}, step=line["images_seen"])
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs, batch, batch_index: int) -> None:
         self._sum, self._count = self._sum + module.loss_sum, self._count + len(batch.caption)
@@ -66,7 +70,7 @@ class MetricsLog(L.Callback):
         if bad or not math.isfinite(loss_sum):
             raise DivergedError(
                 f"The gradient was not finite in {int(bad / trainer.world_size)} of the last optimizer steps, at {seen} images. The weights have not moved "
-                f"on it and the last checkpoint is good. Lower optimizer.lr (now {module.optimisation.settings[0]['lr']:g}) or trainer.gradient_clip, "
+                f"on it{' and the last checkpoint is good' if published(self.path.parent) else ''}. Lower optimizer.lr (now {module.optimisation.settings[0]['lr']:g}) or trainer.gradient_clip, "
                 f"or look at the data."
             )
 
@@ -76,6 +80,7 @@ class MetricsLog(L.Callback):
             return
         seen = trainer.datamodule.images_seen
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"images_seen": seen, "seconds": round(time.monotonic() - self.started, 3), **metrics}) + "\n")
+            finite = {key: value if math.isfinite(value) else None for key, value in metrics.items()}  # JSON has no NaN
+            file.write(json.dumps({"images_seen": seen, "seconds": round(time.monotonic() - self.started, 3), **finite}) + "\n")
         for logger in trainer.loggers:
             logger.log_metrics({**metrics, "images_seen": seen}, step=seen)

@@ -37,6 +37,8 @@ class SampleGrid(L.Callback):
     ) -> None:
         if num_images < 1 or strip_steps < 2:
             raise ValueError(f"callbacks.samples.num_images={num_images} must be at least 1 and strip_steps={strip_steps} at least 2.")
+        if every < 0:
+            raise ValueError(f"callbacks.samples.every={every} must be at least 0; 0 draws none.")
         self.every, self.num_images, self.prompts, self.seed, self.strip_steps = every, num_images, prompts, seed, strip_steps
         self.drawing, self.data, self.folder, self.ema = drawing, data, run_dir / "samples", ema
         self.last_grid: Path | None = None

@@ -18,6 +18,8 @@ class Validation(L.Callback):
     """
 
     def __init__(self, *, every: int, num_images: int, metrics_log: MetricsLog, ema: EMACallback | None) -> None:
+        if every < 0 or num_images < 1:
+            raise ValueError(f"validation.every={every} must be at least 0, and validation.num_images={num_images} at least 1.")
         self.every, self.num_images, self.metrics_log, self.ema = every, num_images, metrics_log, ema
         self.latest: dict[str, float] = {}
 

@@ -4,7 +4,7 @@ import re
 
 FREE_TEXT = {"prompt", "negative_prompt", "prompt_file", "checkpoint", "output", "name", "hydra.run.dir", "hydra.sweep.dir"}
 FREE_TEXT_ENDS = (".path", ".font", ".tokenizer")
-FLAGS = {"-m", "--multirun", "-h", "--help"}
+TAKE_A_VALUE = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--experimental-rerun"}
 QUOTED = re.compile(r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\s*""", re.DOTALL)
 QUOTED_LIST = re.compile(rf"\s*\[({QUOTED.pattern},)*{QUOTED.pattern}\]\s*", re.DOTALL)
 
@@ -12,7 +12,7 @@ QUOTED_LIST = re.compile(rf"\s*\[({QUOTED.pattern},)*{QUOTED.pattern}\]\s*", re.
 def quoted(value: str) -> str:
     """`value` as a Hydra string: nothing in it is read as syntax, not even ${...}."""
     value = re.sub(r"(\\*)'", lambda m: m[1] * 2 + r"\'", value)  # a quote, and the backslashes that run into it
-    value = re.sub(r"(\\+)$", lambda m: m[1] * 2, value)
+    value = re.sub(r"(\\+)\Z", lambda m: m[1] * 2, value)
     value = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + r"\${", value)  # OmegaConf's own escape
     return f"'{value}'"
 
@@ -27,18 +27,23 @@ def prepared(arguments: list[str], repeatable: str | None = None) -> list[str]:
     Flags come first, because argparse wants all overrides in one block. Free text is quoted, unless it is quoted already or refers to
     another key by ${...} in a folder name. `repeatable` may be given several times and becomes a list.
     """
-    flags = [a for a in arguments if a in FLAGS]
+    flags, words = [], []
+    for place, argument in enumerate(arguments):
+        is_flag = argument.startswith("-") or (place > 0 and arguments[place - 1] in TAKE_A_VALUE)
+        (flags if is_flag else words).append(argument)
     sweep = "-m" in flags or "--multirun" in flags
     rest, several = [], []
-    for argument in (a for a in arguments if a not in FLAGS):
+    for argument in words:
         key, equals, value = argument.partition("=")
         name = key.lstrip("+")
-        if not equals or not is_free_text(name) or value in ("", "null") or QUOTED.fullmatch(value) or QUOTED_LIST.fullmatch(value):
+        if not equals or not is_free_text(name) or value in ("", "null"):
             pass
+        elif QUOTED.fullmatch(value) or QUOTED_LIST.fullmatch(value):
+            value = value.strip()
         elif not (name.startswith("hydra.") and "${" in value) and not (sweep and "," in value and not name.startswith("hydra.")):
             value = quoted(value)
         if name == repeatable and equals:
-            several.append(value)
+            several += [value] if value != "null" else []
         else:
             rest.append(f"{key}{equals}{value}")
     if repeatable and several:

@@ -15,6 +15,7 @@ from sdtrain.generate import Drawing
 from sdtrain.models.autoencoder import Autoencoder
 from sdtrain.module import DiffusionModule
 from sdtrain.randomness import philox_key
+from sdtrain.schedules import Schedule
 from sdtrain.types import PictureData
 
 LOADER = {"batch_size": int, "num_workers": int}  # keys under data that the loader reads, whatever the data set
@@ -55,7 +56,7 @@ def check_all(cfg: dict, typed: set[str]) -> list[str]:
                 if node[loader_key] < (1 if loader_key == "batch_size" else 0):
                     raise UserError(f"data.{loader_key}={node[loader_key]} is too small.")
             node = {k: v for k, v in node.items() if k not in LOADER}
-        notes += check(node, name, FILLED_IN, typed)
+        notes += check(node, name, FILLED_IN, typed, beside=LOADER if name == "data" else ())
     return notes
 
 
@@ -112,11 +113,15 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0]
 
 
-def build_drawing(cfg: dict) -> Drawing:
-    for key, low in (("steps", 1), ("batch_size", 1)):
-        if key in cfg and cfg[key] < low:
-            raise UserError(f"{key}={cfg[key]} must be at least {low}.")
-    return Drawing(build(cfg["sampler"], "sampler"), build(cfg["grid"], "grid"), cfg["steps"], cfg["guidance_scale"])
+def build_drawing(cfg: dict, schedule: Schedule) -> Drawing:
+    """Sampler, grid, steps and guidance, tried on two steps of nothing: what they refuse is said now and not after hours."""
+    drawing = Drawing(build(cfg["sampler"], "sampler"), build(cfg["grid"], "grid"), cfg["steps"], cfg["guidance_scale"], cfg.get("batch_size", 64))
+    nothing = torch.zeros(1, 1, 1, 1)
+    try:
+        drawing.sampler(lambda x, t: x, nothing, drawing.grid(drawing.steps, schedule)[:2], schedule, lambda step: nothing)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{error}. Change sampler, grid or steps.") from error
+    return drawing
 
 
 def weights_hash(module: DiffusionModule) -> str | None:

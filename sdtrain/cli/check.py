@@ -41,16 +41,16 @@ def target_of(node: dict, key: str) -> Callable:
     return target
 
 
-def check(node: Any, key: str, filled_in: set[str], typed: set[str]) -> list[str]:
+def check(node: Any, key: str, filled_in: set[str], typed: set[str], beside: Iterable[str] = ()) -> list[str]:
     """Checks a node and all below it. Returns notes to print.
 
     filled_in: arguments that sdtrain gives itself. typed: the keys that the user typed: what a yaml brought along for our own class, and the
-    user's own class in its place does not take, is left out with a note; what was typed for it must be taken.
+    user's own class in its place does not take, is left out with a note; what was typed for it must be taken. beside: keys of this node that are read elsewhere.
     """
     notes: list[str] = []
     if isinstance(node, dict):
         if "_target_" in node:
-            notes += check_call(node, key, target_of(node, key), filled_in, typed)
+            notes += check_call(node, key, target_of(node, key), filled_in, typed, beside)
         for name, value in node.items():
             notes += check(value, f"{key}.{name}", filled_in, typed)
     elif isinstance(node, list):
@@ -59,7 +59,7 @@ def check(node: Any, key: str, filled_in: set[str], typed: set[str]) -> list[str
     return notes
 
 
-def check_call(node: dict, key: str, target: Callable, filled_in: set[str], typed: set[str]) -> list[str]:
+def check_call(node: dict, key: str, target: Callable, filled_in: set[str], typed: set[str], beside: Iterable[str] = ()) -> list[str]:
     """Checks the arguments in `node` as a call of `target`. Raises UserError that names the key."""
     prefix, name = f"{key}." if key else "", node.get("_target_", "sdtrain")
     try:
@@ -80,7 +80,7 @@ def check_call(node: dict, key: str, target: Callable, filled_in: set[str], type
             if not name.startswith("sdtrain") and not any(t == f"{prefix}{argument}" or t.startswith(f"{prefix}{argument}.") for t in typed):
                 left_out.append(argument)
                 continue
-            allowed = set(parameters) - filled_in
+            allowed = set(parameters) - filled_in | set(beside)
             raise UserError(f"There is no key '{prefix}{argument}'{f': {name} has no argument of that name' if key else ''}.{nearest(argument, allowed)}")
         if argument in hints:
             check_value(node[argument], hints[argument], f"{prefix}{argument}")
@@ -107,5 +107,5 @@ def check_value(value: Any, hint: Any, key: str) -> None:
     except (PydanticSchemaGenerationError, PydanticUserError, TypeError):
         return  # a hint that is no plain type: a protocol, a class of ours
     except ValidationError as error:
-        reason = error.errors()[0]["msg"].removeprefix("Input should be ")
+        reason = " or ".join(dict.fromkeys(each["msg"].removeprefix("Input should be ") for each in error.errors()))
         raise UserError(f"{key}={json.dumps(value, ensure_ascii=False)} has the wrong type: it should be {reason}. Change {key}.") from None

@@ -40,6 +40,8 @@ def paragraph(error: Exception, known_keys: Callable[[], list[str]]) -> str:
     if isinstance(error, OverrideParseException):
         how = "Write key=value, and put values with spaces, commas or brackets in quotes: 'key=\"value\"'."
         return f"'{error.override}' cannot be read: {text.splitlines()[0]}. {how}"
+    if match := re.search(r"An item is already at '([^']+)'", text):
+        return f"'{match[1]}' is there already: write {match[1]}=... without a +."
     if match := re.match(r"Could not (?:override|append|delete)[^']*'([^']+)'", text):
         key = match[1].rstrip(".").partition("@")[0]
         return f"There is no key '{key}'.{nearest(key, known_keys())}"

@@ -1,10 +1,12 @@
 """A trained model out of a run's checkpoint. What its config names is checked before anything of it is imported."""
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from sdtrain.checkpoints import find_checkpoint, read_weights
@@ -38,12 +40,29 @@ def targets(node: Any):
             yield from targets(value)
 
 
+ROOMS = ("schedules", "diffusion", "models", "conditioning", "data", "module")
+
+
+def is_ours(target: str) -> bool:
+    """Whether `target` names a class of our rooms, or one of the functions that make schedules: not what our modules import, such as os."""
+    if not target.startswith(tuple(f"sdtrain.{room}." for room in ROOMS)):
+        return False
+    try:
+        found = get_object(target)
+    except Exception:  # it names nothing
+        return False
+    ours = getattr(found, "__module__", "").startswith(tuple(f"sdtrain.{room}" for room in ROOMS))
+    return ours and (inspect.isclass(found) or found.__module__.startswith("sdtrain.schedules"))
+
+
 def check_targets(cfg: dict, allow: list[str]) -> None:
     """A configuration from a checkpoint may come from anybody: it may build what is ours, and packages that the user names."""
     for target in targets({key: cfg.get(key) for key in NEEDED}):
         package = target.partition(".")[0]
-        if package != "sdtrain" and package not in allow:
-            raise UserError(f"The checkpoint wants to build {target}, which is not of sdtrain. If you trust the package, add allow=[{package}].")
+        if package in allow and package != "sdtrain" or is_ours(target):
+            continue
+        trust = f" If you trust the package, add allow=[{package}]." if package != "sdtrain" else ""
+        raise UserError(f"The checkpoint wants to build {target}, which is not a part that sdtrain builds.{trust}")
 
 
 def load(checkpoint: str, *, ema: bool, device: str, allow: list[str], autoencoder: str | None) -> Loaded:

@@ -52,6 +52,8 @@ def bounded(command: Callable[[dict, Console], None], cfg: Any, root: Callable, 
         cfg, typed = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True), typed_keys(overrides)
         check_call(cfg, "", root, set(), typed)
         for name in ("sampler", "grid"):
+            if not cfg[name]:
+                raise UserError(f"{name} is missing. Choose one with {name}=NAME.")
             check(cfg[name], name, FILLED_IN, typed)
         for name in ("num_images", "steps", "batch_size"):
             if cfg[name] < 1:
@@ -116,7 +118,7 @@ def sample(cfg: dict, console: Console) -> None:
     """Draws, and writes PNGs that carry prompt, seed and settings, and a grid."""
     output = Path(cfg["output"])
     model = loaded(cfg)
-    drawing, requests = build_drawing(cfg), requests_of(cfg, model)
+    drawing, requests = build_drawing(cfg, model.module.objective.schedule), requests_of(cfg, model)
     writable(output)
     images = generate(model.module, requests, drawing, model.data.image_size)
     settings = {key: cfg[key] for key in ("steps", "guidance_scale", "ema")} | {"sampler": cfg["sampler"]["_target_"], "checkpoint": str(model.folder)}
@@ -136,7 +138,7 @@ def evaluate(cfg: dict, console: Console) -> None:
     model = loaded(cfg)
     if cfg["guidance_scale"] is None:
         cfg["guidance_scale"] = model.cfg["guidance_scale"]
-    drawing = build_drawing(cfg)
+    drawing = build_drawing(cfg, model.module.objective.schedule)
     output = Path(cfg["output"]) if cfg["output"] else model.run_dir / "evaluation"
     writable(output)
     result: dict[str, Any] = {

@@ -46,7 +46,7 @@ class FirstStage:
 
 
 def root(
-    *, name: str, seed: int, data: object, model: object, optimizer: object, lr_schedule: object, trainer: object, strategy: object, checkpoint: dict[str, int],
+    *, name: str, seed: int, data: object, model: object, optimizer: object, lr_schedule: object, trainer: object, strategy: object, checkpoint: dict,
     resume: Literal["never", "auto", "must"], schedule: object = None, prediction: object = None, weighting: object = None, times: object = None,
     sampler: object = None, grid: object = None, steps: int = 30, guidance_scale: float = 1.0, callbacks: dict | None = None,
     validation: object = None, logger: object = None, first_stage: FirstStage | None = None,
@@ -67,13 +67,15 @@ class Run:
 
     def check(self) -> list[str]:
         check_call(self.cfg, "", root, set(), self.typed)
-        if unknown := self.cfg["checkpoint"].keys() ^ {"every", "keep"}:
-            raise UserError(f"There is no key 'checkpoint.{sorted(unknown)[0]}'. Allowed: every, keep.")
+        check_call(self.cfg["checkpoint"], "checkpoint", Checkpoints, {"run_dir", "signals"}, self.typed)
         self.is_diffusion = not self.cfg["model"]["_target_"].endswith("AutoencoderModule")
         if self.is_diffusion and (missing := [key for key in DIFFUSION_ONLY if not self.cfg.get(key)]):
             raise UserError(f"{missing[0]} is missing. Choose one with {missing[0]}=NAME.")
         if not self.is_diffusion and (useless := [key for key in (*DIFFUSION_ONLY, "first_stage") if self.cfg.get(key)]):
             raise UserError(f"{useless[0]} has no effect when an autoencoder is trained. Remove {useless[0]}, or choose model=latent_diffusion.")
+        stranger = "Reconstructions" if self.is_diffusion else "SampleGrid"
+        if odd := [name for name, node in (self.cfg.get("callbacks") or {}).items() if node and node["_target_"].endswith(f".{stranger}")]:
+            raise UserError(f"callbacks.{odd[0]} cannot look at this model. Choose callbacks={'default' if self.is_diffusion else 'autoencoder'}, or ~callbacks.{odd[0]}.")
         if self.cfg.get("first_stage"):
             if self.typed & {"model.autoencoder.path", "model/autoencoder"}:
                 self.cfg["first_stage"] = None  # the user brings an autoencoder
@@ -141,6 +143,7 @@ class Run:
         self.datamodule.micro_batch(self.settings.devices)
         if self.is_diffusion:
             check_fit(self.module, self.data)
+            self.drawing = build_drawing(cfg, self.module.objective.schedule)
             calibration = [self.datamodule.train[(i, i)].image for i in range(min(64, len(self.datamodule.train)))]
             check_latent_scale(self.module.autoencoder, torch.stack(calibration))
         self.optimizer_check()
@@ -192,7 +195,7 @@ class Run:
         self.metrics_log = MetricsLog(every=self.settings.log_every, run_dir=run_dir)
         given = {"run_dir": run_dir, "metrics_log": self.metrics_log, "data": self.data, "ema": None}
         if self.is_diffusion:
-            given["drawing"] = build_drawing(cfg)
+            given["drawing"] = self.drawing
         nodes = {name: node for name, node in (cfg.get("callbacks") or {}).items() if node}
         self.by_name = {}
         for name in sorted(nodes, key=lambda n: n != "ema"):  # the average first: the others use it

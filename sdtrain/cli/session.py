@@ -5,12 +5,12 @@ import sys
 import warnings
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from sdtrain.callbacks.checkpoint import Interrupted
-from sdtrain.cli.errors import fail, global_rank
+from sdtrain.cli.errors import fail, global_rank, paragraph
 from sdtrain.cli.run import Run
 from sdtrain.cli.summary import after, before
 from sdtrain.errors import UserError
@@ -24,13 +24,13 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-def train(cfg: dict, overrides: list[str], run_dir: Path) -> None:
+def train(cfg: DictConfig, overrides: list[str], run_dir: Path) -> None:
     """One run. Leaves by SystemExit where it does not finish."""
     quiet()
     console = Console(quiet=global_rank() > 0)
     run = None
     try:
-        run = Run(cfg, overrides, run_dir, console)
+        run = Run(OmegaConf.to_container(cfg, resolve=True), overrides, run_dir, console)
         for note in run.notes:
             console.print(note, highlight=False)
         run.first_stage()
@@ -51,6 +51,7 @@ def train(cfg: dict, overrides: list[str], run_dir: Path) -> None:
             run.status("diverged" if code == 4 else "failed", code)
         # A loader's worker hands its error on with its traceback before it.
         text = str(error).rpartition(f"{type(error).__name__}: ")[2] if "DataLoader worker" in str(error) else str(error)
+        text = paragraph(error, list) if isinstance(error, OmegaConfBaseException) else text
         fail(code, " ".join(text.split()), run_dir)
     except Exception as error:
         if run is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from sdtrain.cli.boundary import bounded_main, overrides_here
 from sdtrain.paths import config_dir
@@ -18,7 +18,7 @@ def app(cfg: DictConfig) -> None:
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     from sdtrain.cli.session import train
 
-    train(OmegaConf.to_container(cfg, resolve=True), overrides_here(), run_dir)
+    train(cfg, overrides_here(), run_dir)
 
 
 def run_folder(arguments: list[str]) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import lightning.pytorch as L
+import torch
 from lightning.pytorch.strategies import DDPStrategy
 
 from sdtrain.callbacks.checkpoint import FolderIO, leave_signals_to_us
@@ -30,6 +31,11 @@ class TrainerSettings:
         for name in ("max_images", "devices", "accumulate", "log_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"trainer.{name}={getattr(self, name)} must be at least 1.")
+        if self.accelerator == "gpu" and torch.cuda.device_count() < self.devices:
+            raise UserError(
+                f"trainer.accelerator=gpu with trainer.devices={self.devices}, but this machine has {torch.cuda.device_count()} GPUs. "
+                f"Set trainer.accelerator=auto or another trainer.devices."
+            )
         if self.threads is not None and self.threads < 1:
             raise UserError(f"trainer.threads={self.threads} must be at least 1, or null for the machine's number.")
         if not self.gradient_clip > 0:
