@@ -105,15 +105,15 @@ def newest_whole(run: Path) -> tuple[Path | None, list[str]]:
 
 def find_checkpoint(path: Path) -> Path:
     """The whole checkpoint that `path`, a run or a checkpoint, names. Raises UserError naming the key checkpoint."""
-    path = path.expanduser().resolve()
+    said, path = path, path.expanduser().resolve()  # resolved: a name from inside the run leads to the run too
     if (path / MANIFEST).is_file() or path.parent.name == "checkpoints":
         if reason := damage(path):
-            raise UserError(f"checkpoint={path} is not whole: {reason}. Give another checkpoint, or the run's folder for its newest whole one.")
+            raise UserError(f"checkpoint={said} is not whole: {reason}. Give another checkpoint, or the run's folder for its newest whole one.")
         return path
     folder, passed_over = newest_whole(path)
     if folder is None:
         reason = f"no whole checkpoint, {passed_over[0]}" if passed_over else "it is no run of sdtrain: checkpoints/ with a checkpoint in it is missing"
-        raise UserError(f"checkpoint={path}: {reason}. Give the folder of a run, or of one checkpoint, in checkpoint.")
+        raise UserError(f"checkpoint={said}: {reason}. Give the folder of a run, or of one checkpoint, in checkpoint.")
     return folder
 
 

@@ -27,7 +27,7 @@ SIZE, WORDS = 8, ["red circle", "blue square", "", "a tree", "green"]
 def make(conditioner):
     """A few thousand random weights. The betas are small, so that pictures of an untrained network are not all black and white."""
     torch.manual_seed(0)
-    unet = UNet(latent_channels=3, context_dim=8, block_channels=[8], layers_per_block=1, attention=[True], head_dim=4, norm_groups=4, mid_block=False)
+    unet = UNet(latent_channels=3, context_dim=8, block_channels=[8], layers_per_block=1, attention=[True], head_dim=4, norm_groups=4, pooled_context=True)
     objective = Objective(schedule=linear(beta_end=0.002), prediction=Epsilon(), weighting=Simple(), times=Uniform())
     return DiffusionModule(
         unet=unet, conditioner=CONDITIONERS[conditioner](), autoencoder=Pixels(), objective=objective, optimisation=None, caption_dropout=0.1,

@@ -68,9 +68,10 @@ class MetricsLog(L.Callback):
         self._sum, self._count, self._bad, self.last = 0.0, 0, 0.0, now
         self.report(trainer, self.latest)
         if bad or not math.isfinite(loss_sum):
+            saved = " and the last checkpoint is good" if published(self.path.parent) else ""
             raise DivergedError(
                 f"The gradient was not finite in {int(bad / trainer.world_size)} of the last optimizer steps, at {seen} images. The weights have not moved "
-                f"on it{' and the last checkpoint is good' if published(self.path.parent) else ''}. Lower optimizer.lr (now {module.optimisation.settings[0]['lr']:g}) or trainer.gradient_clip, "
+                f"on it{saved}. Lower optimizer.lr (now {module.optimisation.settings[0]['lr']:g}) or trainer.gradient_clip, "
                 f"or look at the data."
             )
 

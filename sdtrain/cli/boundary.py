@@ -15,7 +15,7 @@ from sdtrain.paths import config_dir
 
 def overrides_here() -> list[str]:
     """What the user typed, inside a running command."""
-    return list(HydraConfig.get().overrides.task)
+    return OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)  # an override may hold ${...} of its own
 
 
 def typed_keys(overrides: list[str]) -> set[str]:

@@ -45,7 +45,8 @@ def check(node: Any, key: str, filled_in: set[str], typed: set[str], beside: Ite
     """Checks a node and all below it. Returns notes to print.
 
     filled_in: arguments that sdtrain gives itself. typed: the keys that the user typed: what a yaml brought along for our own class, and the
-    user's own class in its place does not take, is left out with a note; what was typed for it must be taken. beside: keys of this node that are read elsewhere.
+    user's own class in its place does not take, is left out with a note; what was typed for it must be taken. beside: keys of this node that are
+    read elsewhere.
     """
     notes: list[str] = []
     if isinstance(node, dict):

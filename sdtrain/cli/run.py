@@ -54,6 +54,14 @@ def root(
     """The schema of the configuration's root: its keys are checked as a call of this function."""
 
 
+def changes(old: dict, new: dict) -> tuple[dict[str, tuple], dict[str, tuple]]:
+    """({key: (old, new)} of all leaves that differ, those of them that a run cannot be gone on with)."""
+    before, after = dict(flat(old)), dict(flat(new))
+    leaves = [key for key in sorted(before.keys() | after.keys()) if not isinstance(after.get(key, before.get(key)), dict)]
+    changed = {key: (before.get(key), after.get(key)) for key in leaves if before.get(key) != after.get(key)}
+    return changed, {key: pair for key, pair in changed.items() if key.partition(".")[0] in FIXED_ON_RESUME and key != "data.num_workers"}
+
+
 class Run:
     """Everything of one run, built and checked before the first step."""
 
@@ -75,7 +83,8 @@ class Run:
             raise UserError(f"{useless[0]} has no effect when an autoencoder is trained. Remove {useless[0]}, or choose model=latent_diffusion.")
         stranger = "Reconstructions" if self.is_diffusion else "SampleGrid"
         if odd := [name for name, node in (self.cfg.get("callbacks") or {}).items() if node and node["_target_"].endswith(f".{stranger}")]:
-            raise UserError(f"callbacks.{odd[0]} cannot look at this model. Choose callbacks={'default' if self.is_diffusion else 'autoencoder'}, or ~callbacks.{odd[0]}.")
+            fitting = "default" if self.is_diffusion else "autoencoder"
+            raise UserError(f"callbacks.{odd[0]} cannot look at this model. Choose callbacks={fitting}, or remove it with ~callbacks.{odd[0]}.")
         if self.cfg.get("first_stage"):
             if self.typed & {"model.autoencoder.path", "model/autoencoder"}:
                 self.cfg["first_stage"] = None  # the user brings an autoencoder
@@ -163,9 +172,19 @@ class Run:
             cfg["model"]["autoencoder"]["sha256"] = digest
         return OmegaConf.to_yaml(OmegaConf.create(cfg))
 
+    def refuse_if_busy(self) -> None:
+        """Raises UserError where another process is running in the same folder."""
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            status = json.loads((self.run_dir / "status.json").read_text())
+            if global_rank() == 0 and status["state"] == "running" and status["pid"] != os.getpid():
+                os.kill(status["pid"], 0)  # OSError: there is no such process any more
+                self.owned = False
+                raise UserError(f"{self.run_dir} belongs to a run that is under way (process {status['pid']}). Choose another hydra.run.dir.")
+
     def resume_from(self, config: str) -> Path | None:
         """The checkpoint to go on from. Raises UserError where that would mix two runs."""
         asked, found = self.cfg["resume"], published(self.run_dir)
+        self.refuse_if_busy()
         if asked == "never":
             if found:
                 raise UserError(f"{self.run_dir} already holds a run. Set resume=auto to go on with it, or another hydra.run.dir.")
@@ -179,13 +198,12 @@ class Run:
             self.owned = True
             self.console.print("resume=auto: there is nothing to resume, the run starts anew.", highlight=False)
             return None
-        old, new = (dict(flat(OmegaConf.to_container(OmegaConf.create(text)))) for text in ((newest / "config.yaml").read_text(), config))
-        changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and not isinstance(new.get(key, old.get(key)), dict)]
-        if refused := [key for key in changed if key.partition(".")[0] in FIXED_ON_RESUME and key != "data.num_workers"]:
-            lines = ", ".join(f"{key}: {old.get(key)} -> {new.get(key)}" for key in refused)
+        changed, refused = changes(*(OmegaConf.to_container(OmegaConf.create(text)) for text in ((newest / "config.yaml").read_text(), config)))
+        if refused:
+            lines = ", ".join(f"{key}: {old} -> {new}" for key, (old, new) in refused.items())
             raise UserError(f"The run in {self.run_dir} cannot go on with another configuration ({lines}). Set them back, or choose another hydra.run.dir.")
-        for key in changed:
-            self.console.print(f"changed since the checkpoint: {key}: {old.get(key)} -> {new.get(key)}", highlight=False)
+        for key, (old, new) in changed.items():
+            self.console.print(f"changed since the checkpoint: {key}: {old} -> {new}", highlight=False)
         self.console.print(f"Going on from {newest}", highlight=False)
         self.owned = True
         return newest
@@ -234,5 +252,6 @@ class Run:
 
     def status(self, state: str, exit_code: int | None = None) -> None:
         if global_rank() == 0 and self.owned and self.run_dir.is_dir():
-            record = {"state": state, "images_seen": self.images_seen, "exit_code": exit_code, "command": shlex.join(["sdtrain", *sys.argv[1:]])}
+            command = shlex.join(["sdtrain", *sys.argv[1:]])
+            record = {"state": state, "pid": os.getpid(), "images_seen": self.images_seen, "exit_code": exit_code, "command": command}
             write_text(self.run_dir / "status.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")

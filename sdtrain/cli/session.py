@@ -1,19 +1,24 @@
 """The error boundary around a run: what is said and with which code the command leaves."""
 
+import json
 import logging
 import sys
 import warnings
 from pathlib import Path
 
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from sdtrain.callbacks.checkpoint import Interrupted
+from sdtrain.checkpoints import published
 from sdtrain.cli.errors import fail, global_rank, paragraph
-from sdtrain.cli.run import Run
+from sdtrain.cli.run import Run, changes
 from sdtrain.cli.summary import after, before
 from sdtrain.errors import UserError
+from sdtrain.paths import config_dir
 
 
 def quiet() -> None:
@@ -60,28 +65,18 @@ def train(cfg: DictConfig, overrides: list[str], run_dir: Path) -> None:
 
 
 def newest_unfinished(overrides: list[str]) -> Path | None:
-    """The newest run of the same name and configuration that holds a checkpoint and has not finished."""
-    import json
-
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    from sdtrain.checkpoints import published
-    from sdtrain.paths import config_dir
-
+    """The newest run of the same name, with a checkpoint, that has not finished and that this configuration may go on with."""
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         wanted = OmegaConf.to_container(compose("train", overrides), resolve=True)
     GlobalHydra.instance().clear()
+    try:
+        wanted = Run(wanted, overrides, Path(), Console(quiet=True)).cfg
+    except UserError:
+        return None  # the run itself will say it
     for status in sorted(Path("runs", wanted["name"]).glob("*/status.json"), key=lambda p: p.stat().st_mtime, reverse=True):
         run = status.parent
-        saved = OmegaConf.to_container(OmegaConf.load(run / "config.yaml")) if (run / "config.yaml").is_file() else {}
-        same = all(_without_hash(saved.get(key)) == _without_hash(wanted.get(key)) for key in ("seed", "data", "model", "schedule", "prediction", "times"))
-        if same and published(run) and json.loads(status.read_text())["state"] != "finished":
-            return run.resolve()
+        if published(run) and (run / "config.yaml").is_file() and json.loads(status.read_text())["state"] != "finished":
+            _, refused = changes(OmegaConf.to_container(OmegaConf.load(run / "config.yaml")), wanted)
+            if not refused.keys() - {"model.autoencoder.sha256"}:
+                return run.resolve()
     return None
-
-
-def _without_hash(node):
-    if isinstance(node, dict):
-        return {key: _without_hash(value) for key, value in node.items() if key not in ("sha256", "path")}
-    return node

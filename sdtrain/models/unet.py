@@ -16,7 +16,7 @@ class UNet(nn.Module):
         head_dim: channels of an attention head.
         norm_groups: groups of the group norms; divides every entry of block_channels.
         pooled_context: adds an attention-pooled context to the time embedding, beside the cross-attention (Saharia et al. 2022, section
-            D.1). What concerns the whole picture, such as a background's colour, is learned several times sooner by it.
+            D.1): the way to every pixel for what concerns the whole picture, such as a background's colour.
     """
 
     def __init__(

@@ -1,0 +1,193 @@
+"""What loggers get, read back from what they wrote; and that a run does not depend on them."""
+
+import csv
+import json
+import re
+import socket
+import subprocess
+import sysconfig
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch import nn
+
+from sdtrain.checkpoints import damage, published, read_weights
+from sdtrain.optimisation import Optimisation
+
+PROMPTS = ["a large red circle on a green background", "a large green square on an orange background"]
+
+
+def not_json(constant: str):
+    raise ValueError(f"{constant} is no JSON")
+
+
+def lines(run) -> list[dict]:
+    return [json.loads(line, parse_constant=not_json) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def wandb_records(run) -> tuple[Path, list[dict], list[dict]]:
+    """(folder, history items, all records) of the only offline run below `run`."""
+    (file,) = run.glob("wandb/offline-run-*/run-*.wandb")
+    command = [str(Path(sysconfig.get_path("scripts")) / "wandb"), "leet", "inspect", "--json", str(file)]
+    records = [json.loads(line) for line in subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()]
+    return file.parent, [record["history"]["item"] for record in records if "history" in record], records
+
+
+@pytest.fixture(scope="module")
+def wandb_run(command, tiny, tmp_path_factory):
+    run = tmp_path_factory.mktemp("wandb") / "run"
+    result = command("sdtrain", *tiny("logger=wandb", "guidance_scale=2.5"), f"hydra.run.dir={run}")
+    assert result.code == 0, result.err
+    return run, result.out, *wandb_records(run)
+
+
+def test_wandb_offline_says_so_in_one_line(wandb_run):
+    run, said, folder, _, records = wandb_run
+    (line,) = [line for line in said.splitlines() if "offline" in line]
+    assert re.findall(r"`wandb (\w+) ([^`]+)`", line) == [("leet", str(folder)), ("sync", str(folder))]
+    assert [record["exit"]["exit_code"] for record in records if "exit" in record] == [0]
+    assert {path.name for path in run.iterdir()} == {"wandb", "checkpoints", "samples", "metrics.jsonl", "config.yaml", "status.json"}
+
+
+def test_wandb_holds_every_number(wandb_run, tiny_run):
+    run, _, _, items, _ = wandb_run
+    assert [(line["images_seen"], sorted(line)) for line in lines(run)] == [(line["images_seen"], sorted(line)) for line in lines(tiny_run)]
+    for line in lines(run):
+        del line["seconds"]
+        assert [item for item in items if line.items() <= item.items()], line
+    assert {"train/loss", "train/lr", "train/images_per_second", "validation/loss"} <= {key for item in items for key in item}
+
+
+def test_wandb_holds_the_resolved_configuration(wandb_run):
+    (config,) = [record["config"]["update"] for record in wandb_run[4] if "config" in record]
+    assert config["schedule"] == {"_target_": "sdtrain.schedules.scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_timesteps": 1000}
+    assert config["model"]["unet"]["context_dim"] == 16 and config["guidance_scale"] == 2.5 and len(config["model"]["autoencoder"]["sha256"]) == 64
+
+
+def test_wandb_counts_in_images_seen(wandb_run):
+    _, _, _, items, records = wandb_run
+    assert "images_seen" in [record["metric"].get("step_metric") for record in records if "metric" in record]
+    assert all("images_seen" in item for item in items)
+
+
+def test_wandb_holds_the_grids(wandb_run):
+    run, _, folder, items, _ = wandb_run
+    grids = {item["images_seen"]: item for item in items if "samples/grid.path" in item}
+    assert grids.keys() == {32, 64}
+    for key, seen, file in [("grid", 64, "grid-000000064"), ("grid", 32, "grid-000000032"), ("strip", 64, "strip-000000064"), ("forward", 0, "forward")]:
+        (item,) = [item for item in items if f"samples/{key}.path" in item and item["images_seen"] == seen]
+        assert item[f"samples/{key}._type"] == "image-file"
+        kept, logged = (np.array(Image.open(path)) for path in (run / "samples" / f"{file}.png", folder / "files" / item[f"samples/{key}.path"]))
+        assert np.array_equal(kept, logged) and kept.std() > 10
+
+
+def test_wandb_holds_the_table(wandb_run):
+    _, _, folder, items, _ = wandb_run
+    tables = [item for item in items if item.get("samples/table._type") == "table-file"]
+    assert [item["images_seen"] for item in tables] == [32, 64]
+    table = json.loads((folder / "files" / tables[-1]["samples/table.path"]).read_text())
+    assert table["columns"] == ["images_seen", "prompt", "seed", "guidance_scale", "image"]
+    assert [row[:4] for row in table["data"]] == [[64, PROMPTS[0], 0, 2.5], [64, PROMPTS[1], 1, 2.5]]
+    pictures = [Image.open(folder / "files" / name) for name in tables[-1]["samples/table_pictures.filenames"]]
+    assert [picture.size for picture in pictures] == [(32, 32), (32, 32)] and pictures[0].tobytes() != pictures[1].tobytes()
+    assert all(prompt in caption for prompt, caption in zip(PROMPTS, tables[-1]["samples/table_pictures.captions"], strict=True))
+
+
+def finishes_like(run, result, tiny_run, seconds) -> None:
+    assert result.code == 0, result.err
+    assert [line["images_seen"] for line in lines(run)] == [line["images_seen"] for line in lines(tiny_run)]
+    assert [line["train/loss"] for line in lines(run) if "train/loss" in line] == [line["train/loss"] for line in lines(tiny_run) if "train/loss" in line]
+    assert seconds < 60
+
+
+def timed(command, *words, **given):
+    began = time.monotonic()
+    return command(*words, **given), time.monotonic() - began
+
+
+def test_wandb_unreachable(command, tiny, tiny_run, wandb_run, tmp_path):
+    online = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    result, seconds = timed(command, "sdtrain", *tiny("logger=wandb"), f"hydra.run.dir={tmp_path}/run", env=online)
+    finishes_like(tmp_path / "run", result, tiny_run, seconds)
+    assert "127.0.0.1 cannot be reached" in result.out and list(tmp_path.glob("run/wandb/offline-run-*"))
+
+
+@pytest.mark.slow
+def test_wandb_never_answering(command, tiny, tiny_run, tmp_path):
+    """A host that takes the connection and then says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        online = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": f"http://127.0.0.1:{silent.getsockname()[1]}"}
+        result, seconds = timed(command, "sdtrain", *tiny("logger=wandb"), f"hydra.run.dir={tmp_path}/run", env=online)
+    finishes_like(tmp_path / "run", result, tiny_run, seconds)
+    assert "wandb" in result.out
+
+
+@pytest.mark.slow
+def test_wandb_disabled(command, tiny, tmp_path):
+    result = command("sdtrain", *tiny("logger=wandb", "trainer.max_images=8"), f"hydra.run.dir={tmp_path}/run", env={"WANDB_MODE": "disabled"})
+    assert result.code == 0 and not (tmp_path / "run" / "wandb").exists(), result.err
+
+
+def test_csv(here, tiny, tmp_path):
+    run = tmp_path / "run"
+    assert here("sdtrain", *tiny("logger=csv", "trainer.max_images=32"), f"hydra.run.dir={run}").code == 0
+    with open(run / "csv" / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    written = [(row["images_seen"], row[key]) for key in ("train/loss", "validation/loss") for row in rows if row[key]]
+    assert written == [(str(line["images_seen"]), str(line[key])) for key in ("train/loss", "validation/loss") for line in lines(run) if key in line]
+
+
+def test_csv_of_a_resumed_run_keeps_what_was_there(here, tiny, tmp_path):
+    run, words = tmp_path / "run", ["logger=csv", "lr_schedule=constant"]
+    assert here("sdtrain", *tiny(*words, "trainer.max_images=32"), f"hydra.run.dir={run}").code == 0
+    assert here("sdtrain", *tiny(*words, "trainer.max_images=64", "resume=must"), f"hydra.run.dir={run}").code == 0
+    with open(run / "csv" / "metrics.csv") as file:
+        assert sorted({int(row["images_seen"]) for row in csv.DictReader(file)}) == [16, 32, 48, 64]
+
+
+def test_tensorboard(command, tiny, tmp_path):
+    result = command("sdtrain", *tiny("logger=tensorboard"), f"hydra.run.dir={tmp_path}/run")
+    assert result.code == 0, result.err
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    for key in ("train/loss", "train/lr", "validation/loss"):
+        wanted = [(line["images_seen"], line[key]) for line in lines(tmp_path / "run") if key in line]
+        assert [event.step for event in events.Scalars(key)] == [seen for seen, _ in wanted]
+        np.testing.assert_allclose([event.value for event in events.Scalars(key)], [value for _, value in wanted], rtol=1e-6)
+    assert [image.step for image in events.Images("samples/grid")] == [32, 64]
+
+
+WILD = ["optimizer.lr=1e30", "trainer.log_every=64", "checkpoint.every=8", "checkpoint.keep=8", "callbacks.samples.every=0"]
+
+
+@pytest.mark.parametrize("fused", ["true", "false"])
+def test_divergence_ends_with_4_and_moves_no_weight_to_nan(here, tiny, tmp_path, fused):
+    run = tmp_path / "run"
+    result = here("sdtrain", *tiny(*WILD, f"optimizer.fused={fused}"), f"hydra.run.dir={run}")
+    assert result.code == 4 and "optimizer.lr" in result.paragraph and "not finite" in result.paragraph, result.err
+    assert json.loads((run / "status.json").read_text())["state"] == "diverged"
+    assert len(published(run)) == 7 and damage(published(run)[-1]) is None
+    for name in ("model", "ema"):
+        assert all(value.isfinite().all() for value in read_weights(published(run)[-1], name).values())
+    assert [line["images_seen"] for line in lines(run) if "train/loss" in line] == [64]
+
+
+def test_without_the_guard_they_would_be_nan(here, tiny, tmp_path, monkeypatch):
+    """The twin."""
+    def unguarded(self, optimizer):
+        return nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], self.gradient_clip)
+
+    monkeypatch.setattr(Optimisation, "clip", unguarded)
+    run = tmp_path / "run"
+    assert here("sdtrain", *tiny(*WILD), f"hydra.run.dir={run}").code == 4
+    assert not all(value.isfinite().all() for value in read_weights(published(run)[-1], "model").values())
+
+
+def test_a_divergence_before_the_first_checkpoint_does_not_speak_of_one(here, tiny, tmp_path):
+    result = here("sdtrain", *tiny("optimizer.lr=1e30", "checkpoint.every=1000"), f"hydra.run.dir={tmp_path}/run")
+    assert result.code == 4 and not (tmp_path / "run" / "checkpoints").exists() and "last checkpoint is good" not in result.paragraph

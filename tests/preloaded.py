@@ -1,0 +1,44 @@
+"""Starts sdtrain's commands without paying for their imports: imports once, then forks a process per line of stdin.
+
+What it forks is a real process: it has its own argv, environment, signals, exit handlers and exit code. Each request is a line of
+JSON {argv, cwd, env, output}; the answers are a line {"pid": ...} and, once it has ended, a line {"code": ...}.
+"""
+
+import importlib
+import json
+import os
+import pkgutil
+import signal
+import sys
+
+import sdtrain
+
+MAINS = {"sdtrain": "train", "sdtrain-sample": "sample", "sdtrain-evaluate": "evaluate"}
+
+
+def become(job: dict) -> None:
+    os.setpgid(0, 0)
+    os.chdir(job["cwd"])
+    os.environ.clear()
+    os.environ.update(job["env"])
+    sys.path[:0] = [p for p in job["env"].get("PYTHONPATH", "").split(":") if p]
+    for number, path in enumerate(("/dev/null", f"{job['output']}/stdout", f"{job['output']}/stderr")):
+        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), number)
+    sys.argv = job["argv"]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    importlib.import_module(f"sdtrain.cli.{MAINS[os.path.basename(sys.argv[0])]}").main()
+
+
+def serve() -> None:
+    for module in pkgutil.walk_packages(sdtrain.__path__, "sdtrain."):
+        importlib.import_module(module.name)
+    for line in sys.stdin:
+        if (pid := os.fork()) == 0:
+            return become(json.loads(line))  # by return, so that the interpreter leaves as it always does
+        os.setpgid(pid, pid)  # here as well as there: whoever comes first
+        print(json.dumps({"pid": pid}), flush=True)
+        print(json.dumps({"code": os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}), flush=True)
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,243 @@
+"""What a run depends on, and what it does not: bit for bit, through interruptions."""
+
+import json
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+
+from sdtrain.checkpoints import damage, published
+from sdtrain.cli.session import newest_unfinished
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def weights(tensors: dict) -> dict:
+    return {key: value for key, value in tensors.items() if key.startswith("model/")}
+
+
+def numbers(run) -> list[dict]:
+    """The lines of metrics.jsonl, without clocks."""
+    lines = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
+    return [{key: value for key, value in line.items() if key not in ("seconds", "train/images_per_second")} for line in lines]
+
+
+def status(run) -> dict:
+    return json.loads((run / "status.json").read_text())
+
+
+@pytest.fixture
+def run_of(here, tiny, tmp_path):
+    def run(name, *words):
+        result = here("sdtrain", *tiny(*words), f"hydra.run.dir={tmp_path / name}")
+        assert result.code == 0, result.err
+        return tmp_path / name
+    return run
+
+
+def test_a_run_leaves_what_it_says(tiny_run):
+    assert status(tiny_run) | {"command": "", "pid": 0} == {"state": "finished", "images_seen": 64, "exit_code": 0, "command": "", "pid": 0}
+    assert [folder.name for folder in published(tiny_run)] == ["000000000048", "000000000064"]
+    assert {path.name for path in (tiny_run / "samples").iterdir()} == {
+        "forward.png", "grid-000000032.png", "strip-000000032.png", "grid-000000064.png", "strip-000000064.png",
+    }
+    lines = numbers(tiny_run)
+    assert [line["images_seen"] for line in lines if "train/loss" in line] == [16, 32, 48, 64]
+    assert [line["images_seen"] for line in lines if "validation/loss" in line] == [32, 64]
+    assert not [path for path in tiny_run.rglob(".*")]
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(run_of, tiny_run, saved):
+    again, other = run_of("again"), run_of("other", "seed=1")
+    assert same(saved(again), saved(tiny_run)) and numbers(again) == numbers(tiny_run)
+    moved = weights(saved(other))
+    assert not any(torch.equal(value, moved[key]) for key, value in weights(saved(tiny_run)).items() if value.ndim > 1)
+
+
+@pytest.mark.parametrize("words", [
+    ["callbacks.samples.every=16", "validation.every=16", "checkpoint.every=8"],
+    ["callbacks.samples.every=0", "validation.every=0", "checkpoint.every=1000"],
+    ["data.num_workers=2"],
+], ids=["looking often", "never looking", "loader workers"])
+def test_looking_and_workers_change_no_weight(run_of, tiny_run, saved, words):
+    assert same(saved(run_of("other", *words)), saved(tiny_run))
+
+
+def test_callbacks_change_no_weight(run_of, tiny_run, saved):
+    bare = saved(run_of("bare", "callbacks=none", "validation=none"))
+    full = {key: value for key, value in saved(tiny_run).items() if not key.startswith("ema/")}
+    assert same(bare, full)
+
+
+def middle_of(run, folder):
+    """A new run folder that holds the middle checkpoint of `run` alone."""
+    shutil.copytree(published(run)[0], folder / "checkpoints" / published(run)[0].name)
+    return folder
+
+
+def test_resumed_in_the_middle_it_ends_in_the_same_weights(run_of, tiny_run, saved, tmp_path):
+    middle_of(tiny_run, tmp_path / "resumed")
+    resumed = run_of("resumed", "resume=must")
+    assert same(saved(resumed), saved(tiny_run))
+    assert numbers(resumed) == [line for line in numbers(tiny_run) if line["images_seen"] > 48]
+
+
+def test_resumed_from_other_weights_it_does_not(run_of, tiny_run, saved, tmp_path):
+    """The twin: one element of the average, and one moment of the optimizer, reach the end."""
+    from sdtrain.checkpoints import read_trainer, read_weights, write_checkpoint
+
+    for part in ("ema", "optimizer"):
+        folder = published(middle_of(tiny_run, tmp_path / part))[0]
+        model, ema, state = read_weights(folder, "model"), read_weights(folder, "ema"), read_trainer(folder)
+        moved = next(iter(ema.values())) if part == "ema" else state["optimizer_states"][0]["state"][0]["exp_avg"]
+        moved.view(-1)[0] += 1
+        write_checkpoint(folder, model, ema, state, (folder / "config.yaml").read_text())
+        end = saved(run_of(part, "resume=must"))
+        changed = {key.partition("/")[0] for key, value in saved(tiny_run).items() if not torch.equal(value, end[key])}
+        assert changed == ({"ema"} if part == "ema" else {"model", "ema", "optimizer"})
+
+
+def test_a_changed_schedule_is_refused_and_a_changed_rate_is_applied_and_listed(here, tiny, tiny_run, tmp_path):
+    run = middle_of(tiny_run, tmp_path / "run")
+    result = here("sdtrain", *tiny("resume=must", "schedule=linear", "data.seed=4"), f"hydra.run.dir={run}")
+    assert result.code == 2
+    for said in ("schedule._target_: sdtrain.schedules.scaled_linear -> sdtrain.schedules.linear", "schedule.beta_end: 0.012 -> 0.02", "data.seed: 0 -> 4"):
+        assert said in result.paragraph
+    result = here("sdtrain", *tiny("resume=must", "optimizer.lr=0.0004", "lr_schedule=constant", "lr_schedule.warmup_images=16"), f"hydra.run.dir={run}")
+    assert result.code == 0, result.err
+    assert "optimizer.lr: 0.001 -> 0.0004" in result.out and "lr_schedule._target_" in result.out
+    assert numbers(run)[-2]["train/lr"] == 0.0004
+
+
+def test_a_run_is_not_written_over(here, tiny, tiny_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    result = here("sdtrain", *tiny(), f"hydra.run.dir={run}")
+    assert result.code == 2 and "resume=auto" in result.paragraph and "hydra.run.dir" in result.paragraph
+    assert {path: path.read_bytes() for path in before} == before  # the finished run's status too
+
+
+def test_resume_must_wants_something_to_resume(here, tiny, tmp_path):
+    result = here("sdtrain", *tiny("resume=must"), f"hydra.run.dir={tmp_path}/run")
+    assert result.code == 2 and "resume=must" in result.paragraph
+    result = here("sdtrain", *tiny("resume=must"), cwd=tmp_path)
+    assert result.code == 2 and "resume=must" in result.paragraph
+    result = here("sdtrain", *tiny("resume=auto", "trainer.max_images=8"), f"hydra.run.dir={tmp_path}/run")
+    assert result.code == 0 and "starts anew" in result.out
+
+
+def test_a_line_that_a_killed_run_left_half_written_is_no_obstacle(run_of, tiny_run, saved, tmp_path):
+    run = middle_of(tiny_run, tmp_path / "run")
+    lines = (tiny_run / "metrics.jsonl").read_text().splitlines()
+    (run / "metrics.jsonl").write_text("\n".join(lines[:4]) + '\n{"images_seen": 48, "tr')
+    assert same(saved(run_of("run", "resume=must")), saved(tiny_run))
+    assert numbers(run)[-2:] == numbers(tiny_run)[-2:]
+
+
+LONGER = ["trainer.max_images=160", "trainer.log_every=8", "callbacks.samples.every=0", "validation.every=0", "checkpoint.every=32"]
+
+
+@pytest.fixture(scope="module")
+def straight(here, tiny, tmp_path_factory):
+    run = tmp_path_factory.mktemp("straight") / "run"
+    assert here("sdtrain", *tiny(*LONGER), f"hydra.run.dir={run}").code == 0
+    return run
+
+
+def stopped(start, tiny, run, number, at=48, words=(), cwd=None):
+    """A run of its own process that gets a signal when it has seen `at` images or a few more."""
+    running = start("sdtrain", *tiny(*LONGER, *words), cwd=cwd)
+    running.until(lambda: any(metrics.stat().st_size and numbers(metrics.parent)[-1]["images_seen"] >= at for metrics in run.glob("**/metrics.jsonl")))
+    os.kill(running.pid, number)
+    return running.wait()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)])
+def test_stopped_by_a_signal_and_resumed_in_a_new_process(start, command, tiny, saved, straight, tmp_path, number, code):
+    run = tmp_path / "a folder, with=signs"
+    result = stopped(start, tiny, tmp_path, number, words=[f"hydra.run.dir={run}"])
+    assert result.code == code, result.err
+    seen = status(run)["images_seen"]
+    assert status(run)["state"] == "interrupted" and status(run)["exit_code"] == code and 48 <= seen < 160
+    assert published(run)[-1].name == f"{seen:012d}" and damage(published(run)[-1]) is None
+    result = command("sdtrain", *tiny(*LONGER, "resume=must", "data.num_workers=2"), f"hydra.run.dir={run}")
+    assert result.code == 0, result.err
+    assert str(published(straight)[-1].name) == published(run)[-1].name and same(saved(run), saved(straight))
+    assert numbers(run) == numbers(straight) and status(run)["state"] == "finished"
+
+
+def test_killed_and_found_again_without_its_folder(start, command, tiny, saved, straight, tmp_path):
+    assert stopped(start, tiny, tmp_path, signal.SIGKILL, cwd=tmp_path).code == -signal.SIGKILL
+    (run,) = (tmp_path / "runs" / "shapes").iterdir()
+    assert status(run)["state"] == "running" and published(run)
+    result = command("sdtrain", *tiny(*LONGER, "resume=auto"), cwd=tmp_path)
+    assert result.code == 0 and "Going on from" in result.out, result.err
+    assert len(list((tmp_path / "runs" / "shapes").iterdir())) == 1
+    assert same(saved(run), saved(straight)) and not list(run.rglob("checkpoints/.*"))
+    assert numbers(run) == numbers(straight)
+
+
+@pytest.fixture
+def unfinished(tiny_run, tmp_path, monkeypatch):
+    """A folder with one run in it that was interrupted."""
+    run = tmp_path / "runs" / "shapes" / "earlier"
+    shutil.copytree(tiny_run, run)
+    (run / "status.json").write_text(json.dumps(status(run) | {"state": "interrupted"}))
+    monkeypatch.chdir(tmp_path)
+    return run
+
+
+@pytest.mark.parametrize("word", ["optimizer.lr=0.1", "trainer.max_images=128", "data.num_workers=1", "steps=3", "schedule=scaled_linear"])
+def test_an_unfinished_run_is_found_again(tiny, unfinished, word):
+    assert newest_unfinished(tiny(word)) == unfinished
+
+
+@pytest.mark.parametrize("word", [
+    "seed=1", "data.seed=1", "schedule=linear", "times.continuous=true", "weighting._target_=sdtrain.diffusion.Other", "model.caption_dropout=0.2",
+    "model/autoencoder=pixels", "model.autoencoder.path=elsewhere", "name=other",
+])
+def test_a_run_that_could_not_be_gone_on_with_is_not_found(tiny, unfinished, word):
+    """What resume would refuse is another run: then resume=auto starts anew."""
+    assert newest_unfinished(tiny(word)) is None
+
+
+def test_a_finished_run_and_one_without_a_checkpoint_are_not_found(tiny, unfinished):
+    (unfinished / "status.json").write_text(json.dumps(status(unfinished) | {"state": "finished"}))
+    assert newest_unfinished(tiny()) is None
+    (unfinished / "status.json").write_text(json.dumps(status(unfinished) | {"state": "failed"}))
+    assert newest_unfinished(tiny()) == unfinished
+    shutil.rmtree(unfinished / "checkpoints")
+    assert newest_unfinished(tiny()) is None
+
+
+def test_a_run_that_is_under_way_is_left_alone(start, here, tiny, tmp_path):
+    """Two commands of one shell loop start in the same second: ${now:...} gives them the same folder."""
+    run = tmp_path / "run"
+    first = start("sdtrain", *tiny(*LONGER, "checkpoint.every=1000", "trainer.max_images=1600"), f"hydra.run.dir={run}")
+    first.until(lambda: (run / "metrics.jsonl").exists())
+    before = (run / "config.yaml").read_text()
+    for resume in ("never", "auto"):
+        result = here("sdtrain", *tiny("trainer.max_images=8", "seed=1", f"resume={resume}"), f"hydra.run.dir={run}")
+        assert result.code == 2 and "hydra.run.dir" in result.paragraph, result.err
+    assert first.code is None and (run / "config.yaml").read_text() == before and status(run)["state"] == "running" and not published(run)
+
+
+def test_an_unfinished_run_with_a_network_of_ones_own_is_found_again(here, tiny, tmp_path, monkeypatch):
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "plain_network.py").write_text(
+        "import torch\n\n\nclass Plain(torch.nn.Conv2d):\n    def __init__(self, *, latent_channels: int) -> None:\n"
+        "        super().__init__(latent_channels, latent_channels, 1)\n\n    def forward(self, x, timestep, context):\n        return super().forward(x)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    words = [word for word in tiny("trainer.max_images=16") if not word.startswith("model.unet.")] + ["model.unet._target_=plain_network.Plain"]
+    assert here("sdtrain", *words, cwd=tmp_path).code == 0
+    (run,) = (tmp_path / "runs" / "shapes").iterdir()
+    run = run.rename(run.with_name("earlier"))
+    (run / "status.json").write_text(json.dumps(status(run) | {"state": "interrupted"}))
+    result = here("sdtrain", *words, "resume=auto", cwd=tmp_path)
+    assert result.code == 0 and "Going on from" in result.out
