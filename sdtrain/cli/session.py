@@ -32,7 +32,7 @@ def quiet() -> None:
 def train(cfg: DictConfig, overrides: list[str], run_dir: Path) -> None:
     """One run. Leaves by SystemExit where it does not finish."""
     quiet()
-    console = Console(quiet=global_rank() > 0)
+    console = Console(quiet=global_rank() > 0, force_terminal=sys.stdout.isatty())  # a notebook asks for colours, not for a moving bar
     run = None
     try:
         run = Run(OmegaConf.to_container(cfg, resolve=True), overrides, run_dir, console)
