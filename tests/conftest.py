@@ -120,7 +120,7 @@ class Command:
     def said(self, stream: str = "stdout") -> str:
         return (self.folder / stream).read_text() if (self.folder / stream).exists() else ""
 
-    def until(self, condition, seconds: float = 60) -> None:
+    def until(self, condition, seconds: float = 300) -> None:
         """Waits for the condition, which the running command brings about."""
         end = time.monotonic() + seconds
         while not condition():
