@@ -104,6 +104,7 @@ class Run:
             )
         same_data = {key: value for key, value in self.cfg["data"].items() if key not in ("_target_", "batch_size")}
         words = [f"++data.{key}={quoted(value) if isinstance(value, str) else json.dumps(value)}" for key, value in same_data.items()]
+        words.append(f"data.batch_size={min(16, self.cfg['data']['batch_size'])}")  # the recipe's, unless there are few pictures
         words += [o for o in self.overrides if o.startswith(("trainer.accelerator=", "trainer.threads=", "logger=", "logger."))]
         command = [
             sys.executable, "-m", "sdtrain.cli.train", f"experiment={stage['experiment']}", *words, f"seed={self.cfg['seed']}",
