@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdtrain.diffusion import Denoiser, classifier_free
+from sdtrain.diffusion import Denoise, Denoiser
 from sdtrain.module import DiffusionModule
 from sdtrain.randomness import KeyedRandom
 from sdtrain.samplers import Sampler, Show
@@ -28,12 +28,13 @@ class Request:
 class Drawing:
     """How pictures are drawn.
 
-    sampler: see sdtrain.samplers; grid: (steps, schedule) -> falling times; steps: denoisings; guidance_scale: 1 is no guidance;
-    batch_size: pictures drawn at once.
+    sampler: see sdtrain.samplers; grid: (steps, schedule) -> falling times; guidance: (conditional, unconditional, guidance_scale,
+    schedule) -> guided denoiser; steps: times visited; guidance_scale: 1 is no guidance; batch_size: pictures drawn at once.
     """
 
     sampler: Sampler
     grid: Callable[[int, Schedule], Tensor]
+    guidance: Callable[[Denoise, Denoise, float, Schedule], Denoise]
     steps: int
     guidance_scale: float
     batch_size: int = 64
@@ -68,5 +69,5 @@ def _generate(module: DiffusionModule, requests: list[Request], drawing: Drawing
     # A negative prompt stands where the empty one would: guidance leads away from it. A label has no negative.
     dropped = torch.tensor([module.conditioner.reads != "caption" or not r.negative_prompt for r in requests], device=device)
     unconditional = denoiser(module.conditioner([r.negative_prompt for r in requests], labels, dropped))
-    denoise = classifier_free(conditional, unconditional, drawing.guidance_scale)
+    denoise = drawing.guidance(conditional, unconditional, drawing.guidance_scale, schedule)
     return module.autoencoder.decode(drawing.sampler(denoise, x, drawing.grid(drawing.steps, schedule), schedule, noise, show))

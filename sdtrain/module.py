@@ -47,7 +47,7 @@ class DiffusionModule(L.LightningModule):
     def losses(self, batch: Batch) -> Losses:
         latents = self.autoencoder.encode(batch.image, batch.posterior)
         conditioning = self.conditioner(batch.caption, batch.label, batch.drop < self.caption_dropout)
-        return self.objective(self.network(conditioning), latents, batch.noise, batch.u)
+        return self.objective(self.network(conditioning), latents, batch.noise, batch.u, batch.input_noise)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         self.trainer.datamodule.images_seen = batch.stream_end

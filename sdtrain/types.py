@@ -26,7 +26,8 @@ class Batch:
     """One micro-batch with every random number that the training step needs.
 
     image [B, 3, H, W] in [-1, 1]; caption: B strings; label [B] int64; depth [B, 1, H, W] or None;
-    noise [B, C, h, w] standard normal, of the latents' shape; posterior: the same for the autoencoder's posterior, or None;
+    noise [B, C, h, w], of the latents' shape: what the network is to predict; input_noise: what is added to the latents, None where that is
+    the same; posterior: standard normal for the autoencoder's posterior, or None;
     u [B] float64 uniforms behind t; drop [B] float64 uniforms behind caption dropout; ordinal [B] int64;
     stream_end: the ordinal at which the whole run, over all ranks, stands after this micro-batch.
     """
@@ -36,6 +37,7 @@ class Batch:
     label: Tensor
     depth: Tensor | None
     noise: Tensor
+    input_noise: Tensor | None
     posterior: Tensor | None
     u: Tensor
     drop: Tensor

@@ -9,17 +9,18 @@ import torch
 
 from sdtrain.cli.check import check, check_value, target_of
 from sdtrain.conditioning.class_label import ClassLabel
-from sdtrain.diffusion import Objective
+from sdtrain.diffusion import Density, Objective
 from sdtrain.errors import UserError
 from sdtrain.generate import Drawing
 from sdtrain.models.autoencoder import Autoencoder
 from sdtrain.module import DiffusionModule
 from sdtrain.randomness import philox_key
 from sdtrain.schedules import Schedule
+from sdtrain.schedules.table import read
 from sdtrain.types import PictureData
 
 LOADER = {"batch_size": int, "num_workers": int}  # keys under data that the loader reads, whatever the data set
-FILLED_IN = {"objective", "optimisation", "drawing", "data", "run_dir", "name", "ema", "metrics_log"}  # arguments that sdtrain gives itself
+FILLED_IN = {"objective", "optimisation", "drawing", "data", "run_dir", "name", "ema", "metrics_log", "density", "conditional", "unconditional", "guidance_scale", "schedule"}  # arguments that sdtrain gives itself
 
 
 def build(node: Any, key: str, **given: Any) -> Any:
@@ -77,9 +78,32 @@ def build_autoencoder(cfg: dict, run_dir: Path) -> torch.nn.Module:
     return build(node, "model.autoencoder")
 
 
+def build_schedule(cfg: dict) -> Schedule:
+    """The schedule with its modifiers, in the order in which they stand."""
+    schedule = build(cfg["schedule"], "schedule")
+    for name, node in (cfg.get("modifiers") or {}).items():
+        schedule = build(node, f"modifiers.{name}")(schedule)
+    return schedule
+
+
+def take_in_table(node: dict) -> None:
+    """A table that lies in a file is read into the configuration, so that a run does not depend on the file."""
+    for name in ("betas", "alphas_cumprod"):
+        if node["_target_"] == "sdtrain.schedules.table.table" and isinstance(node.get(name), str):
+            node[name] = read(node[name], f"schedule.{name}")
+
+
+def build_objective(cfg: dict) -> Objective:
+    """Raises UserError for whatever cannot be trained; no weight is needed for that."""
+    schedule, times = build_schedule(cfg), build(cfg["times"], "times")
+    weighting = build(cfg["weighting"], "weighting", density=Density(schedule, times))
+    loss = build(cfg["loss"], "loss") if cfg.get("loss") else None
+    return Objective(schedule=schedule, prediction=build(cfg["prediction"], "prediction"), weighting=weighting, times=times, loss=loss)
+
+
 def build_diffusion(cfg: dict, run_dir: Path, optimisation=None) -> DiffusionModule:
     """The module with its initial weights; optimisation None where it will not be trained."""
-    objective = Objective(**{name: build(cfg[name], name) for name in ("schedule", "prediction", "weighting", "times")})
+    objective = build_objective(cfg)
     parts = {"autoencoder": build_autoencoder(cfg, run_dir)}
     for part in ("conditioner", "unet"):
         seed_weights(cfg["seed"], part)
@@ -115,12 +139,14 @@ def first_line(error: Exception) -> str:
 
 def build_drawing(cfg: dict, schedule: Schedule) -> Drawing:
     """Sampler, grid, steps and guidance, tried on two steps of nothing: what they refuse is said now and not after hours."""
-    drawing = Drawing(build(cfg["sampler"], "sampler"), build(cfg["grid"], "grid"), cfg["steps"], cfg["guidance_scale"], cfg.get("batch_size", 64))
-    nothing = torch.zeros(1, 1, 1, 1)
+    parts = {name: build(cfg[name], name) for name in ("sampler", "grid", "guidance")}
+    drawing = Drawing(**parts, steps=cfg["steps"], guidance_scale=cfg["guidance_scale"], batch_size=cfg.get("batch_size", 64))
+    nothing, identity = torch.zeros(1, 1, 1, 1), lambda x, t: x
     try:
-        drawing.sampler(lambda x, t: x, nothing, drawing.grid(drawing.steps, schedule)[:2], schedule, lambda step: nothing)
+        guided = drawing.guidance(identity, identity, drawing.guidance_scale, schedule)
+        drawing.sampler(guided, nothing, drawing.grid(drawing.steps, schedule)[:2], schedule, lambda step: nothing)
     except (ValueError, TypeError) as error:
-        raise UserError(f"{error}. Change sampler, grid or steps.") from error
+        raise UserError(f"{str(error).rstrip('.')}. Change sampler, grid, steps or guidance.") from error
     return drawing
 
 

@@ -32,14 +32,14 @@ Metric = Literal["prompt_accuracy", "retrieval"]
 
 def sample_root(
     *, checkpoint: str, prompt: list[str] | str | None, prompt_file: str | None, negative_prompt: str, label: list[int] | int | None,
-    num_images: int, seed: int, steps: int, sampler: object, grid: object, guidance_scale: float, output: str, batch_size: int, ema: bool,
+    num_images: int, seed: int, steps: int, sampler: object, grid: object, guidance: object, guidance_scale: float, output: str, batch_size: int, ema: bool,
     accelerator: Accelerator, autoencoder: str | None, allow: list[str],
 ) -> None:
     """The schema of sdtrain-sample's keys."""
 
 
 def evaluate_root(
-    *, checkpoint: str, metrics: list[Metric] | Metric, num_images: int, seed: int, steps: int, sampler: object, grid: object,
+    *, checkpoint: str, metrics: list[Metric] | Metric, num_images: int, seed: int, steps: int, sampler: object, grid: object, guidance: object,
     guidance_scale: float | None, output: str | None, batch_size: int, ema: bool, accelerator: Accelerator, autoencoder: str | None, allow: list[str],
 ) -> None:
     """The schema of sdtrain-evaluate's keys."""
@@ -51,7 +51,7 @@ def bounded(command: Callable[[dict, Console], None], cfg: Any, root: Callable, 
     try:
         cfg, typed = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True), typed_keys(overrides)
         check_call(cfg, "", root, set(), typed)
-        for name in ("sampler", "grid"):
+        for name in ("sampler", "grid", "guidance"):
             if not cfg[name]:
                 raise UserError(f"{name} is missing. Choose one with {name}=NAME.")
             check(cfg[name], name, FILLED_IN, typed)

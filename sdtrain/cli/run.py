@@ -23,18 +23,30 @@ from sdtrain.callbacks.progress import ProgressBar
 from sdtrain.checkpoints import newest_whole, published, write_text
 from sdtrain.cli.arguments import quoted
 from sdtrain.cli.boundary import typed_keys
-from sdtrain.cli.build import build, build_data, build_diffusion, build_drawing, check_all, check_fit, seed_weights, weights_hash
+from sdtrain.cli.build import (
+    build,
+    build_data,
+    build_diffusion,
+    build_drawing,
+    build_objective,
+    check_all,
+    check_fit,
+    seed_weights,
+    take_in_table,
+    weights_hash,
+)
 from sdtrain.cli.check import check_call, flat
 from sdtrain.cli.errors import global_rank
 from sdtrain.cli.trainer import TrainerSettings, make_trainer
 from sdtrain.data.datamodule import DataModule
 from sdtrain.data.draws import Collate
+from sdtrain.diffusion.noise import Gaussian
 from sdtrain.errors import StorageError, UserError
 from sdtrain.models.autoencoder import check_latent_scale
 from sdtrain.optimisation import Optimisation
 
-DIFFUSION_ONLY = ("schedule", "prediction", "weighting", "times", "sampler", "grid")
-FIXED_ON_RESUME = ("seed", "data", "model", "schedule", "prediction", "weighting", "times")  # another value would be another run
+DIFFUSION_ONLY = ("schedule", "prediction", "weighting", "loss", "times", "noise", "sampler", "grid", "guidance")
+FIXED_ON_RESUME = ("seed", "data", "model", "schedule", "modifiers", "prediction", "weighting", "loss", "times", "noise")  # another value would be another run
 
 
 @dataclass
@@ -47,8 +59,9 @@ class FirstStage:
 
 def root(
     *, name: str, seed: int, data: object, model: object, optimizer: object, lr_schedule: object, trainer: object, strategy: object, checkpoint: dict,
-    resume: Literal["never", "auto", "must"], schedule: object = None, prediction: object = None, weighting: object = None, times: object = None,
-    sampler: object = None, grid: object = None, steps: int = 30, guidance_scale: float = 1.0, callbacks: dict | None = None,
+    resume: Literal["never", "auto", "must"], schedule: object = None, modifiers: dict | None = None, prediction: object = None,
+    weighting: object = None, loss: object = None, times: object = None, noise: object = None, sampler: object = None, grid: object = None,
+    guidance: object = None, steps: int = 30, guidance_scale: float = 1.0, callbacks: dict | None = None,
     validation: object = None, logger: object = None, first_stage: FirstStage | None = None,
 ) -> None:
     """The schema of the configuration's root: its keys are checked as a call of this function."""
@@ -90,7 +103,11 @@ class Run:
                 self.cfg["first_stage"] = None  # the user brings an autoencoder
             else:
                 self.cfg["model"]["autoencoder"]["path"] = "first_stage/autoencoder"
-        return check_all(self.cfg, self.typed)
+        notes = check_all(self.cfg, self.typed)
+        if self.is_diffusion:  # before anything is trained or loaded
+            take_in_table(self.cfg["schedule"])
+            self.drawing = build_drawing(self.cfg, build_objective(self.cfg).schedule)
+        return notes
 
     def first_stage(self) -> None:
         """Trains the autoencoder first, by its own command in its own process, unless it lies there already."""
@@ -140,12 +157,12 @@ class Run:
         if self.is_diffusion:
             self.module = build_diffusion(cfg, self.run_dir, optimisation)
             shape, posterior = self.module.autoencoder.latent_shape(self.data.image_size), self.module.autoencoder.sample_posterior
-            stratified = self.module.objective.times.stratified
+            stratified, noise = self.module.objective.times.stratified, build(cfg["noise"], "noise")
         else:
             seed_weights(cfg["seed"], "autoencoder")
             self.module = build(cfg["model"], "model", optimisation=optimisation)
-            shape, posterior, stratified = self.module.latent_shape(self.data.image_size), True, False
-        collate = Collate(seed=cfg["seed"], latent_shape=shape, posterior=posterior, stratified=stratified, global_batch=cfg["data"]["batch_size"])
+            shape, posterior, stratified, noise = self.module.latent_shape(self.data.image_size), True, False, Gaussian()
+        collate = Collate(seed=cfg["seed"], latent_shape=shape, posterior=posterior, stratified=stratified, global_batch=cfg["data"]["batch_size"], noise=noise)
         self.datamodule = DataModule(
             data=self.data, batch_size=cfg["data"]["batch_size"], num_workers=cfg["data"]["num_workers"], seed=cfg["seed"], collate=collate,
             accumulate=self.settings.accumulate,
@@ -153,7 +170,6 @@ class Run:
         self.datamodule.micro_batch(self.settings.devices)
         if self.is_diffusion:
             check_fit(self.module, self.data)
-            self.drawing = build_drawing(cfg, self.module.objective.schedule)
             calibration = [self.datamodule.train[(i, i)].image for i in range(min(64, len(self.datamodule.train)))]
             check_latent_scale(self.module.autoencoder, torch.stack(calibration))
         self.optimizer_check()

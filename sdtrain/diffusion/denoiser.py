@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from sdtrain.diffusion.objective import Network
@@ -20,6 +21,6 @@ class Denoiser:
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         t = t.to(x.device).expand(len(x))
-        alpha, sigma = self.schedule.alpha_sigma(t, x.dtype)
-        output = self.network(x, self.schedule.timestep(t)).to(x.dtype)
+        alpha, sigma = self.schedule.alpha_sigma(t, torch.promote_types(x.dtype, torch.float32))
+        output = self.network(self.prediction.network_input(x, alpha, sigma), self.schedule.timestep(t)).to(x.dtype)
         return self.prediction.x0(x, output, alpha, sigma)

@@ -1,23 +1,46 @@
 """Guidance wraps denoisers in a denoiser."""
 
+import math
+
 from torch import Tensor
 
 from sdtrain.diffusion.denoiser import Denoise
+from sdtrain.schedules import Schedule
 
 
-def classifier_free(conditional: Denoise, unconditional: Denoise, guidance_scale: float) -> Denoise:
+def classifier_free(
+    conditional: Denoise, unconditional: Denoise, guidance_scale: float, schedule: Schedule, *, rescale: float = 0.0,
+    log_snr_min: float | None = None, log_snr_max: float | None = None,
+) -> Denoise:
     """x0 = x0_u + guidance_scale (x0_c - x0_u) (Ho and Salimans 2022, eq. 6, in the convention of Stable Diffusion: 1 is no guidance).
 
     Said of x0 it equals the same formula said of eps, because at one (x, t) the two differ by an affine map. At 0 and 1 only one
     network is asked, and its answer is passed on untouched.
+
+    Args:
+        rescale: in [0, 1], how far the guided x0 of each picture is brought back to the standard deviation of its conditional x0 (Lin et
+            al. 2024, eq. 15-16).
+        log_snr_min, log_snr_max: outside of them there is no guidance and one network is asked (Kynkaanniemi et al. 2024). None: no bound.
     """
+    low, high = -math.inf if log_snr_min is None else log_snr_min, math.inf if log_snr_max is None else log_snr_max
+    if not 0 <= rescale <= 1:
+        raise ValueError(f"guidance.rescale={rescale:g} must lie in [0, 1].")
+    if not low < high:
+        raise ValueError(f"guidance.log_snr_min={low:g} must lie below guidance.log_snr_max={high:g}.")
     if guidance_scale == 1:
         return conditional
-    if guidance_scale == 0:
-        return unconditional
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
+        if not low <= schedule.log_snr(t).item() <= high:  # t is on the CPU: nothing waits for the device
+            return conditional(x, t)
         without = unconditional(x, t)
-        return without + guidance_scale * (conditional(x, t) - without)
+        if guidance_scale == 0:
+            return without
+        with_it = conditional(x, t)
+        guided = without + guidance_scale * (with_it - without)
+        if not rescale:
+            return guided
+        factor = with_it.std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True)
+        return guided * (1 + rescale * (factor - 1))
 
     return denoise

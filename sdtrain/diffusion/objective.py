@@ -1,13 +1,17 @@
 """The training objective: noise the latents, ask the network, charge the loss. There is no second copy of this anywhere."""
 
+import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from sdtrain.diffusion.forward import add_noise
+from sdtrain.diffusion.losses import MSE
 from sdtrain.diffusion.prediction import Prediction
-from sdtrain.diffusion.times import Uniform
-from sdtrain.diffusion.weighting import Weighting
+from sdtrain.diffusion.times import Times
+from sdtrain.diffusion.weighting import Weighting, charge
+from sdtrain.errors import UserError
 from sdtrain.schedules import Schedule
 from sdtrain.types import Losses
 
@@ -16,22 +20,55 @@ Network = Callable[[Tensor, Tensor], Tensor]
 
 
 class Objective:
-    """E[w J |target - output|^2] with J = (d eps / d output)^2 and the weight w said in squared error of epsilon."""
+    """E[w J loss(target - output)] with J = (d eps / d output)^2 and the weight w said in squared error of epsilon.
 
-    def __init__(self, *, schedule: Schedule, prediction: Prediction, weighting: Weighting, times: Uniform) -> None:
-        self.schedule, self.prediction, self.weighting, self.times = schedule, prediction, weighting, times
+    What cannot be trained raises UserError here, before any weight is loaded: a prediction from which x0 cannot be read where sampling
+    starts, a product w J that is infinite somewhere, or nothing where sampling starts.
+    """
 
-    def __call__(self, network: Network, x0: Tensor, noise: Tensor, u: Tensor) -> Losses:
-        """x0 and noise [B, C, h, w], u [B] uniforms in [0, 1). The squared error is a mean over C, h, w."""
-        return self.at(network, x0, noise, self.times(u, self.schedule))
+    def __init__(
+        self, *, schedule: Schedule, prediction: Prediction, weighting: Weighting, times: Times, loss: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.schedule, self.prediction, self.weighting, self.times, self.loss = schedule, prediction, weighting, times, loss or MSE()
+        self.check()
 
-    def at(self, network: Network, x0: Tensor, noise: Tensor, t: Tensor) -> Losses:
+    def __call__(self, network: Network, x0: Tensor, noise: Tensor, u: Tensor, input_noise: Tensor | None = None) -> Losses:
+        """x0 and noise [B, C, h, w], u [B] uniforms in [0, 1). The loss is a mean over C, h, w.
+
+        input_noise: what is added to x0 where that is not the noise to be predicted (sdtrain.diffusion.noise).
+        """
+        return self.at(network, x0, noise, self.times(u, self.schedule), input_noise)
+
+    def at(self, network: Network, x0: Tensor, noise: Tensor, t: Tensor, input_noise: Tensor | None = None) -> Losses:
         """The same at given times t [B]."""
-        # float32 whatever the network's precision: in bf16 the first timesteps would add no noise.
-        x0, noise = x0.float(), noise.float()
-        alpha, sigma = self.schedule.alpha_sigma(t)
-        output = network(add_noise(x0, noise, alpha, sigma), self.schedule.timestep(t)).float()
-        error = (self.prediction.target(x0, noise, alpha, sigma) - output).square().mean((1, 2, 3))
-        jacobian = self.prediction.jacobian(alpha, sigma).flatten()
-        weight = self.weighting(self.schedule.log_snr(t).float(), jacobian) * jacobian
-        return Losses(per_sample=weight * error, t=t)
+        # float32 or better, whatever the network's precision: in bf16 the first timesteps would add no noise.
+        dtype = torch.promote_types(x0.dtype, torch.float32)
+        x0, noise, exact = x0.to(dtype), noise.to(dtype), self.schedule.alpha_sigma(t, torch.float64)
+        alpha, sigma = (c.to(dtype) for c in exact)
+        x = add_noise(x0, noise if input_noise is None else input_noise.to(dtype), alpha, sigma)
+        output = network(self.prediction.network_input(x, alpha, sigma), self.schedule.timestep(t)).to(dtype)
+        error = self.prediction.target(x0, noise, alpha, sigma) - output
+        weight = charge(self.weighting, self.prediction, *exact).flatten().to(dtype)
+        return Losses(per_sample=weight * self.loss(error).mean((1, 2, 3)), t=t)
+
+    def check(self) -> None:
+        prediction, weighting, schedule = type(self.prediction).__name__, type(self.weighting).__name__, self.schedule.name
+        last = self.schedule.alpha_sigma(torch.ones(1, dtype=torch.float64), torch.float64)
+        if self.prediction.determinant(*last).item() == 0:
+            raise UserError(
+                f"prediction={prediction} cannot be read at t = 1, where schedule={schedule} has alpha = {last[0].item():g}: x is all noise there, and an "
+                f"output that repeats it says nothing of x0. Set prediction=v or prediction=flow, or remove modifiers=[zero_terminal_snr]."
+            )
+        u = torch.linspace(0, 1, 2 * self.schedule.num_timesteps, dtype=torch.float64).clamp(max=math.nextafter(1, 0))
+        t = self.times(u, self.schedule)
+        charged = charge(self.weighting, self.prediction, *self.schedule.alpha_sigma(t, torch.float64)).flatten()
+        remedy = f"Choose another weighting (simple works with every prediction), or keep log_snr finite with modifiers=[clip] or another schedule={schedule}."
+        too_much = ~(charged < 1e12)
+        if bool(too_much.any()):
+            at = t[too_much][0].item()
+            raise UserError(f"weighting={weighting} with prediction={prediction} and schedule={schedule} weighs the level t = {at:.4g} infinitely. {remedy}")
+        if charged[t.argmax()].item() < 1e-12:
+            raise UserError(
+                f"weighting={weighting} with prediction={prediction} gives no weight to the level where sampling starts, t = {t.max().item():.4g} of "
+                f"schedule={schedule}, so what is drawn first would never be learned. {remedy}"
+            )

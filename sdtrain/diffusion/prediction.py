@@ -1,31 +1,74 @@
-"""What the network outputs, and how x0 is read from it."""
-
-from typing import Protocol
+"""What the network outputs, and how x0 and eps are read from it."""
 
 import torch
 from torch import Tensor
 
 
-class Prediction(Protocol):
-    """Stateless. x, x0, noise and output are [B, C, h, w]; alpha and sigma [B, 1, 1, 1]."""
+class Prediction:
+    """The network's output y = p x0 + q eps, with (p, q) a function of (alpha, sigma). All else follows from two equations:
 
-    def target(self, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor: ...
+        x = alpha x0 + sigma eps,  y = p x0 + q eps,  d = alpha q - sigma p:
+        x0 = (q x - sigma y) / d,  eps = (alpha y - p x) / d,  d eps / d y = alpha / d at a given x.
 
-    def x0(self, x: Tensor, output: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor: ...
+    x, x0, noise and output are [B, C, h, w]; alpha and sigma [B, 1, 1, 1].
+    """
 
-    def jacobian(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """(d epsilon / d output)^2: turns squared error of the output into squared error of epsilon."""
-        ...
+    def mix(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """(p, q), each of alpha's shape."""
+        raise NotImplementedError
 
-
-class Epsilon:
-    """The network predicts the noise: target eps, x0 = (x - sigma eps) / alpha (Ho et al. 2020, eq. 12)."""
+    def determinant(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """d: where it is 0, x0 cannot be read from the output."""
+        p, q = self.mix(alpha, sigma)
+        return alpha * q - sigma * p
 
     def target(self, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        return noise
+        p, q = self.mix(alpha, sigma)
+        return p * x0 + q * noise
 
     def x0(self, x: Tensor, output: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        return (x - sigma * output) / alpha
+        _, q = self.mix(alpha, sigma)
+        return (q * x - sigma * output) / self.determinant(alpha, sigma)
+
+    def epsilon(self, x: Tensor, output: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        p, _ = self.mix(alpha, sigma)
+        return (alpha * output - p * x) / self.determinant(alpha, sigma)
 
     def jacobian(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        return torch.ones_like(alpha)
+        """J = (d eps / d output)^2: turns squared error of the output into squared error of epsilon."""
+        return (alpha / self.determinant(alpha, sigma)) ** 2
+
+    def network_input(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """What the network is shown of x."""
+        return x
+
+
+class Epsilon(Prediction):
+    """The noise (Ho et al. 2020, eq. 12): x0 = (x - sigma eps) / alpha, which no output can give where alpha is 0."""
+
+    def mix(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(alpha), torch.ones_like(alpha)
+
+
+class X0(Prediction):
+    """The data themselves: eps = (x - alpha x0) / sigma."""
+
+    def mix(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(alpha), torch.zeros_like(alpha)
+
+    def x0(self, x: Tensor, output: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return output  # also where sigma is 0
+
+
+class V(Prediction):
+    """v = alpha eps - sigma x0 (Salimans and Ho 2022, section 4): x0 = (alpha x - sigma v) / (alpha^2 + sigma^2)."""
+
+    def mix(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        return -sigma, alpha
+
+
+class Flow(Prediction):
+    """u = eps - x0, the velocity of the straight path (Lipman et al. 2023; Liu et al. 2022): x0 = (x - sigma u) / (alpha + sigma)."""
+
+    def mix(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        return -torch.ones_like(alpha), torch.ones_like(alpha)

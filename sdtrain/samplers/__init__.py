@@ -1,8 +1,5 @@
-"""Samplers walk from noise to data; grids say which times they visit. Needs torch alone."""
+"""Samplers walk from noise to data, one function per file; grids say which times they visit. Needs torch alone."""
 
-from sdtrain.samplers.ddim import ddim
-from sdtrain.samplers.ddpm import ddpm
-from sdtrain.samplers.grids import leading, trailing
 from sdtrain.samplers.walk import Noise, Sampler, Show
 
-__all__ = ["Noise", "Sampler", "Show", "ddim", "ddpm", "leading", "trailing"]
+__all__ = ["Noise", "Sampler", "Show"]

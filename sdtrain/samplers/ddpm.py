@@ -4,7 +4,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from sdtrain.samplers.walk import Noise, Show, coefficients
+from sdtrain.samplers.walk import Noise, Show, level, look
 from sdtrain.schedules import Schedule
 
 
@@ -15,14 +15,9 @@ def ddpm(denoise, x: Tensor, grid: Tensor, schedule: Schedule, noise: Noise, sho
     mean = (a sigma_s^2 x_t + alpha_s v x0) / sigma_t^2,  variance = v sigma_s^2 / sigma_t^2.
     """
     for step, (t, s) in enumerate(pairwise(grid)):
-        x0 = denoise(x, t)
-        if show:
-            show(step, x, x0)
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = coefficients(schedule, t, x), coefficients(schedule, s, x)
+        x0 = look(denoise, x, t, step, show)
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = level(schedule, t, x), level(schedule, s, x)
         a = alpha_t / alpha_s
         v = (sigma_t**2 - a**2 * sigma_s**2).clamp(min=0)
         x = (a * sigma_s**2 * x + alpha_s * v * x0) / sigma_t**2 + v.sqrt() * sigma_s / sigma_t * noise(step)
-    x0 = denoise(x, grid[-1])
-    if show:
-        show(len(grid) - 1, x, x0)
-    return x0
+    return look(denoise, x, grid[-1], len(grid) - 1, show)

@@ -1,8 +1,5 @@
-"""Noise schedules: one curve per file. Only this room knows how alpha and sigma relate to time."""
+"""Noise schedules: one curve per file. Only this room knows how alpha and sigma relate to time. Needs torch alone."""
 
-from sdtrain.schedules.cosine import cosine
-from sdtrain.schedules.linear import linear
-from sdtrain.schedules.scaled_linear import scaled_linear
-from sdtrain.schedules.schedule import Schedule, TableSchedule
+from sdtrain.schedules.schedule import Schedule
 
-__all__ = ["Schedule", "TableSchedule", "cosine", "linear", "scaled_linear"]
+__all__ = ["Schedule"]

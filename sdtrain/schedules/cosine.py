@@ -1,17 +1,18 @@
-"""The cosine schedule of Improved DDPM."""
+"""The cosine schedule of Improved DDPM, a table."""
 
 import math
 
 import torch
 
-from sdtrain.schedules.schedule import TableSchedule, timesteps
+from sdtrain.schedules.schedule import Schedule
+from sdtrain.schedules.table import from_betas, timesteps
 
 
-def cosine(*, offset: float = 0.008, max_beta: float = 0.999, num_timesteps: int = 1000) -> TableSchedule:
+def cosine(*, offset: float = 0.008, max_beta: float = 0.999, num_timesteps: int = 1000) -> Schedule:
     """alpha_bar(r) = cos^2(pi/2 (r + offset) / (1 + offset)), beta_i = min(1 - alpha_bar((i+1)/T) / alpha_bar(i/T), max_beta).
 
-    Nichol and Dhariwal 2021, eq. 17.
+    Nichol and Dhariwal 2021, eq. 17. cosine_log_snr is its continuous form.
     """
     r = torch.linspace(0, 1, timesteps(num_timesteps) + 1, dtype=torch.float64)
     alpha_bar = torch.cos((r + offset) / (1 + offset) * math.pi / 2) ** 2
-    return TableSchedule("cosine", (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta), "schedule.offset or schedule.max_beta")
+    return from_betas("cosine", (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta), "schedule.offset or schedule.max_beta")

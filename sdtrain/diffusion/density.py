@@ -1,0 +1,36 @@
+"""How often training visits a level, and what it makes of it."""
+
+import torch
+from torch import Tensor
+
+from sdtrain.diffusion.times import Times
+from sdtrain.schedules import Schedule
+
+
+class Density:
+    """The density of log_snr under a schedule and the base law of the times: |d cdf(t(log_snr)) / d log_snr|.
+
+    Where training draws the points of a table, the share of each point is spread over half the way to its neighbours, so that sums over
+    the points are trapezoid sums over log_snr.
+    """
+
+    def __init__(self, schedule: Schedule, times: Times) -> None:
+        self.schedule, self.times, self._of_point = schedule, times, {}
+        if times.on_points(schedule):
+            size = schedule.num_timesteps
+            share = times.cdf(torch.arange(size + 1, dtype=torch.float64) / size, schedule).diff()
+            log_snr = schedule.log_snr(torch.arange(size, dtype=torch.float64) / (size - 1))
+            edges = torch.cat([log_snr[:1], (log_snr[1:] + log_snr[:-1]) / 2, log_snr[-1:]])
+            self._of_point[torch.device("cpu")] = share / -edges.diff()
+
+    def __call__(self, log_snr: Tensor) -> Tensor:
+        """log_snr of any shape, what lies outside the schedule's range is taken to its end; the same shape, float64."""
+        if self._of_point:
+            if log_snr.device not in self._of_point:  # kept per device: a copy in every step would wait for the host
+                self._of_point[log_snr.device] = self._of_point[torch.device("cpu")].to(log_snr.device)
+            t = self.schedule.time_of(log_snr, clamp=True)
+            return self._of_point[log_snr.device][(t * (self.schedule.num_timesteps - 1)).round().long()]
+        with torch.enable_grad():
+            level = log_snr.detach().double().clamp(self.schedule.log_snr_min, self.schedule.log_snr_max).requires_grad_()
+            share = self.times.cdf(self.schedule.time_of(level, clamp=True), self.schedule)
+            return -torch.autograd.grad(share.sum(), level)[0]

@@ -1,0 +1,10 @@
+"""Weight one on the network's own target."""
+
+from torch import Tensor
+
+
+class Simple:
+    """w = 1 / J: what papers and other trainers call unweighted (L_simple, Ho et al. 2020, eq. 14)."""
+
+    def __call__(self, log_snr: Tensor, jacobian: Tensor) -> Tensor:
+        return 1 / jacobian

@@ -1,0 +1,43 @@
+"""Continuous schedules said as the law that log_snr follows when t is uniform: t is the share of the law that lies above log_snr.
+
+A law with unbounded support is cut: [0, 1] is mapped onto the part between log_snr_max and log_snr_min.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sdtrain.errors import UserError
+from sdtrain.schedules.schedule import Curve, Schedule
+
+
+def cut(
+    name: str, log_snr_of: Callable[[Tensor, Tensor], Tensor], shares: Callable[[Tensor], tuple[Tensor, Tensor]], *, log_snr_min: float, log_snr_max: float,
+    num_timesteps: int, keys: str = "schedule.log_snr_min or schedule.log_snr_max",
+) -> Schedule:
+    """The schedule of a law between two bounds.
+
+    log_snr_of: the shares (above, below) of a point, which add to 1, to the point; shares: its inverse. Both shares travel, because
+    1 - share keeps nothing of a tail.
+    """
+    if not -float("inf") < log_snr_min < log_snr_max < float("inf"):
+        raise UserError(f"schedule={name} has its bounds reversed or not finite: log_snr from {log_snr_max:g} down to {log_snr_min:g}. Change {keys}.")
+    (above0, above1), (below0, below1) = (s.tolist() for s in shares(torch.tensor([log_snr_max, log_snr_min], dtype=torch.float64)))
+    return Schedule(
+        name, lambda t: log_snr_of((1 - t) * above0 + t * above1, (1 - t) * below0 + t * below1).clamp(log_snr_min, log_snr_max),
+        lambda log_snr: (shares(log_snr)[0] - above0) / (above1 - above0), num_timesteps=num_timesteps, keys=keys,
+    )
+
+
+def symmetric(name: str, quantile: Curve, tail: Curve, *, centre: float = 0.0, **bounds) -> Schedule:
+    """The schedule of a law that is symmetric about its centre. tail: a distance x >= 0 from the centre to the share of the law beyond
+    it, in (0, 1/2]; quantile: its inverse. The rest as in `cut`."""
+    def log_snr_of(above: Tensor, below: Tensor) -> Tensor:
+        return centre + torch.where(above < below, 1.0, -1.0) * quantile(torch.minimum(above, below))
+
+    def shares(log_snr: Tensor) -> tuple[Tensor, Tensor]:
+        beyond = tail((log_snr - centre).abs())
+        upper = log_snr >= centre
+        return torch.where(upper, beyond, 1 - beyond), torch.where(upper, 1 - beyond, beyond)
+    return cut(name, log_snr_of, shares, **bounds)

@@ -1,0 +1,61 @@
+"""Modifiers make a schedule of a schedule. Each applies to any; modifiers=[a,b] applies a, then b."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from sdtrain.errors import UserError
+from sdtrain.schedules.schedule import Schedule
+
+
+def zero_terminal_snr(schedule: Schedule) -> Schedule:
+    """alpha' = (alpha - alpha_1) alpha_0 / (alpha_0 - alpha_1), which keeps the level at t = 0 and ends in alpha = 0.
+
+    Lin et al. 2024, "Common diffusion noise schedules and sample steps are flawed", algorithm 1.
+    """
+    if schedule.log_snr_min == -math.inf:
+        raise UserError(f"modifiers=[zero_terminal_snr] has no effect: schedule={schedule.name} already ends in alpha = 0. Remove it from modifiers.")
+    first, last = (schedule.alpha_sigma(torch.tensor(float(t)), torch.float64)[0].item() for t in (0, 1))
+
+    def log_snr(t: Tensor) -> Tensor:
+        old = schedule.log_snr(t)
+        alpha = old.sigmoid().sqrt()
+        lost = last * (first - alpha) / (first - last)  # alpha - alpha'
+        new = alpha - lost
+        # sigma'^2 = sigma^2 + alpha^2 - alpha'^2; 1 - alpha'^2 would cancel at t = 0.
+        return torch.where(t == 1, -math.inf, 2 * new.log() - ((-old).sigmoid() + lost * (alpha + new)).log())
+
+    def time_of(log_snr: Tensor) -> Tensor:
+        new = log_snr.sigmoid().sqrt()
+        lost = last * (first - new) / first
+        old = 2 * (new + lost).log() - ((-log_snr).sigmoid() - lost * (2 * new + lost)).log()
+        return torch.where(log_snr == -math.inf, 1.0, schedule.time_of(old, clamp=True))
+    return schedule.modified("zero_terminal_snr", log_snr, time_of, "schedule")
+
+
+def shift(schedule: Schedule, *, factor: float = 3.0) -> Schedule:
+    """log_snr' = log_snr - 2 ln(factor): every level as noisy as if sigma / alpha were `factor` times as large; above 1 for larger pictures.
+
+    Hoogeboom et al. 2023, "Simple diffusion", eq. 4; under flow it is Esser et al. 2024, eq. 23.
+    """
+    if not 0 < factor < math.inf or factor == 1:
+        raise UserError(f"modifiers.shift.factor={factor:g} must be above 0 and not 1, which changes nothing.")
+    by = -2 * math.log(factor)
+    return schedule.modified("shift", lambda t: schedule.log_snr(t) + by, lambda log_snr: schedule.time_of(log_snr - by, clamp=True), "modifiers.shift.factor")
+
+
+def clip(schedule: Schedule, *, log_snr_min: float = -10.0, log_snr_max: float = 10.0) -> Schedule:
+    """The part of the curve between two bounds, stretched to [0, 1]. A bound beyond the curve's own end leaves that end."""
+    keys = "modifiers.clip.log_snr_min or modifiers.clip.log_snr_max"
+    low, high = max(log_snr_min, schedule.log_snr_min), min(log_snr_max, schedule.log_snr_max)
+    if not low < high:
+        raise UserError(f"modifiers.clip leaves nothing of schedule={schedule.name}, whose log_snr runs from {schedule.log_snr_max:g} to "
+                        f"{schedule.log_snr_min:g}: the bounds {log_snr_min:g} and {log_snr_max:g} are reversed or beyond it. Change {keys}.")
+    if (low, high) == (schedule.log_snr_min, schedule.log_snr_max):
+        raise UserError(f"modifiers.clip has no effect: schedule={schedule.name} lies between {low:g} and {high:g}. Change {keys}, or remove it.")
+    start, end = schedule.time_of(torch.tensor([high, low], dtype=torch.float64)).tolist()
+    return schedule.modified(
+        "clip", lambda t: schedule.log_snr(torch.lerp(*t.new_tensor([start, end]), t)),
+        lambda log_snr: (schedule.time_of(log_snr, clamp=True) - start) / (end - start), keys,
+    )
