@@ -20,7 +20,10 @@ from sdtrain.schedules.table import read
 from sdtrain.types import PictureData
 
 LOADER = {"batch_size": int, "num_workers": int}  # keys under data that the loader reads, whatever the data set
-FILLED_IN = {"objective", "optimisation", "drawing", "data", "run_dir", "name", "ema", "metrics_log", "density", "conditional", "unconditional", "guidance_scale", "schedule"}  # arguments that sdtrain gives itself
+FILLED_IN = {  # arguments that sdtrain gives itself
+    "objective", "optimisation", "drawing", "data", "run_dir", "name", "ema", "metrics_log", "density", "schedule", "conditional", "unconditional",
+    "guidance_scale",
+}
 
 
 def build(node: Any, key: str, **given: Any) -> Any:

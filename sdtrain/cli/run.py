@@ -40,6 +40,7 @@ from sdtrain.cli.errors import global_rank
 from sdtrain.cli.trainer import TrainerSettings, make_trainer
 from sdtrain.data.datamodule import DataModule
 from sdtrain.data.draws import Collate
+from sdtrain.diffusion import Objective, WeightingError
 from sdtrain.diffusion.noise import Gaussian
 from sdtrain.errors import StorageError, UserError
 from sdtrain.models.autoencoder import check_latent_scale
@@ -106,8 +107,19 @@ class Run:
         notes = check_all(self.cfg, self.typed)
         if self.is_diffusion:  # before anything is trained or loaded
             take_in_table(self.cfg["schedule"])
-            self.drawing = build_drawing(self.cfg, build_objective(self.cfg).schedule)
+            self.drawing = build_drawing(self.cfg, self.objective(notes).schedule)
         return notes
+
+    def objective(self, notes: list[str]) -> Objective:
+        """A weighting that the experiment brought along, and that cannot serve what the user typed, makes way; one that was typed is refused."""
+        try:
+            return build_objective(self.cfg)
+        except WeightingError as refusal:
+            if any(key.partition(".")[0] == "weighting" for key in self.typed):
+                raise
+            self.cfg["weighting"] = {"_target_": "sdtrain.diffusion.weighting.simple.Simple"}
+            notes.append(f"weighting=simple is used: {str(refusal).partition('. ')[0]}.")
+            return build_objective(self.cfg)
 
     def first_stage(self) -> None:
         """Trains the autoencoder first, by its own command in its own process, unless it lies there already."""

@@ -30,7 +30,7 @@ def before(run: Run) -> None:
         trained = ", ".join(f"{name_of(cfg['model'][part])} {_count(getattr(module, part).parameters())}" for part in ("unet", "conditioner")) + " parameters"
         shape = module.autoencoder.latent_shape(run.data.image_size)
         where = f"{cfg['model']['autoencoder'].get('path', 'pixels')}, latents {' x '.join(map(str, shape))}, scale {module.autoencoder.latent_scale:.4g}"
-        objective = ", ".join(f"{part} {name_of(cfg[part])}" for part in ("prediction", "schedule", "weighting"))
+        objective = f"prediction {name_of(cfg['prediction'])}, schedule {module.objective.schedule.name}, weighting {name_of(cfg['weighting'])}"
         kind = [("autoencoder", where), ("objective", objective)]
     else:
         trained, kind = f"AutoencoderKL {_count(module.parameters())} parameters", []

@@ -19,6 +19,10 @@ Network = Callable[[Tensor, Tensor], Tensor]
 """(x_t [B, C, h, w], timestep [B] float32) -> output [B, C, h, w]: the unet with its conditioning already bound."""
 
 
+class WeightingError(UserError):
+    """Another weighting would do."""
+
+
 class Objective:
     """E[w J loss(target - output)] with J = (d eps / d output)^2 and the weight w said in squared error of epsilon.
 
@@ -66,9 +70,11 @@ class Objective:
         too_much = ~(charged < 1e12)
         if bool(too_much.any()):
             at = t[too_much][0].item()
-            raise UserError(f"weighting={weighting} with prediction={prediction} and schedule={schedule} weighs the level t = {at:.4g} infinitely. {remedy}")
+            raise WeightingError(
+                f"weighting={weighting} with prediction={prediction} weighs the level t = {at:.4g} of schedule={schedule} infinitely. {remedy}"
+            )
         if charged[t.argmax()].item() < 1e-12:
-            raise UserError(
+            raise WeightingError(
                 f"weighting={weighting} with prediction={prediction} gives no weight to the level where sampling starts, t = {t.max().item():.4g} of "
                 f"schedule={schedule}, so what is drawn first would never be learned. {remedy}"
             )

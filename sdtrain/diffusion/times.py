@@ -97,7 +97,7 @@ class LogNormal(Times):
     def _ends(self, schedule: Schedule) -> tuple[float, float]:
         low, high = self._normal_cdf(schedule.log_snr_max).item(), self._normal_cdf(schedule.log_snr_min).item()
         if high - low < 1e-6:
-            raise UserError(f"times.mean={self.mean:g} lies so far from the levels of schedule={schedule.name} that nothing of the law is left there. Change it.")
+            raise UserError(f"times.mean={self.mean:g} lies so far from the levels of schedule={schedule.name} that none of the law is left. Change it.")
         return low, high
 
     def quantile(self, u: Tensor, schedule: Schedule) -> Tensor:

@@ -26,7 +26,7 @@ def sigmoid(
         return torch.sinh(below * width).log() - torch.sinh(above * width).log() + math.log(math.cosh(s / 2) / math.cosh(e / 2))
 
     def shares(log_snr):
-        top, bottom = 1 / (1 + math.exp(-s)), 1 / (1 + math.exp(-e))
-        u = torch.logit(bottom + (top - bottom) * (-log_snr).sigmoid())
+        first, last = 1 / (1 + math.exp(-s)), 1 / (1 + math.exp(-e))
+        u = torch.logit(first + (last - first) * (-log_snr).sigmoid())
         return (u - s) / (e - s), (e - u) / (e - s)
     return cut("sigmoid", log_snr_of, shares, log_snr_min=log_snr_min, log_snr_max=log_snr_max, num_timesteps=num_timesteps)
