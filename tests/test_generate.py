@@ -8,13 +8,18 @@ import torch
 from sdtrain.conditioning.class_label import ClassLabel
 from sdtrain.conditioning.none import Nothing
 from sdtrain.conditioning.text import Text
-from sdtrain.diffusion import Epsilon, Objective, Simple, Uniform
+from sdtrain.diffusion import Objective, classifier_free
+from sdtrain.diffusion.prediction import Epsilon
+from sdtrain.diffusion.times import Uniform
+from sdtrain.diffusion.weighting.simple import Simple
 from sdtrain.generate import Drawing, Request, generate
 from sdtrain.models.autoencoder import Pixels
 from sdtrain.models.unet import UNet
 from sdtrain.module import DiffusionModule
-from sdtrain.samplers import ddim, ddpm, leading, trailing
-from sdtrain.schedules import linear
+from sdtrain.samplers.ddim import ddim
+from sdtrain.samplers.ddpm import ddpm
+from sdtrain.samplers.grids import leading, trailing
+from sdtrain.schedules.linear import linear
 
 CONDITIONERS = {
     "none": partial(Nothing, context_dim=8),
@@ -45,7 +50,7 @@ def text():
 
 
 def drawing(sampler=ddpm, scale=2.0, batch_size=64, grid=trailing):
-    return Drawing(sampler=sampler, grid=grid, steps=4, guidance_scale=scale, batch_size=batch_size)
+    return Drawing(sampler=sampler, grid=grid, guidance=classifier_free, steps=4, guidance_scale=scale, batch_size=batch_size)
 
 
 def requests():

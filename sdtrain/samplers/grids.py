@@ -41,6 +41,7 @@ def karras(steps: int, schedule: Schedule, *, rho: float = 7.0, sigma_min: float
     """
     if not rho > 0 or not 0 < sigma_min < sigma_max:
         raise ValueError(f"grid.rho={rho:g} must be above 0, and grid.sigma_min={sigma_min:g} between 0 and grid.sigma_max={sigma_max:g}")
+    check(steps, schedule)
     first, last = (math.exp(-end / 2 / rho) for end in ends(schedule, -2 * math.log(sigma_max), -2 * math.log(sigma_min)))
     return from_noise(-2 * rho * torch.linspace(first, last, steps, dtype=torch.float64).log(), schedule)
 
@@ -49,6 +50,7 @@ def uniform_log_snr(steps: int, schedule: Schedule, *, log_snr_min: float = -10.
     """log_snr evenly spaced (Lu et al. 2022, section 3), within the bounds and the schedule's own ends. Starts at t = 1."""
     if not log_snr_min < log_snr_max:
         raise ValueError(f"grid.log_snr_min={log_snr_min:g} must lie below grid.log_snr_max={log_snr_max:g}")
+    check(steps, schedule)
     return from_noise(torch.linspace(*ends(schedule, log_snr_min, log_snr_max), steps, dtype=torch.float64), schedule)
 
 
@@ -62,7 +64,6 @@ def ends(schedule: Schedule, log_snr_min: float, log_snr_max: float) -> tuple[fl
 
 def from_noise(log_snr: Tensor, schedule: Schedule) -> Tensor:
     """Rising log_snr to times; the first is t = 1."""
-    check(len(log_snr), schedule)
     t = schedule.time_of(log_snr, clamp=True)
     t[0] = 1.0
     return t

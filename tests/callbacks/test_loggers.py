@@ -63,7 +63,7 @@ def test_wandb_holds_every_number(wandb_run, tiny_run):
 
 def test_wandb_holds_the_resolved_configuration(wandb_run):
     (config,) = [record["config"]["update"] for record in wandb_run[4] if "config" in record]
-    assert config["schedule"] == {"_target_": "sdtrain.schedules.scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_timesteps": 1000}
+    assert config["schedule"] == {"_target_": "sdtrain.schedules.scaled_linear.scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_timesteps": 1000}
     assert config["model"]["unet"]["context_dim"] == 16 and config["guidance_scale"] == 2.5 and len(config["model"]["autoencoder"]["sha256"]) == 64
 
 

@@ -41,7 +41,7 @@ def test_any_prompt_works(here, tiny_run, tmp_path):
     assert [notes(path)["prompt"] for path in written[:8:2]] == [PROMPT, "a green ring", "a ring, red", "a 'blue' cross"]
     assert notes(written[1]) == {
         "prompt": PROMPT, "negative_prompt": "green, [grey]", "seed": 6, "steps": 2, "guidance_scale": 3.0, "ema": True,
-        "sampler": "sdtrain.samplers.ddim", "checkpoint": str(published(tiny_run)[-1]),
+        "sampler": "sdtrain.samplers.ddim.ddim", "checkpoint": str(published(tiny_run)[-1]),
     }
 
 

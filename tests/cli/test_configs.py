@@ -174,7 +174,7 @@ def test_every_key_has_an_effect(here, tiny, composed, tmp_path):
 
 def test_sampling_batch_size_changes_how_many_are_drawn_at_once(composed):
     from sdtrain.cli.build import build_drawing
-    from sdtrain.schedules import linear
+    from sdtrain.schedules.linear import linear
 
     for config in ("sample", "evaluate"):
         cfg = composed("checkpoint=x", "batch_size=3", "guidance_scale=2", config=config)

@@ -15,7 +15,7 @@ SHAPE = (4, 2, 2)
 
 
 def make(**changed):
-    return Collate(**{"seed": 3, "latent_shape": SHAPE, "posterior": True, "stratified": True, "global_batch": 8} | changed)
+    return Collate(**{"seed": 3, "latent_shape": SHAPE, "posterior": True, "stratified": True, "global_batch": 8, "noise": Gaussian()} | changed)
 
 
 def row(ordinal, depth=False):
