@@ -9,6 +9,7 @@ import torch
 from sdtrain.data.datamodule import CollateBlock
 from sdtrain.data.draws import Collate
 from sdtrain.data.order import Stream
+from sdtrain.diffusion.noise import Gaussian
 from sdtrain.types import Row
 
 SHAPE = (4, 2, 2)

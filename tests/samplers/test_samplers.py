@@ -7,7 +7,12 @@ import pytest
 import torch
 import yaml
 from diffusers import (
-    DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler,
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
     UniPCMultistepScheduler,
 )
 from hydra.utils import instantiate
@@ -294,7 +299,7 @@ THEIRS = {  # ours by name: theirs, and whether its state is x / alpha
     "heun": (lambda: HeunDiscreteScheduler(**TRAILING), True),
     "dpmpp_2m": (lambda: DPMSolverMultistepScheduler(**TRAILING, solver_order=2, lower_order_final=False), False),
     "dpmpp_2m_sde": (lambda: DPMSolverMultistepScheduler(**TRAILING, solver_order=2, lower_order_final=False, algorithm_type="sde-dpmsolver++"), False),
-    "unipc": (lambda: UniPCMultistepScheduler(**TRAILING, solver_order=2, lower_order_final=False), False),
+    "unipc": (lambda: UniPCMultistepScheduler(**TRAILING, solver_order=2), False),
     "euler": (lambda: EulerDiscreteScheduler(**TRAILING), True),
     "euler_ancestral": (lambda: EulerAncestralDiscreteScheduler(**TRAILING), True),
 }
