@@ -72,3 +72,26 @@ class Flow(Prediction):
 
     def mix(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         return -torch.ones_like(alpha), torch.ones_like(alpha)
+
+
+class EDM(Prediction):
+    """F of Karras et al. 2022, table 1: D = c_skip y + c_out F with y = x / alpha, shown c_in y, for latents of standard deviation sigma_data.
+
+    With r^2 = sigma^2 + (alpha sigma_data)^2 the three are one row: F = (sigma x0 / sigma_data - alpha sigma_data eps) / r, and the network
+    is shown x / r, of unit variance at every level. At sigma_data = 1 F is -v, and r is 1 where alpha^2 + sigma^2 is.
+    """
+
+    def __init__(self, *, sigma_data: float = 1.0) -> None:
+        if not sigma_data > 0:
+            raise ValueError(f"prediction.sigma_data={sigma_data:g} must be above 0.")
+        self.sigma_data = sigma_data
+
+    def root(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return (sigma**2 + (alpha * self.sigma_data) ** 2).sqrt()
+
+    def mix(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        root = self.root(alpha, sigma)
+        return sigma / (self.sigma_data * root), -alpha * self.sigma_data / root
+
+    def network_input(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return x / self.root(alpha, sigma)
