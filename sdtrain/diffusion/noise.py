@@ -17,3 +17,49 @@ class Gaussian:
 
     def __call__(self, draw: Draw, shape: tuple[int, int, int]) -> Drawn:
         return draw(shape, 0), None
+
+
+class Offset:
+    """Noise plus strength times one normal per channel, so that the mean of a picture is noised too (Guttenberg 2023, "Diffusion with offset
+    noise"). Its variance is 1 + strength^2."""
+
+    def __init__(self, *, strength: float = 0.1) -> None:
+        if not strength > 0:
+            raise ValueError(f"noise.strength={strength:g} must be above 0; noise=gaussian has no offset.")
+        self.strength = strength
+
+    def __call__(self, draw: Draw, shape: tuple[int, int, int]) -> Drawn:
+        return draw(shape, 0) + np.float32(self.strength) * draw((shape[0], 1, 1), 1), None
+
+
+class InputPerturbation:
+    """The latents get eps + gamma xi, the network is to predict eps: sampling's own errors, seen in training (Ning et al. 2023, algorithm 1)."""
+
+    def __init__(self, *, gamma: float = 0.1) -> None:
+        if not gamma > 0:
+            raise ValueError(f"noise.gamma={gamma:g} must be above 0; noise=gaussian has no perturbation.")
+        self.gamma = gamma
+
+    def __call__(self, draw: Draw, shape: tuple[int, int, int]) -> Drawn:
+        noise = draw(shape, 0)
+        return noise, noise + np.float32(self.gamma) * draw(shape, 1)
+
+
+class MultiResolution:
+    """Noise plus discount^k times noise of 2^k as large squares, k = 1, 2, ..., brought to unit variance (Whitaker 2023, "Multi-resolution
+    noise for diffusion model training"). Squares, so that the variance is 1 at every pixel; the variance is known, not measured."""
+
+    def __init__(self, *, discount: float = 0.4) -> None:
+        if not 0 < discount < 1:
+            raise ValueError(f"noise.discount={discount:g} must lie between 0 and 1.")
+        self.discount = discount
+
+    def __call__(self, draw: Draw, shape: tuple[int, int, int]) -> Drawn:
+        channels, height, width = shape
+        total, variance, level = draw(shape, 0).copy(), 1.0, 1
+        while 2**level <= max(height, width):
+            size = 2**level
+            coarse = draw((channels, -(-height // size), -(-width // size)), level)
+            total += np.float32(self.discount**level) * coarse.repeat(size, 1).repeat(size, 2)[:, :height, :width]
+            variance, level = variance + self.discount ** (2 * level), level + 1
+        return total / np.float32(variance**0.5), None
