@@ -105,7 +105,8 @@ def test_a_changed_schedule_is_refused_and_a_changed_rate_is_applied_and_listed(
     run = middle_of(tiny_run, tmp_path / "run")
     result = here("sdtrain", *tiny("resume=must", "schedule=linear", "data.seed=4"), f"hydra.run.dir={run}")
     assert result.code == 2
-    for said in ("schedule._target_: sdtrain.schedules.scaled_linear.scaled_linear -> sdtrain.schedules.linear.linear", "schedule.beta_end: 0.012 -> 0.02", "data.seed: 0 -> 4"):
+    was, now = (f"sdtrain.schedules.{name}.{name}" for name in ("scaled_linear", "linear"))
+    for said in (f"schedule._target_: {was} -> {now}", "schedule.beta_end: 0.012 -> 0.02", "data.seed: 0 -> 4"):
         assert said in result.paragraph
     result = here("sdtrain", *tiny("resume=must", "optimizer.lr=0.0004", "lr_schedule=constant", "lr_schedule.warmup_images=16"), f"hydra.run.dir={run}")
     assert result.code == 0, result.err

@@ -9,7 +9,7 @@ import torch
 
 from sdtrain.cli.check import check, check_value, target_of
 from sdtrain.conditioning.class_label import ClassLabel
-from sdtrain.diffusion import Density, Objective
+from sdtrain.diffusion import Density, Objective, WeightingError
 from sdtrain.errors import UserError
 from sdtrain.generate import Drawing
 from sdtrain.models.autoencoder import Autoencoder
@@ -102,6 +102,19 @@ def build_objective(cfg: dict) -> Objective:
     weighting = build(cfg["weighting"], "weighting", density=Density(schedule, times))
     loss = build(cfg["loss"], "loss") if cfg.get("loss") else None
     return Objective(schedule=schedule, prediction=build(cfg["prediction"], "prediction"), weighting=weighting, times=times, loss=loss)
+
+
+def fitting_objective(cfg: dict, typed: set[str], notes: list[str]) -> Objective:
+    """A weighting that an experiment brought along, and that cannot serve what the user typed, makes way, with a note; one that was typed
+    is refused."""
+    try:
+        return build_objective(cfg)
+    except WeightingError as refusal:
+        if any(key.partition(".")[0] == "weighting" for key in typed):
+            raise
+        cfg["weighting"] = {"_target_": "sdtrain.diffusion.weighting.simple.Simple"}
+        notes.append(f"weighting=simple is used: {str(refusal).partition('. ')[0]}.")
+        return build_objective(cfg)
 
 
 def build_diffusion(cfg: dict, run_dir: Path, optimisation=None) -> DiffusionModule:

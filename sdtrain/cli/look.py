@@ -58,7 +58,7 @@ def bounded(command: Callable[[dict, Console], None], cfg: Any, root: Callable, 
         for name in ("num_images", "steps", "batch_size"):
             if cfg[name] < 1:
                 raise UserError(f"{name}={cfg[name]} must be at least 1.")
-        command(cfg, Console())
+        command(cfg, Console(markup=False, highlight=False))
     except OmegaConfBaseException as error:
         fail(2, f"{str(error).splitlines()[0]}. Set {error.full_key}=...")
     except UserError as error:
@@ -130,7 +130,7 @@ def sample(cfg: dict, console: Console) -> None:
         captions.append(request.prompt or (f"class {request.label}" if model.module.conditioner.reads == "label" else f"seed {request.seed}"))
     columns = cfg["num_images"] if 1 < cfg["num_images"] <= 8 else 4
     pictures.write_png(pictures.grid(images, captions, columns), output / "grid.png", settings)
-    console.print(f"{len(images)} pictures and grid.png in {output}", highlight=False, soft_wrap=True)
+    console.print(f"{len(images)} pictures and grid.png in {output}", soft_wrap=True)
 
 
 def evaluate(cfg: dict, console: Console) -> None:
@@ -153,7 +153,7 @@ def evaluate(cfg: dict, console: Console) -> None:
             table.add_row(name.replace("_", " "), *(f"{100 * column[name]:.1f} %" for column in result[metric].values()))
         console.print(table)
     write_text(output / "evaluation.json", json.dumps(result, indent=1) + "\n")
-    console.print(f"Written to {output}", highlight=False, soft_wrap=True)
+    console.print(f"Written to {output}", soft_wrap=True)
 
 
 def caption_reader(model: Loaded, metric: str) -> None:

@@ -28,9 +28,9 @@ from sdtrain.cli.build import (
     build_data,
     build_diffusion,
     build_drawing,
-    build_objective,
     check_all,
     check_fit,
+    fitting_objective,
     seed_weights,
     take_in_table,
     weights_hash,
@@ -40,7 +40,6 @@ from sdtrain.cli.errors import global_rank
 from sdtrain.cli.trainer import TrainerSettings, make_trainer
 from sdtrain.data.datamodule import DataModule
 from sdtrain.data.draws import Collate
-from sdtrain.diffusion import Objective, WeightingError
 from sdtrain.diffusion.noise import Gaussian
 from sdtrain.errors import StorageError, UserError
 from sdtrain.models.autoencoder import check_latent_scale
@@ -107,19 +106,8 @@ class Run:
         notes = check_all(self.cfg, self.typed)
         if self.is_diffusion:  # before anything is trained or loaded
             take_in_table(self.cfg["schedule"])
-            self.drawing = build_drawing(self.cfg, self.objective(notes).schedule)
+            self.drawing = build_drawing(self.cfg, fitting_objective(self.cfg, self.typed, notes).schedule)
         return notes
-
-    def objective(self, notes: list[str]) -> Objective:
-        """A weighting that the experiment brought along, and that cannot serve what the user typed, makes way; one that was typed is refused."""
-        try:
-            return build_objective(self.cfg)
-        except WeightingError as refusal:
-            if any(key.partition(".")[0] == "weighting" for key in self.typed):
-                raise
-            self.cfg["weighting"] = {"_target_": "sdtrain.diffusion.weighting.simple.Simple"}
-            notes.append(f"weighting=simple is used: {str(refusal).partition('. ')[0]}.")
-            return build_objective(self.cfg)
 
     def first_stage(self) -> None:
         """Trains the autoencoder first, by its own command in its own process, unless it lies there already."""
@@ -139,7 +127,7 @@ class Run:
             sys.executable, "-m", "sdtrain.cli.train", f"experiment={stage['experiment']}", *words, f"seed={self.cfg['seed']}",
             f"trainer.max_images={stage['max_images']}", "resume=auto", f"hydra.run.dir={self.run_dir / 'first_stage'}",
         ]
-        self.console.print(f"First stage: sdtrain experiment={stage['experiment']}", highlight=False)
+        self.console.print(f"First stage: sdtrain experiment={stage['experiment']}")
         # In a session of its own: a signal reaches it from here, once, and not from the terminal as well.
         process, forwarded = subprocess.Popen(command, start_new_session=True), False
         while process.poll() is None:
@@ -220,20 +208,20 @@ class Run:
             return None
         newest, passed_over = newest_whole(self.run_dir)
         for line in passed_over:
-            self.console.print(line, highlight=False)
+            self.console.print(line)
         if newest is None:
             if asked == "must":
                 raise UserError(f"resume=must, but there is no whole checkpoint in {self.run_dir}. Set hydra.run.dir to the run, or resume=auto to start anew.")
             self.owned = True
-            self.console.print("resume=auto: there is nothing to resume, the run starts anew.", highlight=False)
+            self.console.print("resume=auto: there is nothing to resume, the run starts anew.")
             return None
         changed, refused = changes(*(OmegaConf.to_container(OmegaConf.create(text)) for text in ((newest / "config.yaml").read_text(), config)))
         if refused:
             lines = ", ".join(f"{key}: {old} -> {new}" for key, (old, new) in refused.items())
             raise UserError(f"The run in {self.run_dir} cannot go on with another configuration ({lines}). Set them back, or choose another hydra.run.dir.")
         for key, (old, new) in changed.items():
-            self.console.print(f"changed since the checkpoint: {key}: {old} -> {new}", highlight=False)
-        self.console.print(f"Going on from {newest}", highlight=False)
+            self.console.print(f"changed since the checkpoint: {key}: {old} -> {new}")
+        self.console.print(f"Going on from {newest}")
         self.owned = True
         return newest
 

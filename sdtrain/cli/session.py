@@ -32,12 +32,13 @@ def quiet() -> None:
 def train(cfg: DictConfig, overrides: list[str], run_dir: Path) -> None:
     """One run. Leaves by SystemExit where it does not finish."""
     quiet()
-    console = Console(quiet=global_rank() > 0, force_terminal=sys.stdout.isatty())  # a notebook asks for colours, not for a moving bar
+    # A notebook asks for colours, not for a moving bar; and a path or a list in brackets is no markup.
+    console = Console(quiet=global_rank() > 0, force_terminal=sys.stdout.isatty(), markup=False, highlight=False)
     run = None
     try:
         run = Run(OmegaConf.to_container(cfg, resolve=True), overrides, run_dir, console)
         for note in run.notes:
-            console.print(note, highlight=False)
+            console.print(note)
         run.first_stage()
         run.build()
         before(run)
@@ -48,7 +49,7 @@ def train(cfg: DictConfig, overrides: list[str], run_dir: Path) -> None:
         if stop.code:
             run.status("interrupted", stop.code)
             again = f"the same command with resume=auto hydra.run.dir='{run_dir}'"
-            console.print(f"Interrupted at {run.images_seen} images, the checkpoint is written. Go on with {again}", highlight=False, soft_wrap=True)
+            console.print(f"Interrupted at {run.images_seen} images, the checkpoint is written. Go on with {again}", soft_wrap=True)
         sys.exit(stop.code)
     except (UserError, OmegaConfBaseException) as error:
         code = error.exit_code if isinstance(error, UserError) else 2

@@ -21,7 +21,7 @@ class Density:
             share = times.cdf(torch.arange(size + 1, dtype=torch.float64) / size, schedule).diff()
             log_snr = schedule.log_snr(torch.arange(size, dtype=torch.float64) / (size - 1))
             edges = torch.cat([log_snr[:1], (log_snr[1:] + log_snr[:-1]) / 2, log_snr[-1:]])
-            self._of_point[torch.device("cpu")] = share / -edges.diff()
+            self._of_point[torch.device("cpu")] = (share / -edges.diff()).nan_to_num(0.0)  # no density where the way is infinite
 
     def __call__(self, log_snr: Tensor) -> Tensor:
         """log_snr of any shape, what lies outside the schedule's range is taken to its end; the same shape, float64."""

@@ -66,7 +66,7 @@ class Objective:
         u = torch.linspace(0, 1, 2 * self.schedule.num_timesteps, dtype=torch.float64).clamp(max=math.nextafter(1, 0))
         t = self.times(u, self.schedule)
         charged = charge(self.weighting, self.prediction, *self.schedule.alpha_sigma(t, torch.float64)).flatten()
-        remedy = f"Choose another weighting (simple works with every prediction), or keep log_snr finite with modifiers=[clip] or another schedule={schedule}."
+        remedy = "Choose another weighting (simple suits every prediction), or keep log_snr finite with modifiers=[clip] or another schedule."
         too_much = ~(charged < 1e12)
         if bool(too_much.any()):
             at = t[too_much][0].item()
