@@ -1,22 +1,26 @@
 """Every file under configs/ composes, and what it offers runs two steps. A new file is picked up by itself."""
 
+import copy
 import hashlib
 import json
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from sdtrain.checkpoints import published
-from sdtrain.cli.build import check_all
+from sdtrain.cli.build import build, build_drawing, build_objective, build_schedule, check_all
 from sdtrain.cli.check import flat, target_of
 from sdtrain.cli.load import targets
 from sdtrain.data.emoji import find_fonts
 from sdtrain.paths import config_dir
+from sdtrain.randomness import KeyedRandom
 
 FILES = sorted(path.relative_to(config_dir()).with_suffix("").as_posix() for path in config_dir().rglob("*.yaml"))
-GROUPS_OF_DIFFUSION = ("schedule", "prediction", "weighting", "times", "sampler", "grid")
+GROUPS_OF_DIFFUSION = ("schedule", "prediction", "weighting", "loss", "times", "noise", "sampler", "grid", "guidance")
 FOR_AN_AUTOENCODER = ["model/autoencoder", "callbacks/autoencoder", *(f"{group}/none" for group in GROUPS_OF_DIFFUSION)]
 OPTIONS = [file for file in FILES if "/" in file and file not in FOR_AN_AUTOENCODER]
 BESIDE = {  # what an option wants beside it
@@ -25,6 +29,10 @@ BESIDE = {  # what an option wants beside it
     "model/autoencoder/pixels": ["data.image_size=16"],
     "model/autoencoder/folder": ["model.autoencoder.path=data/shapes_autoencoder"],
     "experiment/images_autoencoder": ["data.path={pictures}"],
+    "schedule/table": ["schedule.betas=[0.001,0.01,0.1,0.2,0.3,0.5]", "schedule.num_timesteps=6"],
+    "schedule/flow": ["prediction=v"],
+    "modifiers/zero_terminal_snr": ["prediction=v"],
+    "modifiers/clip": ["modifiers.clip.log_snr_max=4", "modifiers.clip.log_snr_min=-4"],
 }
 LONG = [option for option in OPTIONS if "emoji" in option]
 
@@ -53,7 +61,7 @@ def pictures(tmp_path_factory):
 
 def choice(option: str, pictures) -> list[str]:
     group, _, name = option.rpartition("/")
-    return [f"{group}={name}", *(word.format(pictures=pictures) for word in BESIDE.get(option, []))]
+    return [f"{group}=[{name}]" if group == "modifiers" else f"{group}={name}", *(word.format(pictures=pictures) for word in BESIDE.get(option, []))]
 
 
 def test_the_walk_finds_them():
@@ -110,7 +118,7 @@ def test_emoji(option, command, tiny, tmp_path):
 @pytest.mark.parametrize("config", ["sample", "evaluate"])
 def test_the_other_commands_compose(config, composed):
     cfg = composed("checkpoint=x", config=config)
-    check_all({name: cfg[name] for name in ("sampler", "grid")}, set())
+    check_all({name: cfg[name] for name in ("sampler", "grid", "guidance")}, set())
     for sampler in (config_dir() / "sampler").glob("*.yaml"):
         composed("checkpoint=x", f"sampler={sampler.stem}", config=config)
 
@@ -129,7 +137,7 @@ CHANGED = {
     "model.caption_dropout": 0.9, "model.autoencoder.latent_scale": 1.1, "model.unet.block_channels": "[16,24]", "model.unet.attention": "[true,false]",
     "model.unet.head_dim": 16, "model.unet.norm_groups": 4, "model.unet.layers_per_block": 2, "model.conditioner.layers": 2, "model.conditioner.heads": 1,
     "model.conditioner.context_dim": 24, "model.conditioner.max_length": 8, "schedule.beta_start": 0.001, "schedule.beta_end": 0.02,
-    "schedule.num_timesteps": 500, "weighting.max_weight": 0.5,
+    "schedule.num_timesteps": 500, "weighting.max_weight": 0.5, "guidance.rescale": 0.7, "guidance.log_snr_min": -1.0, "guidance.log_snr_max": 1.0,
     "sampler.eta": 1.0, "trainer.precision": "bf16-mixed", "trainer.accumulate": 2, "trainer.gradient_clip": 0.01,
     "trainer.max_images": 48, "trainer.log_every": 8, "optimizer.lr": 2e-3, "optimizer.betas": "[0.8,0.9]", "optimizer.weight_decay": 0.1,
     "lr_schedule.warmup_images": 24, "lr_schedule.final_factor": 0.5, "checkpoint.keep": 3, "checkpoint.every": 8, "callbacks.ema.decay": 0.1,
@@ -172,8 +180,50 @@ def test_every_key_has_an_effect(here, tiny, composed, tmp_path):
     assert not dead
 
 
+OF_THE_MATHEMATICS = [option for option in OPTIONS if option.partition("/")[0] in (*GROUPS_OF_DIFFUSION, "modifiers")]
+
+
+def fingerprint(cfg) -> list[float]:
+    """What the mathematics of a configuration does to fixed numbers: losses of a fixed network, the law of the noise, pictures drawn."""
+    generator = torch.Generator().manual_seed(0)
+    x0, x = torch.randn(2, 64, 2, 4, 4, generator=generator)
+    u = torch.rand(64, generator=generator, dtype=torch.float64)
+    objective, drawing, keyed = build_objective(cfg), build_drawing(cfg | {"steps": 6, "guidance_scale": 2.0}, build_schedule(cfg)), KeyedRandom(0, "noise")
+    law = build(cfg["noise"], "noise")
+    drawn = [law(lambda shape, index, o=o: keyed.normal(o, shape, index), (2, 4, 4)) for o in range(64)]
+    noise, added = (torch.from_numpy(np.stack([pair[0] if pair[which] is None else pair[which] for pair in drawn])) for which in (0, 1))
+    losses = objective(lambda x, timestep: 3 * (x + timestep[:, None, None, None] / 1000).sin(), x0, noise, u, added)
+    denoise = drawing.guidance(lambda x, t: x.sin() * 2, lambda x, t: x.cos(), drawing.guidance_scale, objective.schedule)
+    picture = drawing.sampler(denoise, x, drawing.grid(drawing.steps, objective.schedule), objective.schedule, lambda step: x0.roll(step, 0))
+    strata = [float(build(cfg["times"], "times").stratified)]  # read where batches are made, see test_draws.py
+    return [*losses.per_sample.tolist(), *losses.t.tolist(), *picture.flatten().tolist(), *strata]
+
+
+@pytest.mark.parametrize("option", OF_THE_MATHEMATICS)
+def test_every_key_of_the_mathematics_has_an_effect(option, composed):
+    group, _, name = option.partition("/")
+    wide = ["schedule=geometric", "schedule.sigma_min=0.0001", "schedule.sigma_max=1000"] if group == "grid" else []  # bounds lie within it
+    cfg = composed(*choice(option, None), *wide, *([] if group == "weighting" else ["weighting=simple"]))
+    node = cfg[group][name] if group == "modifiers" else cfg[group]
+    straight, dead = fingerprint(cfg), []
+    assert fingerprint(cfg) == straight  # the twin: with nothing changed nothing changes
+    for key, value in node.items():
+        if key.startswith("_") or option == "schedule/table":  # a table's keys: see tests/schedules
+            continue
+        if isinstance(value, bool):
+            other = not value
+        elif isinstance(value, int):
+            other = value // 2
+        elif isinstance(value, float):
+            other = value * 0.5 if value else 0.1
+        else:
+            other = {"log_snr_min": -1.0, "log_snr_max": 1.0}[key]
+        if fingerprint(copy.deepcopy(cfg) | {group: cfg[group] | ({name: node | {key: other}} if group == "modifiers" else {key: other})}) == straight:
+            dead.append(key)
+    assert dead == ([] if group != "times" else [key for key in dead if key == "continuous" and not build_schedule(cfg).points])
+
+
 def test_sampling_batch_size_changes_how_many_are_drawn_at_once(composed):
-    from sdtrain.cli.build import build_drawing
     from sdtrain.schedules.linear import linear
 
     for config in ("sample", "evaluate"):
