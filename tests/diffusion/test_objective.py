@@ -122,8 +122,8 @@ TARGET = {
     "edm": lambda x0, eps, a, s: (s * x0 - a * eps) / (a**2 + s**2) ** 0.5,
 }
 WEIGHT = {  # in squared error of epsilon
-    "debiased": lambda snr: np.minimum(snr**-0.5, 20), "edm": lambda snr: 1 + 1 / snr, "epsilon": lambda snr: np.ones_like(snr), "p2": lambda snr: 1 / (1 + snr),
-    "min_snr": lambda snr: np.minimum(1, 5 / snr), "sigmoid": lambda snr: 1 / (1 + snr * np.exp(-2.0)), "soft_min_snr": lambda snr: 4 / (4 + snr),
+    "debiased": lambda snr: np.minimum(snr**-0.5, 20), "edm": lambda snr: 1 + 1 / snr, "epsilon": lambda snr: np.ones_like(snr),
+    "p2": lambda snr: 1 / (1 + snr), "min_snr": lambda snr: np.minimum(1, 5 / snr), "sigmoid": lambda snr: 1 / (1 + snr * np.exp(-2.0)), "soft_min_snr": lambda snr: 4 / (4 + snr),
 }
 
 

@@ -20,7 +20,7 @@ RING = GaussianMixture.ring()
 
 
 class MLP(nn.Module):
-    """x [B, 2, 1, 1] and the timestep as sines of eight frequencies. `scale` 1 / its standard deviation is not needed: x is of order 1."""
+    """x [B, 2, 1, 1], and the timestep as sines of six frequencies."""
 
     def __init__(self, width=128):
         super().__init__()
