@@ -56,12 +56,15 @@ class Objective:
         return Losses(per_sample=weight * self.loss(error).mean((1, 2, 3)), t=t)
 
     def check(self) -> None:
-        prediction, weighting, schedule = type(self.prediction).__name__, type(self.weighting).__name__, self.schedule.name
+        # As the options are called: predictions by their class, weightings by their file.
+        prediction, weighting = type(self.prediction).__name__.lower(), type(self.weighting).__module__.rpartition(".")[2]
+        schedule = self.schedule.name
         last = self.schedule.alpha_sigma(torch.ones(1, dtype=torch.float64), torch.float64)
         if self.prediction.determinant(*last).item() == 0:
             raise UserError(
                 f"prediction={prediction} cannot be read at t = 1, where schedule={schedule} has alpha = {last[0].item():g}: x is all noise there, and an "
-                f"output that repeats it says nothing of x0. Set prediction=v or prediction=flow, or remove modifiers=[zero_terminal_snr]."
+                f"output that repeats it says nothing of x0. Set prediction=v or prediction=flow, or do without what takes alpha to 0: "
+                f"modifiers=[zero_terminal_snr], schedule=flow, a beta of 1."
             )
         u = torch.linspace(0, 1, 2 * self.schedule.num_timesteps, dtype=torch.float64).clamp(max=math.nextafter(1, 0))
         t = self.times(u, self.schedule)

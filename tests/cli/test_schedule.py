@@ -80,7 +80,7 @@ def test_what_is_refused_is_said_and_the_rest_is_shown(audit, here, tmp_path):
     entries, said = audit("modifiers=[],[zero_terminal_snr]", "prediction=epsilon")
     assert entries["scaled_linear"]["refused"] is None
     assert "modifiers=[zero_terminal_snr]" in entries["scaled_linear+zero_terminal_snr"]["refused"]
-    assert "remove modifiers=[zero_terminal_snr]" in said
+    assert "do without what takes alpha to 0: modifiers=[zero_terminal_snr]" in said
     result = here("sdtrain-schedule", "schedule=flow", "prediction=epsilon", f"output={tmp_path}/alone")
     assert result.code == 2 and "prediction" in result.paragraph
     assert json.loads((tmp_path / "alone" / "schedules.json").read_text())[0]["refused"]
