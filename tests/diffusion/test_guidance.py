@@ -66,7 +66,7 @@ def test_rescale_brings_each_picture_to_the_conditional_deviation(rescale, x):
     np.testing.assert_allclose(rescaled.std((1, 2, 3)), wanted, rtol=1e-14)
     factor = rescaled / plain
     np.testing.assert_allclose(factor, np.broadcast_to(factor[:, :1, :1, :1], factor.shape), rtol=1e-14)
-    assert np.ptp(factor[:, 0, 0, 0]) > 1e-3  # the pictures differ
+    assert np.ptp(factor[:, 0, 0, 0]) > 1e-4  # the pictures differ
     one = classifier_free(*pair(), 5.0, linear(), rescale=rescale)(x[1:2], at(600)).numpy()
     np.testing.assert_allclose(rescaled[1:2], one, rtol=1e-14)  # whatever else is in the batch
 
