@@ -173,7 +173,8 @@ def test_loss_floor_of_every_schedule_prediction_and_weighting(name, prediction,
         z = (losses.mean(1) - weight * floor) / (losses.std(1) / np.sqrt(count))
         assert np.abs(z).max() < 4, f"weighting={weighting}: {z}"
         assert (np.abs(losses.mean(1) / (1.3 * weight * floor) - 1) > 0.15).all(), "the twin: 30 % too much would be seen"
-    assert allowed == len(WEIGHTINGS) or schedule.log_snr_min == -math.inf
+    # flat counts the first levels of laplace 5e8 times, and under x0 again 2e4 times: that may be refused.
+    assert allowed >= len(WEIGHTINGS) - (prediction == "x0") or schedule.log_snr_min == -math.inf
     assert allowed > 0 or prediction == "epsilon"  # simple works with every prediction that can be read
 
 

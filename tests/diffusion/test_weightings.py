@@ -284,7 +284,7 @@ def objective(schedule, prediction, weighting, times=None):
 @pytest.mark.parametrize("schedule", [flow(), zero_terminal_snr(linear())], ids=lambda s: s.name)
 def test_epsilon_is_refused_where_sampling_starts_in_pure_noise(schedule):
     for weighting in (Simple(), MinSNR(), OnNoise()):
-        with pytest.raises(UserError, match=r"prediction=Epsilon.*prediction=v or prediction=flow"):
+        with pytest.raises(UserError, match=r"prediction=[Ee]psilon.*prediction=v or prediction=flow"):
             objective(schedule, Epsilon(), weighting)
     for prediction in (V(), X0(), Flow()):
         objective(schedule, prediction, Simple())
@@ -298,7 +298,7 @@ def test_epsilon_is_refused_where_sampling_starts_in_pure_noise(schedule):
     ],
 )
 def test_an_infinite_product_is_refused(schedule, prediction, weighting):
-    with pytest.raises(WeightingError, match=r"weighting=.*infinitely.*weighting \(simple .* modifiers=\[clip\]"):
+    with pytest.raises(WeightingError, match=r"weighting=.*infinitely.*another weighting \(simple .* modifiers=\[clip\]"):
         objective(schedule, prediction, weighting)
 
 
@@ -335,7 +335,8 @@ def test_what_is_offered_is_finite_or_refused(name, prediction, weighting):
         found = objective(schedule, made(PREDICTIONS[prediction]), made(WEIGHTINGS[weighting], density=Density(schedule, times)))
     except UserError as error:
         assert "weighting" in str(error) or "prediction" in str(error)
-        assert not schedule.log_snr_min > -math.inf, "refused though every level is finite"
+        # laplace has a density of 2e-9 at t = 0, where x0 counts 2e4 times: 1e13 is as good as infinite.
+        assert schedule.log_snr_min == -math.inf or (weighting, prediction) == ("flat", "x0"), "refused though every level is finite"
         return
     t = times(torch.linspace(0, 1, 3001, dtype=torch.float64), schedule)
     charged = charge(found.weighting, found.prediction, *schedule.alpha_sigma(t, torch.float64))
@@ -346,7 +347,7 @@ def test_the_guard_on_products_sees_a_weighting_of_ones_own():
     class Steep:
         def __call__(self, log_snr, jacobian):
             return torch.where(log_snr < -10, torch.inf, 1.0)
-    with pytest.raises(WeightingError, match="weighting=Steep"):
+    with pytest.raises(WeightingError, match="weighting=.*infinitely"):
         objective(linear(), Epsilon(), Steep())  # ends at -10.1
     objective(clip(linear(), log_snr_min=-9.0), Epsilon(), Steep())
     assert issubclass(WeightingError, UserError) and isinstance(linear(), Schedule)
