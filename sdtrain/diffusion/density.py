@@ -6,6 +6,8 @@ from torch import Tensor
 from sdtrain.diffusion.times import Times
 from sdtrain.schedules import Schedule
 
+HAIR = 1e-6  # of log_snr
+
 
 class Density:
     """The density of log_snr under a schedule and the base law of the times: |d cdf(t(log_snr)) / d log_snr|.
@@ -30,7 +32,10 @@ class Density:
                 self._of_point[log_snr.device] = self._of_point[torch.device("cpu")].to(log_snr.device)
             t = self.schedule.time_of(log_snr, clamp=True)
             return self._of_point[log_snr.device][(t * (self.schedule.num_timesteps - 1)).round().long()]
+        # A curve has ends and may have corners, where autograd knows no slope: the mean of those a hair to either side.
+        low, high = self.schedule.log_snr_min + 2 * HAIR, self.schedule.log_snr_max - 2 * HAIR
+        level = log_snr.detach().double().clamp(low, high)
         with torch.enable_grad():
-            level = log_snr.detach().double().clamp(self.schedule.log_snr_min, self.schedule.log_snr_max).requires_grad_()
-            share = self.times.cdf(self.schedule.time_of(level, clamp=True), self.schedule)
-            return -torch.autograd.grad(share.sum(), level)[0]
+            beside = torch.stack([level - HAIR, level + HAIR]).requires_grad_()
+            share = self.times.cdf(self.schedule.time_of(beside, clamp=True), self.schedule)
+            return -torch.autograd.grad(share.sum(), beside)[0].mean(0)

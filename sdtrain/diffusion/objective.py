@@ -70,11 +70,12 @@ class Objective:
         t = self.times(u, self.schedule)
         charged = charge(self.weighting, self.prediction, *self.schedule.alpha_sigma(t, torch.float64)).flatten()
         remedy = "Choose another weighting (simple suits every prediction), or keep log_snr finite with modifiers=[clip] or another schedule."
-        too_much = ~(charged < 1e12)
+        too_much = ~((charged >= 0) & (charged < 1e12))
         if bool(too_much.any()):
-            at = t[too_much][0].item()
+            at, by = t[too_much][0].item(), charged[too_much][0].item()
             raise WeightingError(
-                f"weighting={weighting} with prediction={prediction} weighs the level t = {at:.4g} of schedule={schedule} infinitely. {remedy}"
+                f"weighting={weighting} with prediction={prediction} weighs the level t = {at:.4g} of schedule={schedule} by {by:.0e}, which is infinite or "
+                f"as good as that. {remedy}"
             )
         if charged[t.argmax()].item() < 1e-12:
             raise WeightingError(

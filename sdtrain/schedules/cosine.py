@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from sdtrain.errors import UserError
 from sdtrain.schedules.schedule import Schedule
 from sdtrain.schedules.table import from_betas, timesteps
 
@@ -13,6 +14,8 @@ def cosine(*, offset: float = 0.008, max_beta: float = 0.999, num_timesteps: int
 
     Nichol and Dhariwal 2021, eq. 17. cosine_log_snr is its continuous form.
     """
+    if max_beta > 1:
+        raise UserError(f"schedule.max_beta={max_beta:g} must be at most 1.")
     r = torch.linspace(0, 1, timesteps(num_timesteps) + 1, dtype=torch.float64)
     alpha_bar = torch.cos((r + offset) / (1 + offset) * math.pi / 2) ** 2
     return from_betas("cosine", (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta), "schedule.offset or schedule.max_beta")

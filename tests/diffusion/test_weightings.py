@@ -298,7 +298,7 @@ def test_epsilon_is_refused_where_sampling_starts_in_pure_noise(schedule):
     ],
 )
 def test_an_infinite_product_is_refused(schedule, prediction, weighting):
-    with pytest.raises(WeightingError, match=r"weighting=.*infinitely.*another weighting \(simple .* modifiers=\[clip\]"):
+    with pytest.raises(WeightingError, match=r"weighting=.*infinite.*another weighting \(simple .* modifiers=\[clip\]"):
         objective(schedule, prediction, weighting)
 
 
@@ -347,7 +347,7 @@ def test_the_guard_on_products_sees_a_weighting_of_ones_own():
     class Steep:
         def __call__(self, log_snr, jacobian):
             return torch.where(log_snr < -10, torch.inf, 1.0)
-    with pytest.raises(WeightingError, match="weighting=.*infinitely"):
+    with pytest.raises(WeightingError, match="weighting=.*infinite"):
         objective(linear(), Epsilon(), Steep())  # ends at -10.1
     objective(clip(linear(), log_snr_min=-9.0), Epsilon(), Steep())
     assert issubclass(WeightingError, UserError) and isinstance(linear(), Schedule)
