@@ -10,7 +10,7 @@ from sdtrain.schedules import Schedule
 
 def classifier_free(
     conditional: Denoise, unconditional: Denoise, guidance_scale: float, schedule: Schedule, *, rescale: float = 0.0,
-    log_snr_min: float | None = None, log_snr_max: float | None = None,
+    log_snr_min: float | None = None, log_snr_max: float | None = None, max_std: float | None = None,
 ) -> Denoise:
     """x0 = x0_u + guidance_scale (x0_c - x0_u) (Ho and Salimans 2022, eq. 6, in the convention of Stable Diffusion: 1 is no guidance).
 
@@ -21,7 +21,13 @@ def classifier_free(
         rescale: in [0, 1], how far the guided x0 of each picture is brought back to the standard deviation of its conditional x0 (Lin et
             al. 2024, eq. 15-16).
         log_snr_min, log_snr_max: outside of them there is no guidance and one network is asked (Kynkaanniemi et al. 2024). None: no bound.
+        max_std: see `bounded`; None: no bound.
     """
+    if max_std is not None:
+        inner = classifier_free(
+            conditional, unconditional, guidance_scale, schedule, rescale=rescale, log_snr_min=log_snr_min, log_snr_max=log_snr_max,
+        )
+        return bounded(inner, max_std)
     low, high = -math.inf if log_snr_min is None else log_snr_min, math.inf if log_snr_max is None else log_snr_max
     if not 0 <= rescale <= 1:
         raise ValueError(f"guidance.rescale={rescale:g} must lie in [0, 1].")
@@ -44,3 +50,19 @@ def classifier_free(
         return guided * (1 + rescale * (factor - 1))
 
     return denoise
+
+
+def bounded(denoise: Denoise, max_std: float) -> Denoise:
+    """Scales the x0 of a picture down to the standard deviation max_std, where it is larger.
+
+    Near alpha = 0 the x0 read from a predicted eps is its error over alpha, thousands of times the size of any picture. Latents have unit
+    variance and no fixed range, so it is their deviation that is bounded (after the dynamic thresholding of Saharia et al. 2022, section 2.3).
+    """
+    if not max_std > 0:
+        raise ValueError(f"guidance.max_std={max_std:g} must be above 0.")
+
+    def within(x: Tensor, t: Tensor) -> Tensor:
+        x0 = denoise(x, t)
+        return x0 * (max_std / x0.std((1, 2, 3), keepdim=True)).clamp(max=1)
+
+    return within

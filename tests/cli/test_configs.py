@@ -138,6 +138,7 @@ CHANGED = {
     "model.unet.head_dim": 16, "model.unet.norm_groups": 4, "model.unet.layers_per_block": 2, "model.conditioner.layers": 2, "model.conditioner.heads": 1,
     "model.conditioner.context_dim": 24, "model.conditioner.max_length": 8, "schedule.beta_start": 0.001, "schedule.beta_end": 0.02,
     "schedule.num_timesteps": 500, "weighting.max_weight": 0.5, "guidance.rescale": 0.7, "guidance.log_snr_min": -1.0, "guidance.log_snr_max": 1.0,
+    "guidance.max_std": 0.5,
     "sampler.eta": 1.0, "trainer.precision": "bf16-mixed", "trainer.accumulate": 2, "trainer.gradient_clip": 0.01,
     "trainer.max_images": 48, "trainer.log_every": 8, "optimizer.lr": 2e-3, "optimizer.betas": "[0.8,0.9]", "optimizer.weight_decay": 0.1,
     "lr_schedule.warmup_images": 24, "lr_schedule.final_factor": 0.5, "checkpoint.keep": 3, "checkpoint.every": 8, "callbacks.ema.decay": 0.1,
@@ -193,7 +194,7 @@ def fingerprint(cfg) -> list[float]:
     drawn = [law(lambda shape, index, o=o: keyed.normal(o, shape, index), (2, 4, 4)) for o in range(64)]
     noise, added = (torch.from_numpy(np.stack([pair[0] if pair[which] is None else pair[which] for pair in drawn])) for which in (0, 1))
     losses = objective(lambda x, timestep: 3 * (x + timestep[:, None, None, None] / 1000).sin(), x0, noise, u, added)
-    denoise = drawing.guidance(lambda x, t: x.sin() * 2, lambda x, t: x.cos(), drawing.guidance_scale, objective.schedule)
+    denoise = drawing.guidance(lambda x, t: x.sin() * 6, lambda x, t: x.cos(), drawing.guidance_scale, objective.schedule)
     picture = drawing.sampler(denoise, x, drawing.grid(drawing.steps, objective.schedule), objective.schedule, lambda step: x0.roll(step, 0))
     strata = [float(build(cfg["times"], "times").stratified)]  # read where batches are made, see test_draws.py
     return [*losses.per_sample.tolist(), *losses.t.tolist(), *picture.flatten().tolist(), *strata]
