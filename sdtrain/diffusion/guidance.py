@@ -46,7 +46,7 @@ def classifier_free(
         guided = without + guidance_scale * (with_it - without)
         if not rescale:
             return guided
-        factor = with_it.std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True)
+        factor = with_it.std((1, 2, 3), keepdim=True, correction=0) / guided.std((1, 2, 3), keepdim=True, correction=0)
         return guided * (1 + rescale * (factor - 1))
 
     return denoise
@@ -63,6 +63,6 @@ def bounded(denoise: Denoise, max_std: float) -> Denoise:
 
     def within(x: Tensor, t: Tensor) -> Tensor:
         x0 = denoise(x, t)
-        return x0 * (max_std / x0.std((1, 2, 3), keepdim=True)).clamp(max=1)
+        return x0 * (max_std / x0.std((1, 2, 3), keepdim=True, correction=0)).clamp(max=1)
 
     return within
