@@ -15,7 +15,8 @@ from sdtrain.errors import UserError
 from sdtrain.module import DiffusionModule
 from sdtrain.types import PictureData
 
-NEEDED = ("model", "schedule", "prediction", "weighting", "times", "data")
+BUILT = ("data", "model", "schedule", "modifiers", "prediction", "weighting", "loss", "times")  # what is built of a checkpoint's configuration
+READ = ("seed", "guidance_scale")
 
 
 @dataclass
@@ -57,7 +58,7 @@ def is_ours(target: str) -> bool:
 
 def check_targets(cfg: dict, allow: list[str]) -> None:
     """A configuration from a checkpoint may come from anybody: it may build what is ours, and packages that the user names."""
-    for target in targets({key: cfg.get(key) for key in NEEDED}):
+    for target in targets({key: cfg.get(key) for key in BUILT}):
         package = target.partition(".")[0]
         if package in allow and package != "sdtrain" or is_ours(target):
             continue
@@ -72,6 +73,7 @@ def load(checkpoint: str, *, ema: bool, device: str, allow: list[str], autoencod
     cfg = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     if not cfg.get("schedule"):
         raise UserError(f"checkpoint={checkpoint} is an autoencoder's run: it draws nothing by itself. Give the run of a diffusion model in checkpoint.")
+    cfg = {key: value for key, value in cfg.items() if key in (*BUILT, *READ)}  # nothing else can be built, because nothing else is there
     check_targets(cfg, allow)
     if autoencoder is not None:
         cfg["model"]["autoencoder"]["path"] = autoencoder

@@ -52,6 +52,22 @@ def test_what_is_not_ours_is_refused_and_not_called(doctored, tmp_path, target):
     assert not (tmp_path / "made").exists() and (tmp_path / "run").exists()
 
 
+def test_no_section_builds_what_is_not_ours(doctored, tiny_run, tmp_path):
+    """Whatever section of the configuration it stands in, a foreign target is refused, or never looked at; it is not called."""
+    refused = set()
+    for section in [*yaml.safe_load((tiny_run / "config.yaml").read_text()), "modifiers", "made_up"]:
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        run = doctored(section, {"inside": {"_target_": "os.mkdir", "path": str(tmp_path / "made"), "_partial_": True}})
+        try:
+            loaded(run)
+        except UserError as error:
+            refused |= {section} if "os.mkdir" in str(error) else set()
+        except (TypeError, KeyError):
+            assert section in ("seed", "name")  # no numbers any more
+        assert not (tmp_path / "made").exists()
+    assert refused == {"data", "model", "schedule", "modifiers", "prediction", "weighting", "loss", "times"}
+
+
 def test_a_target_deep_inside_is_seen_too(doctored):
     with pytest.raises(UserError, match="somebody"):
         loaded(doctored("model", "unet", "block_channels", [16, {"deep": [{"_target_": "somebody.s.Code"}]}]))
