@@ -53,14 +53,14 @@ def ddp(*, timeout: int) -> DDPStrategy:
 
 
 def make_trainer(
-    settings: TrainerSettings, strategy: str | DDPStrategy, batch_size: int, loggers: list, callbacks: list[L.Callback], run_dir: Path, config: str,
+    settings: TrainerSettings, strategy: str | DDPStrategy, batch_size: int, loggers: list, callbacks: list[L.Callback], run_dir: Path, io: FolderIO,
 ) -> L.Trainer:
     if strategy == "auto" and settings.devices > 1:
         raise UserError(f"trainer.devices={settings.devices} needs strategy=ddp; strategy=single is one process on one device.")
     trainer = L.Trainer(
         accelerator=settings.accelerator, devices=settings.devices, precision=settings.precision, strategy=strategy,
         max_steps=math.ceil(settings.max_images / batch_size), max_epochs=-1, accumulate_grad_batches=settings.accumulate, logger=loggers, callbacks=callbacks,
-        plugins=[FolderIO(config)], default_root_dir=run_dir, use_distributed_sampler=False, enable_checkpointing=False, enable_model_summary=False,
+        plugins=[io], default_root_dir=run_dir, use_distributed_sampler=False, enable_checkpointing=False, enable_model_summary=False,
         enable_progress_bar=False, num_sanity_val_steps=0, limit_val_batches=0, log_every_n_steps=1,
     )
     leave_signals_to_us(trainer)
