@@ -18,9 +18,8 @@ import pytest
 import torch
 
 from sdtrain.callbacks.checkpoint import FolderIO
-from sdtrain.callbacks.metrics_log import DivergedError
 from sdtrain.checkpoints import damage, find_checkpoint, newest_whole, published, read_trainer, read_weights, write_checkpoint
-from sdtrain.errors import StorageError, UserError
+from sdtrain.errors import DivergedError, StorageError, UserError
 
 FILES = {"model.safetensors", "ema.safetensors", "trainer.pt", "config.yaml"}
 

@@ -15,9 +15,8 @@ import torch.distributed as dist
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from sdtrain.callbacks.intervals import due, window_ended
-from sdtrain.callbacks.metrics_log import DivergedError
 from sdtrain.checkpoints import damage, not_finite, published, read_trainer, read_weights, size_of, snapshot, write_checkpoint
-from sdtrain.errors import StorageError, UserError
+from sdtrain.errors import DivergedError, StorageError, UserError
 
 
 def memory_available() -> float:
@@ -109,11 +108,15 @@ class FolderIO(CheckpointIO):
                 return
         self.failures += 1
 
-    def wait(self, last: bool = False) -> None:
-        """Until the save under way is done. Raises StorageError where too many have failed in a row, and where the last one has."""
+    def settle(self) -> None:
+        """Until the save under way has ended, well or not."""
         if self.pending is not None:
             pending, self.pending = self.pending, None
             pending.result()
+
+    def wait(self, last: bool = False) -> None:
+        """The same. Raises StorageError where too many have failed in a row, and where the last one has."""
+        self.settle()
         if self.failure is not None:
             if last or self.failures > self.max_failed_saves:
                 raise self.failure

@@ -153,6 +153,7 @@ class Run:
         optimisation = Optimisation(
             optimizer=build(cfg["optimizer"], "optimizer"), lr_schedule=build(cfg["lr_schedule"], "lr_schedule"),
             max_images=self.settings.max_images, gradient_clip=self.settings.gradient_clip,
+            max_skipped=self.settings.max_skipped,
         )
         if self.is_diffusion:
             self.module = build_diffusion(cfg, self.run_dir, optimisation)
@@ -261,7 +262,10 @@ class Run:
         io = FolderIO(config=config, **kept, report=lambda line: print(f"sdtrain: {line}", file=sys.stderr, flush=True))
         self.trainer = make_trainer(self.settings, strategy, self.datamodule.batch_size, [logger] if logger else [], callbacks, self.run_dir, io)
         self.status("running")
-        self.trainer.fit(self.module, datamodule=self.datamodule, ckpt_path=checkpoint)
+        try:
+            self.trainer.fit(self.module, datamodule=self.datamodule, ckpt_path=checkpoint)
+        finally:
+            io.settle()
         for each in self.trainer.loggers:
             close(each)
 

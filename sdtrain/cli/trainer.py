@@ -24,6 +24,7 @@ class TrainerSettings:
     precision: Literal["32-true", "bf16-mixed", "16-mixed"]
     accumulate: int
     gradient_clip: float
+    max_skipped: int | None
     log_every: int
     threads: int | None
 
@@ -36,6 +37,11 @@ class TrainerSettings:
                 f"trainer.accelerator=gpu with trainer.devices={self.devices}, but this machine has {torch.cuda.device_count()} GPUs. "
                 f"Set trainer.accelerator=auto or another trainer.devices."
             )
+        if self.max_skipped is not None and self.max_skipped < 0:
+            raise UserError(f"trainer.max_skipped={self.max_skipped} must be at least 0, or null.")
+        if self.precision == "16-mixed" and self.max_skipped is None:
+            # The loss scale of 16-mixed overflows now and then; that is how it is found.
+            raise UserError("trainer.precision=16-mixed needs trainer.max_skipped: steps whose scaled gradient overflows are left out. Set it, to 1000 say.")
         if self.threads is not None and self.threads < 1:
             raise UserError(f"trainer.threads={self.threads} must be at least 1, or null for the machine's number.")
         if not self.gradient_clip > 0:
