@@ -74,7 +74,7 @@ right = draws.Collate.__init__
 def wrong(self, *, global_batch, **given):
     right(self, global_batch=global_batch, **given)
     normal, block = self.noise.normal, global_batch // 2
-    self.noise.normal = lambda ordinal, shape: normal(ordinal // global_batch * global_batch + ordinal % block, shape)
+    self.noise.normal = lambda ordinal, *rest: normal(ordinal // global_batch * global_batch + ordinal % block, *rest)
 
 
 draws.Collate.__init__ = wrong
