@@ -50,7 +50,7 @@ class AutoencoderModule(L.LightningModule):
         )
         self.optimisation, self.edge_weight, self.kl_weight = optimisation, edge_weight, kl_weight
         self.latent_channels, self.downsampling, self.norm = latent_channels, 2 ** (depth - 1), None
-        self.loss_sum = None
+        self.loss_sum, self.window_loss, self.times = None, 0.0, None
 
     def trained(self) -> dict[str, nn.Parameter]:
         return dict(self.named_parameters())
@@ -69,6 +69,7 @@ class AutoencoderModule(L.LightningModule):
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean((1, 2, 3))
         losses = reconstruction_loss(output, batch.image, self.edge_weight) + self.kl_weight * kl
         self.loss_sum = losses.detach().sum()
+        self.window_loss = self.window_loss + self.loss_sum
         return losses.mean()
 
     @torch.no_grad()
@@ -80,5 +81,12 @@ class AutoencoderModule(L.LightningModule):
         return self.optimisation.configure(self.parameters())
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
-        self.optimisation.set_learning_rate(optimizer, self.trainer.datamodule.images_seen)
-        self.norm = self.optimisation.clip(optimizer)
+        data, loss = self.trainer.datamodule, self.trainer.strategy.reduce(self.window_loss, reduce_op="sum")
+        self.optimisation.set_learning_rate(optimizer, data.images_seen, data.batch_size)
+        self.norm, self.window_loss = self.optimisation.clip(optimizer, loss), 0.0
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["skipped_steps"] = self.optimisation.skipped
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self.optimisation.skipped = checkpoint.get("skipped_steps", 0)

@@ -5,6 +5,7 @@
 Plain tensors and text; trainer.pt is read with weights_only=True, so nothing is ever unpickled.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -35,6 +36,28 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read()).hexdigest()
 
 
+def snapshot(state):
+    """A copy in the CPU's memory of everything in nested dicts and lists: what is trained on meanwhile does not change it."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: snapshot(value) for key, value in state.items()}
+    return type(state)(snapshot(value) for value in state) if isinstance(state, list | tuple) else state
+
+
+def size_of(state) -> int:
+    """Bytes of all tensors in nested dicts and lists."""
+    if isinstance(state, Tensor):
+        return state.numel() * state.element_size()
+    values = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
+    return sum(map(size_of, values))
+
+
+def not_finite(tensors: dict[str, Tensor]) -> str | None:
+    """The name of a tensor that holds NaN or infinity."""
+    return next((name for name, value in tensors.items() if value.is_floating_point() and not bool(value.isfinite().all())), None)
+
+
 def write_checkpoint(folder: Path, model: dict[str, Tensor], ema: dict[str, Tensor] | None, trainer: dict, config: str) -> None:
     """Publishes one checkpoint at `folder`. Raises StorageError where the disk refuses; then nothing but a hidden .tmp folder is left.
 
@@ -44,6 +67,9 @@ def write_checkpoint(folder: Path, model: dict[str, Tensor], ema: dict[str, Tens
     try:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
+        needed, free = size_of([model, ema, trainer]) + 2**20, shutil.disk_usage(beside).free
+        if free < needed:
+            raise OSError(errno.ENOSPC, f"it takes {needed / 2**20:.0f} MiB and {free / 2**20:.0f} MiB are free")
         for name, tensors in {"model": model, "ema": ema}.items():
             if tensors is not None:
                 save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, beside / f"{name}.safetensors")

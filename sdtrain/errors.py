@@ -13,6 +13,10 @@ class DataError(UserError):
     exit_code = 3
 
 
+class DivergedError(UserError):
+    exit_code = 4
+
+
 class StorageError(UserError):
     """What should be written or read back is not there, not whole, or has no room."""
 

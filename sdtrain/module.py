@@ -30,7 +30,7 @@ class DiffusionModule(L.LightningModule):
         self.unet, self.conditioner, self.objective, self.optimisation = unet, conditioner, objective, optimisation
         self.caption_dropout = caption_dropout
         self._frozen = [autoencoder]  # in a list: nn.Module would put it into state_dict, DDP and the optimizer
-        self.norm, self.loss_sum = None, None
+        self.norm, self.loss_sum, self.window_loss, self.times = None, None, 0.0, None
 
     @property
     def autoencoder(self) -> nn.Module:
@@ -51,9 +51,10 @@ class DiffusionModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         self.trainer.datamodule.images_seen = batch.stream_end
-        losses = self.losses(batch).per_sample
-        self.loss_sum = losses.detach().sum()  # read by a callback now and then: self.log would wait for the host in every step
-        return losses.mean()
+        losses = self.losses(batch)
+        self.times, self.loss_sum = losses.t, losses.per_sample.detach().sum()  # read by a callback: self.log would wait for the host in every step
+        self.window_loss = self.window_loss + self.loss_sum
+        return losses.per_sample.mean()
 
     @torch.no_grad()
     def validate(self, batch: Batch) -> dict[str, Tensor]:
@@ -64,5 +65,12 @@ class DiffusionModule(L.LightningModule):
         return self.optimisation.configure(self.trained().values())
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
-        self.optimisation.set_learning_rate(optimizer, self.trainer.datamodule.images_seen)
-        self.norm = self.optimisation.clip(optimizer)
+        data, loss = self.trainer.datamodule, self.trainer.strategy.reduce(self.window_loss, reduce_op="sum")
+        self.optimisation.set_learning_rate(optimizer, data.images_seen, data.batch_size)
+        self.norm, self.window_loss = self.optimisation.clip(optimizer, loss), 0.0
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["skipped_steps"] = self.optimisation.skipped
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self.optimisation.skipped = checkpoint.get("skipped_steps", 0)

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sdtrain.errors import DivergedError
+
 
 def not_negative(warmup_images: int) -> int:
     if warmup_images < 0:
@@ -45,32 +47,49 @@ class Optimisation:
         lr_schedule: (images_seen, max_images) -> factor on lr.
         max_images: length of the run in pictures.
         gradient_clip: largest norm of the gradient over all parameters.
+        max_skipped: steps on a loss or gradient that is not finite that may be left out. None: the first one ends the run, which the host
+            learns when it next reads numbers, while the device has masked the step; with a number the host waits for each step's norm.
     """
 
     def __init__(
         self, *, optimizer: Callable[[Iterable[nn.Parameter]], Optimizer], lr_schedule: Callable[[int, int], float], max_images: int, gradient_clip: float,
+        max_skipped: int | None = None,
     ) -> None:
-        self.make, self.lr_schedule, self.max_images, self.gradient_clip = optimizer, lr_schedule, max_images, gradient_clip
+        self.make, self.lr_schedule, self.max_images, self.gradient_clip, self.max_skipped = optimizer, lr_schedule, max_images, gradient_clip, max_skipped
+        self.skipped, self.stepped = 0, True
 
     def configure(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
         optimizer = self.make(parameters)
         self.settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         return optimizer
 
-    def set_learning_rate(self, optimizer: Optimizer, images_seen: int) -> None:
-        """images_seen: with the step that is about to be taken, so that the first step of a warm-up moves something.
+    def set_learning_rate(self, optimizer: Optimizer, images_seen: int, batch_size: int = 0) -> None:
+        """images_seen: with the step that is about to be taken, so that the first step of a warm-up moves something. Those of steps that were
+        left out do not count; batch_size: of one step.
 
         Every setting is written anew: a resumed optimizer brings the old run's along, and would silently keep them.
         """
-        factor = self.lr_schedule(images_seen, self.max_images)
+        factor = self.lr_schedule(images_seen - self.skipped * batch_size, self.max_images)
         for group, settings in zip(optimizer.param_groups, self.settings, strict=True):
             group.update(settings, lr=settings["lr"] * factor)
 
-    def clip(self, optimizer: Optimizer) -> Tensor:
-        """Clips the gradients in place and returns their norm before, a scalar on the device. A non-finite norm cancels the step."""
+    def clip(self, optimizer: Optimizer, loss: Tensor) -> Tensor:
+        """Clips the gradients in place and returns their norm before, a scalar on the device.
+
+        A norm, or a loss, that is not finite cancels the step and makes the norm NaN. loss: the step's, the same on all ranks, as the
+        gradients are; it may be infinite where they are not.
+        """
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = nn.utils.clip_grad_norm_(parameters, self.gradient_clip, foreach=True)
-        bad = (~norm.isfinite()).float()
+        bad = (~(norm + loss).isfinite()).float()
+        if self.max_skipped is not None:
+            self.stepped = not bad.item()
+            self.skipped += not self.stepped
+            if self.skipped > self.max_skipped:
+                raise DivergedError(
+                    f"{self.skipped} steps had a loss or gradient that was not finite, and trainer.max_skipped={self.max_skipped} may be left out. "
+                    f"Lower optimizer.lr (now {self.settings[0]['lr']:g}), or look at the data."
+                )
         if all(group.get("fused") for group in optimizer.param_groups):
             optimizer.found_inf = bad  # a fused optimizer then skips the step on the device: the host need not wait for the norm
         elif bad.item():

@@ -3,17 +3,23 @@
 import errno
 import hashlib
 import json
+import math
 import os
+import random
 import resource
 import shutil
+import subprocess
+import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
+from sdtrain.callbacks.checkpoint import FolderIO
 from sdtrain.checkpoints import damage, find_checkpoint, newest_whole, published, read_trainer, read_weights, write_checkpoint
-from sdtrain.errors import StorageError, UserError
+from sdtrain.errors import DivergedError, StorageError, UserError
 
 FILES = {"model.safetensors", "ema.safetensors", "trainer.pt", "config.yaml"}
 
@@ -128,14 +134,121 @@ def test_a_refused_rewrite_keeps_the_one_that_was_there(run):
     assert len(read_weights(run / "checkpoints" / "000000000048", "model")["a"]) == 7 and newest_whole(run)[1] == []
 
 
-def test_a_full_disk_ends_a_run_with_5_and_the_older_checkpoint_stays(here, tiny, tmp_path, tiny_run):
+@pytest.mark.parametrize("allowed", [9, 1])
+def test_a_full_disk_ends_a_run_with_5_and_the_older_checkpoint_stays(here, tiny, tmp_path, tiny_run, allowed):
+    """Training goes on to its end, where the last save must hold, or until too many saves in a row have failed, seen when the next one begins."""
     run = tmp_path / "run"
     shutil.copytree(published(tiny_run)[0], run / "checkpoints" / published(tiny_run)[0].name)
     with files_at_most(400_000):  # less than the weights
-        result = here("sdtrain", *tiny("resume=must"), f"hydra.run.dir={run}")
-    assert result.code == 5 and "hydra.run.dir" in result.paragraph, result.err
-    assert json.loads((run / "status.json").read_text())["exit_code"] == 5
+        words = tiny("resume=must", "trainer.max_images=96", "checkpoint.every=8", f"checkpoint.max_failed_saves={allowed}")
+        result = here("sdtrain", *words, f"hydra.run.dir={run}")
+    assert result.code == 5 and "hydra.run.dir" in result.err, result.err
+    assert f"Training goes on; 1 of at most {allowed} saves" in result.err
+    reached = 96 if allowed == 9 else int(published(run)[0].name) + 3 * 8  # two have failed, and a third begins
+    status = json.loads((run / "status.json").read_text())
+    assert status["exit_code"] == 5 and status["images_seen"] == reached
     assert newest_whole(run) == (published(run)[0], []) and len(published(run)) == 1
+
+
+def saver(**changed):
+    said = []
+    return FolderIO(**{"config": "seed: 0\n", "keep": 2, "max_failed_saves": 1, "report": said.append} | changed), said
+
+
+def lightnings(value, run):
+    """(Lightning's checkpoint dictionary, the folder for it)."""
+    own, average = ({"a": torch.full((300, 300), sign * float(value))} for sign in (1, -1))
+    state = {"state_dict": own, "callbacks": {"ema": {"steps": value, "weights": average}}}
+    return state | {"moments": [torch.full((9,), float(value))]}, run / "checkpoints" / f"{value:012d}"
+
+
+@pytest.mark.parametrize("memory", [float("inf"), 0.0], ids=["a copy in the background", "no room for a copy"])
+def test_what_training_does_meanwhile_is_not_in_the_checkpoint(tmp_path, memory):
+    io, _ = saver(memory=lambda: memory)
+    for value in (8, 16, 24):
+        state, folder = lightnings(value, tmp_path)
+        io.save_checkpoint(state, folder)
+        for tensor in (state["state_dict"]["a"], state["callbacks"]["ema"]["weights"]["a"], state["moments"][0]):
+            tensor.fill_(math.nan)  # at once, while the thread writes
+    io.wait(last=True)
+    assert [folder.name for folder in published(tmp_path)] == ["000000000016", "000000000024"]
+    for folder in published(tmp_path):
+        assert damage(folder) is None
+        read = io.load_checkpoint(folder)
+        assert read["state_dict"]["a"].eq(int(folder.name)).all() and read["moments"][0].eq(int(folder.name)).all()
+        assert read["callbacks"]["ema"]["weights"]["a"].eq(-int(folder.name)).all() and read["callbacks"]["ema"]["steps"] == int(folder.name)
+
+
+def test_failed_saves_are_tried_again_reported_and_bounded(tmp_path):
+    io, said = saver()
+    io.save_checkpoint(*lightnings(8, tmp_path))
+    io.wait()
+    with files_at_most(2000):
+        io.save_checkpoint(*lightnings(16, tmp_path))
+        io.wait()
+    assert len(said) == 1 and "1 of at most 1 saves" in said[0] and "000000000016" in said[0]
+    io.save_checkpoint(*lightnings(24, tmp_path))  # the disk has room again: the count begins anew
+    io.wait(last=True)
+    assert io.failures == 0 and [folder.name for folder in published(tmp_path)] == ["000000000008", "000000000024"]
+    with files_at_most(2000), pytest.raises(StorageError):
+        for value in (32, 40, 48):
+            io.save_checkpoint(*lightnings(value, tmp_path))
+    with files_at_most(2000), pytest.raises(StorageError):  # the last one must hold, whatever is allowed
+        last, _ = saver(max_failed_saves=100)
+        last.save_checkpoint(*lightnings(56, tmp_path))
+        last.wait(last=True)
+    assert [folder.name for folder in published(tmp_path)] == ["000000000008", "000000000024"]
+
+
+@pytest.mark.parametrize("which", ["weights", "average"])
+def test_weights_that_are_not_finite_never_replace_good_ones(tmp_path, which):
+    io, _ = saver()
+    state, folder = lightnings(8, tmp_path)
+    io.save_checkpoint(state, folder)
+    state, folder = lightnings(16, tmp_path)
+    (state["state_dict"] if which == "weights" else state["callbacks"]["ema"]["weights"])["a"][7, 7] = math.inf
+    with pytest.raises(DivergedError, match="not finite at 000000000016"):
+        io.save_checkpoint(state, folder)
+    io.wait(last=True)
+    assert [folder.name for folder in published(tmp_path)] == ["000000000008"]
+
+
+def test_free_space_is_looked_at_before_anything_is_written(run):
+    """No disk has room for this one, which has no memory either: a tensor of one number, spread out."""
+    with pytest.raises(StorageError, match="MiB are free"):
+        write_checkpoint(run / "checkpoints" / "000000000064", {"a": torch.zeros(1).expand(2**50)}, None, {}, "")
+    assert not list((run / "checkpoints").glob(".*")) and newest_whole(run)[0].name == "000000000048"
+
+
+WRITER = """
+import sys, torch
+from pathlib import Path
+from sdtrain.checkpoints import write_checkpoint
+assert not {"lightning", "hydra", "diffusers"} & set(sys.modules)
+run, value = Path(sys.argv[1]), 0
+while True:
+    value += 1
+    tensors = {str(i): torch.full((40000,), float(value)) for i in range(6)}
+    write_checkpoint(run / "checkpoints" / f"{value:012d}", tensors, tensors, {"steps": value}, f"seed: {value}\\n")
+    print(value, flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attempt", range(25))
+def test_killed_at_any_moment_of_a_save_a_whole_one_is_found(tmp_path, attempt):
+    """The writer says each checkpoint that it has published; killed at a random moment, that one or a newer one is there, whole."""
+    moment = random.Random(attempt).uniform(0.0, 0.15)
+    environment = os.environ | {"TMPDIR": "/dev/shm"}  # another file system: nothing is renamed across
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=environment)
+    assert int(writer.stdout.readline()) == 1
+    time.sleep(moment)
+    writer.kill()
+    said = [1, *map(int, writer.stdout.read().split())]
+    writer.wait()
+    found, passed_over = newest_whole(tmp_path)
+    assert int(found.name) in (said[-1], said[-1] + 1) and passed_over == []
+    assert read_weights(found, "model")["3"].eq(int(found.name)).all()
 
 
 class Touch:

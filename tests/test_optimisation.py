@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from sdtrain.errors import DivergedError
 from sdtrain.optimisation import Constant, Cosine, Optimisation
 
 
@@ -35,8 +36,10 @@ def test_other_learning_rates(schedule, images_seen, factor):
     assert schedule(images_seen, 1000) == pytest.approx(factor, abs=1e-15)
 
 
-def make(parameters, *, clip=math.inf, lr_schedule=None, cls=torch.optim.AdamW, **settings):
-    optimisation = Optimisation(optimizer=partial(cls, **{"lr": 0.1} | settings), lr_schedule=lr_schedule or Constant(), max_images=1000, gradient_clip=clip)
+def make(parameters, *, clip=math.inf, lr_schedule=None, cls=torch.optim.AdamW, max_skipped=None, **settings):
+    optimisation = Optimisation(
+        optimizer=partial(cls, **{"lr": 0.1} | settings), lr_schedule=lr_schedule or Constant(), max_images=1000, gradient_clip=clip, max_skipped=max_skipped,
+    )
     return optimisation, optimisation.configure(parameters)
 
 
@@ -52,13 +55,13 @@ def parameters():
     return [nn.Parameter(torch.tensor([1.0, -2.0, 3.0])), nn.Parameter(torch.tensor([[0.5], [4.0]])), nn.Parameter(torch.ones(2))]
 
 
-def step(optimisation, optimizer, values):
+def step(optimisation, optimizer, values, loss=1.0):
     """One step with these gradients; the last parameter has none. Returns what clip saw."""
     optimizer.zero_grad()
     first, second, _ = optimizer.param_groups[0]["params"]
     first.grad, second.grad = torch.tensor(values[:3]), torch.tensor(values[3:]).reshape(2, 1)
     optimisation.set_learning_rate(optimizer, 8)
-    norm = optimisation.clip(optimizer)
+    norm = optimisation.clip(optimizer, torch.tensor(loss))
     optimizer.step()
     return norm
 
@@ -106,6 +109,32 @@ def test_a_gradient_that_is_not_finite_leaves_no_trace(settings, bad, clip):
     for one in (optimizer, late):
         assert same(tensors(one)[0], weights)
         assert all(a[name].equal(b[name]) for a, b in zip(state, tensors(one)[1], strict=True) for name in a)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_cancels_the_step_though_the_gradient_is(fused, loss):
+    """An error of 1e20 has an infinite square and a finite gradient."""
+    optimisation, optimizer = make(parameters(), fused=fused)
+    before, _ = tensors(optimizer)
+    assert step(optimisation, optimizer, GOOD[0], loss).isnan()
+    assert same(tensors(optimizer)[0], before)
+    step(optimisation, optimizer, GOOD[0])
+    assert not same(tensors(optimizer)[0], before)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_steps_left_out_are_counted_and_bounded_and_do_not_advance_the_rate(fused):
+    optimisation, optimizer = make(parameters(), fused=fused, max_skipped=2, lr_schedule=Cosine(warmup_images=100))
+    for bad, skipped in ((False, 0), (True, 1), (False, 1), (True, 2)):
+        before, _ = tensors(optimizer)
+        step(optimisation, optimizer, [0.3, math.nan if bad else 0.1, 0.2, 1.0, -0.5])
+        assert (optimisation.skipped, optimisation.stepped) == (skipped, not bad)
+        assert same(tensors(optimizer)[0], before) == bad
+    optimisation.set_learning_rate(optimizer, 70, batch_size=10)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.5)  # 70 seen, 20 of them in vain: half the warm-up
+    with pytest.raises(DivergedError, match=r"3 steps.*trainer\.max_skipped=2"):
+        step(optimisation, optimizer, [math.inf] * 5)
 
 
 def test_clipping_by_hand():

@@ -158,7 +158,9 @@ def stopped(start, tiny, run, number, at=48, words=(), cwd=None):
     return running.wait()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("number", "code"), [
+    (signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), pytest.param(signal.SIGUSR1, 143, marks=pytest.mark.slow),
+])
 def test_stopped_by_a_signal_and_resumed_in_a_new_process(start, command, tiny, saved, straight, tmp_path, number, code):
     run = tmp_path / "a folder, with=signs"
     result = stopped(start, tiny, tmp_path, number, words=[f"hydra.run.dir={run}"])

@@ -1,8 +1,12 @@
 """Saves checkpoints between optimizer steps, and resumes from them exactly."""
 
+import math
 import os
 import shutil
 import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -11,8 +15,17 @@ import torch.distributed as dist
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from sdtrain.callbacks.intervals import due, window_ended
-from sdtrain.checkpoints import damage, published, read_trainer, read_weights, write_checkpoint
-from sdtrain.errors import StorageError, UserError
+from sdtrain.checkpoints import damage, not_finite, published, read_trainer, read_weights, size_of, snapshot, write_checkpoint
+from sdtrain.errors import DivergedError, StorageError, UserError
+
+
+def memory_available() -> float:
+    """Bytes that can be taken without swapping, inf where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return math.inf
 
 
 class Interrupted(SystemExit):
@@ -20,13 +33,13 @@ class Interrupted(SystemExit):
 
 
 class Signals:
-    """The first SIGTERM or SIGINT is remembered until a step ends; a second one takes its usual course."""
+    """The first SIGTERM, SIGINT or SIGUSR1 is remembered until a step ends; a second one ends the process at once."""
 
     def __init__(self) -> None:
         self.received = 0
 
     def install(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self)
 
     def __call__(self, number: int, frame) -> None:
@@ -45,19 +58,70 @@ def leave_signals_to_us(trainer: L.Trainer) -> None:
 
 
 class FolderIO(CheckpointIO):
-    """Lightning's checkpoint dictionary to and from sdtrain's checkpoint folder. config: the run's yaml."""
+    """Lightning's checkpoint dictionary to and from sdtrain's checkpoint folder.
 
-    def __init__(self, config: str) -> None:
-        self.config = config
+    Saving stalls training for a copy in memory; a thread writes it. A save that fails is tried once more and reported, and training goes
+    on until max_failed_saves in a row have failed. Older checkpoints go when a newer one is published, all but the newest `keep`.
+
+    Args:
+        config: the run's yaml.
+        report: takes a line for the user. memory: bytes that a copy may take.
+    """
+
+    def __init__(
+        self, *, config: str, keep: int, max_failed_saves: int, report: Callable[[str], None], memory: Callable[[], float] = memory_available,
+    ) -> None:
+        self.config, self.keep, self.max_failed_saves, self.report, self.memory = config, keep, max_failed_saves, report, memory
+        self.writer: ThreadPoolExecutor | None = None
+        self.pending: Future | None = None
+        self.failure: StorageError | None = None
+        self.failures = 0
 
     def save_checkpoint(self, checkpoint: dict, path, storage_options=None) -> None:
+        self.wait()
         state = dict(checkpoint)
-        callbacks = dict(state["callbacks"])
+        weights, callbacks = state.pop("state_dict"), dict(state["callbacks"])
         ema = callbacks.pop("ema", None)
         if ema is not None:
             state["ema_steps"] = ema["steps"]
         state["callbacks"] = callbacks
-        write_checkpoint(Path(path), state.pop("state_dict"), ema and ema["weights"], state, self.config)
+        if bad := not_finite(weights) or (ema and not_finite(ema["weights"])):
+            raise DivergedError(f"{bad} is not finite at {Path(path).name} images: it is not saved. Lower optimizer.lr, or look at the data.")
+        parts = (weights, ema and ema["weights"], state)
+        if self.memory() < 2 * size_of(parts):
+            self.publish(Path(path), parts)  # no room for a copy: training waits, and the tensors are written one by one
+            return
+        self.writer = self.writer or ThreadPoolExecutor(1, "checkpoint")
+        self.pending = self.writer.submit(self.publish, Path(path), snapshot(parts))
+
+    def publish(self, folder: Path, parts: tuple) -> None:
+        for attempt in (1, 2):
+            try:
+                write_checkpoint(folder, *parts, self.config)
+            except StorageError as error:
+                self.failure = error
+                time.sleep(1.0 if attempt == 1 else 0.0)
+            else:
+                self.failure, self.failures = None, 0
+                for old in published(folder.parent.parent)[: -self.keep]:
+                    shutil.rmtree(old, ignore_errors=True)
+                return
+        self.failures += 1
+
+    def settle(self) -> None:
+        """Until the save under way has ended, well or not."""
+        if self.pending is not None:
+            pending, self.pending = self.pending, None
+            pending.result()
+
+    def wait(self, last: bool = False) -> None:
+        """The same. Raises StorageError where too many have failed in a row, and where the last one has."""
+        self.settle()
+        if self.failure is not None:
+            if last or self.failures > self.max_failed_saves:
+                raise self.failure
+            self.report(f"{self.failure} Training goes on; {self.failures} of at most {self.max_failed_saves} saves in a row have failed.")
+            self.failure = None
 
     def load_checkpoint(self, path, map_location=None, weights_only=None) -> dict:
         folder = Path(path)
@@ -74,12 +138,15 @@ class FolderIO(CheckpointIO):
 
 
 class Checkpoints(L.Callback):
-    """Saves every `every` images seen, at the end, and after a signal; keeps the newest `keep` (at least 2)."""
+    """Saves every `every` images seen, at the end, and after a signal; keeps the newest `keep` (at least 2), see FolderIO."""
 
-    def __init__(self, *, every: int, keep: int, run_dir: Path, signals: Signals) -> None:
-        if every < 1 or keep < 2:
-            raise UserError(f"checkpoint.every={every} must be at least 1 image, and checkpoint.keep={keep} at least 2: a damaged one needs a spare.")
-        self.every, self.keep, self.run_dir, self.signals = every, keep, run_dir, signals
+    def __init__(self, *, every: int, keep: int, max_failed_saves: int, run_dir: Path, signals: Signals) -> None:
+        if every < 1 or keep < 2 or max_failed_saves < 0:
+            raise UserError(
+                f"checkpoint.every={every} must be at least 1 image, checkpoint.keep={keep} at least 2 (a damaged one needs a spare), and "
+                f"checkpoint.max_failed_saves={max_failed_saves} at least 0."
+            )
+        self.every, self.run_dir, self.signals = every, run_dir, signals
         self.group = None
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
@@ -111,10 +178,13 @@ class Checkpoints(L.Callback):
             return
         number, ended = self.agreed(), trainer.datamodule.images_seen >= module.optimisation.max_images
         if due(self.every, trainer) or ended or number:
-            self.save(trainer)
+            trainer.save_checkpoint(self.run_dir / "checkpoints" / f"{trainer.datamodule.images_seen:012d}")  # on all ranks: it has a barrier
+        if ended or number:
+            trainer.strategy.checkpoint_io.wait(last=True)
         if number and not ended:
             trainer.strategy.barrier()
-            raise Interrupted(128 + number if trainer.is_global_zero else 0)
+            # 143 for a request to leave, SIGTERM's or the SIGUSR1 that schedulers send before it; 130 for Ctrl-C.
+            raise Interrupted((130 if number == signal.SIGINT else 143) if trainer.is_global_zero else 0)
 
     def agreed(self) -> int:
         """The signal that any rank has received, 0 for none; the same on all ranks."""
@@ -122,9 +192,3 @@ class Checkpoints(L.Callback):
         if self.group is not None:
             dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.group)
         return int(flag)
-
-    def save(self, trainer: L.Trainer) -> None:
-        trainer.save_checkpoint(self.run_dir / "checkpoints" / f"{trainer.datamodule.images_seen:012d}")  # on all ranks: it has a barrier
-        if trainer.is_global_zero:
-            for old in published(self.run_dir)[: -self.keep]:
-                shutil.rmtree(old, ignore_errors=True)

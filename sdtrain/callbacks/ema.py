@@ -27,7 +27,7 @@ class EMACallback(L.Callback):
             self._loaded = None
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs, batch, batch_index: int) -> None:
-        if window_ended(trainer):
+        if window_ended(trainer) and module.optimisation.stepped:
             self.average.update(module.trained())
 
     def state_dict(self) -> dict:

@@ -11,11 +11,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from sdtrain.callbacks.intervals import due, window_ended
 from sdtrain.checkpoints import published, write_text
-from sdtrain.errors import UserError
-
-
-class DivergedError(UserError):
-    exit_code = 4
+from sdtrain.errors import DivergedError
 
 
 def written_by(line: str, images_seen: int) -> bool:
@@ -29,14 +25,14 @@ def written_by(line: str, images_seen: int) -> bool:
 class MetricsLog(L.Callback):
     """Loss, learning rate, gradient norm and speed, every `every` images seen.
 
-    The loss is the mean over all samples since the last line, over all ranks. A gradient that was not finite moved no weight
-    (see Optimisation.clip); here it ends the run with DivergedError.
+    The loss is the mean over all samples since the last line, over all ranks. A loss or gradient that was not finite moved no weight
+    (see Optimisation.clip); here it ends the run with DivergedError, unless it may be skipped.
     """
 
     def __init__(self, *, every: int, run_dir: Path) -> None:
         self.every, self.path = every, run_dir / "metrics.jsonl"
         self.latest: dict[str, float] = {}
-        self._sum, self._count, self._bad = 0.0, 0, 0.0
+        self._sum, self._count, self._steps = 0.0, 0, []
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.started = self.last = time.monotonic()
@@ -52,27 +48,34 @@ class MetricsLog(L.Callback):
         self._sum, self._count = self._sum + module.loss_sum, self._count + len(batch.caption)
         if not window_ended(trainer):
             return
-        self._bad = self._bad + (~module.norm.isfinite()).float()
+        # What there is to say of each step since the last line, on the device: nothing waits for it unless it is needed.
+        self._steps.append((trainer.datamodule.images_seen, module.norm, batch.ordinal, module.times))
         if due(self.every, trainer) or trainer.datamodule.images_seen >= module.optimisation.max_images:
             self._write(trainer, module)
 
     def _write(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        totals = torch.stack([self._sum, torch.as_tensor(self._count, device=self._sum.device, dtype=self._sum.dtype), self._bad])
-        totals = trainer.strategy.reduce(totals, reduce_op="sum")
-        loss_sum, count, bad = totals.tolist()
-        now, seen = time.monotonic(), trainer.datamodule.images_seen
+        totals = torch.stack([self._sum, torch.as_tensor(self._count, device=self._sum.device, dtype=self._sum.dtype)])
+        loss_sum, count = trainer.strategy.reduce(totals, reduce_op="sum").tolist()
+        norms = torch.stack([norm for _, norm, _, _ in self._steps]).tolist()  # the same on all ranks
+        now = time.monotonic()
         self.latest = {
             "train/loss": loss_sum / count, "train/lr": trainer.optimizers[0].param_groups[0]["lr"], "train/gradient_norm": module.norm.item(),
             "train/images_per_second": count / (now - self.last),
         }
-        self._sum, self._count, self._bad, self.last = 0.0, 0, 0.0, now
+        if module.optimisation.max_skipped is not None:
+            self.latest["train/skipped_steps"] = module.optimisation.skipped
+        steps, self._steps, self._sum, self._count, self.last = self._steps, [], 0.0, 0, now
         self.report(trainer, self.latest)
-        if bad or not math.isfinite(loss_sum):
+        bad = [step for step, norm in zip(steps, norms, strict=True) if not math.isfinite(norm)]
+        if bad and module.optimisation.max_skipped is None:
             saved = " and the last checkpoint is good" if published(self.path.parent) else ""
+            at, _, ordinals, times = bad[0]
+            levels = f", t = {', '.join(f'{t:.3g}' for t in times.tolist()[:8])}" if times is not None else ""
             raise DivergedError(
-                f"The gradient was not finite in {int(bad / trainer.world_size)} of the last optimizer steps, at {seen} images. The weights have not moved "
-                f"on it{saved}. Lower optimizer.lr (now {module.optimisation.settings[0]['lr']:g}) or trainer.gradient_clip, "
-                f"or look at the data."
+                f"The loss or the gradient was not finite in {len(bad)} of the last {len(steps)} optimizer steps, first in the one that ended at {at} images "
+                f"(samples {', '.join(map(str, ordinals.tolist()[:8]))}{levels}, the first of its last micro-batch on rank {trainer.global_rank}). No weight "
+                f"has moved on it{saved}. Lower optimizer.lr (now {module.optimisation.settings[0]['lr']:g}) or trainer.gradient_clip, look at those "
+                f"samples, or let up to n such steps be left out with trainer.max_skipped=n."
             )
 
     def report(self, trainer: L.Trainer, metrics: dict[str, float]) -> None:

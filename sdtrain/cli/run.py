@@ -16,7 +16,7 @@ import torch
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from sdtrain.callbacks.checkpoint import Checkpoints, Interrupted, Signals
+from sdtrain.callbacks.checkpoint import Checkpoints, FolderIO, Interrupted, Signals
 from sdtrain.callbacks.loggers import close
 from sdtrain.callbacks.metrics_log import MetricsLog
 from sdtrain.callbacks.progress import ProgressBar
@@ -153,6 +153,7 @@ class Run:
         optimisation = Optimisation(
             optimizer=build(cfg["optimizer"], "optimizer"), lr_schedule=build(cfg["lr_schedule"], "lr_schedule"),
             max_images=self.settings.max_images, gradient_clip=self.settings.gradient_clip,
+            max_skipped=self.settings.max_skipped,
         )
         if self.is_diffusion:
             self.module = build_diffusion(cfg, self.run_dir, optimisation)
@@ -240,7 +241,7 @@ class Run:
         self.ema = given["ema"]
         self.validation = build(cfg["validation"], "validation", **given) if cfg.get("validation") else None
         progress = ProgressBar(metrics_log=self.metrics_log, console=self.console)
-        checkpoints = Checkpoints(every=cfg["checkpoint"]["every"], keep=cfg["checkpoint"]["keep"], run_dir=run_dir, signals=self.signals)
+        checkpoints = Checkpoints(**cfg["checkpoint"], run_dir=run_dir, signals=self.signals)
         ordered = [self.ema, self.metrics_log, progress, *(c for c in self.by_name.values() if c is not self.ema), self.validation, checkpoints]
         return [callback for callback in ordered if callback is not None]
 
@@ -257,9 +258,14 @@ class Run:
         if logger is not None:
             logger.log_hyperparams(OmegaConf.to_container(OmegaConf.create(config)))
         strategy = build(self.cfg["strategy"], "strategy")
-        self.trainer = make_trainer(self.settings, strategy, self.datamodule.batch_size, [logger] if logger else [], callbacks, self.run_dir, config)
+        kept = {key: self.cfg["checkpoint"][key] for key in ("keep", "max_failed_saves")}
+        io = FolderIO(config=config, **kept, report=lambda line: print(f"sdtrain: {line}", file=sys.stderr, flush=True))
+        self.trainer = make_trainer(self.settings, strategy, self.datamodule.batch_size, [logger] if logger else [], callbacks, self.run_dir, io)
         self.status("running")
-        self.trainer.fit(self.module, datamodule=self.datamodule, ckpt_path=checkpoint)
+        try:
+            self.trainer.fit(self.module, datamodule=self.datamodule, ckpt_path=checkpoint)
+        finally:
+            io.settle()
         for each in self.trainer.loggers:
             close(each)
 

@@ -24,6 +24,7 @@ class TrainerSettings:
     precision: Literal["32-true", "bf16-mixed", "16-mixed"]
     accumulate: int
     gradient_clip: float
+    max_skipped: int | None
     log_every: int
     threads: int | None
 
@@ -36,6 +37,11 @@ class TrainerSettings:
                 f"trainer.accelerator=gpu with trainer.devices={self.devices}, but this machine has {torch.cuda.device_count()} GPUs. "
                 f"Set trainer.accelerator=auto or another trainer.devices."
             )
+        if self.max_skipped is not None and self.max_skipped < 0:
+            raise UserError(f"trainer.max_skipped={self.max_skipped} must be at least 0, or null.")
+        if self.precision == "16-mixed" and self.max_skipped is None:
+            # The loss scale of 16-mixed overflows now and then; that is how it is found.
+            raise UserError("trainer.precision=16-mixed needs trainer.max_skipped: steps whose scaled gradient overflows are left out. Set it, to 1000 say.")
         if self.threads is not None and self.threads < 1:
             raise UserError(f"trainer.threads={self.threads} must be at least 1, or null for the machine's number.")
         if not self.gradient_clip > 0:
@@ -53,14 +59,14 @@ def ddp(*, timeout: int) -> DDPStrategy:
 
 
 def make_trainer(
-    settings: TrainerSettings, strategy: str | DDPStrategy, batch_size: int, loggers: list, callbacks: list[L.Callback], run_dir: Path, config: str,
+    settings: TrainerSettings, strategy: str | DDPStrategy, batch_size: int, loggers: list, callbacks: list[L.Callback], run_dir: Path, io: FolderIO,
 ) -> L.Trainer:
     if strategy == "auto" and settings.devices > 1:
         raise UserError(f"trainer.devices={settings.devices} needs strategy=ddp; strategy=single is one process on one device.")
     trainer = L.Trainer(
         accelerator=settings.accelerator, devices=settings.devices, precision=settings.precision, strategy=strategy,
         max_steps=math.ceil(settings.max_images / batch_size), max_epochs=-1, accumulate_grad_batches=settings.accumulate, logger=loggers, callbacks=callbacks,
-        plugins=[FolderIO(config)], default_root_dir=run_dir, use_distributed_sampler=False, enable_checkpointing=False, enable_model_summary=False,
+        plugins=[io], default_root_dir=run_dir, use_distributed_sampler=False, enable_checkpointing=False, enable_model_summary=False,
         enable_progress_bar=False, num_sanity_val_steps=0, limit_val_batches=0, log_every_n_steps=1,
     )
     leave_signals_to_us(trainer)

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch import nn
 
-from sdtrain.checkpoints import damage, published, read_weights
+from sdtrain.checkpoints import damage, published, read_trainer, read_weights
 from sdtrain.optimisation import Optimisation
 
 PROMPTS = ["a large red circle on a green background", "a large green square on an orange background"]
@@ -177,15 +178,54 @@ def test_divergence_ends_with_4_and_moves_no_weight_to_nan(here, tiny, tmp_path,
     assert [line["images_seen"] for line in lines(run) if "train/loss" in line] == [64]
 
 
+SICK = """
+import torch
+
+
+class Sick(torch.nn.Conv2d):
+    \"\"\"Its answer to the third batch of a run, after a look at its shape, is not a number.\"\"\"
+
+    def __init__(self, *, latent_channels: int) -> None:
+        super().__init__(latent_channels, latent_channels, 1)
+        self.calls = 0
+
+    def forward(self, x, timestep, context):
+        self.calls += self.training
+        return super().forward(x) * (float("nan") if self.training and self.calls == 4 else 1.0)
+"""
+
+
+@pytest.mark.parametrize("allowed", ["null", "0", "1"])
+def test_one_sick_batch_ends_the_run_or_is_left_out(here, tiny, tmp_path, monkeypatch, allowed):
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "sick_network.py").write_text(SICK)
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    words = tiny("callbacks.samples.every=0", "validation.every=0", "trainer.log_every=8", f"trainer.max_skipped={allowed}")
+    words = [word for word in words if not word.startswith("model.unet.")] + ["model.unet._target_=sick_network.Sick"]
+    run = tmp_path / "run"
+    result = here("sdtrain", *words, "checkpoint.every=8", f"hydra.run.dir={run}")
+    if allowed == "1":
+        assert result.code == 0, result.err
+        assert lines(run)[-1]["train/skipped_steps"] == 1 and lines(run)[-1]["images_seen"] == 64
+        assert read_trainer(published(run)[-1])["ema_steps"] == 7 and read_trainer(published(run)[-1])["skipped_steps"] == 1
+        return
+    assert result.code == 4, result.err
+    assert ("images (samples 16, 17, 18, 19, 20, 21, 22, 23, t = " if allowed == "null" else "trainer.max_skipped=0") in result.paragraph
+    newest = published(run)[-1]
+    assert all(value.isfinite().all() for name in ("model", "ema") for value in read_weights(newest, name).values())
+    before = read_weights(run / "checkpoints" / f"{16:012d}", "model")
+    assert newest.name == f"{16:012d}" or all(torch.equal(value, before[name]) for name, value in read_weights(newest, "model").items())
+
+
 def test_without_the_guard_they_would_be_nan(here, tiny, tmp_path, monkeypatch):
     """The twin."""
-    def unguarded(self, optimizer):
+    def unguarded(self, optimizer, loss):
         return nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], self.gradient_clip)
 
     monkeypatch.setattr(Optimisation, "clip", unguarded)
     run = tmp_path / "run"
-    assert here("sdtrain", *tiny(*WILD), f"hydra.run.dir={run}").code == 4
-    assert not all(value.isfinite().all() for value in read_weights(published(run)[-1], "model").values())
+    result = here("sdtrain", *tiny(*WILD), f"hydra.run.dir={run}")
+    assert result.code == 4 and "it is not saved" in result.paragraph, result.err  # the second guard, which looks at what is written
 
 
 def test_a_divergence_before_the_first_checkpoint_does_not_speak_of_one(here, tiny, tmp_path):
