@@ -70,4 +70,7 @@ def _generate(module: DiffusionModule, requests: list[Request], drawing: Drawing
     dropped = torch.tensor([module.conditioner.reads != "caption" or not r.negative_prompt for r in requests], device=device)
     unconditional = denoiser(module.conditioner([r.negative_prompt for r in requests], labels, dropped))
     denoise = drawing.guidance(conditional, unconditional, drawing.guidance_scale, schedule)
-    return module.autoencoder.decode(drawing.sampler(denoise, x, drawing.grid(drawing.steps, schedule), schedule, noise, show))
+    grid = drawing.grid(drawing.steps, schedule)
+    alpha, sigma = (c.to(device) for c in schedule.alpha_sigma(grid[0]))
+    x = x * (alpha**2 + sigma**2).sqrt()  # what latents of unit variance have at the first time; not 1 on a straight path that begins below alpha = 0
+    return module.autoencoder.decode(drawing.sampler(denoise, x, grid, schedule, noise, show))

@@ -21,6 +21,11 @@ def is_free_text(key: str) -> bool:
     return key in FREE_TEXT or key.endswith(FREE_TEXT_ENDS)
 
 
+def is_file_of(key: str, value: str) -> bool:
+    """Whether a table was given by the name of its file, and not as a list."""
+    return key in ("schedule.betas", "schedule.alphas_cumprod") and not value.lstrip().startswith(("[", "'", '"'))
+
+
 def prepared(arguments: list[str], repeatable: str | None = None) -> list[str]:
     """The command line for Hydra.
 
@@ -36,7 +41,7 @@ def prepared(arguments: list[str], repeatable: str | None = None) -> list[str]:
     for argument in words:
         key, equals, value = argument.partition("=")
         name = key.lstrip("+")
-        if not equals or not is_free_text(name) or value in ("", "null"):
+        if not equals or not (is_free_text(name) or is_file_of(name, value)) or value in ("", "null"):
             pass
         elif QUOTED.fullmatch(value) or QUOTED_LIST.fullmatch(value):
             value = value.strip()

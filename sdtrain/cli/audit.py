@@ -20,7 +20,9 @@ from sdtrain.checkpoints import write_text
 from sdtrain.cli.arguments import prepared
 from sdtrain.cli.boundary import typed_keys
 from sdtrain.cli.build import build, build_schedule, check_all, fitting_objective
+from sdtrain.cli.check import check_call
 from sdtrain.cli.look import writable
+from sdtrain.cli.run import root
 from sdtrain.diffusion import Density, Objective
 from sdtrain.errors import UserError
 from sdtrain.paths import config_dir
@@ -50,22 +52,29 @@ class Entry:
         """(alpha, sigma) at t = 1."""
         return tuple(c.item() for c in self.schedule.alpha_sigma(torch.ones((), dtype=torch.float64), torch.float64))
 
+    @property
+    def steps(self) -> list[int]:
+        """Of STEPS those that the schedule has timesteps for."""
+        return [steps for steps in STEPS if steps <= self.schedule.num_timesteps]
+
     def visited(self, steps: int) -> list[float]:
         """The log_snrs that a sampler visits."""
         return self.schedule.log_snr(build(self.cfg["grid"], "grid")(steps, self.schedule)).tolist()
 
     def choice(self, group: str) -> str:
-        return self.cfg[group]["_target_"].rpartition(".")[2]
+        """What was chosen, as the option is called: weightings by their file, the others by their class or function."""
+        module, _, name = self.cfg[group]["_target_"].rpartition(".")
+        return module.rpartition(".")[2] if group == "weighting" else name.lower()
 
     def record(self) -> dict[str, Any]:
         alpha, sigma = self.terminal
         t = torch.linspace(0, 1, 101, dtype=torch.float64)
         return {
-            "name": self.name, "schedule": self.schedule.name, **{group: self.choice(group) for group in ("prediction", "weighting", "times", "grid")},
+            "name": self.name, "schedule": self.schedule.name, **{group: self.choice(group) for group in GROUPS if group not in ("schedule", "modifiers")},
             "num_timesteps": self.schedule.num_timesteps, "terminal_snr": (alpha / sigma) ** 2, "terminal_alpha": alpha,
             "leaked_mean": alpha, "leaked_variance": alpha**2 / (alpha**2 + sigma**2),
             "log_snr_at_0": self.schedule.log_snr_max, "log_snr_at_1": self.schedule.log_snr_min,
-            "t": t.tolist(), "log_snr": self.schedule.log_snr(t).tolist(), "visited": {str(steps): self.visited(steps) for steps in STEPS},
+            "t": t.tolist(), "log_snr": self.schedule.log_snr(t).tolist(), "visited": {str(steps): self.visited(steps) for steps in self.steps},
             "effective_weight": None if self.weight is None else {"log_snr": self.log_snr.tolist(), "weight": self.weight.tolist()},
             "duplicate_of": self.duplicate_of, "same_objective_as": self.same_objective_as, "refused": self.refused,
         }
@@ -75,7 +84,7 @@ def audit(words: list[str]) -> None:
     output, words = "schedules", prepared(words)
     for word in [w for w in words if w.startswith("output=")]:
         words.remove(word)
-        output = word.partition("=")[2].strip("'")
+        output = str(OverridesParser.create().parse_override(word).value())
     if flags := [word for word in words if word.startswith("-")]:
         raise UserError(f"sdtrain-schedule has no flag {flags[0]}: comma lists are expanded as they are. Remove it.")
     entries = [entry(name, overrides) for name, overrides in combinations(words)]
@@ -111,6 +120,7 @@ def entry(varying: str, overrides: list[str]) -> Entry:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         cfg = OmegaConf.to_container(compose("train", overrides), resolve=True)
+    check_call(cfg, "", root, set(), typed_keys(overrides))
     cfg = {group: cfg.get(group) or {} for group in GROUPS}
     if missing := [group for group in GROUPS if not cfg[group] and group != "modifiers"]:
         raise UserError(f"{missing[0]} is missing. Choose one with {missing[0]}=NAME.")
@@ -118,7 +128,8 @@ def entry(varying: str, overrides: list[str]) -> Entry:
     made = Entry(varying, cfg, build_schedule(cfg), notes=notes)
     made.name = ", ".join(filter(None, [made.schedule.name, varying]))
     try:
-        made.visited(STEPS[0])
+        for steps in made.steps:
+            made.visited(steps)
     except ValueError as error:
         raise UserError(f"{error}. Change grid.") from error
     try:
@@ -127,15 +138,17 @@ def entry(varying: str, overrides: list[str]) -> Entry:
         made.refused = " ".join(str(error).split())
         made.notes.append(f"refused. {made.refused}")
     else:
-        made.log_snr, made.weight = effective_weight(objective)
+        made.log_snr, made.weight = effective_weight(objective) or (None, None)
     return made
 
 
-def effective_weight(objective: Objective) -> tuple[Tensor, Tensor]:
-    """(log_snr [N], density under the base law times w, [N]), falling noise to the right, of unit integral."""
+def effective_weight(objective: Objective) -> tuple[Tensor, Tensor] | None:
+    """(log_snr [N], density under the base law times w, [N]), of unit integral; None where all levels lie beyond what is drawn."""
     schedule = objective.schedule
     ends = objective.times.quantile(torch.tensor([1.0, 0.0], dtype=torch.float64), schedule)  # a window of times sees a part alone
     low, high = schedule.log_snr(ends).clamp(-PLOTTED, PLOTTED).tolist()
+    if not low < high:
+        return None
     log_snr = torch.linspace(low, high, 1001, dtype=torch.float64)
     alpha, sigma = (c.flatten() for c in schedule.alpha_sigma(schedule.time_of(log_snr, clamp=True), torch.float64))
     weight = Density(schedule, objective.times)(log_snr) * objective.weighting(log_snr, objective.prediction.jacobian(alpha, sigma))
@@ -151,11 +164,15 @@ def shorten(entries: list[Entry]) -> None:
 
 
 def compare(entries: list[Entry]) -> None:
-    """Equal effective weights, loss and noise: with the same prediction they are duplicates, else the same objective said otherwise."""
+    """Equal effective weights, up to a factor that Adam ignores, with equal loss and noise: with the same prediction they are duplicates,
+    else the same objective said otherwise."""
     for one, other in itertools.permutations([e for e in entries if e.weight is not None], 2):
-        alike = one.cfg["loss"] == other.cfg["loss"] and one.cfg["noise"] == other.cfg["noise"]
+        same_output = one.cfg["prediction"] == other.cfg["prediction"]
+        alike = one.cfg["loss"] == other.cfg["loss"] and one.cfg["noise"] == other.cfg["noise"] and one.schedule.num_timesteps == other.schedule.num_timesteps
+        if not same_output and one.choice("loss") != "mse":
+            continue  # only squares turn from one output to another by a factor
         if alike and torch.allclose(one.log_snr, other.log_snr, atol=1e-6) and torch.allclose(one.weight, other.weight, rtol=1e-6, atol=1e-12):
-            (one.duplicate_of if one.cfg["prediction"] == other.cfg["prediction"] else one.same_objective_as).append(other.name)
+            (one.duplicate_of if same_output else one.same_objective_as).append(other.name)
     for each in entries:
         each.notes += [f"duplicate of {', '.join(each.duplicate_of)}"] if each.duplicate_of else []
         each.notes += [f"same objective, other parameterisation: {', '.join(each.same_objective_as)}"] if each.same_objective_as else []
@@ -169,7 +186,7 @@ def table(entries: list[Entry]) -> Table:
         shown.add_column(head, justify="right", no_wrap=True)
     for each in entries:
         alpha, sigma = each.terminal
-        half = "refused"
+        half = "refused" if each.refused else ""
         if each.weight is not None:
             low, high = middle_half(each.log_snr, each.weight * each.log_snr.sigmoid())
             half = f"{low:.1f} .. {high:.1f}"
@@ -200,7 +217,7 @@ def draw(entries: list[Entry], path: Path) -> None:
         curves.plot(t, each.schedule.log_snr(t).clamp(-PLOTTED, PLOTTED), label=each.name, **style)
         if each.weight is not None:
             weights.plot(each.log_snr, each.weight, label=each.name, **style)
-        for row, steps in enumerate(STEPS):
+        for row, steps in enumerate(each.steps):
             values = [min(max(v, -PLOTTED), PLOTTED) for v in each.visited(steps)]
             levels.plot(values, [len(entries) - number - 0.25 * row] * len(values), "|", markersize=6, color=style["color"])
     curves.set(xlabel="t", ylabel="log_snr", title="log_snr over time")

@@ -44,7 +44,7 @@ def build(node: Any, key: str, **given: Any) -> Any:
         return target(**arguments)
     except UserError:
         raise
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise UserError(str(error) if str(error).startswith(f"{key}.") else f"{key}: {error}") from error
 
 
@@ -85,6 +85,8 @@ def build_schedule(cfg: dict) -> Schedule:
     """The schedule with its modifiers, in the order in which they stand."""
     schedule = build(cfg["schedule"], "schedule")
     for name, node in (cfg.get("modifiers") or {}).items():
+        if "_target_" not in node:
+            raise UserError(f"modifiers.{name} is not chosen. Set modifiers=[{name}].")
         schedule = build(node, f"modifiers.{name}")(schedule)
     return schedule
 
@@ -160,7 +162,10 @@ def build_drawing(cfg: dict, schedule: Schedule) -> Drawing:
     nothing, identity = torch.zeros(1, 1, 1, 1), lambda x, t: x
     try:
         guided = drawing.guidance(identity, identity, drawing.guidance_scale, schedule)
-        drawing.sampler(guided, nothing, drawing.grid(drawing.steps, schedule)[:2], schedule, lambda step: nothing)
+        grid = drawing.grid(drawing.steps, schedule)
+        if not bool((grid.diff() < 0).all()):
+            raise ValueError(f"steps={drawing.steps}: the grid visits a time twice, its levels lie too close for schedule={schedule.name}")
+        drawing.sampler(guided, nothing, grid[:2], schedule, lambda step: nothing)
     except (ValueError, TypeError) as error:
         raise UserError(f"{str(error).rstrip('.')}. Change sampler, grid, steps or guidance.") from error
     return drawing

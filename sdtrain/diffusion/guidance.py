@@ -15,7 +15,7 @@ def classifier_free(
     """x0 = x0_u + guidance_scale (x0_c - x0_u) (Ho and Salimans 2022, eq. 6, in the convention of Stable Diffusion: 1 is no guidance).
 
     Said of x0 it equals the same formula said of eps, because at one (x, t) the two differ by an affine map. At 0 and 1 only one
-    network is asked, and its answer is passed on untouched.
+    network is asked, and its answer is passed on untouched (but for max_std).
 
     Args:
         rescale: in [0, 1], how far the guided x0 of each picture is brought back to the standard deviation of its conditional x0 (Lin et

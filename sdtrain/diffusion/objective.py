@@ -66,7 +66,8 @@ class Objective:
                 f"output that repeats it says nothing of x0. Set prediction=v or prediction=flow, or do without what takes alpha to 0: "
                 f"modifiers=[zero_terminal_snr], schedule=flow, a beta of 1."
             )
-        u = torch.linspace(0, 1, 2 * self.schedule.num_timesteps, dtype=torch.float64).clamp(max=math.nextafter(1, 0))
+        tails = torch.tensor([1e-9, 1e-6, 1 - 1e-6, 1 - 1e-9], dtype=torch.float64)
+        u = torch.cat([torch.linspace(0, 1, 2 * self.schedule.num_timesteps, dtype=torch.float64), tails]).clamp(max=math.nextafter(1, 0))
         t = self.times(u, self.schedule)
         charged = charge(self.weighting, self.prediction, *self.schedule.alpha_sigma(t, torch.float64)).flatten()
         remedy = "Choose another weighting (simple suits every prediction), or keep log_snr finite with modifiers=[clip] or another schedule."
@@ -77,7 +78,7 @@ class Objective:
                 f"weighting={weighting} with prediction={prediction} weighs the level t = {at:.4g} of schedule={schedule} by {by:.0e}, which is infinite or "
                 f"as good as that. {remedy}"
             )
-        if charged[t.argmax()].item() < 1e-12:
+        if charged[t.argmax()].item() < 1e-9 * charged.median().item():
             raise WeightingError(
                 f"weighting={weighting} with prediction={prediction} gives no weight to the level where sampling starts, t = {t.max().item():.4g} of "
                 f"schedule={schedule}, so what is drawn first would never be learned. {remedy}"

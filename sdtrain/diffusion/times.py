@@ -4,6 +4,8 @@ stratified is a proposal, not part of the law: the uniforms of one global batch 
 itself. They are made where the batch is made (sdtrain.data.draws), which reads this attribute.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.special import ndtr, ndtri
@@ -71,8 +73,8 @@ class LogitNormal(Times):
 
     def __init__(self, *, mean: float = 0.0, std: float = 1.0, continuous: bool = False, stratified: bool = True) -> None:
         super().__init__(continuous=continuous, stratified=stratified)
-        if not std > 0:
-            raise ValueError(f"times.std={std:g} must be above 0.")
+        if not 0 < std < math.inf or not math.isfinite(mean):
+            raise ValueError(f"times.mean={mean:g} must be a number, and times.std={std:g} above 0.")
         self.mean, self.std = mean, std
 
     def quantile(self, u: Tensor, schedule: Schedule) -> Tensor:
@@ -87,8 +89,8 @@ class LogNormal(Times):
 
     def __init__(self, *, mean: float = -1.2, std: float = 1.2, continuous: bool = False, stratified: bool = True) -> None:
         super().__init__(continuous=continuous, stratified=stratified)
-        if not std > 0:
-            raise ValueError(f"times.std={std:g} must be above 0.")
+        if not 0 < std < math.inf or not math.isfinite(mean):
+            raise ValueError(f"times.mean={mean:g} must be a number, and times.std={std:g} above 0.")
         self.mean, self.std = mean, std
 
     def _normal_cdf(self, log_snr: Tensor | float) -> Tensor:

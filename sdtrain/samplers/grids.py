@@ -39,7 +39,7 @@ def karras(steps: int, schedule: Schedule, *, rho: float = 7.0, sigma_min: float
 
     Starts at t = 1 whatever sigma_max is, since that is where x is noise.
     """
-    if not rho > 0 or not 0 < sigma_min < sigma_max:
+    if not 0 < rho < math.inf or not 0 < sigma_min < sigma_max < math.inf:
         raise ValueError(f"grid.rho={rho:g} must be above 0, and grid.sigma_min={sigma_min:g} between 0 and grid.sigma_max={sigma_max:g}")
     check(steps, schedule)
     first, last = (math.exp(-end / 2 / rho) for end in ends(schedule, -2 * math.log(sigma_max), -2 * math.log(sigma_min)))
@@ -48,7 +48,7 @@ def karras(steps: int, schedule: Schedule, *, rho: float = 7.0, sigma_min: float
 
 def uniform_log_snr(steps: int, schedule: Schedule, *, log_snr_min: float = -10.0, log_snr_max: float = 10.0) -> Tensor:
     """log_snr evenly spaced (Lu et al. 2022, section 3), within the bounds and the schedule's own ends. Starts at t = 1."""
-    if not log_snr_min < log_snr_max:
+    if not -math.inf < log_snr_min < log_snr_max < math.inf:
         raise ValueError(f"grid.log_snr_min={log_snr_min:g} must lie below grid.log_snr_max={log_snr_max:g}")
     check(steps, schedule)
     return from_noise(torch.linspace(*ends(schedule, log_snr_min, log_snr_max), steps, dtype=torch.float64), schedule)

@@ -2,7 +2,7 @@
 
     sampler(denoise, x, grid, schedule, noise, show) -> x0
 
-denoise(x, t) -> x0; x [B, C, h, w] standard normal at grid[0]; grid [n] falling float64 times; noise(step) a standard normal
+denoise(x, t) -> x0; x [B, C, h, w] normal with variance alpha^2 + sigma^2 at grid[0]; grid [n] falling float64 times; noise(step) a standard normal
 tensor like x, keyed by each picture's seed; show(step, x, x0) is called at every step. The walk ends in the last x0.
 
 Every step is a' x0 + s' eps plus a correction, so that alpha = 0 at the start is nothing special (Song et al. 2021, eq. 12).

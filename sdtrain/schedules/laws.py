@@ -3,6 +3,7 @@
 A law with unbounded support is cut: [0, 1] is mapped onto the part between log_snr_max and log_snr_min.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -11,18 +12,24 @@ from torch import Tensor
 from sdtrain.errors import UserError
 from sdtrain.schedules.schedule import Curve, Schedule
 
+BOUNDS = "schedule.log_snr_min or schedule.log_snr_max"
+
+
+def check_bounds(name: str, log_snr_min: float, log_snr_max: float, keys: str) -> None:
+    if not -math.inf < log_snr_min < log_snr_max < math.inf:
+        raise UserError(f"schedule={name} has its bounds reversed or not finite: log_snr from {log_snr_max:g} down to {log_snr_min:g}. Change {keys}.")
+
 
 def cut(
     name: str, log_snr_of: Callable[[Tensor, Tensor], Tensor], shares: Callable[[Tensor], tuple[Tensor, Tensor]], *, log_snr_min: float, log_snr_max: float,
-    num_timesteps: int, keys: str = "schedule.log_snr_min or schedule.log_snr_max",
+    num_timesteps: int, keys: str = BOUNDS,
 ) -> Schedule:
     """The schedule of a law between two bounds.
 
     log_snr_of: the shares (above, below) of a point, which add to 1, to the point; shares: its inverse. Both shares travel, because
     1 - share keeps nothing of a tail.
     """
-    if not -float("inf") < log_snr_min < log_snr_max < float("inf"):
-        raise UserError(f"schedule={name} has its bounds reversed or not finite: log_snr from {log_snr_max:g} down to {log_snr_min:g}. Change {keys}.")
+    check_bounds(name, log_snr_min, log_snr_max, keys)
     (above0, above1), (below0, below1) = (s.tolist() for s in shares(torch.tensor([log_snr_max, log_snr_min], dtype=torch.float64)))
     return Schedule(
         name, lambda t: log_snr_of((1 - t) * above0 + t * above1, (1 - t) * below0 + t * below1).clamp(log_snr_min, log_snr_max),
@@ -30,9 +37,19 @@ def cut(
     )
 
 
-def symmetric(name: str, quantile: Curve, tail: Curve, *, centre: float = 0.0, **bounds) -> Schedule:
+def symmetric(
+    name: str, quantile: Curve, tail: Curve, *, log_snr_min: float, log_snr_max: float, num_timesteps: int, centre: float = 0.0, keys: str = BOUNDS,
+) -> Schedule:
     """The schedule of a law that is symmetric about its centre. tail: a distance x >= 0 from the centre to the share of the law beyond
-    it, in (0, 1/2]; quantile: its inverse. The rest as in `cut`."""
+    it, in (0, 1/2]; quantile: its inverse. The rest as in `cut`. A bound beyond which less than 1e-9 of the law lies is moved in to there:
+    a float t has no room for the levels behind it, and training would never see them."""
+    check_bounds(name, log_snr_min, log_snr_max, keys)
+    reach = quantile(torch.tensor(1e-9, dtype=torch.float64)).item()
+    if not log_snr_min < centre + reach or not log_snr_max > centre - reach:  # NaN too
+        raise UserError(f"schedule={name} lies around log_snr = {centre:g} and leaves nothing between its bounds {log_snr_min:g} and {log_snr_max:g}. "
+                        f"Change {keys}, or what centres it.")
+    log_snr_min, log_snr_max = max(log_snr_min, centre - reach), min(log_snr_max, centre + reach)
+
     def log_snr_of(above: Tensor, below: Tensor) -> Tensor:
         return centre + torch.where(above < below, 1.0, -1.0) * quantile(torch.minimum(above, below))
 
@@ -40,4 +57,4 @@ def symmetric(name: str, quantile: Curve, tail: Curve, *, centre: float = 0.0, *
         beyond = tail((log_snr - centre).abs())
         upper = log_snr >= centre
         return torch.where(upper, beyond, 1 - beyond), torch.where(upper, 1 - beyond, beyond)
-    return cut(name, log_snr_of, shares, **bounds)
+    return cut(name, log_snr_of, shares, log_snr_min=log_snr_min, log_snr_max=log_snr_max, num_timesteps=num_timesteps, keys=keys)

@@ -18,19 +18,20 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
         raise UserError(f"modifiers=[zero_terminal_snr] has no effect: schedule={schedule.name} already ends in alpha = 0. Remove it from modifiers.")
     first, last = (schedule.alpha_sigma(torch.tensor(float(t)), torch.float64)[0].item() for t in (0, 1))
 
+    # alpha' = alpha - lost. sigma' follows without a difference that would cancel at t = 0: 1 - alpha' = sigma + lost on a straight path,
+    # else 1 - alpha'^2 = sigma^2 + lost (alpha + alpha').
     def log_snr(t: Tensor) -> Tensor:
-        old = schedule.log_snr(t)
-        alpha = old.sigmoid().sqrt()
-        lost = last * (first - alpha) / (first - last)  # alpha - alpha'
+        alpha, sigma = schedule.split(schedule.log_snr(t))
+        lost = last * (first - alpha) / (first - last)
         new = alpha - lost
-        # sigma'^2 = sigma^2 + alpha^2 - alpha'^2; 1 - alpha'^2 would cancel at t = 0.
-        return torch.where(t == 1, -math.inf, 2 * new.log() - ((-old).sigmoid() + lost * (alpha + new)).log())
+        variance = (sigma + lost) ** 2 if schedule.straight else sigma**2 + lost * (alpha + new)
+        return torch.where(t == 1, -math.inf, 2 * new.log() - variance.log())
 
     def time_of(log_snr: Tensor) -> Tensor:
-        new = log_snr.sigmoid().sqrt()
+        new, sigma = schedule.split(log_snr)
         lost = last * (first - new) / first
-        old = 2 * (new + lost).log() - ((-log_snr).sigmoid() - lost * (2 * new + lost)).log()
-        return torch.where(log_snr == -math.inf, 1.0, schedule.time_of(old, clamp=True))
+        variance = (sigma - lost) ** 2 if schedule.straight else sigma**2 - lost * (2 * new + lost)
+        return torch.where(log_snr == -math.inf, 1.0, schedule.time_of(2 * (new + lost).log() - variance.log(), clamp=True))
     return schedule.modified("zero_terminal_snr", log_snr, time_of, "schedule")
 
 
@@ -39,8 +40,8 @@ def shift(schedule: Schedule, *, factor: float = 3.0) -> Schedule:
 
     Hoogeboom et al. 2023, "Simple diffusion", eq. 4; under flow it is Esser et al. 2024, eq. 23.
     """
-    if not 0 < factor < math.inf or factor == 1:
-        raise UserError(f"modifiers.shift.factor={factor:g} must be above 0 and not 1, which changes nothing.")
+    if not 1e-3 <= factor <= 1e3 or factor == 1:
+        raise UserError(f"modifiers.shift.factor={factor:g} must lie between 0.001 and 1000, and not be 1, which changes nothing.")
     by = -2 * math.log(factor)
     return schedule.modified("shift", lambda t: schedule.log_snr(t) + by, lambda log_snr: schedule.time_of(log_snr - by, clamp=True), "modifiers.shift.factor")
 

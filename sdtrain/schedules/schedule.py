@@ -50,17 +50,22 @@ class Schedule:
             wanted = wanted.clamp(self.log_snr_min, self.log_snr_max)
         elif bool(((wanted > self.log_snr_max) | (wanted < self.log_snr_min)).any()):
             raise ValueError(f"log_snr lies outside the range [{self.log_snr_min:.4f}, {self.log_snr_max:.4f}] of schedule={self.name}")
-        return self._time_of(wanted).clamp(0, 1)
+        t = self._time_of(wanted).clamp(0, 1)
+        return torch.where(wanted >= self.log_snr_max, 0.0, torch.where(wanted <= self.log_snr_min, 1.0, t))  # the ends exactly
 
     def alpha_sigma(self, t: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         """(alpha, sigma) at times t [B] or a scalar, each [B, 1, 1, 1]; exactly (0, 1) where log_snr is -inf.
 
         Computed in float64: half precision would add no noise at all at the first timesteps.
         """
-        log_snr = self.log_snr(t).reshape(-1, 1, 1, 1)
-        if self.straight:  # alpha / sigma = exp(log_snr / 2) and alpha + sigma = 1
-            return (log_snr / 2).sigmoid().to(dtype), (-log_snr / 2).sigmoid().to(dtype)
-        return log_snr.sigmoid().sqrt().to(dtype), (-log_snr).sigmoid().sqrt().to(dtype)
+        alpha, sigma = self.split(self.log_snr(t).reshape(-1, 1, 1, 1))
+        return alpha.to(dtype), sigma.to(dtype)
+
+    def split(self, log_snr: Tensor) -> tuple[Tensor, Tensor]:
+        """log_snr, float64, to (alpha, sigma) of the same shape: alpha / sigma = exp(log_snr / 2) and their squares, or they, add to 1."""
+        if self.straight:
+            return (log_snr / 2).sigmoid(), (-log_snr / 2).sigmoid()
+        return log_snr.sigmoid().sqrt(), (-log_snr).sigmoid().sqrt()
 
     def timestep(self, t: Tensor) -> Tensor:
         """What the network is fed for t: t (T - 1), float32."""

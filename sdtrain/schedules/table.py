@@ -88,7 +88,7 @@ def read(path: str, key: str) -> list[float]:
     """The numbers in a text file, as a JSON list or one after the other. UserError names the key."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
-        return [float(word) for word in (json.loads(text) if text.lstrip().startswith("[") else re.split(r"[\s,;]+", text.strip()))]
+        return [float(word) for word in (json.loads(text) if text.lstrip().startswith("[") else re.split(r"[\s,;]+", text.strip(" \n\r\t,;")))]
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{key}={path} is no readable text file of numbers: {error}. Give a list, or a file, in {key}.") from error
 
@@ -102,6 +102,8 @@ def table(*, betas: list[float] | str | None = None, alphas_cumprod: list[float]
     (name, value), = given.items()
     key = f"schedule.{name}"
     values = torch.tensor(read(value, key) if isinstance(value, str) else value, dtype=torch.float64)
+    if len(values) < 2:
+        raise UserError(f"{key} has {len(values)} timesteps; a table has at least 2.")
     if len(values) != num_timesteps:
         raise UserError(
             f"{key} has {len(values)} timesteps, but the model is made for {num_timesteps}. Give as many, or set schedule.num_timesteps={len(values)}."

@@ -101,3 +101,31 @@ def test_bad_words(here, tmp_path, words, key):
 
 def test_help(here):
     assert "sdtrain-schedule schedule=" in here("sdtrain-schedule", "--help").out
+
+
+@pytest.mark.parametrize("name", ["it's here", 'with "quotes"', "a, b = [c]"])
+def test_any_folder_name(here, tmp_path, name):
+    assert here("sdtrain-schedule", f"output={tmp_path}/{name}").code == 0
+    assert (tmp_path / name / "schedules.json").is_file()
+
+
+def test_a_table_from_a_file_of_any_name_and_fewer_steps_than_are_drawn(audit, tmp_path):
+    (tmp_path / "my betas, v=2 (final).txt").write_text("0.1, 0.2, 0.3,\n")
+    entries, _ = audit("schedule=table", f"schedule.betas={tmp_path}/my betas, v=2 (final).txt", "schedule.num_timesteps=3")
+    assert entries["table"]["terminal_snr"] == pytest.approx(0.504 / 0.496) and entries["table"]["visited"] == {}
+
+
+def test_another_output_is_the_same_objective_under_squares_alone(audit):
+    entries, _ = audit("prediction=epsilon,v", "weighting=epsilon", "loss=huber")
+    assert all(entry["same_objective_as"] == [] for entry in entries.values())
+
+
+@pytest.mark.parametrize(("words", "key"), [
+    (["times=logit_normal", "times.mean=nan"], "times.mean"), (["schedule=sigmoid", "schedule.temperature=0.002"], "schedule"),
+    (["+modifiers.shift.factor=2"], "modifiers=[shift]"), (["modifiers=[shift]", "modifiers.shift.factor=1e9"], "modifiers.shift.factor"),
+    (["schedule=laplace", "schedule.centre=50"], "schedule.log_snr_min"), (["+foo=1"], "foo"), (["grid=karras", "grid.rho=inf"], "grid.rho"),
+    (["modifiers=[zero_terminal_snr]", "schedule=cosine_log_snr", "prediction=v", "weighting=flat"], "weighting=flat"),
+])
+def test_mistakes_of_the_user_are_no_bugs_of_ours(here, tmp_path, words, key):
+    result = here("sdtrain-schedule", f"output={tmp_path}/out", *words)
+    assert result.code == 2 and key in result.err, result.err

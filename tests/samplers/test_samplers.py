@@ -27,7 +27,7 @@ from sdtrain.samplers.grids import karras, leading, linspace, trailing, uniform_
 from sdtrain.schedules.cosine_log_snr import cosine_log_snr
 from sdtrain.schedules.flow import flow
 from sdtrain.schedules.linear import linear
-from sdtrain.schedules.modifiers import zero_terminal_snr
+from sdtrain.schedules.modifiers import clip, zero_terminal_snr
 from sdtrain.schedules.scaled_linear import scaled_linear
 
 
@@ -190,6 +190,22 @@ def test_ddim_is_euler_in_x_over_alpha(name, generator):
         torch.testing.assert_close(stepped, a_s * (x / a_t + (s_s / a_s - s_t / a_t) * eps), rtol=0, atol=1e-14 * scale)
         if name == "flow":
             torch.testing.assert_close(stepped, x + (s - t) * (eps - x0), rtol=0, atol=1e-14 * scale)
+
+
+@pytest.mark.parametrize("steps", [200])
+def test_unit_gaussian_data_keep_their_deviation_wherever_a_walk_begins(grid, steps, generator):
+    """From the deviation that such data have at the first time, sqrt(alpha^2 + sigma^2), also on a straight path cut above alpha = 0."""
+    for schedule in (clip(flow(), log_snr_min=-2.0, log_snr_max=10.0), clip(linear(), log_snr_min=-2.0), flow()):
+        times = grid(steps, schedule)
+        alpha, sigma = (c.item() for c in schedule.alpha_sigma(times[0], torch.float64))
+        denoise = lambda x, t, s=schedule: x * ratio(*s.alpha_sigma(t, torch.float64))  # noqa: E731
+        x = torch.randn(20000, 1, 1, 1, generator=generator, dtype=torch.float64) * math.sqrt(alpha**2 + sigma**2)
+        drawn = ddim(denoise, x, times, schedule, None)
+        assert drawn.std().item() == pytest.approx(1, abs=0.04)  # 4 standard errors are 0.02; the step of the grid is the rest
+
+
+def ratio(alpha, sigma):
+    return alpha / (alpha**2 + sigma**2)  # E[x0 | x] / x of data N(0, 1)
 
 
 def test_ddim_up_and_down_returns(generator):

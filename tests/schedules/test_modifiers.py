@@ -1,6 +1,7 @@
 """Modifiers make a schedule of a schedule: every one over every schedule keeps what a schedule promises, and does what its paper says."""
 
 import functools
+import itertools
 import math
 
 import numpy as np
@@ -227,3 +228,49 @@ def test_modifiers_of_modifiers_keep_the_inverse():
     t = dense()
     for schedule in (shift(zero_terminal_snr(linear()), factor=0.3), zero_terminal_snr(clip(linear(), log_snr_max=5.0)), shift(clip(flow()), factor=5.0)):
         torch.testing.assert_close(schedule.time_of(schedule.log_snr(t)), t, rtol=0, atol=1e-12)
+
+
+ORDERS = [order for count in (2, 3) for order in itertools.permutations(("clip", "shift", "zero_terminal_snr"), count)]
+
+
+@pytest.mark.parametrize("order", ORDERS, ids="+".join)
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_modifiers_on_top_of_each_other(name, order):
+    """In every order over every schedule, straight ones too: it inverts, and zero_terminal_snr keeps the first level and falls to alpha = 0
+    without a jump. A combination may only be refused because alpha is 0 already, or because a clip has nothing left to cut."""
+    made = build_schedule({"schedule": SCHEDULES[name]})
+    for step in order:
+        try:
+            after = build_schedule({"schedule": SCHEDULES[name], "modifiers": {each: MODIFIERS[each] for each in order[: order.index(step) + 1]}})
+        except UserError as refusal:
+            assert "has no effect" in str(refusal)
+            return
+        if step == "zero_terminal_snr":
+            assert after.log_snr_max == pytest.approx(made.log_snr_max, abs=1e-9) and after.log_snr_min == -math.inf
+            near = 1 - 10.0 ** -torch.arange(3, 10, dtype=torch.float64)
+            alpha = after.alpha_sigma(near, torch.float64)[0].flatten()
+            assert (alpha.diff() < 0).all() and alpha[-1] < 0.02 * alpha[0]  # a law with tails falls steeply at the very end
+        made = after
+    t = torch.linspace(0, 1, 1003, dtype=torch.float64)
+    level = made.log_snr(t)
+    finite = level.isfinite()
+    torch.testing.assert_close(made.log_snr(made.time_of(level))[finite], level[finite], rtol=0, atol=1e-6)
+    alpha, sigma = made.alpha_sigma(t, torch.float64)
+    torch.testing.assert_close(alpha + sigma if made.straight else alpha**2 + sigma**2, torch.ones_like(alpha), rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("narrow", [
+    functools.partial(laplace, scale=0.1), functools.partial(laplace, scale=0.25, centre=9.0), functools.partial(edm, log_sigma_std=0.3),
+])
+def test_a_narrow_law_is_cut_where_nothing_of_it_is_left(narrow):
+    """So that every level within the ends has a time of its own: a float64 near t = 1 has no room for tails below 1e-16."""
+    made = narrow()
+    level = torch.linspace(made.log_snr_min, made.log_snr_max, 5001, dtype=torch.float64)
+    assert (made.time_of(level).diff() < 0).all()
+    assert (made.log_snr(made.time_of(level)) - level).abs().max() < 1e-6
+
+
+def test_a_law_outside_its_bounds_is_refused():
+    for where in (50.0, -50.0, math.nan):
+        with pytest.raises(UserError, match="laplace lies around"):
+            laplace(centre=where)

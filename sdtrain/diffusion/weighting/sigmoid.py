@@ -1,5 +1,7 @@
 """Sigmoid weights."""
 
+import math
+
 from torch import Tensor
 
 
@@ -7,6 +9,8 @@ class Sigmoid:
     """w = 1 / (1 + exp(log_snr - bias)) (Kingma and Gao 2023, section 4; Hoogeboom et al. 2024, eq. 7)."""
 
     def __init__(self, *, bias: float = 2.0) -> None:
+        if not math.isfinite(bias):
+            raise ValueError(f"weighting.bias={bias:g} must be a number.")
         self.bias = bias
 
     def __call__(self, log_snr: Tensor, jacobian: Tensor) -> Tensor:
