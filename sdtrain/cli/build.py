@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,8 @@ def first_line(error: Exception) -> str:
 
 def build_drawing(cfg: dict, schedule: Schedule) -> Drawing:
     """Sampler, grid, steps and guidance, tried on two steps of nothing: what they refuse is said now and not after hours."""
+    if not math.isfinite(cfg["guidance_scale"]):
+        raise UserError(f"guidance_scale={cfg['guidance_scale']} must be a number.")
     parts = {name: build(cfg[name], name) for name in ("sampler", "grid", "guidance")}
     drawing = Drawing(**parts, steps=cfg["steps"], guidance_scale=cfg["guidance_scale"], batch_size=cfg.get("batch_size", 64))
     nothing, identity = torch.zeros(1, 1, 1, 1), lambda x, t: x

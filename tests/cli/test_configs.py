@@ -16,6 +16,7 @@ from sdtrain.cli.build import build, build_drawing, build_objective, build_sched
 from sdtrain.cli.check import flat, target_of
 from sdtrain.cli.load import targets
 from sdtrain.data.emoji import find_fonts
+from sdtrain.errors import UserError
 from sdtrain.paths import config_dir
 from sdtrain.randomness import KeyedRandom
 
@@ -224,6 +225,16 @@ def test_every_key_of_the_mathematics_has_an_effect(option, composed):
         if fingerprint(copy.deepcopy(cfg) | {group: cfg[group] | ({name: node | {key: other}} if group == "modifiers" else {key: other})}) == straight:
             dead.append(key)
     assert dead == ([] if group != "times" else [key for key in dead if key == "continuous" and not build_schedule(cfg).points])
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["guidance_scale=nan"], "guidance_scale"), (["grid=karras", "grid.rho=1e17"], "visits a time twice.*grid"), (["steps=1001"], "steps=1001"),
+    (["guidance.max_std=0"], "guidance.max_std"), (["guidance.log_snr_min=3", "guidance.log_snr_max=1"], "guidance.log_snr_min"),
+])
+def test_a_drawing_that_cannot_be_is_refused_before_training(composed, words, said):
+    cfg = composed(*words)
+    with pytest.raises(UserError, match=said):
+        build_drawing(cfg, build_schedule(cfg))
 
 
 def test_sampling_batch_size_changes_how_many_are_drawn_at_once(composed):
