@@ -1,12 +1,11 @@
 """Trains the autoencoder, the first stage of a latent diffusion model (Rombach et al. 2022, section 3.1)."""
 
-import lightning.pytorch as L
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from sdtrain.errors import UserError
-from sdtrain.optimisation import Optimisation
+from sdtrain.optimisation import Optimisation, OptimisedModule
 from sdtrain.types import Batch
 
 
@@ -25,7 +24,7 @@ def psnr(output: Tensor, image: Tensor) -> Tensor:
     return 10 * torch.log10(4 / (output.clamp(-1, 1) - image).square().mean((1, 2, 3)))
 
 
-class AutoencoderModule(L.LightningModule):
+class AutoencoderModule(OptimisedModule):
     """A small AutoencoderKL trained on reconstruction, edges and a weak KL term.
 
     Args:
@@ -79,14 +78,3 @@ class AutoencoderModule(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.optimisation.configure(self.parameters())
-
-    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
-        data, loss = self.trainer.datamodule, self.trainer.strategy.reduce(self.window_loss, reduce_op="sum")
-        self.optimisation.set_learning_rate(optimizer, data.images_seen, data.batch_size)
-        self.norm, self.window_loss = self.optimisation.clip(optimizer, loss), 0.0
-
-    def on_save_checkpoint(self, checkpoint: dict) -> None:
-        checkpoint["skipped_steps"] = self.optimisation.skipped
-
-    def on_load_checkpoint(self, checkpoint: dict) -> None:
-        self.optimisation.skipped = checkpoint.get("skipped_steps", 0)

@@ -1,15 +1,14 @@
 """Trains a noise predictor: latents, condition, objective. No formula stands here."""
 
-import lightning.pytorch as L
 import torch
 from torch import Tensor, nn
 
 from sdtrain.diffusion import Network, Objective
-from sdtrain.optimisation import Optimisation
+from sdtrain.optimisation import Optimisation, OptimisedModule
 from sdtrain.types import Batch, Conditioning, Losses
 
 
-class DiffusionModule(L.LightningModule):
+class DiffusionModule(OptimisedModule):
     """A unet and a conditioner trained together, behind a frozen autoencoder.
 
     Args:
@@ -63,14 +62,3 @@ class DiffusionModule(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.optimisation.configure(self.trained().values())
-
-    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
-        data, loss = self.trainer.datamodule, self.trainer.strategy.reduce(self.window_loss, reduce_op="sum")
-        self.optimisation.set_learning_rate(optimizer, data.images_seen, data.batch_size)
-        self.norm, self.window_loss = self.optimisation.clip(optimizer, loss), 0.0
-
-    def on_save_checkpoint(self, checkpoint: dict) -> None:
-        checkpoint["skipped_steps"] = self.optimisation.skipped
-
-    def on_load_checkpoint(self, checkpoint: dict) -> None:
-        self.optimisation.skipped = checkpoint.get("skipped_steps", 0)

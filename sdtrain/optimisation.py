@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 
+import lightning.pytorch as L
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -96,3 +97,20 @@ class Optimisation:
             for parameter in parameters:
                 parameter.grad = None
         return torch.where(bad.bool(), torch.full_like(norm, math.nan), norm)
+
+
+class OptimisedModule(L.LightningModule):
+    """What both modules leave to their `optimisation`; training_step adds the loss of each micro-batch to window_loss."""
+
+    optimisation: Optimisation
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        data, loss = self.trainer.datamodule, self.trainer.strategy.reduce(self.window_loss, reduce_op="sum")
+        self.optimisation.set_learning_rate(optimizer, data.images_seen, data.batch_size)
+        self.norm, self.window_loss = self.optimisation.clip(optimizer, loss), 0.0
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["skipped_steps"] = self.optimisation.skipped
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self.optimisation.skipped = checkpoint.get("skipped_steps", 0)

@@ -227,6 +227,14 @@ def test_every_key_of_the_mathematics_has_an_effect(option, composed):
     assert dead == ([] if group != "times" else [key for key in dead if key == "continuous" and not build_schedule(cfg).points])
 
 
+@pytest.mark.parametrize(("words", "key"), [
+    (["trainer.max_skipped=-1"], "trainer.max_skipped"), (["trainer.precision=16-mixed"], "trainer.max_skipped"), (["trainer.threads=0"], "trainer.threads"),
+])
+def test_a_trainer_that_cannot_be_is_refused(composed, words, key):
+    with pytest.raises(UserError, match=key):
+        build(composed(*words)["trainer"], "trainer")
+
+
 @pytest.mark.parametrize(("words", "said"), [
     (["guidance_scale=nan"], "guidance_scale"), (["grid=karras", "grid.rho=1e17"], "visits a time twice.*grid"), (["steps=1001"], "steps=1001"),
     (["guidance.max_std=0"], "guidance.max_std"), (["guidance.log_snr_min=3", "guidance.log_snr_max=1"], "guidance.log_snr_min"),
