@@ -21,3 +21,9 @@ class StorageError(UserError):
     """What should be written or read back is not there, not whole, or has no room."""
 
     exit_code = 5
+
+
+class RankError(UserError):
+    """One of several ranks hung, died or raised."""
+
+    exit_code = 6

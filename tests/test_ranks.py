@@ -1,5 +1,6 @@
 """The same run on one rank or two, in one micro-batch or several."""
 
+import contextlib
 import json
 import os
 import signal
@@ -122,3 +123,115 @@ def processes_of(run) -> list[str]:
             return []
         time.sleep(0.1)
     return found
+
+
+SICK = '''
+"""sdtrain, where something happens to one rank in its fourth step: SICK="RANK WHAT"."""
+
+import os
+import signal
+import sys
+import time
+
+from sdtrain.callbacks.ranks import Ranks
+from sdtrain.cli.train import main
+from sdtrain.errors import DataError
+from sdtrain.module import DiffusionModule
+
+rank, what = os.environ["SICK"].split()
+here = os.environ.get("LOCAL_RANK", "0") == rank
+step = DiffusionModule.training_step
+
+
+def sick_step(self, batch, batch_index):
+    if here and batch_index == 3:
+        if what == "hangs":
+            time.sleep(1e6)
+        if what in ("killed", "stopped"):
+            os.kill(os.getpid(), signal.SIGKILL if what == "killed" else signal.SIGSTOP)
+        if what == "raises":
+            raise RuntimeError("something of its own")
+        if what == "data":
+            raise DataError("The picture x.png cannot be decoded.")
+        if what == "leaves":
+            os._exit(0)
+    return step(self, batch, batch_index)
+
+
+DiffusionModule.training_step = sick_step
+if here and what == "differs":
+    sys.argv.append("optimizer.lr=0.5")
+if os.environ.get("UNGUARDED"):
+    Ranks._watch = lambda self: None
+    Ranks.verdict = lambda self, error: (1, "a bug")
+if __name__ == "__main__":
+    main()
+'''
+# The default experiment, its length apart.
+SHORT = [
+    *RANKS, "trainer.accelerator=cpu", "trainer.threads=1", "logger=none", "trainer.max_images=320", "trainer.log_every=32", "checkpoint.every=64",
+    "callbacks.samples.every=0", "validation.every=0", "data.num_workers=1",
+]
+
+
+@pytest.fixture
+def sick(tmp_path):
+    """sick("1 hangs", ...) -> (process of a run that this happens to, its folder)."""
+    processes = []
+
+    def start(what, *words, **env):
+        (tmp_path / "sick.py").write_text(SICK)
+        command = [sys.executable, str(tmp_path / "sick.py"), *SHORT, *words, f"hydra.run.dir={tmp_path}/run"]
+        given = {"env": os.environ | {"SICK": what, "OMP_NUM_THREADS": "1"} | env, "start_new_session": True}
+        processes.append(subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, **given))
+        return processes[-1], tmp_path / "run"
+
+    yield start
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("what", "code", "words"), [
+    ("1 hangs", 6, ["No optimizer step has ended for 15 s, at 96 images", "rank 1 at", "in sick_step", "strategy.timeout"]),
+    ("0 hangs", 6, ["rank 0 at", "in sick_step", "strategy.timeout"]),
+    ("1 stopped", 6, ["No optimizer step has ended for 15 s", "rank 1 gives no sign of life", "strategy.timeout"]),
+    ("1 killed", 6, ["Rank 1 was killed by SIGKILL at 96 images"]),
+    ("1 raises", 6, ["on rank 1: RuntimeError: something of its own"]),
+    ("0 raises", 6, ["On rank 0: RuntimeError: something of its own"]),
+    ("1 leaves", 6, ["Rank 1 left with exit code 0"]),
+    ("1 data", 3, ["on rank 1: The picture x.png cannot be decoded"]),
+    ("1 differs", 2, ["Rank 1 has another configuration than rank 0 (optimizer.lr: 0.002 -> 0.5)"]),
+])
+def test_what_happens_to_one_rank_ends_the_run_and_is_said_once(sick, what, code, words):
+    running, run = sick(what, "strategy.timeout=15")
+    _, said = running.communicate(timeout=120)
+    assert running.returncode == code, said
+    said = [line for line in said.splitlines() if line.startswith("sdtrain: ")]
+    assert len(said) == 1 and all(word in said[0] for word in words), said
+    status = json.loads((run / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("failed", code) and not processes_of(run)
+    assert all(damage(folder) is None for folder in published(run))
+    if "hangs" in what:
+        assert "in sick_step" in (run / f"stuck-rank-{what[0]}.txt").read_text()
+
+
+@pytest.mark.slow
+def test_when_rank_0_is_killed_another_says_so(sick):
+    running, run = sick("0 killed")
+    _, said = running.communicate(timeout=120)  # until the other rank has closed its end as well
+    assert running.returncode == -signal.SIGKILL and "sdtrain: Rank 1 has lost the others at 96 images" in said
+    assert json.loads((run / "status.json").read_text())["exit_code"] == 6 and not processes_of(run)
+
+
+@pytest.mark.slow
+def test_unwatched_a_hung_rank_hangs_the_run_and_a_killed_one_is_a_bug(sick, tmp_path):
+    """The twin."""
+    running, run = sick("1 killed", UNGUARDED="1")
+    assert running.wait(120) not in (0, 6)
+    running, run = sick("1 hangs", "strategy.timeout=2", "resume=auto", UNGUARDED="1")
+    while json.loads((run / "status.json").read_text())["pid"] != running.pid:
+        time.sleep(0.1)
+    with pytest.raises(subprocess.TimeoutExpired):
+        running.wait(40)

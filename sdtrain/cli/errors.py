@@ -12,23 +12,28 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import OmegaConfBaseException
 
 from sdtrain.cli.check import nearest
+from sdtrain.paths import error_log
 
 
 def global_rank() -> int:
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", os.environ.get("SLURM_PROCID", 0))))
 
 
-def fail(code: int, message: str, run_dir: Path | None = None) -> NoReturn:
-    """Says it on rank 0, keeps the traceback in the run's error.log, leaves."""
+def say(message: str, run_dir: Path | None = None, *, aloud: bool | None = None) -> None:
+    """Prints it, on rank 0 if not told otherwise, and keeps it with the traceback in the run's error.log, other ranks in theirs."""
     where = ""
     if run_dir is not None and run_dir.is_dir() and os.access(run_dir, os.W_OK):
-        log = run_dir / "error.log"
-        log.write_text(traceback.format_exc(), encoding="utf-8")
+        log = error_log(run_dir, global_rank())
+        log.write_text(f"{message}\n\n{traceback.format_exc() if sys.exc_info()[0] else ''}", encoding="utf-8")
         where = f" Traceback: {log}"
-    if global_rank() == 0:
+    if global_rank() == 0 if aloud is None else aloud:
         print(f"sdtrain: {message}{where}", file=sys.stderr, flush=True)
-    # With ranks that Lightning started, any code but 0 from one of them kills rank 0 before it has said why.
-    sys.exit(code if global_rank() == 0 or "TORCHELASTIC_RUN_ID" in os.environ else 0)
+
+
+def fail(code: int, message: str, run_dir: Path | None = None, *, aloud: bool | None = None) -> NoReturn:
+    """Says it, and leaves."""
+    say(message, run_dir, aloud=aloud)
+    sys.exit(code)
 
 
 def paragraph(error: Exception, known_keys: Callable[[], list[str]]) -> str:

@@ -20,6 +20,7 @@ from sdtrain.callbacks.checkpoint import Checkpoints, FolderIO, Interrupted, Sig
 from sdtrain.callbacks.loggers import close
 from sdtrain.callbacks.metrics_log import MetricsLog
 from sdtrain.callbacks.progress import ProgressBar
+from sdtrain.callbacks.ranks import Ranks
 from sdtrain.checkpoints import newest_whole, published, write_text
 from sdtrain.cli.arguments import quoted
 from sdtrain.cli.boundary import typed_keys
@@ -36,12 +37,12 @@ from sdtrain.cli.build import (
     weights_hash,
 )
 from sdtrain.cli.check import check_call, flat
-from sdtrain.cli.errors import global_rank
+from sdtrain.cli.errors import global_rank, say
 from sdtrain.cli.trainer import TrainerSettings, make_trainer
 from sdtrain.data.datamodule import DataModule
 from sdtrain.data.draws import Collate
 from sdtrain.diffusion.noise import Gaussian
-from sdtrain.errors import StorageError, UserError
+from sdtrain.errors import DataError, StorageError, UserError
 from sdtrain.models.autoencoder import check_latent_scale
 from sdtrain.optimisation import Optimisation
 
@@ -75,6 +76,16 @@ def changes(old: dict, new: dict) -> tuple[dict[str, tuple], dict[str, tuple]]:
     return changed, {key: pair for key, pair in changed.items() if key.partition(".")[0] in FIXED_ON_RESUME and key != "data.num_workers"}
 
 
+def refuse_if_different(configs: list[str]) -> None:
+    """Raises where the yaml of a rank is not that of rank 0, DataError where only the data differ."""
+    first, *others = (OmegaConf.to_container(OmegaConf.create(config)) for config in configs)
+    for rank, other in enumerate(others, 1):
+        if changed := changes(first, other)[0]:
+            lines = ", ".join(f"{key}: {ours} -> {theirs}" for key, (ours, theirs) in changed.items())
+            kind = DataError if all(key.startswith("data.") for key in changed) else UserError
+            raise kind(f"Rank {rank} has another configuration than rank 0 ({lines}). Give all ranks the same command, data and sdtrain.")
+
+
 class Run:
     """Everything of one run, built and checked before the first step."""
 
@@ -83,6 +94,7 @@ class Run:
         self.typed = typed_keys(overrides)
         self.owned = not published(run_dir)  # another run's status is not ours to write, until we go on with it
         self.notes = self.check()
+        self.ranks: Ranks | None = None
         self.signals = Signals()
         self.signals.install()
 
@@ -258,6 +270,11 @@ class Run:
         if logger is not None:
             logger.log_hyperparams(OmegaConf.to_container(OmegaConf.create(config)))
         strategy = build(self.cfg["strategy"], "strategy")
+        if strategy != "auto":
+            self.ranks = Ranks(
+                rank=global_rank(), timeout=self.cfg["strategy"]["timeout"], run_dir=self.run_dir, config=config, compare=refuse_if_different, leave=self.leave,
+            )
+            callbacks.insert(0, self.ranks)
         kept = {key: self.cfg["checkpoint"][key] for key in ("keep", "max_failed_saves")}
         io = FolderIO(config=config, **kept, report=lambda line: print(f"sdtrain: {line}", file=sys.stderr, flush=True))
         self.trainer = make_trainer(self.settings, strategy, self.datamodule.batch_size, [logger] if logger else [], callbacks, self.run_dir, io)
@@ -274,7 +291,13 @@ class Run:
         return self.datamodule.images_seen if hasattr(self, "datamodule") else 0
 
     def status(self, state: str, exit_code: int | None = None) -> None:
-        if global_rank() == 0 and self.owned and self.run_dir.is_dir():
+        if (global_rank() == 0 or self.ranks and self.ranks.orphaned) and self.owned and self.run_dir.is_dir():
             command = shlex.join(["sdtrain", *sys.argv[1:]])
             record = {"state": state, "pid": os.getpid(), "images_seen": self.images_seen, "exit_code": exit_code, "command": command}
             write_text(self.run_dir / "status.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+    def leave(self, code: int, paragraph: str) -> None:
+        """Ends the process from a thread, while the main one is stuck."""
+        self.status("failed", code)
+        say(" ".join(paragraph.split()), self.run_dir, aloud=True)
+        os._exit(code)

@@ -60,9 +60,14 @@ def train(cfg: DictConfig, overrides: list[str], run_dir: Path) -> None:
         text = paragraph(error, list) if isinstance(error, OmegaConfBaseException) else text
         fail(code, " ".join(text.split()), run_dir)
     except Exception as error:
+        ranks = run.ranks if run is not None else None
+        code, text = ranks.verdict(error) if ranks else (1, f"{type(error).__name__}: {error}")
         if run is not None:
-            run.status("failed", 1)
-        fail(1, f"{type(error).__name__}: {' '.join(str(error).split())[:500]}", run_dir)
+            run.status("failed", code)
+        fail(code, " ".join(text.split())[:1000], run_dir, aloud=global_rank() == 0 or bool(ranks and ranks.orphaned))
+    finally:
+        if run is not None and run.ranks:
+            run.ranks.finish()
 
 
 def newest_unfinished(overrides: list[str]) -> Path | None:

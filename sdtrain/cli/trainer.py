@@ -54,8 +54,11 @@ def single() -> str:
 
 
 def ddp(*, timeout: int) -> DDPStrategy:
-    """One process per device with the same weights; gradients are averaged. timeout: seconds that a rank waits for the others."""
-    return DDPStrategy(timeout=timedelta(seconds=timeout), gradient_as_bucket_view=True)
+    """One process per device with the same weights; gradients are averaged. timeout: seconds that a step may take, see callbacks/ranks.py."""
+    if timeout < 1:
+        raise UserError(f"strategy.timeout={timeout} must be at least 1 second.")
+    # Collectives give up later than the thread that watches, which can say more.
+    return DDPStrategy(timeout=timedelta(seconds=timeout + 60), gradient_as_bucket_view=True)
 
 
 def make_trainer(
