@@ -30,6 +30,7 @@ from sdtrain.schedules import Schedule
 
 STEPS = (10, 25, 50)
 GROUPS = ("schedule", "modifiers", "prediction", "weighting", "loss", "times", "noise", "grid")
+READ = {*GROUPS, "experiment", "sampler"}  # an experiment brings a weighting along, sampler=euler a grid
 PLOTTED = 20.0  # log_snr beyond it is not drawn and not compared
 
 
@@ -98,6 +99,8 @@ def audit(words: list[str]) -> None:
     for each in entries:
         for note in each.notes:
             console.print(f"{each.name}: {note}", soft_wrap=True)
+    if idle := sorted(key for key in typed_keys(words) if key.partition(".")[0] not in READ):
+        console.print(f"No effect here, only on a run: {', '.join(idle)}.", soft_wrap=True)
     console.print(f"Written to {folder}: schedules.png, schedules.json", soft_wrap=True)
     if all(e.refused for e in entries):
         raise UserError(entries[0].refused)

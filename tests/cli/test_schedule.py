@@ -99,6 +99,13 @@ def test_bad_words(here, tmp_path, words, key):
     assert result.code in (2, 5) and key in result.paragraph
 
 
+def test_words_that_only_a_run_reads_are_named(here, tmp_path):
+    words = ["schedule=linear", "prediction=v", "weighting=simple", "sampler=euler", f"output={tmp_path}"]
+    assert "No effect" not in here("sdtrain-schedule", *words).out
+    said = here("sdtrain-schedule", *words, "steps=7", "data.batch_size=8", "optimizer=adamw").out
+    assert "No effect here, only on a run: data.batch_size, optimizer, steps." in said
+
+
 def test_help(here):
     assert "sdtrain-schedule schedule=" in here("sdtrain-schedule", "--help").out
 
