@@ -202,19 +202,9 @@ class Run:
             cfg["model"]["autoencoder"]["sha256"] = digest
         return OmegaConf.to_yaml(OmegaConf.create(cfg))
 
-    def refuse_if_busy(self) -> None:
-        """Raises UserError where another process is running in the same folder."""
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            status = json.loads((self.run_dir / "status.json").read_text())
-            if global_rank() == 0 and status["state"] == "running" and status["pid"] != os.getpid():
-                os.kill(status["pid"], 0)  # OSError: there is no such process any more
-                self.owned = False
-                raise UserError(f"{self.run_dir} belongs to a run that is under way (process {status['pid']}). Choose another hydra.run.dir.")
-
     def resume_from(self, config: str) -> Path | None:
         """The checkpoint to go on from. Raises UserError where that would mix two runs."""
         asked, found = self.cfg["resume"], published(self.run_dir)
-        self.refuse_if_busy()
         if asked == "never":
             if found:
                 raise UserError(f"{self.run_dir} already holds a run. Set resume=auto to go on with it, or another hydra.run.dir.")

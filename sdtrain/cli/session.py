@@ -1,5 +1,6 @@
 """The error boundary around a run: what is said and with which code the command leaves."""
 
+import contextlib
 import json
 import logging
 import sys
@@ -15,6 +16,7 @@ from rich.console import Console
 from sdtrain.callbacks.checkpoint import Interrupted
 from sdtrain.checkpoints import published
 from sdtrain.cli.errors import fail, global_rank, paragraph
+from sdtrain.cli.lock import only_run
 from sdtrain.cli.run import Run, changes
 from sdtrain.cli.summary import after, before
 from sdtrain.errors import UserError
@@ -30,10 +32,18 @@ def quiet() -> None:
 
 
 def train(cfg: DictConfig, overrides: list[str], run_dir: Path) -> None:
-    """One run. Leaves by SystemExit where it does not finish."""
+    """One run, the only one in its folder. Leaves by SystemExit where it does not finish."""
     quiet()
     # A notebook asks for colours, not for a moving bar; and a path or a list in brackets is no markup.
     console = Console(quiet=global_rank() > 0, force_terminal=sys.stdout.isatty(), markup=False, highlight=False)
+    try:
+        with only_run(run_dir, console.print) if global_rank() == 0 else contextlib.nullcontext():
+            train_alone(cfg, overrides, run_dir, console)
+    except UserError as error:  # nothing in the folder is ours, neither its status nor its error.log
+        fail(error.exit_code, str(error))
+
+
+def train_alone(cfg: DictConfig, overrides: list[str], run_dir: Path, console: Console) -> None:
     run = None
     try:
         run = Run(OmegaConf.to_container(cfg, resolve=True), overrides, run_dir, console)
