@@ -11,11 +11,15 @@ import json
 import os
 import shutil
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from yaml import YAMLError
 
 from sdtrain.errors import StorageError, UserError
 
@@ -143,14 +147,34 @@ def find_checkpoint(path: Path) -> Path:
     return folder
 
 
+def unreadable(path: Path, error: Exception) -> StorageError:
+    said = str(error).strip().partition("\n")[0] or type(error).__name__
+    return StorageError(f"{path} is not what sdtrain writes, and is not read: {said[:300]}. Give another checkpoint, or remove this one.")
+
+
 def read_trainer(folder: Path) -> dict:
-    return torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True)
+    """The state in trainer.pt. Raises StorageError where it holds anything but plain values and tensors."""
+    try:
+        return torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise unreadable(folder / "trainer.pt", error) from error
 
 
 def read_weights(folder: Path, name: str) -> dict[str, Tensor] | None:
-    """The tensors of model.safetensors or ema.safetensors, None if the checkpoint has no such file."""
+    """The tensors of model.safetensors or ema.safetensors, None if the checkpoint has no such file. Raises StorageError where it is something else."""
     path = folder / f"{name}.safetensors"
-    return load_file(path) if path.is_file() else None
+    try:
+        return load_file(path) if path.is_file() else None
+    except SafetensorError as error:
+        raise unreadable(path, error) from error
+
+
+def read_config(folder: Path) -> dict:
+    """The configuration in config.yaml, nothing of it resolved. Raises StorageError where it is no plain mapping."""
+    try:
+        return dict(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError) as error:
+        raise unreadable(folder / "config.yaml", error) from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -22,7 +22,7 @@ LINES = [
     {"schedules"},
     {"types", "tensors", "randomness", "pictures", "checkpoints", "optimisation"},
     {"paths"},
-    {"errors"},
+    {"errors", "redaction"},
 ]
 HEIGHT = {room: len(LINES) - number for number, line in enumerate(LINES) for room in line}
 # Denoisers and samplers are strangers: a sampler is given a function. So they are on one line, and both stand on schedules.

@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sdtrain.cli.check import nearest
 from sdtrain.paths import error_log
+from sdtrain.redaction import redacted
 
 
 def global_rank() -> int:
@@ -24,10 +25,10 @@ def say(message: str, run_dir: Path | None = None, *, aloud: bool | None = None)
     where = ""
     if run_dir is not None and run_dir.is_dir() and os.access(run_dir, os.W_OK):
         log = error_log(run_dir, global_rank())
-        log.write_text(f"{message}\n\n{traceback.format_exc() if sys.exc_info()[0] else ''}", encoding="utf-8")
+        log.write_text(redacted(f"{message}\n\n{traceback.format_exc() if sys.exc_info()[0] else ''}"), encoding="utf-8")
         where = f" Traceback: {log}"
     if global_rank() == 0 if aloud is None else aloud:
-        print(f"sdtrain: {message}{where}", file=sys.stderr, flush=True)
+        print(redacted(f"sdtrain: {message}{where}"), file=sys.stderr, flush=True)
 
 
 def fail(code: int, message: str, run_dir: Path | None = None, *, aloud: bool | None = None) -> NoReturn:

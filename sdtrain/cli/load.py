@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 from hydra.utils import get_object
-from omegaconf import OmegaConf
 
-from sdtrain.checkpoints import find_checkpoint, read_weights
+from sdtrain.checkpoints import find_checkpoint, read_config, read_weights
 from sdtrain.cli.build import build_data, build_diffusion
 from sdtrain.errors import UserError
 from sdtrain.module import DiffusionModule
@@ -70,7 +69,7 @@ def load(checkpoint: str, *, ema: bool, device: str, allow: list[str], autoencod
     """The model of `checkpoint`, a run or one checkpoint of it. UserError where that is none."""
     folder = find_checkpoint(Path(checkpoint))
     run_dir = folder.parent.parent
-    cfg = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    cfg = read_config(folder)
     if not cfg.get("schedule"):
         raise UserError(f"checkpoint={checkpoint} is an autoencoder's run: it draws nothing by itself. Give the run of a diffusion model in checkpoint.")
     cfg = {key: value for key, value in cfg.items() if key in (*BUILT, *READ)}  # nothing else can be built, because nothing else is there

@@ -21,7 +21,7 @@ from sdtrain.callbacks.loggers import close
 from sdtrain.callbacks.metrics_log import MetricsLog
 from sdtrain.callbacks.progress import ProgressBar
 from sdtrain.callbacks.ranks import Ranks
-from sdtrain.checkpoints import newest_whole, published, write_text
+from sdtrain.checkpoints import newest_whole, published, read_config, write_text
 from sdtrain.cli.arguments import quoted
 from sdtrain.cli.boundary import typed_keys
 from sdtrain.cli.build import (
@@ -45,6 +45,7 @@ from sdtrain.diffusion.noise import Gaussian
 from sdtrain.errors import DataError, StorageError, UserError
 from sdtrain.models.autoencoder import check_latent_scale
 from sdtrain.optimisation import Optimisation
+from sdtrain.redaction import redacted
 
 DIFFUSION_ONLY = ("schedule", "prediction", "weighting", "loss", "times", "noise", "sampler", "grid", "guidance")
 FIXED_ON_RESUME = ("seed", "data", "model", "schedule", "modifiers", "prediction", "weighting", "loss", "times", "noise")  # another value would be another run
@@ -195,12 +196,12 @@ class Run:
             raise UserError(f"optimizer: {error}. Change optimizer.") from error
 
     def saved_config(self) -> str:
-        """The resolved configuration, with the hash of the frozen weights."""
+        """The resolved configuration without secrets, with the hash of the frozen weights."""
         cfg = copy.deepcopy(self.cfg)
         cfg.pop("resume")
         if self.is_diffusion and (digest := weights_hash(self.module)):
             cfg["model"]["autoencoder"]["sha256"] = digest
-        return OmegaConf.to_yaml(OmegaConf.create(cfg))
+        return OmegaConf.to_yaml(OmegaConf.create(redacted(cfg)))
 
     def resume_from(self, config: str) -> Path | None:
         """The checkpoint to go on from. Raises UserError where that would mix two runs."""
@@ -218,7 +219,7 @@ class Run:
             self.owned = True
             self.console.print("resume=auto: there is nothing to resume, the run starts anew.")
             return None
-        changed, refused = changes(*(OmegaConf.to_container(OmegaConf.create(text)) for text in ((newest / "config.yaml").read_text(), config)))
+        changed, refused = changes(read_config(newest), OmegaConf.to_container(OmegaConf.create(config)))
         if refused:
             lines = ", ".join(f"{key}: {old} -> {new}" for key, (old, new) in refused.items())
             raise UserError(f"The run in {self.run_dir} cannot go on with another configuration ({lines}). Set them back, or choose another hydra.run.dir.")
@@ -256,7 +257,8 @@ class Run:
                 write_text(self.run_dir / "config.yaml", config)
             except OSError as error:
                 raise StorageError(f"{self.run_dir} cannot be written: {error.strerror}. Set hydra.run.dir to another folder.") from error
-        logger = build(self.cfg["logger"], "logger", run_dir=self.run_dir, name=f"{self.cfg['name']}/{self.run_dir.name}") if self.cfg.get("logger") else None
+        name = redacted(f"{self.cfg['name']}/{self.run_dir.name}")
+        logger = build(self.cfg["logger"], "logger", run_dir=self.run_dir, name=name) if self.cfg.get("logger") else None
         if logger is not None:
             logger.log_hyperparams(OmegaConf.to_container(OmegaConf.create(config)))
         strategy = build(self.cfg["strategy"], "strategy")
@@ -282,7 +284,7 @@ class Run:
 
     def status(self, state: str, exit_code: int | None = None) -> None:
         if (global_rank() == 0 or self.ranks and self.ranks.orphaned) and self.owned and self.run_dir.is_dir():
-            command = shlex.join(["sdtrain", *sys.argv[1:]])
+            command = shlex.join(redacted(["sdtrain", *sys.argv[1:]]))
             record = {"state": state, "pid": os.getpid(), "images_seen": self.images_seen, "exit_code": exit_code, "command": command}
             write_text(self.run_dir / "status.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 

@@ -21,6 +21,7 @@ from sdtrain.cli.run import Run, changes
 from sdtrain.cli.summary import after, before
 from sdtrain.errors import UserError
 from sdtrain.paths import config_dir
+from sdtrain.redaction import redacted
 
 
 def quiet() -> None:
@@ -92,7 +93,7 @@ def newest_unfinished(overrides: list[str]) -> Path | None:
     for status in sorted(Path("runs", wanted["name"]).glob("*/status.json"), key=lambda p: p.stat().st_mtime, reverse=True):
         run = status.parent
         if published(run) and (run / "config.yaml").is_file() and json.loads(status.read_text())["state"] != "finished":
-            _, refused = changes(OmegaConf.to_container(OmegaConf.load(run / "config.yaml")), wanted)
+            _, refused = changes(OmegaConf.to_container(OmegaConf.load(run / "config.yaml")), redacted(wanted))
             if not refused.keys() - {"model.autoencoder.sha256"}:
                 return run.resolve()
     return None

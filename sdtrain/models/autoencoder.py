@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -45,7 +46,11 @@ class Autoencoder(nn.Module):
         for key, value in {"latent_channels": latent_channels, "downsampling": downsampling}.items():
             if found[key] != value:
                 raise UserError(f"model.autoencoder.{key}={value}, but the autoencoder in {path} has {found[key]}. Set model.autoencoder.{key}={found[key]}.")
-        self.net = AutoencoderKL.from_pretrained(folder, local_files_only=True, torch_dtype=torch.float32, low_cpu_mem_usage=False).eval().requires_grad_(False)
+        how = {"local_files_only": True, "use_safetensors": True, "torch_dtype": torch.float32, "low_cpu_mem_usage": False}
+        try:
+            self.net = AutoencoderKL.from_pretrained(folder, **how).eval().requires_grad_(False)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"model.autoencoder.path={path}: {WEIGHTS} holds no safetensors. Give a folder that does in model.autoencoder.path.") from error
         self.latent_channels, self.downsampling, self.sample_posterior = latent_channels, downsampling, sample_posterior
         self.latent_scale = float(latent_scale if latent_scale is not None else config["scaling_factor"])
 

@@ -40,7 +40,7 @@ def test_ours_is_built(doctored):
 
 
 @pytest.mark.parametrize("target", [
-    "os.mkdir", "subprocess.run", "builtins.eval", "torch.load", "sdtrain_lookalike.Schedule",
+    "os.mkdir", "os.system", "subprocess.run", "builtins.eval", "torch.load", "torch.hub.load", "pickle.loads", "sdtrain_lookalike.Schedule",
     "sdtrain.cli.run.os.mkdir", "sdtrain.checkpoints.os.mkdir", "sdtrain.cli.run.subprocess.run", "sdtrain.checkpoints.shutil.rmtree",
     "sdtrain.checkpoints.shutil.os.mkdir",
 ])

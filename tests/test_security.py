@@ -1,0 +1,157 @@
+"""Files from anybody: whatever a pickle would do when it is loaded, it does not do here."""
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+
+from sdtrain.checkpoints import published
+from sdtrain.paths import shipped
+
+LOOK = ["prompt=a star", "num_images=1", "steps=2", "accelerator=cpu"]
+
+
+class Evil:
+    """Loaded by pickle, it makes the folder `marker`."""
+
+    def __init__(self, marker) -> None:
+        self.marker = str(marker)
+
+    def __reduce__(self):
+        return os.mkdir, (self.marker,)
+
+
+def zipped(evil) -> bytes:
+    buffer = io.BytesIO()
+    torch.save({"state": evil}, buffer)
+    return buffer.getvalue()
+
+
+def tarred(evil) -> bytes:
+    """torch's format of before 2017: three pickles in a tar."""
+    buffer, content = io.BytesIO(), pickle.dumps(evil, protocol=2)
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for name in ("storages", "tensors", "pickle"):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+PICKLES = {"zip": zipped, "plain": lambda evil: pickle.dumps(evil, protocol=2), "tar": tarred}
+
+
+@pytest.fixture
+def marker(tmp_path):
+    return tmp_path / "marker"
+
+
+@pytest.fixture(params=PICKLES)
+def evil(request, marker) -> bytes:
+    """The bytes of such a pickle; loaded without care it does what it wants: the twin of every test that asks for it."""
+    content = PICKLES[request.param](Evil(marker))
+    with pytest.raises(Exception) if request.param == "tar" else io.BytesIO():  # the tar wants more of what it has just run
+        torch.load(io.BytesIO(content), weights_only=False)
+    marker.rmdir()
+    return content
+
+
+def with_file(run, tmp_path, name, content):
+    """A copy of the run in whose checkpoints `name` holds `content`, with manifests that agree."""
+    shutil.copytree(run, tmp_path / "run")
+    for folder in published(tmp_path / "run"):
+        (folder / name).write_bytes(content)
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    return tmp_path / "run"
+
+
+def test_a_pickle_as_trainer_state_is_refused_on_resume_and_not_read_otherwise(here, tiny, tiny_run, tmp_path, marker, evil):
+    run = with_file(tiny_run, tmp_path, "trainer.pt", evil)
+    result = here("sdtrain", *tiny("resume=must", "trainer.max_images=128"), f"hydra.run.dir={run}")
+    assert result.code == 5 and "trainer.pt" in result.paragraph and not marker.exists()
+    assert here("sdtrain-sample", f"checkpoint={run}", *LOOK, f"output={tmp_path}/out").code == 0 and not marker.exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors"])
+def test_a_pickle_as_weights_of_a_checkpoint_is_refused(here, tiny, tiny_run, tmp_path, marker, evil, name):
+    run = with_file(tiny_run, tmp_path, name, evil)
+    for words in (["sdtrain-sample", *LOOK], ["sdtrain-evaluate", "metrics=prompt_accuracy", *LOOK[1:]]):
+        result = here(*words, f"checkpoint={run}", f"output={tmp_path}/out")
+        assert result.code == 5 and name in result.paragraph and not marker.exists()
+    result = here("sdtrain", *tiny("resume=must", "trainer.max_images=128"), f"hydra.run.dir={run}")
+    assert result.code == 5 and name in result.paragraph and not marker.exists()
+
+
+def test_a_pickle_given_as_checkpoint_is_refused(here, tmp_path, marker, evil):
+    (tmp_path / "model.tar").write_bytes(evil)
+    for words in (["sdtrain-sample", *LOOK], ["sdtrain-evaluate", "metrics=prompt_accuracy", *LOOK[1:]]):
+        result = here(*words, f"checkpoint={tmp_path}/model.tar", f"output={tmp_path}/out")
+        assert result.code == 2 and "checkpoint=" in result.paragraph and not marker.exists()
+
+
+@pytest.mark.parametrize("name", ["diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors"])
+def test_a_pickle_as_weights_of_an_autoencoder_is_refused(here, tiny, tmp_path, marker, evil, name):
+    own = next(path.parent for path in shipped("data", "README.md").rglob("diffusion_pytorch_model.safetensors"))
+    (tmp_path / "autoencoder").mkdir()
+    shutil.copy(own / "config.json", tmp_path / "autoencoder")
+    (tmp_path / "autoencoder" / name).write_bytes(evil)
+    result = here("sdtrain", *tiny(f"model.autoencoder.path={tmp_path}/autoencoder"), f"hydra.run.dir={tmp_path}/run")
+    assert result.code == 2 and "model.autoencoder.path" in result.paragraph and not marker.exists()
+
+
+@pytest.mark.parametrize("key", ["betas", "alphas_cumprod"])
+def test_an_array_of_objects_as_table_is_refused(here, tiny, tmp_path, marker, key):
+    file = tmp_path / "table.npy"
+    np.save(file, np.array([Evil(marker)], dtype=object), allow_pickle=True)
+    np.load(file, allow_pickle=True)  # the twin
+    marker.rmdir()
+    result = here("sdtrain", *tiny("schedule=table", f"schedule.{key}={file}"), f"hydra.run.dir={tmp_path}/run")
+    assert result.code == 2 and f"schedule.{key}" in result.paragraph and not marker.exists()
+
+
+@pytest.mark.parametrize("text", ["schedule: !!python/object/apply:os.mkdir ['{marker}']\n", "- a list\n"])
+def test_a_configuration_that_is_no_plain_mapping_is_refused(here, tiny, tiny_run, tmp_path, marker, text):
+    run = with_file(tiny_run, tmp_path, "config.yaml", text.format(marker=marker).encode())
+    result = here("sdtrain-sample", f"checkpoint={run}", *LOOK, f"output={tmp_path}/out")
+    assert result.code == 5 and "config.yaml" in result.paragraph and not marker.exists()
+    result = here("sdtrain", *tiny("resume=must", "trainer.max_images=128"), f"hydra.run.dir={run}")
+    assert result.code == 5 and "config.yaml" in result.paragraph and not marker.exists()
+
+
+TOKEN = "hunter2'hunter2 \"and\" more"  # with what yaml, json and a shell would each write in another way
+LOGIN = "https://me:open-sesame@example.invalid/pictures"
+
+
+def left_in(run, said: str) -> set[str]:
+    """Which secrets stand in what a run wrote, its checkpoints among it, or in `said`; in any of the ways they may be written."""
+    texts = [path.read_text(errors="replace") for path in run.rglob("*") if path.is_file()] + [said]
+    return {secret for secret in ("hunter2", "open-sesame") if any(secret in text for text in texts)}
+
+
+@pytest.mark.parametrize("guarded", [True, False], ids=["redacted", "twin"])
+def test_no_secret_is_written(here, tiny, tmp_path, monkeypatch, guarded):
+    """By ${oc.env:...} and typed, in what a run saves and in what it fails with."""
+    monkeypatch.setenv("MY_TOKEN", TOKEN)
+    if not guarded:
+        for module in ("run", "errors", "session"):
+            monkeypatch.setattr(f"sdtrain.cli.{module}.redacted", lambda node: node)
+    words = tiny("trainer.max_images=8", "callbacks.samples.every=0", "validation.every=0", f"name=typed {TOKEN}")
+    prompt = f"callbacks.samples.prompts=[\"${{oc.env:MY_TOKEN}}\",'{LOGIN}']"
+    run = tmp_path / "run"
+    first = here("sdtrain", *words, prompt, f"hydra.run.dir={run}")
+    assert first.code == 0, first.err
+    assert left_in(run, first.err) == (set() if guarded else {"hunter2", "open-sesame"})
+    again = here("sdtrain", *words, prompt, "resume=must", "trainer.max_images=16", f"hydra.run.dir={run}")
+    assert again.code == 0 and "prompts" not in again.out, again.err
+    failing = here("sdtrain", *words, f"model.conditioner.tokenizer={TOKEN}", f"hydra.run.dir={tmp_path}/failed")
+    assert failing.code == 2 and ("tokenizer=***" in failing.paragraph) == guarded, failing.err
+    assert left_in(tmp_path / "failed", failing.err) == (set() if guarded else {"hunter2"})
