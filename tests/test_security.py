@@ -1,5 +1,6 @@
 """Files from anybody: whatever a pickle would do when it is loaded, it does not do here."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -57,7 +58,7 @@ def marker(tmp_path):
 def evil(request, marker) -> bytes:
     """The bytes of such a pickle; loaded without care it does what it wants: the twin of every test that asks for it."""
     content = PICKLES[request.param](Evil(marker))
-    with pytest.raises(Exception) if request.param == "tar" else io.BytesIO():  # the tar wants more of what it has just run
+    with contextlib.suppress(Exception):  # plain and tar are no whole file of torch's, which it says after it has run them
         torch.load(io.BytesIO(content), weights_only=False)
     marker.rmdir()
     return content
