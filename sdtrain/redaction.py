@@ -19,5 +19,5 @@ def redacted(node: Any) -> Any:
         return node
     secrets = (value for name, value in os.environ.items() if NAME.search(name) and len(value) >= SHORTEST)
     for secret in sorted(secrets, key=len, reverse=True):
-        node = node.replace(secret, "***")
+        node = re.sub("".join(rf"\\*{re.escape(c)}" for c in secret), "***", node)  # a quoted command and a repr put backslashes in
     return LOGIN.sub("***", node)
