@@ -36,19 +36,19 @@ from sdtrain.cli.build import (
     take_in_table,
     weights_hash,
 )
-from sdtrain.cli.check import check_call, flat
+from sdtrain.cli.check import check_call, flat, nearest
 from sdtrain.cli.errors import global_rank, say
+from sdtrain.cli.resume import below, changes, check_weights, refuse_if_different
 from sdtrain.cli.trainer import TrainerSettings, make_trainer
 from sdtrain.data.datamodule import DataModule
 from sdtrain.data.draws import Collate
 from sdtrain.diffusion.noise import Gaussian
-from sdtrain.errors import DataError, StorageError, UserError
+from sdtrain.errors import StorageError, UserError
 from sdtrain.models.autoencoder import check_latent_scale
 from sdtrain.optimisation import Optimisation
 from sdtrain.redaction import redacted
 
 DIFFUSION_ONLY = ("schedule", "prediction", "weighting", "loss", "times", "noise", "sampler", "grid", "guidance")
-FIXED_ON_RESUME = ("seed", "data", "model", "schedule", "modifiers", "prediction", "weighting", "loss", "times", "noise")  # another value would be another run
 
 
 @dataclass
@@ -61,30 +61,12 @@ class FirstStage:
 
 def root(
     *, name: str, seed: int, data: object, model: object, optimizer: object, lr_schedule: object, trainer: object, strategy: object, checkpoint: dict,
-    resume: Literal["never", "auto", "must"], schedule: object = None, modifiers: dict | None = None, prediction: object = None,
+    resume: Literal["never", "auto", "must"], resume_allow: list[str], schedule: object = None, modifiers: dict | None = None, prediction: object = None,
     weighting: object = None, loss: object = None, times: object = None, noise: object = None, sampler: object = None, grid: object = None,
     guidance: object = None, steps: int = 30, guidance_scale: float = 1.0, callbacks: dict | None = None,
     validation: object = None, logger: object = None, first_stage: FirstStage | None = None,
 ) -> None:
     """The schema of the configuration's root: its keys are checked as a call of this function."""
-
-
-def changes(old: dict, new: dict) -> tuple[dict[str, tuple], dict[str, tuple]]:
-    """({key: (old, new)} of all leaves that differ, those of them that a run cannot be gone on with)."""
-    before, after = dict(flat(old)), dict(flat(new))
-    leaves = [key for key in sorted(before.keys() | after.keys()) if not isinstance(after.get(key, before.get(key)), dict)]
-    changed = {key: (before.get(key), after.get(key)) for key in leaves if before.get(key) != after.get(key)}
-    return changed, {key: pair for key, pair in changed.items() if key.partition(".")[0] in FIXED_ON_RESUME and key != "data.num_workers"}
-
-
-def refuse_if_different(configs: list[str]) -> None:
-    """Raises where the yaml of a rank is not that of rank 0, DataError where only the data differ."""
-    first, *others = (OmegaConf.to_container(OmegaConf.create(config)) for config in configs)
-    for rank, other in enumerate(others, 1):
-        if changed := changes(first, other)[0]:
-            lines = ", ".join(f"{key}: {ours} -> {theirs}" for key, (ours, theirs) in changed.items())
-            kind = DataError if all(key.startswith("data.") for key in changed) else UserError
-            raise kind(f"Rank {rank} has another configuration than rank 0 ({lines}). Give all ranks the same command, data and sdtrain.")
 
 
 class Run:
@@ -102,6 +84,9 @@ class Run:
     def check(self) -> list[str]:
         check_call(self.cfg, "", root, set(), self.typed)
         check_call(self.cfg["checkpoint"], "checkpoint", Checkpoints, {"run_dir", "signals"}, self.typed)
+        keys = {key for key, _ in flat(self.cfg)} | {"model.autoencoder.sha256"}
+        if unknown := [key for key in self.cfg["resume_allow"] if key not in keys]:
+            raise UserError(f"resume_allow={unknown[0]}: there is no such key to change.{nearest(unknown[0], keys)} Name keys or groups in resume_allow.")
         self.is_diffusion = not self.cfg["model"]["_target_"].endswith("AutoencoderModule")
         if self.is_diffusion and (missing := [key for key in DIFFUSION_ONLY if not self.cfg.get(key)]):
             raise UserError(f"{missing[0]} is missing. Choose one with {missing[0]}=NAME.")
@@ -198,7 +183,7 @@ class Run:
     def saved_config(self) -> str:
         """The resolved configuration without secrets, with the hash of the frozen weights."""
         cfg = copy.deepcopy(self.cfg)
-        cfg.pop("resume")
+        del cfg["resume"], cfg["resume_allow"]
         if self.is_diffusion and (digest := weights_hash(self.module)):
             cfg["model"]["autoencoder"]["sha256"] = digest
         return OmegaConf.to_yaml(OmegaConf.create(redacted(cfg)))
@@ -219,10 +204,16 @@ class Run:
             self.owned = True
             self.console.print("resume=auto: there is nothing to resume, the run starts anew.")
             return None
-        changed, refused = changes(read_config(newest), OmegaConf.to_container(OmegaConf.create(config)))
+        changed, refused = changes(read_config(newest), OmegaConf.to_container(OmegaConf.create(config)), self.cfg["resume_allow"])
         if refused:
             lines = ", ".join(f"{key}: {old} -> {new}" for key, (old, new) in refused.items())
-            raise UserError(f"The run in {self.run_dir} cannot go on with another configuration ({lines}). Set them back, or choose another hydra.run.dir.")
+            groups = ",".join(dict.fromkeys([*self.cfg["resume_allow"], *(key.partition(".")[0] for key in refused)]))
+            raise UserError(
+                f"The run in {self.run_dir} cannot go on with another configuration ({lines}). Set them back, choose another hydra.run.dir, "
+                f"or allow it with resume_allow=[{groups}]."
+            )
+        if any(below(key, ["model"]) for key in changed):
+            check_weights(newest, self.module)
         for key, (old, new) in changed.items():
             self.console.print(f"changed since the checkpoint: {key}: {old} -> {new}")
         self.console.print(f"Going on from {newest}")

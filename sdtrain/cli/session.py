@@ -17,7 +17,8 @@ from sdtrain.callbacks.checkpoint import Interrupted
 from sdtrain.checkpoints import published
 from sdtrain.cli.errors import fail, global_rank, paragraph
 from sdtrain.cli.lock import only_run
-from sdtrain.cli.run import Run, changes
+from sdtrain.cli.resume import changes
+from sdtrain.cli.run import Run
 from sdtrain.cli.summary import after, before
 from sdtrain.errors import UserError
 from sdtrain.paths import config_dir
@@ -93,7 +94,7 @@ def newest_unfinished(overrides: list[str]) -> Path | None:
     for status in sorted(Path("runs", wanted["name"]).glob("*/status.json"), key=lambda p: p.stat().st_mtime, reverse=True):
         run = status.parent
         if published(run) and (run / "config.yaml").is_file() and json.loads(status.read_text())["state"] != "finished":
-            _, refused = changes(OmegaConf.to_container(OmegaConf.load(run / "config.yaml")), redacted(wanted))
+            _, refused = changes(OmegaConf.to_container(OmegaConf.load(run / "config.yaml")), redacted(wanted), wanted["resume_allow"])
             if not refused.keys() - {"model.autoencoder.sha256"}:
                 return run.resolve()
     return None

@@ -128,6 +128,7 @@ def test_the_other_commands_compose(config, composed):
 UNSEEN = {  # keys that rightly change nothing here, and why
     "data.num_workers": "speed alone", "trainer.threads": "speed alone", "optimizer.fused": "speed alone", "trainer.accelerator": "the machine's",
     "trainer.devices": "see test_ranks.py", "strategy": "see test_ranks.py", "logger": "see test_loggers.py", "resume": "see test_runs.py",
+    "resume_allow": "see test_resume.py",
     "guidance.rescale": "behind max_std where nothing is learned yet; see the mathematics", "guidance.log_snr_max": "the same",
     "checkpoint.max_failed_saves": "see test_checkpoints.py",
     "first_stage": "not for shapes", "name": "names the folder", "callbacks.samples.prompts": "a list",

@@ -1,0 +1,44 @@
+"""What a run may go on with: the configuration and the weights of its checkpoint, and the configurations of its ranks, beside its own."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+
+from sdtrain.checkpoints import read_weights
+from sdtrain.cli.check import flat
+from sdtrain.errors import DataError, UserError
+
+FIXED_ON_RESUME = ("seed", "data", "model", "schedule", "modifiers", "prediction", "weighting", "loss", "times", "noise")  # another value would be another run
+
+
+def below(key: str, prefixes: Iterable[str]) -> bool:
+    """Whether the key is one of the prefixes, or lies below one."""
+    return any(f"{key}.".startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def changes(old: dict, new: dict, allowed: Iterable[str] = ()) -> tuple[dict[str, tuple], dict[str, tuple]]:
+    """({key: (old, new)} of all leaves that differ, those of them that a run cannot be gone on with unless they are allowed)."""
+    before, after = dict(flat(old)), dict(flat(new))
+    leaves = [key for key in sorted(before.keys() | after.keys()) if not isinstance(after.get(key, before.get(key)), dict)]
+    changed = {key: (before.get(key), after.get(key)) for key in leaves if before.get(key) != after.get(key)}
+    return changed, {key: pair for key, pair in changed.items() if below(key, FIXED_ON_RESUME) and not below(key, ("data.num_workers", *allowed))}
+
+
+def check_weights(checkpoint: Path, module: torch.nn.Module) -> None:
+    """Raises UserError where a model that was allowed to change does not fit the weights."""
+    old, new = ({name: list(value.shape) for name, value in each.items()} for each in (read_weights(checkpoint, "model"), module.state_dict()))
+    if odd := [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]:
+        shapes = f"{odd[0]} is {old.get(odd[0], 'missing')} there and {new.get(odd[0], 'missing')} here"
+        raise UserError(f"The weights of {checkpoint} do not fit the changed model: {shapes}. Set model back, or choose another hydra.run.dir.")
+
+
+def refuse_if_different(configs: list[str]) -> None:
+    """Raises UserError where the yaml of a rank is not that of rank 0, the first; DataError where only the data differ."""
+    first, *others = (OmegaConf.to_container(OmegaConf.create(config)) for config in configs)
+    for rank, other in enumerate(others, 1):
+        if changed := changes(first, other)[0]:
+            lines = ", ".join(f"{key}: {ours} -> {theirs}" for key, (ours, theirs) in changed.items())
+            kind = DataError if all(below(key, ["data"]) for key in changed) else UserError
+            raise kind(f"Rank {rank} has another configuration than rank 0 ({lines}). Give all ranks the same command, data and sdtrain.")
