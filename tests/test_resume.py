@@ -1,7 +1,11 @@
-"""What may change when a run goes on, and what it takes to allow it."""
+"""What may change when a run goes on, what it takes to allow it, and that a run killed anywhere ends in the same weights."""
 
+import hashlib
 import json
 import shutil
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -54,3 +58,66 @@ def test_an_unfinished_run_is_found_again_with_what_is_allowed(tiny, tiny_run, t
     monkeypatch.chdir(tmp_path)
     assert newest_unfinished(tiny("schedule=linear")) is None
     assert newest_unfinished(tiny("schedule=linear", "resume_allow=[schedule]")) == run
+
+
+# A run that ends itself at the n-th call of a method, with no word to anyone, as kill -9 does.
+KILLED = """
+import os, signal, sys
+from sdtrain.cli.train import main
+from sdtrain.module import DiffusionModule
+calls, last, step = 0, int(sys.argv.pop(1)), DiffusionModule.training_step
+
+def counted(self, *given):
+    global calls
+    calls += 1
+    if calls > last:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, *given)
+
+DiffusionModule.training_step = counted
+main()
+"""
+WHOLE = ["trainer.max_images=160", "data.size=64", "checkpoint.every=16", "trainer.accumulate=4", "validation.every=32", "callbacks.samples.every=0"]
+
+
+def digest(tensors: dict) -> str:
+    """sha256 of all tensors: names, and bits."""
+    found = hashlib.sha256()
+    for key in sorted(tensors):
+        found.update(key.encode() + tensors[key].detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+@pytest.fixture(scope="module")
+def whole(here, tiny, saved, tmp_path_factory):
+    run = tmp_path_factory.mktemp("whole") / "run"
+    assert here("sdtrain", *tiny(*WHOLE), f"hydra.run.dir={run}").code == 0
+    return digest(saved(run))
+
+
+def killed(words: list[str], run, micro_batches: int) -> None:
+    """A process of its own, that ends by SIGKILL after so many micro-batches."""
+    command = [sys.executable, "-c", KILLED, str(micro_batches), *words, f"hydra.run.dir={run}"]
+    assert subprocess.run(command, capture_output=True, cwd=run.parent).returncode == -signal.SIGKILL
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [[20], [23], [32], [33], [18, 13]], ids=["mid-epoch", "mid-window", "end of an epoch", "after it", "twice"])
+def test_killed_at_any_micro_batch_it_ends_in_the_same_weights(here, tiny, saved, whole, tmp_path, at):
+    run = tmp_path / "run"
+    for micro_batches in at:
+        killed(tiny(*WHOLE, "resume=auto"), run, micro_batches)
+    result = here("sdtrain", *tiny(*WHOLE, "resume=must"), f"hydra.run.dir={run}")
+    assert result.code == 0, result.err
+    assert digest(saved(run)) == whole
+
+
+@pytest.mark.slow
+def test_where_the_order_starts_again_it_ends_in_others(here, tiny, saved, whole, tmp_path, monkeypatch):
+    """The twin: the stream of pictures begins at 0 after the resume."""
+    from sdtrain.data.datamodule import DataModule
+
+    killed(tiny(*WHOLE), tmp_path / "run", 20)
+    monkeypatch.setattr(DataModule, "load_state_dict", lambda self, state: None)
+    result = here("sdtrain", *tiny(*WHOLE, "resume=must"), f"hydra.run.dir={tmp_path / 'run'}")
+    assert result.code != 0 or digest(saved(tmp_path / "run")) != whole
