@@ -120,4 +120,5 @@ def test_where_the_order_starts_again_it_ends_in_others(here, tiny, saved, whole
     killed(tiny(*WHOLE), tmp_path / "run", 20)
     monkeypatch.setattr(DataModule, "load_state_dict", lambda self, state: None)
     result = here("sdtrain", *tiny(*WHOLE, "resume=must"), f"hydra.run.dir={tmp_path / 'run'}")
-    assert result.code != 0 or digest(saved(tmp_path / "run")) != whole
+    assert result.code == 0 and "Going on from" in result.out, result.err
+    assert digest(saved(tmp_path / "run")) != whole
