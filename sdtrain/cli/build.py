@@ -66,7 +66,8 @@ def check_all(cfg: dict, typed: set[str]) -> list[str]:
 
 
 def build_data(node: dict) -> PictureData:
-    return build({name: value for name, value in node.items() if name not in LOADER}, "data")
+    """The data set; a saved configuration also holds the hash of its rows, which is no argument."""
+    return build({name: value for name, value in node.items() if name not in (*LOADER, "sha256")}, "data")
 
 
 def seed_weights(seed: int, purpose: str) -> None:

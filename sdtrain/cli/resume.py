@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
-from sdtrain.checkpoints import read_weights
+from sdtrain.checkpoints import read_config, read_weights
 from sdtrain.cli.check import flat
 from sdtrain.errors import DataError, UserError
 
@@ -32,6 +32,23 @@ def check_weights(checkpoint: Path, module: torch.nn.Module) -> None:
     if odd := [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]:
         shapes = f"{odd[0]} is {old.get(odd[0], 'missing')} there and {new.get(odd[0], 'missing')} here"
         raise UserError(f"The weights of {checkpoint} do not fit the changed model: {shapes}. Set model back, or choose another hydra.run.dir.")
+
+
+def applied_changes(checkpoint: Path, config: dict, module: torch.nn.Module, allowed: list[str]) -> list[str]:
+    """A line for each key that differs from the checkpoint's. Raises UserError where one of them would make it another run, and is not allowed."""
+    changed, refused = changes(read_config(checkpoint), config, allowed)
+    if refused:
+        lines = ", ".join(f"{key}: {old} -> {new}" for key, (old, new) in refused.items())
+        if "data.sha256" in refused:
+            lines += "; data.sha256: the pictures or captions in data.path changed since the run began"
+        groups = ",".join(dict.fromkeys([*allowed, *(key.partition(".")[0] for key in refused)]))
+        raise UserError(
+            f"The run in {checkpoint.parent.parent} cannot go on with another configuration ({lines}). Set them back, choose another hydra.run.dir, "
+            f"or allow it with resume_allow=[{groups}]."
+        )
+    if any(below(key, ["model"]) for key in changed):
+        check_weights(checkpoint, module)
+    return [f"changed since the checkpoint: {key}: {old} -> {new}" for key, (old, new) in changed.items()]
 
 
 def refuse_if_different(configs: list[str]) -> None:

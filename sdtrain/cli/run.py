@@ -21,7 +21,7 @@ from sdtrain.callbacks.loggers import close
 from sdtrain.callbacks.metrics_log import MetricsLog
 from sdtrain.callbacks.progress import ProgressBar
 from sdtrain.callbacks.ranks import Ranks
-from sdtrain.checkpoints import newest_whole, published, read_config, write_text
+from sdtrain.checkpoints import newest_whole, published, write_text
 from sdtrain.cli.arguments import quoted
 from sdtrain.cli.boundary import typed_keys
 from sdtrain.cli.build import (
@@ -38,7 +38,7 @@ from sdtrain.cli.build import (
 )
 from sdtrain.cli.check import check_call, flat, nearest
 from sdtrain.cli.errors import global_rank, say
-from sdtrain.cli.resume import below, changes, check_weights, refuse_if_different
+from sdtrain.cli.resume import applied_changes, refuse_if_different
 from sdtrain.cli.trainer import TrainerSettings, make_trainer
 from sdtrain.data.datamodule import DataModule
 from sdtrain.data.draws import Collate
@@ -181,11 +181,13 @@ class Run:
             raise UserError(f"optimizer: {error}. Change optimizer.") from error
 
     def saved_config(self) -> str:
-        """The resolved configuration without secrets, with the hash of the frozen weights."""
+        """The resolved configuration without secrets, with the hashes of the frozen weights and of the data's listing."""
         cfg = copy.deepcopy(self.cfg)
         del cfg["resume"], cfg["resume_allow"]
         if self.is_diffusion and (digest := weights_hash(self.module)):
             cfg["model"]["autoencoder"]["sha256"] = digest
+        if digest := getattr(self.data, "sha256", None):  # of data that lie in files
+            cfg["data"]["sha256"] = digest
         return OmegaConf.to_yaml(OmegaConf.create(redacted(cfg)))
 
     def resume_from(self, config: str) -> Path | None:
@@ -204,18 +206,8 @@ class Run:
             self.owned = True
             self.console.print("resume=auto: there is nothing to resume, the run starts anew.")
             return None
-        changed, refused = changes(read_config(newest), OmegaConf.to_container(OmegaConf.create(config)), self.cfg["resume_allow"])
-        if refused:
-            lines = ", ".join(f"{key}: {old} -> {new}" for key, (old, new) in refused.items())
-            groups = ",".join(dict.fromkeys([*self.cfg["resume_allow"], *(key.partition(".")[0] for key in refused)]))
-            raise UserError(
-                f"The run in {self.run_dir} cannot go on with another configuration ({lines}). Set them back, choose another hydra.run.dir, "
-                f"or allow it with resume_allow=[{groups}]."
-            )
-        if any(below(key, ["model"]) for key in changed):
-            check_weights(newest, self.module)
-        for key, (old, new) in changed.items():
-            self.console.print(f"changed since the checkpoint: {key}: {old} -> {new}")
+        for line in applied_changes(newest, OmegaConf.to_container(OmegaConf.create(config)), self.module, self.cfg["resume_allow"]):
+            self.console.print(line)
         self.console.print(f"Going on from {newest}")
         self.owned = True
         return newest

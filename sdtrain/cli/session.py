@@ -95,6 +95,6 @@ def newest_unfinished(overrides: list[str]) -> Path | None:
         run = status.parent
         if published(run) and (run / "config.yaml").is_file() and json.loads(status.read_text())["state"] != "finished":
             _, refused = changes(OmegaConf.to_container(OmegaConf.load(run / "config.yaml")), redacted(wanted), wanted["resume_allow"])
-            if not refused.keys() - {"model.autoencoder.sha256"}:
+            if not refused.keys() - {"model.autoencoder.sha256", "data.sha256"}:
                 return run.resolve()
     return None

@@ -24,6 +24,7 @@ from sdtrain.data.transforms import (
     open_picture,
     picture_size,
     resize_short_side,
+    rows_hash,
 )
 from sdtrain.errors import DataError, UserError
 
@@ -92,6 +93,7 @@ class Images:
         if len(names) < 2:
             raise DataError(f"data.path={path!r} holds one picture; at least 2 are needed, one of them for validation. Change data.path.")
         check_headers(folder, names, image_size)
+        self.sha256 = rows_hash((name, caption, os.path.getsize(os.path.join(folder, name))) for name, caption in rows)
         self._splits = make_splits(
             names=[name for name, _ in rows], captions=[caption for _, caption in rows],
             read=FolderReader(folder, image_size, background), fraction=validation_fraction, training=training, seed=seed,

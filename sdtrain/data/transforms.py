@@ -5,9 +5,10 @@ What every set of real pictures shares. Only Pillow sees the file; torchvision w
 
 import hashlib
 import io
+import json
 import struct
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -181,6 +182,11 @@ def hold_out(names: Sequence[str], fraction: float, seed: int) -> set[str]:
 
     distinct = sorted(set(names), key=rank)
     return set(distinct[: hold_out_count(len(distinct), fraction)])
+
+
+def rows_hash(rows: Iterable[tuple[str, str, int]]) -> str:
+    """sha256 over (name, caption, bytes of the file) of every row, in their order."""
+    return hashlib.sha256(json.dumps(list(rows)).encode()).hexdigest()
 
 
 def check_options(*, image_size: int, validation_fraction: float, background: Sequence[int]) -> None:

@@ -246,3 +246,25 @@ def test_pictures_decode_in_loader_workers(many):
     split = Images(path=str(many)).split("train")
     loader = torch.utils.data.DataLoader(split, batch_size=None, sampler=[(i, i) for i in range(6)], num_workers=1)
     assert all(torch.equal(row.image, split[i, i].image) for i, row in enumerate(loader))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", ["caption", "size", "removed", "none"])
+def test_a_run_goes_on_with_the_same_pictures_and_captions_only(change, here, tiny, tmp_path):
+    folder = captioned(tmp_path / "pictures", names=[f"{i:02}.png" for i in range(12)], captions=["a cat"] * 12)
+    words = tiny("data=images", f"data.path={folder}", "model/autoencoder=pixels", "data.num_workers=0", "trainer.max_images=16")
+    run = f"hydra.run.dir={tmp_path}/run"
+    assert here("sdtrain", *words, run).code == 0
+    if change == "caption":
+        (folder / "03.txt").write_text("a dog\n")
+    elif change == "size":
+        paint(folder / "03.png", size=(50, 50))
+    elif change == "removed":
+        for name in ("03.png", "03.txt"):
+            (folder / name).unlink()
+    result = here("sdtrain", *words, run, "resume=auto", "trainer.max_images=32")
+    if change == "none":
+        assert result.code == 0, result.err
+        assert here("sdtrain-sample", f"checkpoint={tmp_path}/run", f"output={tmp_path}/drawn", "num_images=1", "steps=2", 'prompt="a cat"').code == 0
+    else:
+        assert result.code == 2 and "data.sha256: " in result.err and "the pictures or captions in data.path changed" in result.err
