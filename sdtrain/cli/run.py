@@ -199,7 +199,7 @@ class Run:
             return None
         newest, passed_over = newest_whole(self.run_dir)
         for line in passed_over:
-            self.console.print(line)
+            self.console.print(line, soft_wrap=True)
         if newest is None:
             if asked == "must":
                 raise UserError(f"resume=must, but there is no whole checkpoint in {self.run_dir}. Set hydra.run.dir to the run, or resume=auto to start anew.")
@@ -207,8 +207,8 @@ class Run:
             self.console.print("resume=auto: there is nothing to resume, the run starts anew.")
             return None
         for line in applied_changes(newest, OmegaConf.to_container(OmegaConf.create(config)), self.module, self.cfg["resume_allow"]):
-            self.console.print(line)
-        self.console.print(f"Going on from {newest}")
+            self.console.print(line, soft_wrap=True)
+        self.console.print(f"Going on from {newest}", soft_wrap=True)
         self.owned = True
         return newest
 
