@@ -49,7 +49,7 @@ class AutoencoderModule(OptimisedModule):
         )
         self.optimisation, self.edge_weight, self.kl_weight = optimisation, edge_weight, kl_weight
         self.latent_channels, self.downsampling, self.norm = latent_channels, 2 ** (depth - 1), None
-        self.loss_sum, self.window_loss, self.times = None, 0.0, None
+        self.per_sample, self.window_loss, self.times = None, 0.0, None
 
     def trained(self) -> dict[str, nn.Parameter]:
         return dict(self.named_parameters())
@@ -67,8 +67,8 @@ class AutoencoderModule(OptimisedModule):
         # KL(N(mean, std^2) || N(0, 1)) per latent element.
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean((1, 2, 3))
         losses = reconstruction_loss(output, batch.image, self.edge_weight) + self.kl_weight * kl
-        self.loss_sum = losses.detach().sum()
-        self.window_loss = self.window_loss + self.loss_sum
+        self.per_sample = losses.detach()
+        self.window_loss = self.window_loss + self.per_sample.sum()
         return losses.mean()
 
     @torch.no_grad()

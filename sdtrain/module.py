@@ -29,7 +29,7 @@ class DiffusionModule(OptimisedModule):
         self.unet, self.conditioner, self.objective, self.optimisation = unet, conditioner, objective, optimisation
         self.caption_dropout = caption_dropout
         self._frozen = [autoencoder]  # in a list: nn.Module would put it into state_dict, DDP and the optimizer
-        self.norm, self.loss_sum, self.window_loss, self.times = None, None, 0.0, None
+        self.norm, self.per_sample, self.window_loss, self.times = None, None, 0.0, None
 
     @property
     def autoencoder(self) -> nn.Module:
@@ -51,8 +51,8 @@ class DiffusionModule(OptimisedModule):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         self.trainer.datamodule.images_seen = batch.stream_end
         losses = self.losses(batch)
-        self.times, self.loss_sum = losses.t, losses.per_sample.detach().sum()  # read by a callback: self.log would wait for the host in every step
-        self.window_loss = self.window_loss + self.loss_sum
+        self.times, self.per_sample = losses.t, losses.per_sample.detach()  # read by a callback: self.log would wait for the host in every step
+        self.window_loss = self.window_loss + self.per_sample.sum()
         return losses.per_sample.mean()
 
     @torch.no_grad()

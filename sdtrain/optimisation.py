@@ -57,7 +57,7 @@ class Optimisation:
         max_skipped: int | None = None,
     ) -> None:
         self.make, self.lr_schedule, self.max_images, self.gradient_clip, self.max_skipped = optimizer, lr_schedule, max_images, gradient_clip, max_skipped
-        self.skipped, self.stepped = 0, True
+        self.skipped, self.stepped, self.judged = 0, True, None
 
     def configure(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
         optimizer = self.make(parameters)
@@ -77,11 +77,12 @@ class Optimisation:
     def clip(self, optimizer: Optimizer, loss: Tensor) -> Tensor:
         """Clips the gradients in place and returns their norm before, a scalar on the device.
 
-        A norm, or a loss, that is not finite cancels the step and makes the norm NaN. loss: the step's, the same on all ranks, as the
-        gradients are; it may be infinite where they are not.
+        A norm, or a loss, that is not finite cancels the step and makes the norm NaN; both are kept as they were in `judged`. loss: the
+        step's, the same on all ranks, as the gradients are; it may be infinite where they are not.
         """
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = nn.utils.clip_grad_norm_(parameters, self.gradient_clip, foreach=True)
+        self.judged = loss, norm
         bad = (~(norm + loss).isfinite()).float()
         if self.max_skipped is not None:
             self.stepped = not bad.item()

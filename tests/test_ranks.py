@@ -151,6 +151,8 @@ def sick_step(self, batch, batch_index):
             os.kill(os.getpid(), signal.SIGKILL if what == "killed" else signal.SIGSTOP)
         if what == "raises":
             raise RuntimeError("something of its own")
+        if what == "nan":
+            batch.noise[1, 0, 0, 0] = float("nan")
         if what == "data":
             raise DataError("The picture x.png cannot be decoded.")
         if what == "leaves":
@@ -215,6 +217,71 @@ def test_what_happens_to_one_rank_ends_the_run_and_is_said_once(sick, what, code
     assert all(damage(folder) is None for folder in published(run))
     if "hangs" in what:
         assert "in sick_step" in (run / f"stuck-rank-{what[0]}.txt").read_text()
+
+
+@pytest.mark.slow
+def test_a_nan_on_one_rank_ends_both_before_the_next_checkpoint_and_its_sample_is_named(sick):
+    running, run = sick("1 nan", "checkpoint.every=32", "trainer.log_every=320")
+    _, said = running.communicate(timeout=120)
+    assert running.returncode == 4, said
+    said = [line for line in said.splitlines() if line.startswith("sdtrain: ")]
+    # The second of the sixteen that are rank 1's in the fourth batch of 32.
+    assert len(said) == 1 and "first in step 4, which ended at 128 images (samples 113, t = " in said[0] and "gradient norm nan" in said[0], said
+    assert published(run)[-1].name == f"{96:012d}" and damage(published(run)[-1]) is None and not processes_of(run)
+    assert json.loads((run / "status.json").read_text())["state"] == "diverged"
+
+
+INFINITE = '''
+"""sdtrain, where the loss of one sample on rank 1 is infinite in the fourth step, and its gradient finite. ALONE: ranks judge by their own loss."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from lightning.pytorch.strategies import DDPStrategy
+
+from sdtrain.cli.train import main
+from sdtrain.module import DiffusionModule
+
+rank, losses, step = os.environ.get("LOCAL_RANK", "0"), DiffusionModule.losses, DiffusionModule.training_step
+steps, modules = [], []
+
+
+def infinite(self, batch):
+    found = losses(self, batch)
+    if len(steps) == 4 and rank == "1":
+        found.per_sample.data[1] = float("inf")
+    return found
+
+
+def counted(self, batch, batch_index):
+    steps.append(batch_index)
+    modules[:] = [self]
+    return step(self, batch, batch_index)
+
+
+DiffusionModule.losses, DiffusionModule.training_step = infinite, counted
+if os.environ.get("ALONE"):
+    DDPStrategy.reduce = lambda self, tensor, *given, **more: tensor
+if __name__ == "__main__":
+    try:
+        main()
+    finally:
+        weights = b"".join(p.detach().numpy().tobytes() for p in modules[0].parameters())
+        Path(os.environ["HASHES"], rank).write_text(hashlib.sha256(weights).hexdigest())
+'''
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("alone", ["", "1"], ids=["", "judging alone"])
+def test_ranks_agree_on_a_step_that_only_one_of_them_would_leave_out(tmp_path, alone):
+    """And the twin, in which each judges by its own loss: their weights are not the same any more."""
+    (tmp_path / "infinite.py").write_text(INFINITE)
+    command = [sys.executable, str(tmp_path / "infinite.py"), *SHORT, "trainer.max_images=192", "trainer.max_skipped=1", f"hydra.run.dir={tmp_path}/run"]
+    subprocess.run(command, check=True, timeout=120, env=os.environ | {"HASHES": str(tmp_path), "ALONE": alone, "OMP_NUM_THREADS": "1"})
+    assert ((tmp_path / "0").read_text() == (tmp_path / "1").read_text()) == (not alone)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["train/skipped_steps"] == (0 if alone else 1)
 
 
 @pytest.mark.slow

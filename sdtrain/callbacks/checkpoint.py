@@ -129,7 +129,10 @@ class FolderIO(CheckpointIO):
             raise StorageError(f"The checkpoint {folder} is not whole: {reason}.")
         state = read_trainer(folder)
         state["state_dict"] = read_weights(folder, "model")
-        if (weights := read_weights(folder, "ema")) is not None:
+        weights = read_weights(folder, "ema")
+        if bad := not_finite(state["state_dict"]) or not_finite(weights or {}):
+            raise DivergedError(f"{bad} in the checkpoint {folder} is not finite. Remove that folder to go on from the one before it, or start anew.")
+        if weights is not None:
             state["callbacks"]["ema"] = {"steps": state.pop("ema_steps"), "weights": weights}
         return state
 

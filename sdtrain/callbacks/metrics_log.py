@@ -7,6 +7,7 @@ from pathlib import Path
 
 import lightning.pytorch as L
 import torch
+import torch.distributed as dist
 from lightning.pytorch.loggers import CSVLogger
 
 from sdtrain.callbacks.intervals import due, window_ended
@@ -26,13 +27,14 @@ class MetricsLog(L.Callback):
     """Loss, learning rate, gradient norm and speed, every `every` images seen.
 
     The loss is the mean over all samples since the last line, over all ranks. A loss or gradient that was not finite moved no weight
-    (see Optimisation.clip); here it ends the run with DivergedError, unless it may be skipped.
+    (see Optimisation.clip); here it ends the run with DivergedError, unless it may be skipped: at the next line, or before the next
+    checkpoint, so that the newest one is from before that step.
     """
 
     def __init__(self, *, every: int, run_dir: Path) -> None:
         self.every, self.path = every, run_dir / "metrics.jsonl"
         self.latest: dict[str, float] = {}
-        self._sum, self._count, self._steps = 0.0, 0, []
+        self._sum, self._count, self._parts, self._steps = 0.0, 0, [], []
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.started = self.last = time.monotonic()
@@ -45,18 +47,31 @@ class MetricsLog(L.Callback):
                     logger.log_metrics({key: value for key, value in line.items() if key != "seconds"}, step=line["images_seen"])
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs, batch, batch_index: int) -> None:
-        self._sum, self._count = self._sum + module.loss_sum, self._count + len(batch.caption)
+        self._sum, self._count = self._sum + module.per_sample.sum(), self._count + len(batch.caption)
+        self._parts.append((batch.ordinal, module.per_sample, module.times))
         if not window_ended(trainer):
             return
         # What there is to say of each step since the last line, on the device: nothing waits for it unless it is needed.
-        self._steps.append((trainer.datamodule.images_seen, module.norm, batch.ordinal, module.times))
+        self._steps.append((trainer.datamodule.images_seen, module.optimisation.judged, self._parts))
+        self._parts = []
         if due(self.every, trainer) or trainer.datamodule.images_seen >= module.optimisation.max_images:
             self._write(trainer, module)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict) -> None:
+        if module.optimisation.max_skipped is None and self._bad():
+            self._write(trainer, module)
+
+    def _bad(self) -> list[tuple]:
+        """(images seen, loss, norm, parts) of the steps since the last line that were not finite; the same steps on all ranks."""
+        if not self._steps:
+            return []
+        judged = torch.stack([torch.stack(pair) for _, pair, _ in self._steps]).tolist()
+        steps = zip(self._steps, judged, strict=True)
+        return [(seen, loss, norm, parts) for (seen, _, parts), (loss, norm) in steps if not math.isfinite(loss + norm)]
 
     def _write(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         totals = torch.stack([self._sum, torch.as_tensor(self._count, device=self._sum.device, dtype=self._sum.dtype)])
         loss_sum, count = trainer.strategy.reduce(totals, reduce_op="sum").tolist()
-        norms = torch.stack([norm for _, norm, _, _ in self._steps]).tolist()  # the same on all ranks
         now = time.monotonic()
         self.latest = {
             "train/loss": loss_sum / count, "train/lr": trainer.optimizers[0].param_groups[0]["lr"], "train/gradient_norm": module.norm.item(),
@@ -64,19 +79,29 @@ class MetricsLog(L.Callback):
         }
         if module.optimisation.max_skipped is not None:
             self.latest["train/skipped_steps"] = module.optimisation.skipped
-        steps, self._steps, self._sum, self._count, self.last = self._steps, [], 0.0, 0, now
+        bad, steps, self._steps, self._sum, self._count, self.last = self._bad(), len(self._steps), [], 0.0, 0, now
         self.report(trainer, self.latest)
-        bad = [step for step, norm in zip(steps, norms, strict=True) if not math.isfinite(norm)]
         if bad and module.optimisation.max_skipped is None:
-            saved = " and the last checkpoint is good" if published(self.path.parent) else ""
-            at, _, ordinals, times = bad[0]
-            levels = f", t = {', '.join(f'{t:.3g}' for t in times.tolist()[:8])}" if times is not None else ""
-            raise DivergedError(
-                f"The loss or the gradient was not finite in {len(bad)} of the last {len(steps)} optimizer steps, first in the one that ended at {at} images "
-                f"(samples {', '.join(map(str, ordinals.tolist()[:8]))}{levels}, the first of its last micro-batch on rank {trainer.global_rank}). No weight "
-                f"has moved on it{saved}. Lower optimizer.lr (now {module.optimisation.settings[0]['lr']:g}) or trainer.gradient_clip, look at those "
-                f"samples, or let up to n such steps be left out with trainer.max_skipped=n."
-            )
+            raise DivergedError(self._diverged(trainer, module, bad, steps))
+
+    def _diverged(self, trainer: L.Trainer, module: L.LightningModule, bad: list[tuple], steps: int) -> str:
+        """The paragraph. It names the samples of the first bad step, on any rank, whose own loss was not finite, or any of them if all were."""
+        seen, loss, norm, parts = bad[0]
+        rows = [row for part in parts for row in zip(*(column.tolist() for column in part if column is not None), strict=True)]
+        ranks = [rows]
+        if trainer.world_size > 1:
+            ranks = [None] * trainer.world_size
+            dist.all_gather_object(ranks, rows)
+        rows = sorted(row for rank in ranks for row in rank)
+        named = ([row for row in rows if not math.isfinite(row[1])] or rows)[:8]
+        times = f", t = {', '.join(f'{row[2]:.3g}' for row in named)}" if len(named[0]) > 2 else ""
+        size, saved = trainer.datamodule.batch_size, " and the last checkpoint is good" if published(self.path.parent) else ""
+        return (
+            f"The loss or the gradient was not finite in {len(bad)} of the last {steps} optimizer steps, first in step {seen // size}, which ended at "
+            f"{seen} images (samples {', '.join(str(row[0]) for row in named)}{times}; loss {loss / size:g}, gradient norm {norm:g}). No weight has moved "
+            f"on it{saved}. Lower optimizer.lr (now {module.optimisation.settings[0]['lr']:g}) or trainer.gradient_clip, look at those samples, or let "
+            f"up to n such steps be left out with trainer.max_skipped=n."
+        )
 
     def report(self, trainer: L.Trainer, metrics: dict[str, float]) -> None:
         """One line in metrics.jsonl and one call of the logger, on rank 0."""

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from torch import nn
 
@@ -172,10 +171,11 @@ def test_divergence_ends_with_4_and_moves_no_weight_to_nan(here, tiny, tmp_path,
     result = here("sdtrain", *tiny(*WILD, f"optimizer.fused={fused}"), f"hydra.run.dir={run}")
     assert result.code == 4 and "optimizer.lr" in result.paragraph and "not finite" in result.paragraph, result.err
     assert json.loads((run / "status.json").read_text())["state"] == "diverged"
-    assert len(published(run)) == 7 and damage(published(run)[-1]) is None
+    assert published(run) and damage(published(run)[-1]) is None
     for name in ("model", "ema"):
         assert all(value.isfinite().all() for value in read_weights(published(run)[-1], name).values())
-    assert [line["images_seen"] for line in lines(run) if "train/loss" in line] == [64]
+    (line,) = (line for line in lines(run) if "train/loss" in line)
+    assert line["images_seen"] == int(published(run)[-1].name) + 8 < 64 and line["train/gradient_norm"] is None  # before the next save, not at the next line
 
 
 SICK = """
@@ -212,14 +212,13 @@ def test_one_sick_batch_ends_the_run_or_is_left_out(here, tiny, tmp_path, monkey
     assert result.code == 4, result.err
     assert ("images (samples 16, 17, 18, 19, 20, 21, 22, 23, t = " if allowed == "null" else "trainer.max_skipped=0") in result.paragraph
     newest = published(run)[-1]
-    assert all(value.isfinite().all() for name in ("model", "ema") for value in read_weights(newest, name).values())
-    before = read_weights(run / "checkpoints" / f"{16:012d}", "model")
-    assert newest.name == f"{16:012d}" or all(torch.equal(value, before[name]) for name, value in read_weights(newest, "model").items())
+    assert newest.name == f"{16:012d}" and all(value.isfinite().all() for name in ("model", "ema") for value in read_weights(newest, name).values())
 
 
 def test_without_the_guard_they_would_be_nan(here, tiny, tmp_path, monkeypatch):
     """The twin."""
     def unguarded(self, optimizer, loss):
+        self.judged = loss.new_zeros(()), loss.new_zeros(())
         return nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], self.gradient_clip)
 
     monkeypatch.setattr(Optimisation, "clip", unguarded)
