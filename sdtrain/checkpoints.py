@@ -133,6 +133,13 @@ def newest_whole(run: Path) -> tuple[Path | None, list[str]]:
     return None, passed_over
 
 
+def set_aside(damaged: list[Path]) -> None:
+    """Renames them to NAME.damaged: they no longer count as checkpoints, neither to be found nor to be kept in place of good ones."""
+    for folder in damaged:
+        shutil.rmtree(folder.with_name(f"{folder.name}.damaged"), ignore_errors=True)
+        folder.rename(folder.with_name(f"{folder.name}.damaged"))
+
+
 def find_checkpoint(path: Path) -> Path:
     """The whole checkpoint that `path`, a run or a checkpoint, names. Raises UserError naming the key checkpoint."""
     said, path = path, path.expanduser().resolve()  # resolved: a name from inside the run leads to the run too

@@ -60,7 +60,12 @@ def flip(path):
     path.write_bytes(content)
 
 
+def zero(path):
+    path.write_bytes(bytes(path.stat().st_size))
+
+
 @pytest.mark.parametrize(("name", "harm", "reason"), [
+    ("model.safetensors", zero, "model.safetensors"), ("manifest.json", zero, "manifest.json"),
     ("model.safetensors", truncate, "model.safetensors"), ("model.safetensors", flip, "model.safetensors"), ("trainer.pt", flip, "trainer.pt"),
     ("config.yaml", flip, "config.yaml"), ("ema.safetensors", os.unlink, "ema.safetensors"), ("manifest.json", os.unlink, "manifest.json"),
     ("manifest.json", truncate, "manifest.json"), ("manifest.json", lambda path: path.write_text("[]"), "manifest.json"),
@@ -280,9 +285,25 @@ def test_a_run_keeps_the_newest_and_sweeps_what_a_dead_one_left(here, tiny, tmp_
 def test_resume_goes_on_from_the_newest_whole_one_and_names_the_damaged(here, tiny, tiny_run, saved, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
-    flip(published(run)[-1] / "model.safetensors")
+    newest = published(run)[-1]
+    flip(newest / "model.safetensors")
+    refused = here("sdtrain-sample", f"checkpoint={newest}", "prompt=a star", f"output={tmp_path}/drawn")
+    assert refused.code == 2 and "not whole" in refused.paragraph and not (tmp_path / "drawn").exists()
     result = here("sdtrain", *tiny("resume=must"), f"hydra.run.dir={run}")
     assert result.code == 0, result.err
     assert "passed over" in result.out and "model.safetensors" in result.out
+    assert (newest.parent / f"{newest.name}.damaged").is_dir()
     straight, resumed = saved(tiny_run), saved(run)
     assert damage(published(run)[-1]) is None and all(torch.equal(value, resumed[key]) for key, value in straight.items())
+
+
+def test_unlooked_at_a_damaged_one_would_be_gone_on_with(here, tiny, tiny_run, saved, tmp_path, monkeypatch):
+    """The twin."""
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    flip(published(run)[-1] / "model.safetensors")
+    for module in ("checkpoints", "callbacks.checkpoint"):
+        monkeypatch.setattr(f"sdtrain.{module}.damage", lambda folder: None)
+    result = here("sdtrain", *tiny("resume=must", "trainer.max_images=72"), f"hydra.run.dir={run}")
+    assert result.code == 0 and "passed over" not in result.out, result.err
+    assert not all(torch.equal(value, saved(run)[key]) for key, value in saved(tiny_run).items())

@@ -42,6 +42,17 @@ def test_what_would_be_another_run_goes_on_where_it_is_allowed(here, tiny, middl
     assert "resume" not in (middle / "config.yaml").read_text()
 
 
+def test_what_only_looks_is_applied_and_listed(here, tiny, middle):
+    words = {f"{key}.every": 8 for key in ("validation", "callbacks.samples", "checkpoint")}
+    words |= {"trainer.log_every": 8, "checkpoint.keep": 5, "callbacks.ema.decay": 0.5}
+    result = here("sdtrain", *tiny("resume=must", *(f"{key}={value}" for key, value in words.items())), f"hydra.run.dir={middle}")
+    assert result.code == 0 and all(f"changed since the checkpoint: {key}: " in result.out for key in words), result.out
+    for key in ("train/loss", "validation/loss"):
+        assert [line["images_seen"] for line in numbers(middle) if key in line] == [56, 64]
+    assert {path.name for path in (middle / "samples").glob("grid-*")} == {"grid-000000056.png", "grid-000000064.png"}
+    assert [int(folder.name) for folder in published(middle)] == [48, 56, 64]
+
+
 @pytest.mark.parametrize(("words", "said"), [
     (["model.unet.block_channels=[16,32]", "resume_allow=[model]"], "do not fit"), (["data.batch_size=32", "resume_allow=[data]"], "does not divide"),
     (["resume_allow=[weightin]"], "Did you mean 'weighting'"), (["schedule=linear", "resume_allow=[weighting]"], "resume_allow=[weighting,schedule]"),

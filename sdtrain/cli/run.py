@@ -21,7 +21,7 @@ from sdtrain.callbacks.loggers import close
 from sdtrain.callbacks.metrics_log import MetricsLog
 from sdtrain.callbacks.progress import ProgressBar
 from sdtrain.callbacks.ranks import Ranks
-from sdtrain.checkpoints import newest_whole, published, write_text
+from sdtrain.checkpoints import newest_whole, published, set_aside, write_text
 from sdtrain.cli.arguments import quoted
 from sdtrain.cli.boundary import typed_keys
 from sdtrain.cli.build import (
@@ -199,18 +199,23 @@ class Run:
             return None
         newest, passed_over = newest_whole(self.run_dir)
         for line in passed_over:
-            self.console.print(line, soft_wrap=True)
+            self.console.print(f"{line}. It is set aside as .damaged", soft_wrap=True)
         if newest is None:
             if asked == "must":
                 raise UserError(f"resume=must, but there is no whole checkpoint in {self.run_dir}. Set hydra.run.dir to the run, or resume=auto to start anew.")
-            self.owned = True
             self.console.print("resume=auto: there is nothing to resume, the run starts anew.")
-            return None
+        else:
+            self.go_on(newest, config)
+        self.owned = True
+        if global_rank() == 0:
+            set_aside([folder for folder in found if newest is None or int(folder.name) > int(newest.name)])
+        return newest
+
+    def go_on(self, newest: Path, config: str) -> None:
+        """Says what has changed since, or refuses it."""
         for line in applied_changes(newest, OmegaConf.to_container(OmegaConf.create(config)), self.module, self.cfg["resume_allow"]):
             self.console.print(line, soft_wrap=True)
         self.console.print(f"Going on from {newest}", soft_wrap=True)
-        self.owned = True
-        return newest
 
     def callbacks(self) -> list[L.Callback]:
         cfg, run_dir = self.cfg, self.run_dir
