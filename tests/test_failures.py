@@ -2,13 +2,19 @@
 
 import json
 import math
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
 from torch import nn
 
 from sdtrain.callbacks import checkpoint as saving
+from sdtrain.callbacks import sample_grid
 from sdtrain.callbacks.metrics_log import MetricsLog
 from sdtrain.checkpoints import damage, published, read_trainer, read_weights, write_checkpoint
 from sdtrain.module import DiffusionModule
@@ -176,3 +182,130 @@ def test_unlooked_at_a_nan_in_a_checkpoint_is_called_good(here, poisoned, monkey
     result = here("sdtrain", *SHORT, "resume=must", f"hydra.run.dir={poisoned}")
     assert result.code == 4 and "first in step 5" in result.paragraph and "the last checkpoint is good" in result.paragraph
     assert not finite(published(poisoned)[-1])
+
+
+LOOKING = ["callbacks.samples.every=64", "callbacks.samples.num_images=2", "steps=2", "validation.every=64", "validation.num_images=32"]
+
+
+@pytest.mark.parametrize(("owner", "name", "call", "seen", "number", "code"), [
+    (DiffusionModule, "training_step", 3, 3, signal.SIGTERM, 143), (DiffusionModule, "validate", 1, 2, signal.SIGTERM, 143),
+    (sample_grid, "generate", 1, 2, signal.SIGTERM, 143), (saving, "write_checkpoint", 2, None, signal.SIGTERM, 143),
+    (DiffusionModule, "training_step", 3, 3, signal.SIGINT, 130),
+], ids=["training", "validation", "sampling", "saving", "Ctrl-C"])
+def test_a_signal_at_any_moment_ends_the_run_between_two_steps_and_it_goes_on_bit_for_bit(
+    here, whole, tmp_path, monkeypatch, owner, name, call, seen, number, code,
+):
+    """The signal comes inside the call of that number; a save is made by a thread, while training is at one step or the next."""
+    method, calls, sent = getattr(owner, name), [], []
+
+    def signalled(*given, **named):
+        calls.append(name)
+        if len(calls) == call:
+            sent.append(time.monotonic())
+            os.kill(os.getpid(), number)
+        return method(*given, **named)
+
+    monkeypatch.setattr(owner, name, signalled)
+    run = tmp_path / "run"
+    result = here("sdtrain", *SHORT, *LOOKING, f"hydra.run.dir={run}")
+    assert result.code == code and time.monotonic() - sent[0] < 30 and "Interrupted at" in result.out, result.err
+    assert (status(run)["state"], status(run)["exit_code"]) == ("interrupted", code)
+    assert status(run)["images_seen"] in ([seen * BATCH] if seen else [2 * BATCH, 3 * BATCH, 4 * BATCH])
+    newest = published(run)[-1]
+    assert newest.name == f"{status(run)['images_seen']:012d}" and damage(newest) is None
+    assert same(tensors(newest), tensors(whole / "checkpoints" / newest.name))
+    monkeypatch.undo()
+    result = here("sdtrain", *SHORT, *LOOKING, "resume=must", f"hydra.run.dir={run}")
+    assert result.code == 0, result.err
+    assert same(tensors(published(run)[-1]), tensors(published(whole)[-1]))
+
+
+SIGNALLED = """
+import os, signal, threading
+from pathlib import Path
+
+from sdtrain import checkpoints
+from sdtrain.callbacks.checkpoint import Checkpoints, Signals
+from sdtrain.cli.train import main
+from sdtrain.module import DiffusionModule
+
+rank, broken, number = os.environ.get("LOCAL_RANK", "0"), os.environ["BROKEN"], getattr(signal, os.environ["NUMBER"])
+step, save_file, with_name, sent = DiffusionModule.training_step, checkpoints.save_file, Path.with_name, []
+
+
+def signalled_step(self, batch, batch_index):
+    if batch_index == 3 and rank == os.environ["ON"]:
+        self.trainer.strategy.checkpoint_io.settle()  # the third step's checkpoint is there
+        sent.append(number)
+        os.kill(os.getpid(), number)
+    return step(self, batch, batch_index)
+
+
+def signalled_save(*given):
+    save_file(*given)
+    if sent and os.environ["TWICE"]:
+        os.kill(os.getpid(), number)
+        threading.Event().wait()  # until the main thread has ended the process
+
+
+DiffusionModule.training_step, checkpoints.save_file = signalled_step, signalled_save
+if broken == "deaf":
+    Signals.install = lambda self: None
+if broken == "agreement":
+    Checkpoints.agreed = lambda self: self.signals.received
+if broken == "beside":
+    Path.with_name = lambda self, name: self if self.parent.name == "checkpoints" else with_name(self, name)
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.fixture
+def signalled(tmp_path):
+    """(exit code, run, stderr) of a run of its own process, that gets a signal in its fourth step, and another in the save that follows."""
+    def run(*words, number="SIGTERM", on="0", twice="", broken=""):
+        (tmp_path / "signalled.py").write_text(SIGNALLED)
+        env = os.environ | {"NUMBER": number, "ON": on, "TWICE": twice, "BROKEN": broken, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, str(tmp_path / "signalled.py"), *SHORT, f"checkpoint.every={3 * BATCH}", *words, f"hydra.run.dir={tmp_path}/run"]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+        return done.returncode, tmp_path / "run", done.stderr
+    return run
+
+
+def test_a_second_ctrl_c_in_the_midst_of_the_save_leaves_at_once_and_what_is_on_disk_is_whole(signalled, here, whole):
+    code, run, said = signalled(number="SIGINT", twice="1")
+    assert code == -signal.SIGINT, said
+    assert [folder.name for folder in published(run)] == [f"{3 * BATCH:012d}"] and damage(published(run)[-1]) is None
+    assert list((run / "checkpoints").glob(".*.tmp"))  # the save was under way
+    assert here("sdtrain", *SHORT, "resume=must", f"hydra.run.dir={run}").code == 0
+    assert same(tensors(published(run)[-1]), tensors(published(whole)[-1])) and not list((run / "checkpoints").glob(".*"))
+
+
+def test_written_in_place_a_checkpoint_would_be_half_there(signalled):
+    """The twin."""
+    code, run, _ = signalled(number="SIGINT", twice="1", broken="beside")
+    assert code == -signal.SIGINT and damage(published(run)[-1]) is not None
+
+
+def test_unheard_a_sigterm_loses_the_steps_since_the_last_save(signalled):
+    """The twin of a signal that is waited out."""
+    code, run, _ = signalled(broken="deaf")
+    assert code == -signal.SIGTERM and status(run)["state"] == "running" and published(run)[-1].name == f"{3 * BATCH:012d}"
+
+
+def test_a_signal_to_rank_1_alone_ends_both_and_the_run_goes_on(signalled, here, whole):
+    code, run, said = signalled("strategy=ddp", "trainer.devices=2", on="1")
+    assert code == 143, said
+    assert status(run)["state"] == "interrupted" and published(run)[-1].name == f"{4 * BATCH:012d}" and damage(published(run)[-1]) is None
+    assert here("sdtrain", *SHORT, "resume=must", f"hydra.run.dir={run}").code == 0
+    start, end, resumed = (
+        torch.cat([value.double().flatten() for key, value in tensors(folder).items() if key.startswith("model/")])
+        for folder in (published(whole)[0], published(whole)[-1], published(run)[-1])
+    )
+    assert (resumed - end).norm() / (end - start).norm() < 1e-4
+
+
+def test_where_ranks_do_not_agree_on_a_signal_the_run_is_no_interrupted_one(signalled):
+    """The twin."""
+    code, run, _ = signalled("strategy=ddp", "trainer.devices=2", "strategy.timeout=10", on="1", broken="agreement")
+    assert code == 6 and status(run)["state"] == "failed"
