@@ -2,6 +2,7 @@
 
 import contextlib
 import faulthandler
+import math
 import os
 import signal
 import subprocess
@@ -44,13 +45,13 @@ class Ranks(L.Callback):
         self.timeout, self.run_dir, self.config, self.compare, self.leave = timeout, run_dir, config, compare, leave
         self.rank, self.children, self.over, self.thread = rank, [], threading.Event(), None
         self.launcher = os.getppid() if rank and "TORCHELASTIC_RUN_ID" not in os.environ else None  # rank 0 has started this one
-        self.began, self.last, self.images_seen = time.time(), time.monotonic(), 0
+        self.began, self.last, self.images_seen = time.time(), math.inf, 0  # of the last step: the ranks' meeting has its own limit
         # Lightning's own observer kills this process as soon as a child has failed, before anybody has said why.
         assert callable(subprocess_script._launch_process_observer)
         subprocess_script._launch_process_observer = self.watch
 
     def watch(self, children: list | None = None) -> None:
-        self.children, self.last = children or [], time.monotonic()
+        self.children = children or []
         if self.thread is None:
             self.thread = threading.Thread(target=self._watch, name="ranks", daemon=True)
             self.thread.start()
@@ -62,6 +63,7 @@ class Ranks(L.Callback):
         configs: list = [None] * trainer.world_size
         dist.all_gather_object(configs, self.config)
         self.compare(configs)
+        self.last = time.monotonic()
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs, batch, batch_index: int) -> None:
         self.last, self.images_seen = time.monotonic(), trainer.datamodule.images_seen
