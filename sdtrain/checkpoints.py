@@ -187,5 +187,9 @@ def read_config(folder: Path) -> dict:
 def write_text(path: Path, text: str) -> None:
     """Writes a small text file beside and renames it: a reader never sees half of it."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise

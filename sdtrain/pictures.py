@@ -1,6 +1,7 @@
 """Tensors to pictures for people: captioned grids, strips, PNG files that say how they were made."""
 
 import json
+import sys
 import textwrap
 from pathlib import Path
 
@@ -77,7 +78,19 @@ def write_png(picture: Image.Image, path: Path, notes: dict[str, object] | None 
         chunks.add_itxt("sdtrain", json.dumps(notes, ensure_ascii=False))
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.tmp")
-    picture.save(beside, format="PNG", pnginfo=chunks)
-    beside.rename(path)
+    try:
+        picture.save(beside, format="PNG", pnginfo=chunks)
+        beside.rename(path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
 
 
+def write_if_room(picture: Image.Image, path: Path) -> Path | None:
+    """The same while training: where the disk refuses it says so, and returns None."""
+    try:
+        write_png(picture, path)
+    except OSError as error:
+        print(f"sdtrain: {path} cannot be written: {error.strerror}. Training goes on without this picture.", file=sys.stderr, flush=True)
+        return None
+    return path

@@ -309,3 +309,98 @@ def test_where_ranks_do_not_agree_on_a_signal_the_run_is_no_interrupted_one(sign
     """The twin."""
     code, run, _ = signalled("strategy=ddp", "trainer.devices=2", "strategy.timeout=10", on="1", broken="agreement")
     assert code == 6 and status(run)["state"] == "failed"
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of its own with room for four checkpoints."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=360m", "none", str(place)], capture_output=True).returncode:
+        pytest.skip("file systems can be mounted by root alone")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.fixture
+def full_from_step_3(disk, monkeypatch):
+    """full_from_step_3(until): no byte is free on the disk from the third step to the one before `until`."""
+    def patch(until=99):
+        step, ballast = DiffusionModule.training_step, disk / "ballast"
+
+        def filled(self, batch, batch_index):
+            self.trainer.strategy.checkpoint_io.settle()
+            if batch.stream_end == 3 * BATCH:
+                fill(ballast)
+            if batch.stream_end == until * BATCH:
+                ballast.unlink()
+            return step(self, batch, batch_index)
+
+        monkeypatch.setattr(DiffusionModule, "training_step", filled)
+    return patch
+
+
+def fill(path) -> None:
+    with pytest.raises(OSError, match="No space left"), open(path, "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+def said(result) -> list[str]:
+    return [line for line in result.err.splitlines() if line.startswith("sdtrain: ")]
+
+
+@pytest.mark.parametrize(("allowed", "reached"), [(3, 6), (1, 5)])
+def test_on_a_full_disk_training_goes_on_the_older_checkpoints_stay_and_it_ends_with_5(here, whole, disk, full_from_step_3, allowed, reached):
+    """To the end, where the last save must hold, or until too many in a row have failed."""
+    full_from_step_3()
+    words = ["trainer.log_every=32", f"checkpoint.max_failed_saves={allowed}"]
+    result = here("sdtrain", *SHORT, *words, f"hydra.run.dir={disk}/run")
+    assert result.code == 5 and "Traceback" not in result.err and f"{reached * BATCH} of {6 * BATCH} images" in result.out, result.err
+    assert "hydra.run.dir" in said(result)[-1] and "MiB are free" in said(result)[-1] and "metrics.jsonl cannot be written" in result.err
+    assert f"Training goes on; 1 of at most {allowed} saves in a row have failed" in result.err
+    assert [folder.name for folder in published(disk / "run")] == [f"{count * BATCH:012d}" for count in (1, 2)]
+    for folder in published(disk / "run"):
+        assert damage(folder) is None and same(tensors(folder), tensors(whole / "checkpoints" / folder.name))
+    assert [line["images_seen"] for line in map(json.loads, (disk / "run" / "metrics.jsonl").read_text().splitlines())] == [32, 64]
+    assert not list((disk / "run").rglob(".*.tmp"))
+
+
+def test_when_a_full_disk_has_room_again_nothing_is_missing_but_a_picture(here, whole, disk, full_from_step_3):
+    full_from_step_3(until=5)
+    words = ["trainer.log_every=32", "callbacks.samples.every=96", "callbacks.samples.num_images=2", "steps=2"]
+    result = here("sdtrain", *SHORT, *words, f"hydra.run.dir={disk}/run")
+    assert result.code == 0 and "Training goes on without this picture" in result.err, result.err
+    lines = [json.loads(line) for line in (disk / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["images_seen"] for line in lines] == [32, 64, 96, 128, 160, 192] and status(disk / "run")["state"] == "finished"
+    assert {path.name for path in (disk / "run" / "samples").iterdir()} == {"forward.png", "grid-000000192.png", "strip-000000192.png"}
+    assert same(tensors(published(disk / "run")[-1]), tensors(published(whole)[-1])) and damage(published(disk / "run")[-1]) is None
+
+
+def test_room_made_by_removing_the_older_ones_first_would_leave_none(here, disk, full_from_step_3, monkeypatch):
+    """The twin of the older ones that stay."""
+    write = saving.write_checkpoint
+
+    def rash(folder, *given):
+        for old in published(folder.parent.parent):
+            shutil.rmtree(old)
+        fill(disk / "more")  # somebody else takes the room
+        write(folder, *given)
+
+    def rash_when_full(folder, *given):
+        (rash if (disk / "ballast").exists() else write)(folder, *given)
+
+    monkeypatch.setattr(saving, "write_checkpoint", rash_when_full)
+    full_from_step_3()
+    assert here("sdtrain", *SHORT, f"hydra.run.dir={disk}/run").code == 5 and not published(disk / "run")
+
+
+def test_a_line_that_is_not_kept_would_be_a_bug_of_ours(here, disk, full_from_step_3, monkeypatch):
+    """The twin of the lines that wait."""
+    def naive(self):
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(self._unwritten.pop())
+
+    monkeypatch.setattr(MetricsLog, "_append", naive)
+    full_from_step_3()
+    assert here("sdtrain", *SHORT, "trainer.log_every=32", f"hydra.run.dir={disk}/run").code == 1

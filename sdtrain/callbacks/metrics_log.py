@@ -1,7 +1,10 @@
 """Writes every number to metrics.jsonl and to the logger. The file is the local truth: a logger may fail without harm."""
 
+import contextlib
 import json
 import math
+import os
+import sys
 import time
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from sdtrain.callbacks.intervals import due, window_ended
 from sdtrain.checkpoints import published, write_text
-from sdtrain.errors import DivergedError
+from sdtrain.errors import DivergedError, StorageError
 
 
 def written_by(line: str, images_seen: int) -> bool:
@@ -28,20 +31,25 @@ class MetricsLog(L.Callback):
 
     The loss is the mean over all samples since the last line, over all ranks. A loss or gradient that was not finite moved no weight
     (see Optimisation.clip); here it ends the run with DivergedError, unless it may be skipped: at the next line, or before the next
-    checkpoint, so that the newest one is from before that step.
+    checkpoint, so that the newest one is from before that step. Lines that the disk refuses are kept until it has room, at the latest at
+    the end, or StorageError is raised.
     """
 
     def __init__(self, *, every: int, run_dir: Path) -> None:
         self.every, self.path = every, run_dir / "metrics.jsonl"
         self.latest: dict[str, float] = {}
         self._sum, self._count, self._parts, self._steps = 0.0, 0, [], []
+        self._unwritten: list[str] = []
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.started = self.last = time.monotonic()
         if trainer.is_global_zero and self.path.exists():
             seen = trainer.datamodule.images_seen
             kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if written_by(line, seen)]
-            write_text(self.path, "".join(line + "\n" for line in kept))
+            try:
+                write_text(self.path, "".join(line + "\n" for line in kept))
+            except OSError as error:
+                raise StorageError(f"{self.path} cannot be written: {error.strerror}. Free space, and resume with resume=auto.") from error
             for logger in (each for each in trainer.loggers if isinstance(each, CSVLogger)):  # it begins its file anew
                 for line in map(json.loads, kept):
                     logger.log_metrics({key: value for key, value in line.items() if key != "seconds"}, step=line["images_seen"])
@@ -103,13 +111,31 @@ class MetricsLog(L.Callback):
             f"up to n such steps be left out with trainer.max_skipped=n."
         )
 
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self._unwritten and (refused := self._append()):
+            raise StorageError(f"{refused} {len(self._unwritten)} lines are lost. Free space, and resume with resume=auto.")
+
+    def _append(self) -> str | None:
+        """Adds the lines that wait, all or none. Returns what the disk says against it."""
+        size = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write("".join(self._unwritten))
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.truncate(self.path, size)  # no half a line stays, to be continued by the next
+            return f"{self.path} cannot be written: {error.strerror}."
+        self._unwritten.clear()
+        return None
+
     def report(self, trainer: L.Trainer, metrics: dict[str, float]) -> None:
         """One line in metrics.jsonl and one call of the logger, on rank 0."""
         if not trainer.is_global_zero:
             return
         seen = trainer.datamodule.images_seen
-        with open(self.path, "a", encoding="utf-8") as file:
-            finite = {key: value if math.isfinite(value) else None for key, value in metrics.items()}  # JSON has no NaN
-            file.write(json.dumps({"images_seen": seen, "seconds": round(time.monotonic() - self.started, 3), **finite}) + "\n")
+        finite = {key: value if math.isfinite(value) else None for key, value in metrics.items()}  # JSON has no NaN
+        self._unwritten.append(json.dumps({"images_seen": seen, "seconds": round(time.monotonic() - self.started, 3), **finite}) + "\n")
+        if refused := self._append():
+            print(f"sdtrain: {refused} Training goes on, and its lines wait for room.", file=sys.stderr, flush=True)
         for logger in trainer.loggers:
             logger.log_metrics({**metrics, "images_seen": seen}, step=seen)

@@ -44,8 +44,7 @@ class Reconstructions(L.Callback):
         # Each picture above its reconstruction, as one tall tile.
         title = f"{seen} images seen: held-out pictures over their reconstructions"
         picture = pictures.grid(torch.cat([image, output], dim=2), captions, columns=8, title=title)
-        self.last_grid = self.run_dir / "samples" / f"grid-{seen:09d}.png"
-        pictures.write_png(picture, self.last_grid)
+        self.last_grid = pictures.write_if_room(picture, self.run_dir / "samples" / f"grid-{seen:09d}.png")
         for logger in trainer.loggers:
             log_picture(logger, "samples/grid", picture, seen)
 

@@ -96,9 +96,8 @@ class SampleGrid(L.Callback):
         decode = module.autoencoder.decode
         return pictures.strip([("x_t, decoded", decode(x)), ("predicted x0", decode(x0))], [f"step {steps[place][0] + 1}" for place in places])
 
-    def log_picture(self, trainer: L.Trainer, name: str, picture: Image.Image) -> Path:
-        path = self.folder / f"{name}.png"
-        pictures.write_png(picture, path)
+    def log_picture(self, trainer: L.Trainer, name: str, picture: Image.Image) -> Path | None:
+        path = pictures.write_if_room(picture, self.folder / f"{name}.png")
         for logger in trainer.loggers:
             log_picture(logger, f"samples/{name.partition('-')[0]}", picture, trainer.datamodule.images_seen)
         return path

@@ -1,5 +1,6 @@
 """One paragraph and an exit code for whatever goes wrong."""
 
+import contextlib
 import os
 import re
 import sys
@@ -25,8 +26,9 @@ def say(message: str, run_dir: Path | None = None, *, aloud: bool | None = None)
     where = ""
     if run_dir is not None and run_dir.is_dir() and os.access(run_dir, os.W_OK):
         log = error_log(run_dir, global_rank())
-        log.write_text(redacted(f"{message}\n\n{traceback.format_exc() if sys.exc_info()[0] else ''}"), encoding="utf-8")
-        where = f" Traceback: {log}"
+        with contextlib.suppress(OSError):  # a full disk has no room for this either
+            log.write_text(redacted(f"{message}\n\n{traceback.format_exc() if sys.exc_info()[0] else ''}"), encoding="utf-8")
+            where = f" Traceback: {log}"
     if global_rank() == 0 if aloud is None else aloud:
         print(redacted(f"sdtrain: {message}{where}"), file=sys.stderr, flush=True)
 

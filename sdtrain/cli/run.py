@@ -274,7 +274,11 @@ class Run:
         if (global_rank() == 0 or self.ranks and self.ranks.orphaned) and self.owned and self.run_dir.is_dir():
             command = shlex.join(redacted(["sdtrain", *sys.argv[1:]]))
             record = {"state": state, "pid": os.getpid(), "images_seen": self.images_seen, "exit_code": exit_code, "command": command}
-            write_text(self.run_dir / "status.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+            try:
+                write_text(self.run_dir / "status.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+            except OSError as error:
+                if state in ("running", "finished"):  # what else ends the run is said, and not hidden by this
+                    raise StorageError(f"{self.run_dir}/status.json cannot be written: {error.strerror}. Free space and resume with resume=auto.") from error
 
     def leave(self, code: int, paragraph: str) -> None:
         """Ends the process from a thread, while the main one is stuck."""
