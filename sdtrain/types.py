@@ -12,13 +12,14 @@ class Row:
     """One picture as a data set gives it.
 
     image [3, H, W] float32 in [-1, 1]; label in [0, num_classes), 0 where the data have no classes; depth [1, H, W] float32,
-    inverse depth: 1 nearest, 0 farthest, or None.
+    inverse depth: 1 nearest, 0 farthest, or None; skipped: (name, what is wrong with it) of pictures that this one stands for.
     """
 
     image: Tensor
     caption: str
     label: int = 0
     depth: Tensor | None = None
+    skipped: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass
@@ -29,7 +30,8 @@ class Batch:
     noise [B, C, h, w], of the latents' shape: what the network is to predict; input_noise: what is added to the latents, None where that is
     the same; posterior: standard normal for the autoencoder's posterior, or None;
     u [B] float64 uniforms behind t; drop [B] float64 uniforms behind caption dropout; ordinal [B] int64;
-    stream_end: the ordinal at which the whole run, over all ranks, stands after this micro-batch.
+    stream_end: the ordinal at which the whole run, over all ranks, stands after this micro-batch;
+    skipped: (name, what is wrong with it) of each picture that another one was taken for.
     """
 
     image: Tensor
@@ -43,6 +45,7 @@ class Batch:
     drop: Tensor
     ordinal: Tensor
     stream_end: int
+    skipped: tuple[tuple[str, str], ...] = ()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         moved = {f.name: getattr(self, f.name) for f in fields(self)}

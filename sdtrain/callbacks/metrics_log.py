@@ -57,6 +57,7 @@ class MetricsLog(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs, batch, batch_index: int) -> None:
         self._sum, self._count = self._sum + module.per_sample.sum(), self._count + len(batch.caption)
         self._parts.append((batch.ordinal, module.per_sample, module.times))
+        trainer.datamodule.note(batch)
         if not window_ended(trainer):
             return
         # What there is to say of each step since the last line, on the device: nothing waits for it unless it is needed.
@@ -87,6 +88,8 @@ class MetricsLog(L.Callback):
         }
         if module.optimisation.max_skipped is not None:
             self.latest["train/skipped_steps"] = module.optimisation.skipped
+        if trainer.datamodule.skipped is not None:
+            self.latest["data/skipped"] = trainer.datamodule.skipped.agree()
         bad, steps, self._steps, self._sum, self._count, self.last = self._bad(), len(self._steps), [], 0.0, 0, now
         self.report(trainer, self.latest)
         if bad and module.optimisation.max_skipped is None:

@@ -10,6 +10,7 @@ import torch
 
 from sdtrain.cli.check import check, check_value, target_of
 from sdtrain.conditioning.class_label import ClassLabel
+from sdtrain.conditioning.text import Text
 from sdtrain.diffusion import Density, Objective, WeightingError
 from sdtrain.errors import UserError
 from sdtrain.generate import Drawing
@@ -151,6 +152,15 @@ def check_fit(module: DiffusionModule, data: PictureData) -> None:
     if getattr(output, "shape", None) != x.shape:
         returned = list(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         raise UserError(f"model.unet must return a tensor of x's shape {list(x.shape)}; it returned {returned}. Change model.unet.")
+
+
+def cut_captions(module: DiffusionModule, data: PictureData) -> str | None:
+    """A line that counts the training captions of which the conditioner reads only the beginning."""
+    captions = getattr(data.split("train"), "captions", None)  # drawn data have none in store, and theirs are short
+    if not captions or not isinstance(module.conditioner, Text) or not (cut := module.conditioner.cut(captions)):
+        return None
+    most = module.conditioner.max_length
+    return f"{cut} of {len(captions)} captions have more than model.conditioner.max_length={most} tokens: of those the first {most - 2} are read."
 
 
 def first_line(error: Exception) -> str:

@@ -11,6 +11,7 @@ from sdtrain.cli.check import flat
 from sdtrain.errors import DataError, UserError
 
 FIXED_ON_RESUME = ("seed", "data", "model", "schedule", "modifiers", "prediction", "weighting", "loss", "times", "noise")  # another value would be another run
+FREE_ON_RESUME = ("data.num_workers", "data.on_error", "data.max_skipped")  # of these, keys that make none
 
 
 def below(key: str, prefixes: Iterable[str]) -> bool:
@@ -23,7 +24,7 @@ def changes(old: dict, new: dict, allowed: Iterable[str] = ()) -> tuple[dict[str
     before, after = dict(flat(old)), dict(flat(new))
     leaves = [key for key in sorted(before.keys() | after.keys()) if not isinstance(after.get(key, before.get(key)), dict)]
     changed = {key: (before.get(key), after.get(key)) for key in leaves if before.get(key) != after.get(key)}
-    return changed, {key: pair for key, pair in changed.items() if below(key, FIXED_ON_RESUME) and not below(key, ("data.num_workers", *allowed))}
+    return changed, {key: pair for key, pair in changed.items() if below(key, FIXED_ON_RESUME) and not below(key, (*FREE_ON_RESUME, *allowed))}
 
 
 def check_weights(checkpoint: Path, module: torch.nn.Module) -> None:

@@ -31,6 +31,7 @@ from sdtrain.cli.build import (
     build_drawing,
     check_all,
     check_fit,
+    cut_captions,
     fitting_objective,
     seed_weights,
     take_in_table,
@@ -42,6 +43,7 @@ from sdtrain.cli.resume import applied_changes, refuse_if_different
 from sdtrain.cli.trainer import TrainerSettings, make_trainer
 from sdtrain.data.datamodule import DataModule
 from sdtrain.data.draws import Collate
+from sdtrain.data.skipped import Skipped
 from sdtrain.diffusion.noise import Gaussian
 from sdtrain.errors import StorageError, UserError
 from sdtrain.models.autoencoder import check_latent_scale
@@ -49,6 +51,12 @@ from sdtrain.optimisation import Optimisation
 from sdtrain.redaction import redacted
 
 DIFFUSION_ONLY = ("schedule", "prediction", "weighting", "loss", "times", "noise", "sampler", "grid", "guidance")
+
+
+def report(line: str) -> None:
+    """Something that a run gets over, on rank 0's stderr."""
+    if global_rank() == 0:
+        print(f"sdtrain: {line}", file=sys.stderr, flush=True)
 
 
 @dataclass
@@ -148,6 +156,8 @@ class Run:
             # Lightning leaves unscaling to fused optimizers, after the clipping: gradients would be clipped while they are still scaled.
             raise UserError("trainer.precision=16-mixed needs optimizer.fused=false. Set it, or choose bf16-mixed.")
         self.data = build_data(cfg["data"])
+        for note in getattr(self.data, "notes", ()):
+            self.console.print(note)
         optimisation = Optimisation(
             optimizer=build(cfg["optimizer"], "optimizer"), lr_schedule=build(cfg["lr_schedule"], "lr_schedule"),
             max_images=self.settings.max_images, gradient_clip=self.settings.gradient_clip,
@@ -162,13 +172,16 @@ class Run:
             self.module = build(cfg["model"], "model", optimisation=optimisation)
             shape, posterior, stratified, noise = self.module.latent_shape(self.data.image_size), True, False, Gaussian()
         collate = Collate(seed=cfg["seed"], latent_shape=shape, posterior=posterior, stratified=stratified, global_batch=cfg["data"]["batch_size"], noise=noise)
+        limit = getattr(self.data, "max_skipped", None)
         self.datamodule = DataModule(
             data=self.data, batch_size=cfg["data"]["batch_size"], num_workers=cfg["data"]["num_workers"], seed=cfg["seed"], collate=collate,
-            accumulate=self.settings.accumulate,
+            accumulate=self.settings.accumulate, skipped=None if limit is None else Skipped(limit=limit, report=report),
         )
         self.datamodule.micro_batch(self.settings.devices)
         if self.is_diffusion:
             check_fit(self.module, self.data)
+            if note := cut_captions(self.module, self.data):
+                self.console.print(note)
             calibration = [self.datamodule.train[(i, i)].image for i in range(min(64, len(self.datamodule.train)))]
             check_latent_scale(self.module.autoencoder, torch.stack(calibration))
         self.optimizer_check()
@@ -256,7 +269,7 @@ class Run:
             )
             callbacks.insert(0, self.ranks)
         kept = {key: self.cfg["checkpoint"][key] for key in ("keep", "max_failed_saves")}
-        io = FolderIO(config=config, **kept, report=lambda line: print(f"sdtrain: {line}", file=sys.stderr, flush=True))
+        io = FolderIO(config=config, **kept, report=report)
         self.trainer = make_trainer(self.settings, strategy, self.datamodule.batch_size, [logger] if logger else [], callbacks, self.run_dir, io)
         self.status("running")
         try:

@@ -38,6 +38,10 @@ class Text(nn.Module):
         for embedding in (self.net.get_input_embeddings(), self.net.embeddings.position_embedding):
             nn.init.normal_(embedding.weight, std=0.5)
 
+    def cut(self, captions: list[str]) -> int:
+        """How many of the captions have more than max_length tokens."""
+        return sum(len(tokens) > self.max_length for tokens in self.tokenizer(captions).input_ids)
+
     def forward(self, captions: list[str], labels: Tensor, drop: Tensor) -> Conditioning:
         """captions: B strings, drop [B] bool."""
         kept = ["" if dropped else caption for caption, dropped in zip(captions, drop.tolist(), strict=True)]

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sdtrain.data.draws import Collate
 from sdtrain.data.order import Stream
+from sdtrain.data.skipped import Skipped
 from sdtrain.errors import DataError, UserError
 from sdtrain.types import Batch, PictureData, Pictures, Row
 
@@ -55,14 +56,17 @@ class DataModule(L.LightningDataModule):
         seed: of the order.
         collate: makes the batches; it holds the seed of the draws.
         accumulate: micro-batches of one optimizer step.
+        skipped: where pictures that cannot be read may be replaced, what counts them.
 
     Raises DataError where batch_size is larger than the training split, UserError where it cannot be divided over ranks.
     """
 
-    def __init__(self, *, data: PictureData, batch_size: int, num_workers: int, seed: int, collate: Collate, accumulate: int = 1) -> None:
+    def __init__(
+        self, *, data: PictureData, batch_size: int, num_workers: int, seed: int, collate: Collate, accumulate: int = 1, skipped: Skipped | None = None,
+    ) -> None:
         super().__init__()
         self.data, self.batch_size, self.num_workers, self.seed, self.collate = data, batch_size, num_workers, seed, collate
-        self.accumulate, self.images_seen = accumulate, 0
+        self.accumulate, self.skipped, self.images_seen = accumulate, skipped, 0
         self.train, self.validation = data.split("train"), data.split("validation")
         if batch_size > len(self.train):
             raise DataError(f"data.batch_size={batch_size} is larger than the training set of {len(self.train)} pictures. Lower it or add pictures.")
@@ -90,10 +94,19 @@ class DataModule(L.LightningDataModule):
         count = min(count, len(self.validation))
         for start in range(0, count, size):
             places = range(start, min(start + size, count))
-            yield self.collate([self.validation[(i, i)] for i in places], [VALIDATION + i for i in places], start + len(places))
+            batch = self.collate([self.validation[(i, i)] for i in places], [VALIDATION + i for i in places], start + len(places))
+            self.note(batch, count=False)
+            yield batch
 
-    def state_dict(self) -> dict[str, int]:
-        return {"images_seen": self.images_seen}
+    def note(self, batch: Batch, count: bool = True) -> None:
+        """Takes in what was replaced in a batch; counted where it is one of training."""
+        if self.skipped is not None:
+            self.skipped.note(batch.skipped, count)
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def state_dict(self) -> dict:
+        return {"images_seen": self.images_seen} | ({"skipped": self.skipped.state_dict()} if self.skipped is not None else {})
+
+    def load_state_dict(self, state: dict) -> None:
         self.images_seen = state["images_seen"]
+        if self.skipped is not None and "skipped" in state:
+            self.skipped.load_state_dict(state["skipped"])

@@ -51,5 +51,5 @@ class Collate:
             posterior=posterior,
             u=torch.tensor([self.u(o, s[0]) for o, s in zip(ordinals, scalars, strict=True)], dtype=torch.float64),
             drop=torch.tensor([s[1] for s in scalars], dtype=torch.float64),
-            ordinal=torch.tensor(ordinals), stream_end=stream_end,
+            ordinal=torch.tensor(ordinals), stream_end=stream_end, skipped=tuple(bad for row in rows for bad in row.skipped),
         )

@@ -1,20 +1,17 @@
 """A folder of captioned pictures.
 
-The captions are parsed here, so that an error can name file and line, and then live in a `datasets.Dataset`: Arrow memory,
+The captions are parsed by `captions.py`, so that an error can name file and line, and then live in a `datasets.Dataset`: Arrow memory,
 which forked loader workers share without copying it. datasets' own imagefolder drops pictures without a row silently.
 """
 
-import csv
-import io
-import json
 import os
-import posixpath
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NoReturn
 
 from torch import Tensor
 
+from sdtrain.data.captions import LAYOUTS, read_captions, some
 from sdtrain.data.transforms import (
     WHITE,
     PictureSplit,
@@ -30,8 +27,6 @@ from sdtrain.errors import DataError, UserError
 
 # The last three are not read: listed, they are refused by name instead of being left out in silence.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jp2", ".avif", ".heic", ".heif", ".jxl")
-METADATA = ("metadata.jsonl", "metadata.csv")
-LAYOUTS = "metadata.jsonl or metadata.csv at its top with file_name and text, or a .txt beside each picture"
 CACHE_BYTES = 256 * 2**20
 
 
@@ -66,6 +61,11 @@ class Images:
 
     Subfolders belong to it, links to folders and what begins with a dot do not. Every picture's header is read at
     construction, its pixels when they are asked for. DataError for what is wrong in the folder, UserError for an option.
+
+    on_error: "fail" raises DataError for a bad picture. "skip" leaves those with a bad header out of the listing, with a line in `notes`,
+    and gives another picture of the split for one whose pixels turn out broken later.
+    max_skipped: how many different pictures may be left out or replaced. A count, because each is one that somebody could look at, whatever
+    the size of the folder: a share of a large one would hide a disk that fails.
     """
 
     num_classes = 1
@@ -79,24 +79,46 @@ class Images:
         flip: bool = True,
         validation_fraction: float = 0.05,
         missing_captions: Literal["error", "empty"] = "error",
+        on_error: Literal["fail", "skip"] = "fail",
+        max_skipped: int = 100,
         background: Sequence[int] = WHITE,
         seed: int = 0,
     ) -> None:
         check_options(image_size=image_size, validation_fraction=validation_fraction, background=background)
-        if missing_captions not in ("error", "empty"):
-            raise UserError(f"data.missing_captions={missing_captions!r} is none of error, empty. Change data.missing_captions.")
+        for key, value, allowed in (("missing_captions", missing_captions, ("error", "empty")), ("on_error", on_error, ("fail", "skip"))):
+            if value not in allowed:
+                raise UserError(f"data.{key}={value!r} is none of {', '.join(allowed)}. Change data.{key}.")
+        if max_skipped < 0:
+            raise UserError(f"data.max_skipped={max_skipped} must be at least 0. Change data.max_skipped.")
         training = Transform(image_size=image_size, crop=crop, flip=flip, seed=seed)
-        self.image_size = image_size
+        self.image_size, self.notes = image_size, []
         folder = os.path.abspath(os.path.expanduser(path)) if path else ""  # "" would become the working directory
-        rows = read_captions(folder, missing_captions)
+        rows = read_captions(folder, list_pictures(folder), missing_captions)
         names = sorted({name for name, _ in rows})
-        if len(names) < 2:
-            raise DataError(f"data.path={path!r} holds one picture; at least 2 are needed, one of them for validation. Change data.path.")
-        check_headers(folder, names, image_size)
-        self.sha256 = rows_hash((name, caption, os.path.getsize(os.path.join(folder, name))) for name, caption in rows)
+        sizes, bad = judge(folder, names, image_size)
+        if bad and on_error == "fail":
+            refuse(folder, bad, len(names), image_size)
+        if bad:
+            first = next(reason for reason, _ in bad.values())
+            self.notes.append(f"data.on_error=skip: {len(bad)} of {len(names)} pictures are left out: {some(list(bad))}. The first: {first}")
+        if len(bad) > max_skipped:
+            last, (reason, _) = list(bad.items())[-1]
+            raise DataError(
+                f"{len(bad)} of {len(names)} pictures in data.path={folder!r} cannot be used, and data.max_skipped={max_skipped} may be left out. "
+                f"The last is {last}: {reason} Repair or remove them, or raise data.max_skipped."
+            )
+        if len(sizes) < 2:
+            without = f" and {len(bad)} that cannot be used" if bad else ""
+            raise DataError(
+                f"data.path={path!r} holds {('no picture', 'one picture')[len(sizes)]}{without}; at least 2 are needed, one of them for validation. "
+                f"Change data.path."
+            )
+        self.max_skipped = max_skipped - len(bad) if on_error == "skip" else None
+        rows = [(name, caption) for name, caption in rows if name in sizes]
+        self.sha256 = rows_hash((name, caption, sizes[name]) for name, caption in rows)
         self._splits = make_splits(
-            names=[name for name, _ in rows], captions=[caption for _, caption in rows],
-            read=FolderReader(folder, image_size, background), fraction=validation_fraction, training=training, seed=seed,
+            names=[name for name, _ in rows], captions=[caption for _, caption in rows], read=FolderReader(folder, image_size, background),
+            fraction=validation_fraction, training=training, seed=seed, max_skipped=self.max_skipped,
         )
 
     def split(self, name: str) -> PictureSplit:
@@ -106,11 +128,6 @@ class Images:
     def example_prompts(self, count: int) -> list[str]:
         """`count` training captions, spread evenly over the sorted files."""
         return self._splits["train"].spread(count)
-
-
-def some(names: Sequence[str]) -> str:
-    """Up to three names, and how many more."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def list_pictures(folder: str) -> list[str]:
@@ -139,158 +156,38 @@ def list_pictures(folder: str) -> list[str]:
     return sorted(names)
 
 
-def read_captions(folder: str, missing_captions: str) -> list[tuple[str, str]]:
-    """(relative name, caption) of every picture, sorted by name. DataError for a caption that is missing where it may not be."""
-    names = list_pictures(folder)
-    metadata = [name for name in METADATA if os.path.isfile(os.path.join(folder, name))]
-    if len(metadata) == 2:
-        raise DataError(
-            f"data.path={folder!r} holds both metadata.jsonl and metadata.csv; only one can be meant. Remove one, or change data.path."
-        )
-    if metadata:
-        source = metadata[0]
-        rows = _from_metadata(folder, source, names)
-        listed = {name for name, _ in rows}
-        without = [name for name in names if name not in listed]
-        if without and missing_captions == "error":
-            raise DataError(
-                f"{len(without)} of {len(names)} pictures in data.path={folder!r} have no row in {source}: {some(without)}. "
-                f"Add their rows, remove them, or set data.missing_captions=empty to train them with the empty caption."
-            )
-        rows = sorted(rows + [(name, "") for name in without], key=lambda row: row[0])
-    else:
-        source = "a .txt file beside them"
-        rows = [(name, _caption_beside(folder, name)) for name in names]
-    empty = [name for name, caption in rows if not caption]
-    if empty and missing_captions == "error":
-        how_many = "none has a caption" if len(empty) == len(rows) else f"{len(empty)} of {len(rows)} have none"
-        raise DataError(
-            f"Of the pictures in data.path={folder!r} {how_many}, first {empty[0]}; captions were looked for in {source}. "
-            f"They must be in {LAYOUTS}. Write them, change data.path, or set data.missing_captions=empty to train with the empty caption."
-        )
-    return rows
-
-
-def check_headers(folder: str, names: Sequence[str], image_size: int) -> None:
-    """One DataError for all pictures that cannot be opened, or else for all whose shorter side is below image_size."""
-    broken, small, smallest, first_error = [], [], image_size, None
+def judge(folder: str, names: Sequence[str], image_size: int) -> tuple[dict[str, int], dict[str, tuple[str, int | None]]]:
+    """By their headers: ({name: bytes} of the pictures that can be used, {name: (why not, its shorter side where that can be read)} of others)."""
+    sizes, bad = {}, {}
     for name in names:
+        path = os.path.join(folder, name)
         try:
-            side = min(picture_size(os.path.join(folder, name)))
+            if not os.path.isfile(path):  # a pipe would be waited for
+                raise DataError(f"The picture {path!r} is no file, or a link to none.")
+            side, size = min(picture_size(path)), os.path.getsize(path)
         except DataError as error:
-            broken.append(name)
-            first_error = first_error or error
-            continue
-        if side < image_size:
-            small.append(name)
-            smallest = min(smallest, side)
+            bad[name] = str(error), None
+        except OSError as error:  # it has vanished since
+            bad[name] = f"The picture {path!r} cannot be opened: {error.strerror}.", None
+        else:
+            if side < image_size:
+                bad[name] = f"The picture {path!r} is smaller than the crop: its shorter side is {side}, data.image_size={image_size}.", side
+            else:
+                sizes[name] = size
+    return sizes, bad
+
+
+def refuse(folder: str, bad: dict[str, tuple[str, int | None]], count: int, image_size: int) -> NoReturn:
+    """One DataError for all of `count` pictures that cannot be opened, or else for all whose shorter side is below image_size."""
+    broken = [name for name, (_, side) in bad.items() if side is None]
     if broken:
         raise DataError(
-            f"{len(broken)} of {len(names)} pictures in data.path={folder!r} cannot be read: {some(broken)}. "
-            f"The first says: {first_error} Repair or remove them, or change data.path."
-        ) from first_error
-    if small:
-        raise DataError(
-            f"{len(small)} of {len(names)} pictures in data.path={folder!r} are smaller than the crop, data.image_size={image_size}: "
-            f"{some(small)}. The shorter side must be at least data.image_size; the smallest seen is {smallest}. "
-            f"Set data.image_size to {smallest} or less, or remove them."
+            f"{len(broken)} of {count} pictures in data.path={folder!r} cannot be read: {some(broken)}. "
+            f"The first says: {bad[broken[0]][0]} Repair or remove them, change data.path, or leave them out with data.on_error=skip."
         )
-
-
-def _clean(caption: str) -> str:
-    # NUL ends a string in some tokenizers; line breaks differ between the three layouts for the same caption.
-    return " ".join(caption.replace("\0", "").split())
-
-
-def _text(path: str) -> str:
-    try:
-        return Path(path).read_bytes().decode("utf-8-sig").replace("\0", "")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"The captions in {path!r} are not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}. "
-            f"Write the file anew as UTF-8, or change data.path."
-        ) from error
-    except OSError as error:
-        raise DataError(f"The captions in {path!r} cannot be read: {error.strerror}. Change its permissions, or data.path.") from error
-
-
-def _caption_beside(folder: str, name: str) -> str:
-    beside = os.path.join(folder, os.path.splitext(name)[0] + ".txt")
-    return _clean(_text(beside)) if os.path.isfile(beside) else ""
-
-
-def _from_metadata(folder: str, source: str, names: Sequence[str]) -> list[tuple[str, str]]:
-    """(relative name, caption) of each row of the metadata file; DataError for rows that name no picture inside the folder."""
-    where = f"{source} of data.path={folder!r}"
-    text = _text(os.path.join(folder, source))
-    numbered = list(_jsonl(text, where) if source.endswith("jsonl") else _csv(text, where))
-    column = next((key for key in ("text", "caption") if any(key in row for _, row in numbered)), None)
-    if column is None or not all("file_name" in row for _, row in numbered):
-        line, seen = next(((line, row) for line, row in numbered if "file_name" not in row), numbered[0] if numbered else (1, {}))
-        raise DataError(
-            f"{where} needs the columns file_name and text (or caption); line {line} has {', '.join(map(str, seen)) or 'none'}. "
-            f"Rename the columns, or change data.path."
-        )
-    known, rows, missing = set(names), [], []
-    for line, row in numbered:
-        name, caption = _inside(folder, row["file_name"], f"{where}, line {line}"), row.get(column)
-        if not isinstance(caption, str | None):
-            raise DataError(f"{where}, line {line}: the caption must be text, and is {caption!r}. Correct the line, or change data.path.")
-        if name not in known and not os.path.isfile(os.path.join(folder, name)):
-            missing.append(name)
-        rows.append((name, _clean(caption or "")))
-    if missing:
-        raise DataError(
-            f"{len(missing)} of {len(rows)} rows of {where} name pictures that are not there: {some(missing)}. "
-            f"file_name is relative to the folder. Remove the rows, add the pictures, or change data.path."
-        )
-    return rows
-
-
-def _jsonl(text: str, where: str) -> list[tuple[int, dict[str, Any]]]:
-    numbered = []
-    for line, content in enumerate(text.split("\n"), 1):  # not splitlines: JSON allows U+2028 inside a string
-        if not content.strip():
-            continue
-        try:
-            row = json.loads(content)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{where}, line {line}, is not JSON: {error.msg} at column {error.colno}. Correct the line, or change data.path."
-            ) from error
-        if not isinstance(row, dict):
-            raise DataError(
-                f"{where}, line {line}, must be an object with file_name and text, and is {content[:60]}. Correct it, or change data.path."
-            )
-        numbered.append((line, row))
-    return numbered
-
-
-def _csv(text: str, where: str) -> list[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
-    try:
-        reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-        numbered = [(reader.line_num, row) for row in reader]
-    except csv.Error as error:
-        raise DataError(f"{where}, line {reader.reader.line_num}, is not CSV: {error}. Correct the line, or change data.path.") from error
-    for line, row in numbered:
-        if None in row:  # else the rest of the caption would be lost in silence
-            raise DataError(
-                f"{where}, line {line}, has {len(reader.fieldnames) + len(row[None])} fields under {len(reader.fieldnames)} columns. "
-                f"Put captions with commas in double quotes, or change data.path."
-            )
-    return numbered
-
-
-def _inside(folder: str, file_name: Any, where: str) -> str:
-    """The relative name that a metadata row means. A metadata file may come from elsewhere: it must not reach outside the folder."""
-    if not isinstance(file_name, str) or not file_name:
-        raise DataError(f"{where}: file_name must be the name of a picture, and is {file_name!r}. Correct the line, or change data.path.")
-    root = os.path.realpath(folder)
-    resolved = os.path.realpath(os.path.join(folder, file_name))
-    if os.path.commonpath([root, resolved]) != root or os.path.isabs(file_name):
-        raise DataError(
-            f"{where}: file_name {file_name!r} leads outside the folder; it must be a relative path inside it. "
-            f"Correct it, or change data.path."
-        )
-    return posixpath.normpath(file_name)
+    smallest = min(side for _, side in bad.values())
+    raise DataError(
+        f"{len(bad)} of {count} pictures in data.path={folder!r} are smaller than the crop, data.image_size={image_size}: "
+        f"{some(list(bad))}. The shorter side must be at least data.image_size; the smallest seen is {smallest}. "
+        f"Set data.image_size to {smallest} or less, remove them, or leave them out with data.on_error=skip."
+    )

@@ -10,6 +10,7 @@ import struct
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Literal
 
@@ -189,6 +190,14 @@ def rows_hash(rows: Iterable[tuple[str, str, int]]) -> str:
     return hashlib.sha256(json.dumps(list(rows)).encode()).hexdigest()
 
 
+def too_many(last: str, max_skipped: int) -> DataError:
+    """What ends a run that has met more than `max_skipped` broken pictures, `last` is what is wrong with the last of them."""
+    return DataError(
+        f"More pictures turned out broken while training than may still be left out ({max_skipped}), or all of a split. The last: {last} "
+        f"Look at the disk and the pictures, or raise data.max_skipped."
+    )
+
+
 def check_options(*, image_size: int, validation_fraction: float, background: Sequence[int]) -> None:
     """UserError for a value that no picture data can have."""
     if image_size < 1:
@@ -203,21 +212,38 @@ def check_options(*, image_size: int, validation_fraction: float, background: Se
 
 
 class PictureSplit:
-    """One split: rows of names and captions, `read` that gives a name's pixels, and the transform. Fulfils `types.Pictures`."""
+    """One split: rows of names and captions, `read` that gives a name's pixels, and the transform. Fulfils `types.Pictures`.
 
-    def __init__(self, *, names: list[str], captions: list[str], read: Callable[[str], Tensor], transform: Transform) -> None:
+    Where a picture cannot be read, DataError; unless up to `max_skipped` may be replaced: then the row is another of the split, a pure function of
+    (seed, ordinal, attempt), so that batches stay full and equal with any number of workers and ranks, and after a resume.
+    """
+
+    def __init__(
+        self, *, names: list[str], captions: list[str], read: Callable[[str], Tensor], transform: Transform, seed: int, max_skipped: int | None,
+    ) -> None:
         from datasets import Dataset  # here, because it takes a second that other data do not need
 
-        self._rows = Dataset.from_dict({"file_name": names, "text": captions})
-        self._read, self._transform = read, transform
+        self._rows, self._different = Dataset.from_dict({"file_name": names, "text": captions}), len(set(names))
+        self._read, self._transform, self._max_skipped, self._other = read, transform, max_skipped, KeyedRandom(seed, "replacement")
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, item: tuple[int, int]) -> Row:
-        index, ordinal = item
-        row = self._rows[int(index)]
-        return Row(image=self._transform(self._read(row["file_name"]), int(ordinal)), caption=row["text"])
+        (index, ordinal), skipped = map(int, item), {}
+        for attempt in count():
+            row = self._rows[index]
+            try:
+                image = self._transform(self._read(row["file_name"]), ordinal)
+            except DataError as error:
+                if self._max_skipped is None:
+                    raise
+                skipped[row["file_name"]] = str(error)
+                if len(skipped) > self._max_skipped or len(skipped) == self._different:
+                    raise too_many(str(error), self._max_skipped) from error
+                index = int(self._other.uniform(ordinal, 1, attempt)[0] * len(self))
+            else:
+                return Row(image=image, caption=row["text"], skipped=tuple(skipped.items()))
 
     @property
     def names(self) -> list[str]:
@@ -237,6 +263,7 @@ class PictureSplit:
 
 def make_splits(
     *, names: list[str], captions: list[str], read: Callable[[str], Tensor], fraction: float, training: Transform, seed: int,
+    max_skipped: int | None = None,
 ) -> dict[str, PictureSplit]:
     """The splits "train", with `training` as its transform, and "validation": centre crop, no flip. A name is in one of them only."""
     held_out = hold_out(names, fraction, seed)
@@ -244,5 +271,6 @@ def make_splits(
     splits = {}
     for split, transform in (("train", training), ("validation", centred)):
         rows = [(n, c) for n, c in zip(names, captions, strict=True) if (n in held_out) == (split == "validation")]
-        splits[split] = PictureSplit(names=[n for n, _ in rows], captions=[c for _, c in rows], read=read, transform=transform)
+        kept = {"names": [n for n, _ in rows], "captions": [c for _, c in rows]}
+        splits[split] = PictureSplit(**kept, read=read, transform=transform, seed=seed, max_skipped=max_skipped)
     return splits

@@ -1,0 +1,168 @@
+"""Pictures whose pixels turn out broken in the middle of a run: it ends and names them, or another of the split takes their place."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from sdtrain.data.images import Images
+from sdtrain.data.skipped import Skipped
+from sdtrain.errors import DataError, UserError
+from sdtrain.randomness import KeyedRandom
+
+BROKEN = ("03.png", "07.png", "11.png")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """16 pictures with captions, three of which hold half of their pixels."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(16):
+        file = folder / f"{i:02}.png"
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (36, 40, 3), dtype=np.uint8)).save(file)
+        file.with_suffix(".txt").write_text(f"number {i}\n")
+        if file.name in BROKEN:
+            file.write_bytes(file.read_bytes()[:2000])
+    return folder
+
+
+def split_with(data, name):
+    return next((split, split.names.index(name)) for split in map(data.split, ("train", "validation")) if name in split.names)
+
+
+def test_another_of_the_split_with_its_own_caption_takes_the_place(folder):
+    data = Images(path=str(folder), on_error="skip")
+    assert not data.notes  # the headers are sound
+    for name in BROKEN:
+        split, index = split_with(data, name)
+        sound = {caption for caption, file in zip(split.captions, split.names, strict=True) if file not in BROKEN}
+        for ordinal in range(20):
+            row = split[index, ordinal]
+            assert row.caption in sound and name in dict(row.skipped) and str(folder / name) in dict(row.skipped)[name]
+            assert torch.equal(row.image, split[split.captions.index(row.caption), ordinal].image)
+        assert len({split[index, ordinal].caption for ordinal in range(100)}) == len(sound)
+        fresh, _ = split_with(Images(path=str(folder), on_error="skip"), name)
+        assert fresh[index, 5].caption == split[index, 5].caption
+    with pytest.raises(DataError, match="03.png"):
+        split, index = split_with(Images(path=str(folder)), "03.png")
+        split[index, 0]
+
+
+def test_a_picture_that_vanishes_is_replaced_too(folder):
+    data = Images(path=str(folder), on_error="skip")
+    split, index = split_with(data, "05.png")
+    (folder / "05.png").unlink()
+    assert "05.png" in dict(split[index, 0].skipped)
+
+
+def captions(folder, workers):
+    split = Images(path=str(folder), on_error="skip").split("train")
+    loader = DataLoader(split, batch_size=None, sampler=[(i % len(split), i) for i in range(48)], num_workers=workers, collate_fn=lambda row: row.caption)
+    return list(loader)
+
+
+def test_workers_change_no_replacement(folder):
+    assert captions(folder, 2) == captions(folder, 0)
+
+
+def test_with_a_generator_of_the_process_they_would(folder, monkeypatch):
+    """The twin."""
+    monkeypatch.setattr(KeyedRandom, "uniform", lambda self, ordinal, count, index=0: [random.random()] * count)
+    random.seed(0)
+    alone = captions(folder, 0)
+    random.seed(0)
+    assert captions(folder, 2) != alone
+
+
+def test_a_picture_vanishing_while_the_headers_are_read(folder, monkeypatch):
+    def gone(path):
+        raise FileNotFoundError(2, "No such file or directory", path)
+
+    monkeypatch.setattr("sdtrain.data.images.os.path.getsize", gone)
+    with pytest.raises(DataError, match=r"16 of 16 pictures.*No such file"):
+        Images(path=str(folder))
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    ({"on_error": "ignore"}, "none of fail, skip"), ({"on_error": "skip", "max_skipped": -1}, "must be at least 0"),
+])
+def test_bad_options(folder, options, words):
+    with pytest.raises(UserError, match=words):
+        Images(path=str(folder), **options)
+
+
+def test_left_out_at_start_they_count_against_the_bound(folder):
+    for name in ("00.png", "01.png", "02.png", "04.png"):
+        (folder / name).write_bytes(b"nothing")
+    data = Images(path=str(folder), on_error="skip", max_skipped=6)
+    assert data.max_skipped == 2 and len(data.notes) == 1
+    assert all(words in data.notes[0] for words in ("4 of 16", "00.png, 01.png, 02.png and 1 more"))
+    assert not {"00.png", "04.png"} & {*data.split("train").names, *data.split("validation").names}
+    with pytest.raises(DataError, match=r"4 of 16 .*data\.max_skipped=3 .*The last is 04\.png.*raise data\.max_skipped"):
+        Images(path=str(folder), on_error="skip", max_skipped=3)
+
+
+def test_a_row_does_not_look_for_another_for_ever(folder):
+    data = Images(path=str(folder), on_error="skip")
+    for file in folder.glob("*.png"):
+        file.unlink()
+    with pytest.raises(DataError, match=r"or all of a split.*data\.max_skipped"):
+        data.split("train")[0, 0]
+
+
+def test_the_bound_counts_different_pictures():
+    said = []
+    skipped = Skipped(limit=2, report=said.append)
+    for _ in range(5):
+        skipped.note([("a", "a is broken."), ("b", "b is broken.")])
+    assert skipped.agree() == 10 and len(said) == 2
+    skipped.note([("c", "c is broken.")] * 0 + [("a", "a is broken.")], count=False)
+    assert skipped.agree() == 10 and len(said) == 2
+    again = Skipped(limit=2, report=said.append)
+    again.load_state_dict(skipped.state_dict())
+    assert again.agree() == 10
+    with pytest.raises(DataError, match=r"c is broken.*data\.max_skipped"):
+        again.note([("c", "c is broken.")])
+
+
+@pytest.fixture
+def train(here, tiny, folder, tmp_path):
+    """train("key=value", ..., run="run"): a run of 64 pictures, without workers."""
+    words = tiny("data=images", f"data.path={folder}", "model/autoencoder=pixels", "data.image_size=16", "data.num_workers=0", "callbacks.samples.every=0",
+                 "validation.num_images=4", "data.validation_fraction=0.25")
+    return lambda *more, run="run": here("sdtrain", *[word for word in words if word.partition("=")[0] not in {m.partition("=")[0] for m in more}], *more,
+                                         f"hydra.run.dir={tmp_path}/{run}")
+
+
+def numbers(run):
+    return [line["data/skipped"] for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "data/skipped" in line]
+
+
+def test_a_run_ends_or_goes_on_and_counts(train, tmp_path):
+    result = train(run="ends")
+    assert result.code == 3 and any(name in result.paragraph for name in BROKEN)
+    result = train("data.on_error=skip")
+    assert result.code == 0, result.err
+    assert all(result.err.count(f"/{name}'") == 1 for name in BROKEN)
+    straight = numbers(tmp_path / "run")
+    assert straight[-1] >= 6 and straight == sorted(straight)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_goes_on_counting_and_ends_in_the_same_weights(train, saved, tmp_path):
+    words = ("data.on_error=skip", "lr_schedule=constant")
+    assert train(*words, "trainer.max_images=32", run="two").code == 0
+    assert train(*words, "resume=must", "data.max_skipped=50", run="two").code == 0  # another bound makes no other run
+    assert train(*words, run="one").code == 0
+    one, two = saved(tmp_path / "one"), saved(tmp_path / "two")
+    assert numbers(tmp_path / "two") == numbers(tmp_path / "one") and all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_a_run_with_too_many_ends(train):
+    result = train("data.on_error=skip", "data.max_skipped=1")
+    assert result.code == 3 and "data.max_skipped" in result.err and any(name in result.err for name in BROKEN)
