@@ -3,6 +3,9 @@
 import netrc
 import os
 import socket
+import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlparse
@@ -14,6 +17,53 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
 from sdtrain.errors import UserError
+
+LIMIT = 8.0  # seconds that one call of wandb may take: the run does not wait longer for what it does not depend on
+FINISH = 60.0  # and its last one, which uploads what is left
+
+
+class GuardedWandb(WandbLogger):
+    """Lightning's logger of wandb, which is switched off with one warning once a call raises or takes longer than its limit."""
+
+    off = False
+
+    def guarded(self, call: Callable[[], object], limit: float | None = None) -> None:
+        if self.off:
+            return
+        failed: list[str] = []
+
+        def attempt() -> None:
+            try:
+                call()
+            except Exception as error:  # whatever wandb raises, the run does not depend on it
+                failed.append(f"{type(error).__name__}: {error}")
+
+        thread = threading.Thread(target=attempt, daemon=True)
+        thread.start()
+        thread.join(LIMIT if limit is None else limit)
+        if failed or thread.is_alive():
+            self.off = True
+            _abandon_service()
+            reason = failed[0].splitlines()[0] if failed else "it does not answer"
+            print(f"sdtrain: wandb fails ({reason}) and is left out from now on; the run goes on, metrics.jsonl has all numbers.", file=sys.stderr, flush=True)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict) -> None:
+        self.guarded(lambda: super(GuardedWandb, self).log_hyperparams(params))
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.guarded(lambda: super(GuardedWandb, self).log_metrics(metrics, step))
+
+
+def _abandon_service() -> None:
+    """Ends wandb's process, for which the interpreter would wait at its exit without a limit. What it has written stays for `wandb sync`."""
+    import wandb as library
+
+    connection = library.setup()._connection
+    if connection is not None and connection._proc is not None:
+        connection._proc._process.kill()
+        connection._cleanup()
 
 
 def wandb_host() -> tuple[str, int]:
@@ -62,22 +112,23 @@ def own_data_dir(run_dir: Path | str) -> str:
     return str(Path(run_dir).resolve() / "wandb")
 
 
-def _start_wandb(project: str, offline: bool, run_dir: Path, name: str) -> WandbLogger:
+def _start_wandb(project: str, offline: bool, run_dir: Path, name: str) -> GuardedWandb:
     if rank_zero_only.rank > 0:
-        return WandbLogger(save_dir=run_dir, offline=True)  # never asked for its run: rank 0's is the only one
+        return GuardedWandb(save_dir=run_dir, offline=True)  # never asked for its run: rank 0's is the only one
     import wandb as library
 
     # What waits for an upload lies in the run, not in the user's home: an offline run is one folder.
     os.environ.setdefault("WANDB_DATA_DIR", own_data_dir(run_dir))
-    settings = library.Settings(silent=True, console="off", init_timeout=15, x_disable_stats=True)
+    # Its metadata would hold the command line, and with it what was typed there in secret.
+    settings = library.Settings(silent=True, console="off", init_timeout=LIMIT, x_disable_stats=True, x_disable_meta=True)
     run = library.init(project=project, name=name, dir=run_dir, mode="offline" if offline else "online", settings=settings)
     run.define_metric("images_seen")
     run.define_metric("*", step_metric="images_seen")
-    return WandbLogger(experiment=run, save_dir=run_dir)
+    return GuardedWandb(experiment=run, save_dir=run_dir)
 
 
 @rank_zero_only
-def _say_offline(logger: WandbLogger, why: str) -> None:
+def _say_offline(logger: GuardedWandb, why: str) -> None:
     folder = Path(logger.experiment.dir).parent
     print(f"wandb is offline ({why}). Look at the run with `wandb leet {folder}`, or upload it with `wandb sync {folder}`.", flush=True)
 
@@ -86,8 +137,8 @@ def _say_offline(logger: WandbLogger, why: str) -> None:
 def close(logger: Logger) -> None:
     """Ends the logger's run: the next one of a sweep starts its own."""
     logger.finalize("success")
-    if isinstance(logger, WandbLogger):
-        logger.experiment.finish()
+    if isinstance(logger, GuardedWandb):
+        logger.guarded(logger.experiment.finish, FINISH)
         if os.environ.get("WANDB_DATA_DIR") == own_data_dir(logger.save_dir):
             del os.environ["WANDB_DATA_DIR"]
 
@@ -108,10 +159,10 @@ def tensorboard(*, run_dir: Path) -> Logger:
 
 def log_picture(logger: Logger, key: str, picture: Image.Image, images_seen: int) -> None:
     """A picture to a logger that takes pictures."""
-    if isinstance(logger, WandbLogger):
+    if isinstance(logger, GuardedWandb):
         import wandb as library
 
-        logger.experiment.log({key: library.Image(picture), "images_seen": images_seen})
+        logger.guarded(lambda: logger.experiment.log({key: library.Image(picture), "images_seen": images_seen}))
     elif isinstance(logger, TensorBoardLogger):
         logger.experiment.add_image(key, torch.from_numpy(np.array(picture)), images_seen, dataformats="HWC")
 
@@ -121,9 +172,12 @@ def log_table(logger: Logger, key: str, columns: list[str], rows: list[list], im
 
     Offline, wandb keeps the table's pictures for the upload alone; so each is logged by itself too, where `wandb leet` and people find it.
     """
-    if isinstance(logger, WandbLogger):
+    if isinstance(logger, GuardedWandb):
         import wandb as library
 
-        data = [[library.Image(cell) if isinstance(cell, np.ndarray) else cell for cell in row] for row in rows]
-        single = [library.Image(row[-1], caption=", ".join(map(str, row[1:-1]))) for row in rows]
-        logger.experiment.log({key: library.Table(columns=columns, data=data), f"{key}_pictures": single, "images_seen": images_seen})
+        def log() -> None:
+            data = [[library.Image(cell) if isinstance(cell, np.ndarray) else cell for cell in row] for row in rows]
+            single = [library.Image(row[-1], caption=", ".join(map(str, row[1:-1]))) for row in rows]
+            logger.experiment.log({key: library.Table(columns=columns, data=data), f"{key}_pictures": single, "images_seen": images_seen})
+
+        logger.guarded(log)

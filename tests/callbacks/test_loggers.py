@@ -2,9 +2,12 @@
 
 import csv
 import json
+import os
 import re
+import signal
 import socket
 import subprocess
+import sys
 import sysconfig
 import time
 from pathlib import Path
@@ -123,6 +126,57 @@ def test_wandb_never_answering(command, tiny, tiny_run, tmp_path):
         result, seconds = timed(command, "sdtrain", *tiny("logger=wandb"), f"hydra.run.dir={tmp_path}/run", env=online)
     finishes_like(tmp_path / "run", result, tiny_run, seconds)
     assert "wandb" in result.out
+
+
+HIT = """
+import sys
+import wandb
+from sdtrain.callbacks import loggers
+from sdtrain.callbacks.metrics_log import MetricsLog
+from sdtrain.cli.train import main
+
+number, guarded = int(sys.argv.pop(1)), sys.argv.pop(1) == "guarded"
+report = MetricsLog.report
+
+
+def hitting(self, trainer, metrics):
+    if trainer.datamodule.images_seen == 32:
+        wandb.setup()._connection._proc._process.send_signal(number)
+    report(self, trainer, metrics)
+
+
+MetricsLog.report = hitting
+if not guarded:
+    loggers.GuardedWandb.guarded = lambda self, call, limit=None: call()
+main()
+"""
+
+
+def hit(tiny, tmp_path, number: signal.Signals, kind: str) -> tuple[subprocess.CompletedProcess, float]:
+    """A run whose wandb process gets the signal when half of it is done."""
+    (tmp_path / "hit.py").write_text(HIT)
+    words = [sys.executable, tmp_path / "hit.py", str(int(number)), kind, *tiny("logger=wandb"), f"hydra.run.dir={tmp_path}/run"]
+    began = time.monotonic()
+    result = subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=120, env=os.environ | {"WANDB_MODE": "offline"})
+    return result, time.monotonic() - began
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_wandb_dying_in_mid_run(tiny, tiny_run, saved, tmp_path, number):
+    result, seconds = hit(tiny, tmp_path, number, "guarded")
+    assert result.returncode == 0 and seconds < 110, result.stderr
+    assert result.stderr.count("sdtrain: wandb fails (") == 1 and "Traceback" not in result.stderr, result.stderr
+    assert [line["images_seen"] for line in lines(tmp_path / "run")] == [line["images_seen"] for line in lines(tiny_run)]
+    ours, theirs = saved(tmp_path / "run"), saved(tiny_run)
+    assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[key]) for key, value in ours.items())
+
+
+@pytest.mark.slow
+def test_without_the_guard_its_death_ends_the_run(tiny, tmp_path):
+    """The twin."""
+    result, _ = hit(tiny, tmp_path, signal.SIGKILL, "bare")
+    assert result.returncode == 1 and "Connection" in result.stderr
 
 
 @pytest.mark.slow
