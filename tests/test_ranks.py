@@ -11,7 +11,12 @@ import time
 import pytest
 import torch
 
-from sdtrain.checkpoints import damage, published
+from sdtrain.checkpoints import damage, published, read_weights
+from sdtrain.data.datamodule import CollateBlock
+from sdtrain.data.draws import Collate
+from sdtrain.data.order import Stream
+from sdtrain.diffusion.noise import Gaussian
+from sdtrain.types import Row
 
 STEPS = ["trainer.max_images=160", "callbacks.samples.every=0", "validation.num_images=16", "validation.every=80", "checkpoint.every=80"]
 RANKS = ["strategy=ddp", "trainer.devices=2"]
@@ -54,6 +59,69 @@ def test_two_micro_batches_equal_one(here, tiny, saved, one_rank, tmp_path):
     assert here("sdtrain", *tiny(*STEPS, "trainer.accumulate=2"), f"hydra.run.dir={tmp_path}/run").code == 0
     assert 0 < distance(saved, tmp_path / "run", one_rank) < 1e-4
     torch.testing.assert_close(losses(tmp_path / "run"), losses(one_rank[0]), rtol=1e-5, atol=0)
+
+
+# The default experiment: 20 steps of 32, each in four parts.
+QUARTERS = [
+    "trainer.accelerator=cpu", "trainer.threads=1", "logger=none", "trainer.max_images=640", "trainer.log_every=32", "checkpoint.every=32",
+    "checkpoint.keep=20", "callbacks.samples.every=0", "validation.every=0", "data.num_workers=1",
+]
+
+
+@pytest.fixture(scope="module")
+def quarters(command, tmp_path_factory):
+    """quarters(ranks, accumulate, script=None) -> the folder of a finished run, in a process of its own for each rank."""
+    folder = tmp_path_factory.mktemp("quarters")
+
+    def trained(ranks: int, accumulate: int, script: str | None = None):
+        run = folder / f"{ranks} x {accumulate}{' wrong' if script else ''}"
+        words = [*QUARTERS, f"trainer.accumulate={accumulate}", f"hydra.run.dir={run}"]
+        words += ["strategy=ddp", f"trainer.devices={ranks}"] if ranks > 1 else []
+        if script:
+            (folder / "wrong.py").write_text(script)
+            subprocess.run([sys.executable, str(folder / "wrong.py"), *words], env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
+        else:
+            result = command("sdtrain", *words)
+            assert result.code == 0, result.err
+        return run
+
+    return trained
+
+
+def apart(a, b) -> float:
+    """How far two runs end from each other, as a share of the way that one went since its first step."""
+    folders = published(a)[0], published(a)[-1], published(b)[-1]
+    start, end, other = (torch.cat([value.double().flatten() for value in read_weights(folder, "model").values()]) for folder in folders)
+    return ((other - end).norm() / (end - start).norm()).item()
+
+
+@pytest.mark.slow
+def test_four_parts_of_a_batch_are_the_same_step_on_one_rank_two_or_four(quarters):
+    one = quarters(1, 4)
+    for ranks, accumulate in ((2, 2), (4, 1)):
+        other = quarters(ranks, accumulate)
+        assert 0 < apart(one, other) < 1e-4
+        torch.testing.assert_close(losses(other), losses(one), rtol=1e-5, atol=0)
+    whole = quarters(1, 1)  # the mean of four means is the mean over samples
+    assert apart(one, whole) < 1e-4
+    torch.testing.assert_close(losses(whole), losses(one), rtol=1e-5, atol=0)
+    assert apart(one, quarters(2, 2, EQUAL_NOISE)) > 1e-1  # the twin
+
+
+def noise_of(rank: int, world: int, batches: int = 8) -> torch.Tensor:
+    """What a rank's loader draws, for the default latents and a global batch of 32."""
+    collate = Collate(seed=0, latent_shape=(4, 8, 8), posterior=False, stratified=True, global_batch=32, noise=Gaussian())
+    stream = iter(Stream(length=1000, seed=0, start=0, size=32 // world, rank=rank, world=world))
+    row = Row(image=torch.zeros(3, 1, 1), caption="")
+    blocks = [CollateBlock(collate, rank, world)([(row, ordinal) for _, ordinal in next(stream)]) for _ in range(batches)]
+    return torch.cat([block.noise for block in blocks]).double().flatten()
+
+
+def test_the_noise_of_ranks_is_uncorrelated():
+    ranks = torch.stack([noise_of(rank, 4) for rank in range(4)])
+    between = torch.corrcoef(ranks) - torch.eye(4)
+    assert between.abs().max() < 4 / ranks.shape[1] ** 0.5
+    assert torch.corrcoef(torch.stack([noise_of(0, 4), noise_of(0, 4)])).min() > 0.999  # the twin: one rank's twice
 
 
 @pytest.mark.parametrize("words", [["data.batch_size=9"], ["trainer.accumulate=3"]])

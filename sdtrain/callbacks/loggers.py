@@ -1,5 +1,6 @@
 """The loggers one can choose, and what they can be asked beyond numbers."""
 
+import contextlib
 import netrc
 import os
 import socket
@@ -19,7 +20,7 @@ from PIL import Image
 from sdtrain.errors import UserError
 
 LIMIT = 8.0  # seconds that one call of wandb may take: the run does not wait longer for what it does not depend on
-FINISH = 60.0  # and its last one, which uploads what is left
+FINISH = 300.0  # and its last one, which uploads what is left; the run's own files are complete by then
 
 
 class GuardedWandb(WandbLogger):
@@ -60,8 +61,8 @@ def _abandon_service() -> None:
     """Ends wandb's process, for which the interpreter would wait at its exit without a limit. What it has written stays for `wandb sync`."""
     import wandb as library
 
-    connection = library.setup()._connection
-    if connection is not None and connection._proc is not None:
+    with contextlib.suppress(AttributeError, OSError):  # private parts of wandb 0.31; without them the exit may take longer
+        connection = library.setup()._connection
         connection._proc._process.kill()
         connection._cleanup()
 
