@@ -1,0 +1,295 @@
+"""Odd pictures and captions: each does what the tables of data/README.md say of it, whether bad ones end the run or are skipped."""
+
+import io
+import json
+import os
+import re
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sdtrain.data.images import Images
+from sdtrain.data.transforms import UPRIGHT
+from sdtrain.errors import DataError
+
+TABLES = (Path(__file__).parents[2] / "data" / "README.md").read_text(encoding="utf-8")
+COLOUR, BLUE, WHITE = (200, 40, 90), (0, 0, 255), (255, 255, 255)
+PLAIN, OTHER = Image.new("RGB", (40, 40), COLOUR), Image.new("RGB", (40, 40), BLUE)
+NOISY = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
+INVERSE = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}  # of UPRIGHT; the others are their own
+
+
+def encoded(picture, format="PNG", **options):
+    stream = io.BytesIO()
+    picture.save(stream, format, **options)
+    return stream.getvalue()
+
+
+def chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png(*extra, width=40, height=40, depth=8, colour=2, pixels=(b"\0" + bytes(COLOUR) * 40) * 40):
+    """A PNG by hand; pixels None: without any."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    body = b"".join(chunk(*each) for each in extra) + (b"" if pixels is None else chunk(b"IDAT", zlib.compress(pixels)))
+    return b"\x89PNG\r\n\x1a\n" + header + body + chunk(b"IEND", b"")
+
+
+def spoilt(content, place):
+    return content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :]
+
+
+def turned(orientation):
+    """Upright, its left half is COLOUR."""
+    upright = Image.new("RGB", (40, 60), BLUE)
+    upright.paste(COLOUR, (0, 0, 20, 60))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    how = INVERSE.get(orientation, UPRIGHT.get(orientation))
+    return encoded(upright if how is None else upright.transpose(how), exif=exif)
+
+
+def without_adobe(content):
+    place = content.index(b"\xff\xee")
+    return content[:place] + content[place + 2 + struct.unpack(">H", content[place + 2 : place + 4])[0] :]
+
+
+INK = Image.new("CMYK", (40, 40), (55, 215, 165, 0))
+SOUND = png()
+DATA = SOUND.index(b"IDAT") + 4
+DATA_BYTES = struct.unpack(">I", SOUND[DATA - 8 : DATA - 4])[0]
+# The picture's name in the table -> (file name, its bytes or what makes it, the colour of its top left third or words of the refusal).
+PICTURES = {
+    "grey PNG of 16 bits": ("x.png", encoded(Image.fromarray(np.full((40, 40), 90 * 257, np.uint16))), (90, 90, 90)),
+    "RGB PNG of 16 bits": ("x.png", png(depth=16, pixels=(b"\0" + struct.pack(">HHH", *(v * 257 for v in COLOUR)) * 40) * 40), COLOUR),
+    "TIFF of int32 in 0..65535": ("x.tif", encoded(Image.new("I", (40, 40), 90 * 257), "TIFF"), (90, 90, 90)),
+    "TIFF of int32 beyond 65535": ("x.tif", encoded(Image.new("I", (40, 40), 900_000), "TIFF"), "grey values go from 900000"),
+    "TIFF of floating point": ("x.tiff", encoded(Image.new("F", (40, 40), 0.5), "TIFF"), "floating-point"),
+    "TIFF of several pages": ("x.tif", encoded(PLAIN, "TIFF", save_all=True, append_images=[OTHER]), COLOUR),
+    "CMYK JPEG": ("x.jpg", encoded(INK, "JPEG", quality=95), COLOUR),
+    "CMYK JPEG without Adobe's mark": ("x.jpg", without_adobe(encoded(INK, "JPEG", quality=95)), COLOUR),
+    "YCbCr TIFF": ("x.tif", encoded(Image.new("YCbCr", (40, 40), (90, 128, 128)), "TIFF"), (90, 90, 90)),
+    "progressive JPEG": ("x.jpg", encoded(PLAIN, "JPEG", progressive=True, quality=95), COLOUR),
+    "grey JPEG": ("x.jpeg", encoded(Image.new("L", (40, 40), 90), "JPEG"), (90, 90, 90)),
+    "JPEG 2000": ("x.jp2", encoded(PLAIN, "JPEG2000"), COLOUR),
+    "BMP": ("x.bmp", encoded(PLAIN, "BMP"), COLOUR),
+    "PPM": ("x.ppm", encoded(PLAIN, "PPM"), COLOUR),
+    "palette": ("x.png", encoded(PLAIN.quantize(4)), COLOUR),
+    "palette with a transparent entry": ("x.gif", encoded(Image.new("P", (40, 40), 0), "GIF", transparency=0), WHITE),
+    "RGBA": ("x.png", encoded(Image.new("RGBA", (40, 40), (*COLOUR, 0))), WHITE),
+    "grey with alpha": ("x.png", encoded(Image.new("LA", (40, 40), (0, 0))), WHITE),
+    "one bit": ("x.png", encoded(Image.new("1", (40, 40), 1)), WHITE),
+    **{f"EXIF orientation {orientation}": ("x.png", turned(orientation), COLOUR) for orientation in range(1, 9)},
+    "broken EXIF": ("x.jpg", encoded(PLAIN, "JPEG", quality=95, exif=b"Exif\0\0nonsense"), COLOUR),
+    "broken ICC profile": ("x.png", encoded(PLAIN, icc_profile=b"nonsense"), COLOUR),
+    "animated GIF": ("x.gif", encoded(PLAIN, "GIF", save_all=True, append_images=[OTHER]), COLOUR),
+    "animated WebP": ("x.webp", encoded(PLAIN, "WEBP", save_all=True, append_images=[OTHER], lossless=True), COLOUR),
+    "animated PNG": ("x.png", encoded(PLAIN, save_all=True, append_images=[OTHER]), COLOUR),
+    "JPEG named .png": ("x.png", encoded(PLAIN, "JPEG", quality=95), COLOUR),
+    "PNG with a wrong checksum of pixels that inflate well": ("x.png", spoilt(SOUND, DATA + DATA_BYTES), COLOUR),
+    "PNG with a wrong checksum of its header": ("x.png", spoilt(SOUND, 29), "no format that can be read"),
+    "PNG with broken pixels": ("x.png", spoilt(SOUND, DATA + 4), "broken data stream"),
+    "PNG without pixels": ("x.png", png(pixels=None), "cannot load this image"),
+    "PNG with a text chunk of 2 MB": ("x.png", png((b"tEXt", b"Comment\0" + b"x" * 2_000_000)), COLOUR),
+    "PNG with a text chunk that inflates to 5 MB": ("x.png", png((b"zTXt", b"C\0\0" + zlib.compress(bytes(5_000_000)))), "Decompressed data too large"),
+    "cut JPEG": ("x.jpg", encoded(NOISY, "JPEG")[:-900], "truncated"),
+    "cut PNG": ("x.png", encoded(NOISY)[:2000], "truncated"),
+    "no bytes": ("x.png", b"", "no format that can be read"),
+    "text named .png": ("x.png", b"a cat", "no format that can be read"),
+    "SVG named .png": ("x.png", b'<svg xmlns="http://www.w3.org/2000/svg"/>', "no format that can be read"),
+    "EPS named .png": ("x.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n", "no format that can be read"),
+    "HEIC": ("x.heic", b"\0\0\0\x18ftypheic", "no format that can be read"),
+    "144 megapixels in 17 kB": ("x.png", png(width=12_000, height=12_000, depth=1, colour=0, pixels=bytes(1501 * 12_000)), "144000000"),
+    "one pixel": ("x.png", encoded(Image.new("RGB", (1, 1))), "smaller than the crop"),
+    "1 x 5000": ("x.png", encoded(Image.new("RGB", (1, 5000))), "smaller than the crop"),
+    "16 x 5000": ("x.png", encoded(Image.new("RGB", (16, 5000), COLOUR)), COLOUR),
+    "link to nothing": ("x.png", lambda file: file.symlink_to("nowhere.png"), "link to none"),
+    "pipe": ("x.png", os.mkfifo, "no file"),
+    "without permission": ("x.png", lambda file: (file.write_bytes(SOUND), file.chmod(0)), "Permission denied"),
+    "link to a picture outside the folder": ("x.png", lambda file: ((file.parents[1] / "out.png").write_bytes(SOUND), file.symlink_to("../out.png")), COLOUR),
+    "folder named x.png": ("x.png/y.png", lambda file: (file.parent.mkdir(), file.write_bytes(SOUND)), COLOUR),
+    "vanishes after the start": ("x.png", SOUND, "No such file"),
+}
+
+
+def rows(head):
+    """The table under `head` as {name: what it is}."""
+    table = TABLES.partition(f"| {head} | is | how |\n|---|---|---|\n")[2].partition("\n\n")[0]
+    return dict(re.fullmatch(r"\| (.+?) \| (.+?) \|.*\|", row).groups() for row in table.splitlines())
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Eight sound pictures with captions."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(8):
+        (folder / f"{i}.png").write_bytes(encoded(OTHER))
+        (folder / f"{i}.txt").write_text("plain")
+    return folder
+
+
+def everywhere(data):
+    """Each row of both splits: (name, row)."""
+    return [(name, split[i, i]) for split in map(data.split, ("train", "validation")) for i, name in enumerate(split.names)]
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_odd_pictures(folder, name):
+    if name == "without permission" and os.geteuid() == 0:
+        pytest.skip("root may read everything")
+    is_ = rows("picture")[re.sub(r"orientation \d", "orientation 1 to 8", name)]
+    file_name, content, expected = PICTURES[name]
+    file = folder / file_name
+    file.write_bytes(content) if isinstance(content, bytes) else content(file)
+    file.with_suffix(".txt").write_text("odd")
+    options = {"path": str(folder), "image_size": 16, "flip": False, "crop": "center"}
+    if is_ == "at start":
+        with pytest.raises(DataError, match=rf"1 of 9 .*{file_name}") as refused:
+            Images(**options)
+        assert expected in str(refused.value) and "data.on_error=skip" in str(refused.value)
+        data = Images(**options, on_error="skip")
+        assert file_name in data.notes[0] and expected in data.notes[0] and len(everywhere(data)) == 8
+        return
+    failing, skipping = Images(**options), Images(**options, on_error="skip")
+    if name == "vanishes after the start":
+        file.unlink()
+    found = dict(everywhere(skipping))
+    assert len(found) == 9 and not skipping.notes
+    if is_ == "while training":
+        with pytest.raises(DataError, match=file_name) as refused:
+            everywhere(failing)
+        assert expected in str(refused.value) and found[file_name].caption == "plain" and found[file_name].skipped[0][0] == file_name
+    else:
+        assert is_ == "read" and found[file_name].caption == "odd" and not found[file_name].skipped
+        colour = (found[file_name].image[:, :5, :5].mean((1, 2)) + 1) * 127.5
+        assert (colour - torch.tensor(expected)).abs().max() <= 3
+        assert torch.equal(dict(everywhere(failing))[file_name].image, found[file_name].image)
+
+
+def beside(content):
+    return lambda folder: (folder / "0.txt").write_bytes(content)
+
+
+def listed(*more):
+    lines = [json.dumps({"file_name": f"{i}.png", "text": "plain"}) for i in range(1, 8)] + [json.dumps(row) for row in more]
+    return lambda folder: (folder / "metadata.jsonl").write_text("\n".join(lines))
+
+
+def renamed(name):
+    return lambda folder: [(folder / f"0{end}").rename(folder / f"{name}{end}") for end in (".png", ".txt")]
+
+
+def comma(folder):
+    (folder / "0.png").rename(folder / 'a, "b".png')
+    (folder / "metadata.csv").write_text('file_name,text\n"a, ""b"".png","one, two"\n' + "".join(f"{i}.png,plain\n" for i in range(1, 8)))
+
+
+# The caption's name in the table -> (what to do to the folder, the captions that are not "plain", or words of the refusal).
+CAPTIONS = {
+    "missing": (lambda folder: (folder / "0.txt").unlink(), "1 of 8 have none"),
+    "empty": (beside(b""), "1 of 8 have none"),
+    "only white space": (beside(b" \t\n"), "1 of 8 have none"),
+    "null in metadata": (listed({"file_name": "0.png", "text": None}), "1 of 8 have none"),
+    "BOM": (beside(b"\xef\xbb\xbfa cat"), ["a cat"]),
+    "not UTF-8": (beside(b"caf\xe9"), "byte 3 is 0xe9"),
+    "UTF-16": (beside("a cat".encode("utf-16")), "not UTF-8"),
+    "NUL": (beside(b"a c\0at"), ["a cat"]),
+    "CRLF": (beside(b"a cat\r\nasleep\r\n"), ["a cat asleep"]),
+    "emoji": (beside("🐈 asleep".encode()), ["🐈 asleep"]),
+    "Chinese": (beside("一只猫".encode()), ["一只猫"]),
+    "right to left": (beside("חתול ישן".encode()), ["חתול ישן"]),
+    "longer than the tokenizer takes": (beside(b"cat " * 500), ["cat " * 499 + "cat"]),
+    "file name with comma and quotes": (comma, ["one, two"]),
+    "file name with a line break": (renamed("a\nb"), "not printable text"),
+    ".txt without a picture": (lambda folder: (folder / "README.txt").write_text("odd"), []),
+    "row without a picture": (listed({"file_name": "0.png", "text": "plain"}, {"file_name": "x.png", "text": "odd"}), "pictures that are not there"),
+    "two rows of a picture": (listed({"file_name": "0.png", "text": "odd"}, {"file_name": "0.png", "text": "odder"}), ["odd", "odder"]),
+    "row that leads outside": (listed({"file_name": "../0.png", "text": "odd"}), "leads outside the folder"),
+    "number for a caption": (listed({"file_name": "0.png", "text": 3}), "must be text"),
+}
+
+
+@pytest.mark.parametrize("on_error", ["fail", "skip"])
+@pytest.mark.parametrize("name", CAPTIONS)
+def test_odd_captions(folder, name, on_error):
+    spoil, expected = CAPTIONS[name]
+    spoil(folder)
+    if isinstance(expected, str):
+        assert rows("caption")[name] == "refused"
+        with pytest.raises(DataError, match=re.escape(expected)):
+            Images(path=str(folder), image_size=16, on_error=on_error)
+    else:
+        data = Images(path=str(folder), image_size=16, on_error=on_error)
+        assert rows("caption")[name] == "read" and sorted(row.caption for _, row in everywhere(data) if row.caption != "plain") == expected
+
+
+def test_the_tables_and_these_lists_have_the_same_rows():
+    assert list(rows("picture")) == list(dict.fromkeys(re.sub(r"orientation \d", "orientation 1 to 8", name) for name in PICTURES))
+    assert list(rows("caption")) == list(CAPTIONS)
+    assert len(PICTURES["144 megapixels in 17 kB"][1]) < 20_000
+
+
+@pytest.mark.slow
+def test_captions_that_are_cut_are_counted_at_the_start(here, tiny, folder, tmp_path):
+    for file in folder.glob("*.txt"):
+        file.write_text("cat " * (500 if file.name < "4" else 5))
+    words = ["data=images", f"data.path={folder}", "model/autoencoder=pixels", "data.image_size=16", "data.num_workers=0", "data.batch_size=4"]
+    result = here("sdtrain", *tiny(*words, "trainer.max_images=4", "callbacks=none", "validation=none"), f"hydra.run.dir={tmp_path}/run")
+    assert result.code == 0, result.err
+    cut = sum(name < "4" for name in Images(path=str(folder), image_size=16).split("train").names)
+    assert f"{cut} of 6 captions have more than model.conditioner.max_length=24 tokens" in " ".join(result.out.split())
+
+
+MEASURED = '''
+"""Prints by how many MB the peak of this process grew while the picture was opened. UNGUARDED: nobody looks at its header first."""
+
+import os
+import resource
+import sys
+
+from PIL import Image
+
+from sdtrain.data import transforms
+from sdtrain.errors import DataError
+
+sound, large = sys.argv[1:]
+transforms.open_picture(sound)
+if os.environ.get("UNGUARDED"):
+    transforms.PIXEL_LIMIT, Image.MAX_IMAGE_PIXELS = 10**12, None
+before, refused = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, False
+try:
+    transforms.open_picture(large)
+except DataError:
+    refused = True
+print(refused, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+'''
+
+
+def growth(folder, **env):
+    (folder / "large.png").write_bytes(PICTURES["144 megapixels in 17 kB"][1])
+    (folder / "measured.py").write_text(MEASURED)
+    command = [sys.executable, str(folder / "measured.py"), str(folder / "0.png"), str(folder / "large.png")]
+    refused, megabytes = subprocess.run(command, env=os.environ | env, capture_output=True, text=True, check=True).stdout.split()
+    return refused == "True", float(megabytes)
+
+
+@pytest.mark.slow
+def test_a_picture_that_claims_144_megapixels_is_refused_before_memory_is_taken(folder):
+    refused, megabytes = growth(folder)
+    assert refused and megabytes < 20
+
+
+@pytest.mark.slow
+def test_without_a_look_at_its_header_it_would_take_memory(folder):
+    """The twin."""
+    refused, megabytes = growth(folder, UNGUARDED="1")
+    assert not refused and megabytes > 100
