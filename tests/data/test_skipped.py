@@ -1,7 +1,10 @@
 """Pictures whose pixels turn out broken in the middle of a run: it ends and names them, or another of the split takes their place."""
 
 import json
+import os
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -163,6 +166,88 @@ def test_a_resumed_run_goes_on_counting_and_ends_in_the_same_weights(train, save
     assert numbers(tmp_path / "two") == numbers(tmp_path / "one") and all(torch.equal(one[key], two[key]) for key in one)
 
 
-def test_a_run_with_too_many_ends(train):
-    result = train("data.on_error=skip", "data.max_skipped=1")
-    assert result.code == 3 and "data.max_skipped" in result.err and any(name in result.err for name in BROKEN)
+@pytest.mark.parametrize("bounded", [True, False])
+def test_a_run_with_too_many_ends(train, monkeypatch, bounded):
+    """And the twin: without the bound it goes on."""
+    if not bounded:
+        monkeypatch.setattr("sdtrain.cli.run.Skipped", lambda limit, report: Skipped(limit=10**6, report=report))
+    result = train("data.on_error=skip", "data.max_skipped=2")
+    assert result.code == (3 if bounded else 0)
+    if bounded:
+        said = result.err.splitlines()[-1]
+        assert "may still be left out (2)" in said and "data.max_skipped" in said and any(name in said for name in BROKEN)
+
+
+WATCHED = '''
+"""sdtrain, that writes down what each rank is given: rank, pictures, replaced ones. UNKEYED: another picture is drawn by the process's own generator."""
+
+import os
+import random
+from pathlib import Path
+
+from sdtrain.cli.train import main
+from sdtrain.module import DiffusionModule
+from sdtrain.randomness import KeyedRandom
+
+step, uniform = DiffusionModule.training_step, KeyedRandom.uniform
+
+
+def watched(self, batch, batch_index):
+    rank = os.environ.get("LOCAL_RANK", "0")
+    with open(Path(os.environ["SEEN"]) / f"rank-{rank}", "a") as file:
+        file.write(f"{len(batch.caption)} {len(batch.image)} {len(batch.skipped)}\\n")
+    return step(self, batch, batch_index)
+
+
+def unkeyed(self, ordinal, count, index=0):
+    return [random.random()] * count if self.purpose == "replacement" else uniform(self, ordinal, count, index)
+
+
+DiffusionModule.training_step = watched
+if os.environ.get("UNKEYED"):
+    KeyedRandom.uniform = unkeyed
+if __name__ == "__main__":
+    main()
+'''
+
+
+@pytest.fixture
+def watched(tiny, folder, saved, tmp_path):
+    """watched(ranks, workers) -> (weights, what each rank was given, data/skipped, stderr) of a run over the broken pictures."""
+    (tmp_path / "watched.py").write_text(WATCHED)
+
+    def run(ranks, workers, **env):
+        place = tmp_path / f"{ranks}-{workers}"
+        place.mkdir()
+        words = tiny("data=images", f"data.path={folder}", "model/autoencoder=pixels", "data.image_size=16", f"data.num_workers={workers}",
+                     "data.on_error=skip", "callbacks.samples.every=0", "validation.num_images=4", "trainer.max_images=96")
+        words += ["strategy=ddp", f"trainer.devices={ranks}"] if ranks > 1 else []
+        command = [sys.executable, str(tmp_path / "watched.py"), *words, f"hydra.run.dir={place}/run"]
+        done = subprocess.run(command, env=os.environ | {"SEEN": str(place), "OMP_NUM_THREADS": "1"} | env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        weights = torch.cat([value.double().flatten() for key, value in saved(place / "run").items() if key.startswith("model/")])
+        given = [[tuple(map(int, line.split())) for line in (place / f"rank-{rank}").read_text().splitlines()] for rank in range(ranks)]
+        return weights, given, numbers(place / "run"), done.stderr
+
+    return run
+
+
+def apart(one, other):
+    return ((one - other).norm() / one.norm()).item()
+
+
+@pytest.mark.slow
+def test_two_ranks_and_workers_equal_one(watched):
+    one, two, loaded = watched(1, 0), watched(2, 0), watched(1, 2)
+    for rank in two[1]:
+        assert {(captions, images) for captions, images, _ in rank} == {(4, 4)} and sum(replaced for *_, replaced in rank) > 0
+    assert apart(one[0], two[0]) < 1e-5 and torch.equal(one[0], loaded[0])
+    assert one[2] == two[2] == loaded[2]
+    assert one[2][-1] == sum(replaced for rank in two[1] for *_, replaced in rank)
+    assert all(two[3].count(f"/{name}'") == 1 for name in BROKEN)
+
+
+@pytest.mark.slow
+def test_with_a_generator_of_the_process_two_ranks_would_not(watched):
+    """The twin."""
+    assert apart(watched(1, 0, UNKEYED="1")[0], watched(2, 0, UNKEYED="1")[0]) > 1e-4
