@@ -41,7 +41,8 @@ def applied_changes(checkpoint: Path, config: dict, module: torch.nn.Module, all
     if refused:
         lines = ", ".join(f"{key}: {old} -> {new}" for key, (old, new) in refused.items())
         if "data.sha256" in refused:
-            lines += "; data.sha256: the pictures or captions in data.path changed since the run began"
+            what = "the pictures or captions in data.path" if "path" in config["data"] else "the emoji of data.font"
+            lines += f"; data.sha256: {what} changed since the run began"
         groups = ",".join(dict.fromkeys([*allowed, *(key.partition(".")[0] for key in refused)]))
         raise UserError(
             f"The run in {checkpoint.parent.parent} cannot go on with another configuration ({lines}). Set them back, choose another hydra.run.dir, "

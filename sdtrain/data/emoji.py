@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from sdtrain.data.transforms import WHITE, PictureSplit, Transform, check_options, make_splits, resize_short_side
+from sdtrain.data.transforms import WHITE, PictureSplit, Transform, check_options, make_splits, resize_short_side, rows_hash
 from sdtrain.errors import DataError, UserError
 
 PLACES = (
@@ -148,9 +148,11 @@ class Emoji:
         # Larger than drawn, they are kept as drawn and enlarged when asked for: 512 x 512 would take a gigabyte.
         side = min(image_size, next(iter(drawn.values())).width)
         small = [F.pil_to_tensor(square.resize((side, side), Image.Resampling.LANCZOS)) for square in drawn.values()]
-        names = [file_name(c) for c in drawn]
+        names, captions = [file_name(c) for c in drawn], [caption_of(c) for c in drawn]
+        # Which emoji a font has, and how large: another font, not another rendering of the same one.
+        self.sha256 = rows_hash((name, caption, square.width) for name, caption, square in zip(names, captions, drawn.values(), strict=True))
         self._splits = make_splits(
-            names=names, captions=[caption_of(c) for c in drawn], read=GlyphReader(names, torch.stack(small), image_size),
+            names=names, captions=captions, read=GlyphReader(names, torch.stack(small), image_size),
             fraction=validation_fraction, training=Transform(image_size=image_size, crop="center", flip=False, seed=seed), seed=seed,
         )
 

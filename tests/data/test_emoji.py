@@ -63,6 +63,20 @@ def test_deterministic_and_blind_to_the_ordinal(data):
 
 
 @installed
+@pytest.mark.slow
+def test_a_run_does_not_go_on_with_the_emoji_of_another_font(here, tiny, tmp_path, monkeypatch):
+    few = list(range(0x1F600, 0x1F610))
+    monkeypatch.setattr("sdtrain.data.emoji.code_points", lambda: few)
+    words = tiny("data=emoji", "model/autoencoder=pixels", "data.image_size=16", "trainer.max_images=16", "callbacks=none", "validation=none")
+    run = f"hydra.run.dir={tmp_path}/run"
+    assert here("sdtrain", *words, run).code == 0
+    assert here("sdtrain", *words, run, "resume=must").code == 0
+    few.append(0x1F610)
+    result = here("sdtrain", *words, run, "resume=must")
+    assert result.code == 2 and "data.sha256: " in result.err and "the emoji of data.font changed" in result.err
+
+
+@installed
 def test_options_are_seen(data):
     small = Emoji(image_size=200, background=[0, 0, 255], seed=1, validation_fraction=0.1)  # larger than the font draws
     assert small.split("train")[0, 0].image.shape == (3, 200, 200)

@@ -157,6 +157,28 @@ def test_a_run_ends_or_goes_on_and_counts(train, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("on_error", "code"), [("fail", 3), ("skip", 0)])
+def test_pixels_that_a_worker_finds_broken_in_the_middle_of_a_run(train, folder, tmp_path, on_error, code):
+    for i in range(16, 100):  # the first 64 of training are read before the first step
+        (folder / f"{i}.png").write_bytes((folder / "00.png").read_bytes())
+        (folder / f"{i}.txt").write_text(f"number {i}\n")
+    for name in BROKEN:
+        (folder / name).write_bytes((folder / "00.png").read_bytes())
+    split = Images(path=str(folder), validation_fraction=0.25).split("train")
+    late = folder / split.names[-1]
+    assert len(split) == 75
+    late.write_bytes(late.read_bytes()[:2000])
+    result = train(f"data.on_error={on_error}", "data.num_workers=1", "data.batch_size=4", "trainer.max_images=80", "trainer.log_every=4")
+    assert result.code == code, result.err
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert result.err.count(f"{late}'") == 1 and "Traceback (" not in result.err and status["images_seen"] > 0
+    if code:
+        assert "truncated" in result.paragraph and (status["state"], status["exit_code"]) == ("failed", 3)
+    else:
+        assert numbers(tmp_path / "run")[-1] == 1
+
+
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_counting_and_ends_in_the_same_weights(train, saved, tmp_path):
     words = ("data.on_error=skip", "lr_schedule=constant")
     assert train(*words, "trainer.max_images=32", run="two").code == 0
