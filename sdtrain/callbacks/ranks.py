@@ -4,12 +4,11 @@ import contextlib
 import faulthandler
 import math
 import os
+import re
 import signal
 import subprocess
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,7 +33,7 @@ class Ranks(L.Callback):
 
     Args:
         rank: this process's. timeout: seconds.
-        run_dir: where stacks go, as stuck-rank-N.txt, and where ranks above 0 leave their error logs.
+        run_dir: where the stacks of a stuck run go, as stuck-rank-N.txt, and where ranks above 0 leave their error logs.
         config: the run's yaml, which has to be the same on all ranks. compare: raises where rank 0's (first) differs from another's.
         leave: (exit code, paragraph), says it and ends this process; called on rank 0, and on another where rank 0 answers no more.
     """
@@ -63,10 +62,27 @@ class Ranks(L.Callback):
         configs: list = [None] * trainer.world_size
         dist.all_gather_object(configs, self.config)
         self.compare(configs)
-        self.last = time.monotonic()
+        self.stack = open(self._stack_of(self.rank), "w", encoding="utf-8")
+        self._made_a_step()
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs, batch, batch_index: int) -> None:
-        self.last, self.images_seen = time.monotonic(), trainer.datamodule.images_seen
+        self.images_seen = trainer.datamodule.images_seen
+        self._made_a_step()
+
+    def _made_a_step(self) -> None:
+        self.last = time.monotonic()
+        # By a thread that is not Python's: foreign code may be stuck with the interpreter's lock in its hands.
+        faulthandler.dump_traceback_later(self.timeout, file=self.stack)
+
+    def _stack_of(self, rank: int | str) -> Path:
+        return self.run_dir / f"stuck-rank-{rank}.txt"
+
+    def _sweep(self, rank: int | str) -> None:
+        """Removes the files in which there is no stack."""
+        for path in self.run_dir.glob(self._stack_of(rank).name):
+            with contextlib.suppress(OSError):
+                if not path.stat().st_size:
+                    path.unlink()
 
     @property
     def orphaned(self) -> bool:
@@ -76,11 +92,15 @@ class Ranks(L.Callback):
     def finish(self) -> None:
         """Before rank 0 leaves: the others may take a moment to do so, and are given no more."""
         self.over.set()
+        faulthandler.cancel_dump_traceback_later()
+        self._sweep(self.rank)
         end = time.monotonic() + GRACE
         for child in self.children:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(max(0.0, end - time.monotonic()))
             child.kill()
+        if self.children:
+            self._sweep("*")
 
     def _watch(self) -> None:
         grace = min(GRACE, self.timeout)
@@ -89,32 +109,23 @@ class Ranks(L.Callback):
                 if not self.over.wait(grace):  # else the main thread has noticed, and says it
                     self._end(*self.verdict(None))
             elif time.monotonic() - self.last > self.timeout:
-                self._write_stack()
                 if not self.over.wait(grace if self.rank else 1.0):  # by now rank 0 has ended the run, unless it is what is stuck
                     self._end(RankError.exit_code, self._stuck())
 
-    def _write_stack(self) -> None:
-        with open(self.run_dir / f"stuck-rank-{self.rank}.txt", "w", encoding="utf-8") as file:
-            file.write(f"{self._place()}\n")
-            file.flush()
-            faulthandler.dump_traceback(file)
-
-    def _place(self) -> str:
-        """Where the main thread stands: its innermost line of code that is not torch's or Lightning's, where there is one."""
-        frames = traceback.extract_stack(sys._current_frames()[threading.main_thread().ident])
-        outside = [frame for frame in frames if not {"torch", "lightning"} & set(Path(frame.filename).parts)]
-        frame = frames[-1]
-        within = "" if outside[-1:] == [frame] else f", from {outside[-1].filename} line {outside[-1].lineno}" if outside else ""
-        return f"{frame.filename} line {frame.lineno}, in {frame.name}{within}"
+    def _place(self, rank: int) -> str:
+        """Where a rank's main thread stands: its innermost line of code, and that outside of torch and Lightning which has led there."""
+        stack = self._stack_of(rank).read_text(encoding="utf-8", errors="replace")
+        frames = re.findall(r'File "(.+)", line (\d+) in (\S+)', stack.rpartition("hread 0x")[2])  # the main one is the last
+        if not frames:
+            return "gives no sign of life"
+        file, line, name = frames[0]
+        outside = next((frame for frame in frames if not {"torch", "lightning"} & set(Path(frame[0]).parts)), frames[0])
+        return f"at {file} line {line}, in {name}" + (f", from {outside[0]} line {outside[1]}" if outside != frames[0] else "")
 
     def _stuck(self) -> str:
-        places = []
-        for rank in range(int(os.environ["WORLD_SIZE"])):
-            stack = self.run_dir / f"stuck-rank-{rank}.txt"
-            written = stack.exists() and stack.stat().st_mtime >= self.began
-            places.append(f"rank {rank} at {stack.read_text(encoding='utf-8').splitlines()[0]}" if written else f"rank {rank} gives no sign of life")
+        places = "; ".join(f"rank {rank} {self._place(rank)}" for rank in range(int(os.environ["WORLD_SIZE"])))
         return (
-            f"No optimizer step has ended for {self.timeout:g} s, at {self.images_seen} images: {'; '.join(places)}. The stacks are in "
+            f"No optimizer step has ended for {self.timeout:g} s, at {self.images_seen} images: {places}. The stacks are in "
             f"{self.run_dir}/stuck-rank-*.txt. If steps do take that long, raise strategy.timeout."
         )
 
@@ -147,8 +158,10 @@ class Ranks(L.Callback):
     def _end(self, code: int, paragraph: str) -> None:
         for child in self.children:
             child.kill()
+            child.wait()
         if self.launcher and not self.orphaned:
             os.kill(self.launcher, signal.SIGKILL)  # rank 0 should have ended this one by now: it is stuck beyond help
             while not self.orphaned:
                 time.sleep(0.01)
+        self._sweep("*")
         self.leave(code, paragraph)

@@ -61,6 +61,8 @@ def check_all(cfg: dict, typed: set[str]) -> list[str]:
                 check_value(node[loader_key], kind, f"data.{loader_key}")
                 if node[loader_key] < (1 if loader_key == "batch_size" else 0):
                     raise UserError(f"data.{loader_key}={node[loader_key]} is too small.")
+            if "data.max_skipped" in typed and node.get("on_error") == "fail":
+                raise UserError("data.max_skipped has no effect with data.on_error=fail, which leaves none out. Set data.on_error=skip, or remove it.")
             node = {k: v for k, v in node.items() if k not in LOADER}
         notes += check(node, name, FILLED_IN, typed, beside=LOADER if name == "data" else ())
     return notes

@@ -188,6 +188,11 @@ def test_a_resumed_run_goes_on_counting_and_ends_in_the_same_weights(train, save
     assert numbers(tmp_path / "two") == numbers(tmp_path / "one") and all(torch.equal(one[key], two[key]) for key in one)
 
 
+def test_a_bound_on_nothing_is_refused(train):
+    result = train("data.max_skipped=2")
+    assert result.code == 2 and "data.max_skipped has no effect with data.on_error=fail" in result.paragraph
+
+
 @pytest.mark.parametrize("bounded", [True, False])
 def test_a_run_with_too_many_ends(train, monkeypatch, bounded):
     """And the twin: without the bound it goes on."""
