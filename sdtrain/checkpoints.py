@@ -27,7 +27,7 @@ MANIFEST = "manifest.json"
 NEEDED = {"model.safetensors", "trainer.pt", "config.yaml"}
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -83,7 +83,7 @@ def write_checkpoint(folder: Path, model: dict[str, Tensor], ema: dict[str, Tens
         manifest = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files}
         (beside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         for path in [*files, beside / MANIFEST, beside]:
-            _fsync(path)
+            fsync(path)
         if folder.exists():  # a folder cannot be renamed onto one that has files: the old one steps aside first
             old = folder.with_name(f".{folder.name}.old.tmp")
             shutil.rmtree(old, ignore_errors=True)
@@ -92,7 +92,7 @@ def write_checkpoint(folder: Path, model: dict[str, Tensor], ema: dict[str, Tens
             shutil.rmtree(old)
         else:
             beside.rename(folder)
-        _fsync(folder.parent)
+        fsync(folder.parent)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own words for a full disk
         shutil.rmtree(beside, ignore_errors=True)
         raise StorageError(f"The checkpoint {folder} cannot be written: {error}. Free space or set hydra.run.dir to another place.") from error
@@ -189,6 +189,7 @@ def write_text(path: Path, text: str) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         beside.write_text(text, encoding="utf-8")
+        fsync(beside)
         beside.replace(path)
     except OSError:
         beside.unlink(missing_ok=True)

@@ -1,13 +1,14 @@
 """Starts sdtrain's commands without paying for their imports: imports once, then forks a process per line of stdin.
 
 What it forks is a real process: it has its own argv, environment, signals, exit handlers and exit code. Each request is a line of
-JSON {argv, cwd, env, output}; the answers are a line {"pid": ...} and, once it has ended, a line {"code": ...}.
+JSON {argv, cwd, env, output, before}; the answers are a line {"pid": ...} and, once it has ended, a line {"code": ...}.
 """
 
 import importlib
 import json
 import os
 import pkgutil
+import runpy
 import signal
 import sys
 
@@ -26,6 +27,9 @@ def become(job: dict) -> None:
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), number)
     sys.argv = job["argv"]
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if job["before"]:
+        file, _, expression = job["before"].partition(":")
+        eval(expression, runpy.run_path(file))
     importlib.import_module(f"sdtrain.cli.{MAINS[os.path.basename(sys.argv[0])]}").main()
 
 

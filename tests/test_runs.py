@@ -44,6 +44,10 @@ def run_of(here, tiny, tmp_path):
     return run
 
 
+def losses(run) -> list[float]:
+    return [line["train/loss"] for line in numbers(run) if "train/loss" in line]
+
+
 def test_a_run_leaves_what_it_says(tiny_run):
     assert status(tiny_run) | {"command": "", "pid": 0} == {"state": "finished", "images_seen": 64, "exit_code": 0, "command": "", "pid": 0}
     assert [folder.name for folder in published(tiny_run)] == ["000000000048", "000000000064"]
@@ -126,6 +130,20 @@ def test_a_run_is_not_written_over(here, tiny, tiny_run, tmp_path):
     result = here("sdtrain", *tiny(), f"hydra.run.dir={run}")
     assert result.code == 2 and "resume=auto" in result.paragraph and "hydra.run.dir" in result.paragraph
     assert {path: path.read_bytes() for path in before} == before  # the finished run's status too
+
+
+def test_the_first_line_of_a_resumed_run_is_of_all_images_since_the_last(run_of, tmp_path):
+    """Also where a checkpoint lay between two lines."""
+    whole = run_of("whole", "trainer.log_every=64")
+    part = tmp_path / "part" / "checkpoints" / f"{48:012d}"
+    shutil.copytree(whole / "checkpoints" / part.name, part)
+    assert losses(run_of("part", "trainer.log_every=64", "resume=must")) == losses(whole)
+
+
+def test_what_is_trained_already_is_said(here, tiny, tiny_run, tmp_path):
+    shutil.copytree(tiny_run, tmp_path / "run")
+    result = here("sdtrain", *tiny("trainer.max_images=32", "resume=must"), f"hydra.run.dir={tmp_path}/run")
+    assert result.code == 0 and "nothing left to train: trainer.max_images=32, and 64 were seen" in result.out
 
 
 def test_resume_must_wants_something_to_resume(here, tiny, tmp_path):
@@ -212,6 +230,13 @@ def test_an_unfinished_run_is_found_again(tiny, unfinished, word):
 def test_a_run_that_could_not_be_gone_on_with_is_not_found(tiny, unfinished, word):
     """What resume would refuse is another run: then resume=auto starts anew."""
     assert newest_unfinished(tiny(word)) is None
+
+
+@pytest.mark.parametrize("name", ["status.json", "config.yaml"])
+@pytest.mark.parametrize("content", [b"", b"[1]", b"\xff\xfe", b"a: [", b"{}"])
+def test_a_run_whose_files_are_broken_is_not_found(tiny, unfinished, name, content):
+    (unfinished / name).write_bytes(content)
+    assert newest_unfinished(tiny()) is None
 
 
 def test_a_finished_run_and_one_without_a_checkpoint_are_not_found(tiny, unfinished):

@@ -1,5 +1,6 @@
 """Saves checkpoints between optimizer steps, and resumes from them exactly."""
 
+import contextlib
 import math
 import os
 import shutil
@@ -20,12 +21,15 @@ from sdtrain.errors import DivergedError, StorageError, UserError
 
 
 def memory_available() -> float:
-    """Bytes that can be taken without swapping, inf where the system does not say."""
-    try:
+    """Bytes that can be taken without swapping, or before a container's limit; inf where the system does not say."""
+    free = math.inf
+    with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return math.inf
+        free = next(1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    with contextlib.suppress(OSError, ValueError):  # "max" is no limit
+        limit, used = (int(Path("/sys/fs/cgroup", name).read_text()) for name in ("memory.max", "memory.current"))
+        free = min(free, limit - used)
+    return free
 
 
 class Interrupted(SystemExit):
@@ -33,20 +37,21 @@ class Interrupted(SystemExit):
 
 
 class Signals:
-    """The first SIGTERM, SIGINT or SIGUSR1 is remembered until a step ends; a second one ends the process at once."""
+    """The first SIGTERM, SIGINT, SIGUSR1 or SIGHUP is remembered until a step ends; a second SIGTERM, SIGINT or SIGHUP ends the process at once."""
 
     def __init__(self) -> None:
         self.received = 0
 
     def install(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, self)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup means it
+                signal.signal(number, self)
 
     def __call__(self, number: int, frame) -> None:
-        if self.received:
+        if self.received and number != signal.SIGUSR1:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self.received = number
+        self.received = self.received or number
 
 
 def leave_signals_to_us(trainer: L.Trainer) -> None:
@@ -157,9 +162,9 @@ class Checkpoints(L.Callback):
         self.run_dir = Path(trainer.strategy.broadcast(str(self.run_dir)))
         if trainer.world_size > 1:
             self.group = dist.new_group(backend="gloo")  # the flag of a signal crosses ranks without touching a device
-        if trainer.is_global_zero and (self.run_dir / "checkpoints").is_dir():
-            for left_over in (self.run_dir / "checkpoints").glob(".*.tmp"):
-                shutil.rmtree(left_over, ignore_errors=True)
+        if trainer.is_global_zero:
+            for left_over in (path for folder in ("", "checkpoints", "samples") for path in (self.run_dir / folder).glob(".*.tmp")):
+                shutil.rmtree(left_over, ignore_errors=True) if left_over.is_dir() else left_over.unlink(missing_ok=True)
 
     def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict) -> None:
         """Lightning counts micro-batches and steps; images are the truth. Its counters are rewritten for this run's ranks and accumulation."""

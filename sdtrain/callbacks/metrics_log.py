@@ -43,9 +43,9 @@ class MetricsLog(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.started = self.last = time.monotonic()
+        self.seen = trainer.datamodule.images_seen  # at the last line, or the start
         if trainer.is_global_zero and self.path.exists():
-            seen = trainer.datamodule.images_seen
-            kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if written_by(line, seen)]
+            kept = [line for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines() if written_by(line, self.seen)]
             try:
                 write_text(self.path, "".join(line + "\n" for line in kept))
             except OSError as error:
@@ -69,6 +69,16 @@ class MetricsLog(L.Callback):
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict) -> None:
         if module.optimisation.max_skipped is None and self._bad():
             self._write(trainer, module)
+        checkpoint["since_last_line"] = self._totals(trainer, module)
+
+    def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict) -> None:
+        if trainer.is_global_zero and "since_last_line" in checkpoint:
+            self._sum, self._count = checkpoint["since_last_line"][0], int(checkpoint["since_last_line"][1])
+
+    def _totals(self, trainer: L.Trainer, module: L.LightningModule) -> torch.Tensor:
+        """(sum of the losses, their number) since the last line, over all ranks."""
+        mine = torch.stack([torch.as_tensor(value, device=module.device, dtype=torch.float32) for value in (self._sum, self._count)])
+        return trainer.strategy.reduce(mine, reduce_op="sum")
 
     def _bad(self) -> list[tuple]:
         """(images seen, loss, norm, parts) of the steps since the last line that were not finite; the same steps on all ranks."""
@@ -79,18 +89,17 @@ class MetricsLog(L.Callback):
         return [(seen, loss, norm, parts) for (seen, _, parts), (loss, norm) in steps if not math.isfinite(loss + norm)]
 
     def _write(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        totals = torch.stack([self._sum, torch.as_tensor(self._count, device=self._sum.device, dtype=self._sum.dtype)])
-        loss_sum, count = trainer.strategy.reduce(totals, reduce_op="sum").tolist()
-        now = time.monotonic()
+        loss_sum, count = self._totals(trainer, module).tolist()
+        now, seen = time.monotonic(), trainer.datamodule.images_seen
         self.latest = {
             "train/loss": loss_sum / count, "train/lr": trainer.optimizers[0].param_groups[0]["lr"], "train/gradient_norm": module.norm.item(),
-            "train/images_per_second": count / (now - self.last),
+            "train/images_per_second": (seen - self.seen) / (now - self.last),
         }
         if module.optimisation.max_skipped is not None:
             self.latest["train/skipped_steps"] = module.optimisation.skipped
         if trainer.datamodule.skipped is not None:
             self.latest["data/skipped"] = trainer.datamodule.skipped.agree()
-        bad, steps, self._steps, self._sum, self._count, self.last = self._bad(), len(self._steps), [], 0.0, 0, now
+        bad, steps, self._steps, self._sum, self._count, self.last, self.seen = self._bad(), len(self._steps), [], 0.0, 0, now, seen
         self.report(trainer, self.latest)
         if bad and module.optimisation.max_skipped is None:
             raise DivergedError(self._diverged(trainer, module, bad, steps))

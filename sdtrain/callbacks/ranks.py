@@ -147,6 +147,9 @@ class Ranks(L.Callback):
             return RankError.exit_code, f"Rank {self.rank} has lost the others at {self.images_seen} images: {error or 'one of them lost its peers'}"
         rank, code = ended[0]
         log = error_log(self.run_dir, rank)
+        if -code in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+            # Before it listened: there is nothing to save yet.
+            return 130 if -code == signal.SIGINT else 143, f"Rank {rank} was ended by {signal.Signals(-code).name} while it started. Go on with resume=auto."
         if code < 0:
             said = f"Rank {rank} was killed by {signal.Signals(-code).name} at {self.images_seen} images."
         elif log.exists() and log.stat().st_mtime >= self.began:

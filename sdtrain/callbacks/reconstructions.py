@@ -1,6 +1,5 @@
 """What an autoencoder run leaves behind: pictures beside their reconstructions, and at the end the folder that a diffusion run reads."""
 
-import json
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -32,7 +31,11 @@ class Reconstructions(L.Callback):
             return
         with self.ema.average.applied(module.trained()) if self.ema else nullcontext(), torch.no_grad():
             self.draw(trainer, module)
-            if ended:
+
+    def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """After the last checkpoint, from which a run whose disk is full here goes on, with nothing left to train."""
+        if trainer.is_global_zero and trainer.datamodule.images_seen >= module.optimisation.max_images:
+            with self.ema.average.applied(module.trained()) if self.ema else nullcontext(), torch.no_grad():
                 self.export(trainer, module)
 
     def draw(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -55,5 +58,4 @@ class Reconstructions(L.Callback):
         latent_scale = 1 / latents.std().item()
         quality = [module.validate(batch.to(module.device))["psnr"] for batch in trainer.datamodule.validation_batches(len(trainer.datamodule.validation))]
         measured = {"psnr": torch.cat(quality).mean().item(), "held_out_pictures": len(torch.cat(quality)), "latent_scale": latent_scale}
-        write_autoencoder(module.net, latent_scale, self.run_dir / "autoencoder")
-        (self.run_dir / "autoencoder" / "measured.json").write_text(json.dumps(measured, indent=1) + "\n")
+        write_autoencoder(module.net, latent_scale, self.run_dir / "autoencoder", measured)

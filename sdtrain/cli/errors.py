@@ -5,9 +5,9 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
@@ -19,6 +19,35 @@ from sdtrain.redaction import redacted
 
 def global_rank() -> int:
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", os.environ.get("SLURM_PROCID", 0))))
+
+
+class Unbroken:
+    """stdout, until it breaks: a reader that has left, or a full disk behind it, is said once on stderr, and does not end the run."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        with self.surviving():
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self.surviving():
+            self.stream.flush()
+
+    @contextlib.contextmanager
+    def surviving(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())  # also for what its buffer still holds, and for the interpreter's last flush
+            os.close(nowhere)
+            print(f"sdtrain: stdout cannot be written ({error.strerror}); the run goes on without it.", file=sys.stderr, flush=True)
 
 
 def say(message: str, run_dir: Path | None = None, *, aloud: bool | None = None) -> None:

@@ -10,7 +10,9 @@ from sdtrain.checkpoints import read_config, read_weights
 from sdtrain.cli.check import flat
 from sdtrain.errors import DataError, UserError
 
-FIXED_ON_RESUME = ("seed", "data", "model", "schedule", "modifiers", "prediction", "weighting", "loss", "times", "noise")  # another value would be another run
+FIXED_ON_RESUME = (  # another value would be another run
+    "seed", "data", "model", "schedule", "modifiers", "prediction", "weighting", "loss", "times", "noise", "optimizer._target_",
+)
 FREE_ON_RESUME = ("data.num_workers", "data.on_error", "data.max_skipped")  # of these, keys that make none
 
 

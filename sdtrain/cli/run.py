@@ -1,11 +1,9 @@
 """One training run, from a checked configuration to its last grid."""
 
-import contextlib
 import copy
 import json
 import os
 import shlex
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +14,12 @@ import torch
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from sdtrain.callbacks.checkpoint import Checkpoints, FolderIO, Interrupted, Signals
+from sdtrain.callbacks.checkpoint import Checkpoints, FolderIO, Signals
 from sdtrain.callbacks.loggers import close
 from sdtrain.callbacks.metrics_log import MetricsLog
 from sdtrain.callbacks.progress import ProgressBar
 from sdtrain.callbacks.ranks import Ranks
 from sdtrain.checkpoints import newest_whole, published, set_aside, write_text
-from sdtrain.cli.arguments import quoted
 from sdtrain.cli.boundary import typed_keys
 from sdtrain.cli.build import (
     build,
@@ -39,6 +36,7 @@ from sdtrain.cli.build import (
 )
 from sdtrain.cli.check import check_call, flat, nearest
 from sdtrain.cli.errors import global_rank, say
+from sdtrain.cli.first_stage import FOLDER, first_stage_done, train_first_stage
 from sdtrain.cli.resume import applied_changes, refuse_if_different
 from sdtrain.cli.trainer import TrainerSettings, make_trainer
 from sdtrain.data.datamodule import DataModule
@@ -92,7 +90,7 @@ class Run:
     def check(self) -> list[str]:
         check_call(self.cfg, "", root, set(), self.typed)
         check_call(self.cfg["checkpoint"], "checkpoint", Checkpoints, {"run_dir", "signals"}, self.typed)
-        keys = {key for key, _ in flat(self.cfg)} | {"model.autoencoder.sha256"}
+        keys = {key for key, _ in flat(self.cfg)} | {"model.autoencoder.sha256", "data.sha256"}
         if unknown := [key for key in self.cfg["resume_allow"] if key not in keys]:
             raise UserError(f"resume_allow={unknown[0]}: there is no such key to change.{nearest(unknown[0], keys)} Name keys or groups in resume_allow.")
         self.is_diffusion = not self.cfg["model"]["_target_"].endswith("AutoencoderModule")
@@ -116,36 +114,17 @@ class Run:
         return notes
 
     def first_stage(self) -> None:
-        """Trains the autoencoder first, by its own command in its own process, unless it lies there already."""
-        stage = self.cfg.get("first_stage")
-        if not stage or (self.run_dir / "first_stage" / "autoencoder" / "config.json").is_file():
+        """Trains the autoencoder first, unless it lies there already. From then on the folder is known for this run's."""
+        if not self.cfg.get("first_stage") or first_stage_done(self.run_dir):
             return
-        if "TORCHELASTIC_RUN_ID" in os.environ:
-            raise UserError(
-                f"first_stage cannot be trained under torchrun. Train it by itself with `sdtrain experiment={stage['experiment']}`, then set "
-                f"model.autoencoder.path=RUN/autoencoder."
-            )
-        same_data = {key: value for key, value in self.cfg["data"].items() if key not in ("_target_", "batch_size")}
-        words = [f"++data.{key}={quoted(value) if isinstance(value, str) else json.dumps(value)}" for key, value in same_data.items()]
-        words.append(f"data.batch_size={min(16, self.cfg['data']['batch_size'])}")  # the recipe's, unless there are few pictures
-        words += [o for o in self.overrides if o.startswith(("trainer.accelerator=", "trainer.threads=", "logger=", "logger."))]
-        command = [
-            sys.executable, "-m", "sdtrain.cli.train", f"experiment={stage['experiment']}", *words, f"seed={self.cfg['seed']}",
-            f"trainer.max_images={stage['max_images']}", "resume=auto", f"hydra.run.dir={self.run_dir / 'first_stage'}",
-        ]
-        self.console.print(f"First stage: sdtrain experiment={stage['experiment']}")
-        # In a session of its own: a signal reaches it from here, once, and not from the terminal as well.
-        process, forwarded = subprocess.Popen(command, start_new_session=True), False
-        while process.poll() is None:
-            if self.signals.received and not forwarded:
-                process.send_signal(self.signals.received)
-                forwarded = True
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(0.2)
-        if process.returncode in (130, 143):
-            raise Interrupted(process.returncode)
-        if process.returncode:
-            raise SystemExit(max(1, process.returncode))  # it has said why
+        if self.cfg["resume"] == "must" and not published(self.run_dir / FOLDER):
+            raise self.nothing_to_resume()
+        self.console.print(f"First stage: sdtrain experiment={self.cfg['first_stage']['experiment']}")
+        self.write_config(self.saved_config())
+        self.status("running")
+        if code := train_first_stage(self.cfg, self.overrides, self.run_dir, self.signals):
+            self.status("failed", code)
+            raise SystemExit(code)
 
     def build(self) -> None:
         cfg = self.cfg
@@ -197,11 +176,18 @@ class Run:
         """The resolved configuration without secrets, with the hashes of the frozen weights and of the data's listing."""
         cfg = copy.deepcopy(self.cfg)
         del cfg["resume"], cfg["resume_allow"]
-        if self.is_diffusion and (digest := weights_hash(self.module)):
+        if self.is_diffusion and hasattr(self, "module") and (digest := weights_hash(self.module)):
             cfg["model"]["autoencoder"]["sha256"] = digest
-        if digest := getattr(self.data, "sha256", None):  # of data that lie in files
+        if digest := getattr(getattr(self, "data", None), "sha256", None):  # of data that lie in files
             cfg["data"]["sha256"] = digest
         return OmegaConf.to_yaml(OmegaConf.create(redacted(cfg)))
+
+    def write_config(self, config: str) -> None:
+        if global_rank() == 0:
+            try:
+                write_text(self.run_dir / "config.yaml", config)
+            except OSError as error:
+                raise StorageError(f"{self.run_dir} cannot be written: {error.strerror}. Set hydra.run.dir to another folder.") from error
 
     def resume_from(self, config: str) -> Path | None:
         """The checkpoint to go on from. Raises UserError where that would mix two runs."""
@@ -212,10 +198,10 @@ class Run:
             return None
         newest, passed_over = newest_whole(self.run_dir)
         for line in passed_over:
-            self.console.print(f"{line}. It is set aside as .damaged", soft_wrap=True)
+            self.console.print(line, soft_wrap=True)
         if newest is None:
-            if asked == "must":
-                raise UserError(f"resume=must, but there is no whole checkpoint in {self.run_dir}. Set hydra.run.dir to the run, or resume=auto to start anew.")
+            if asked == "must" or found:  # to start anew would write over what there is
+                raise self.nothing_to_resume()
             self.console.print("resume=auto: there is nothing to resume, the run starts anew.")
         else:
             self.go_on(newest, config)
@@ -224,11 +210,19 @@ class Run:
             set_aside([folder for folder in found if newest is None or int(folder.name) > int(newest.name)])
         return newest
 
+    def nothing_to_resume(self) -> UserError:
+        found, asked = len(published(self.run_dir)), self.cfg["resume"]
+        if found:
+            return StorageError(f"resume={asked}, but none of the {found} checkpoints in {self.run_dir} is whole. Restore one, or set another hydra.run.dir.")
+        return UserError(f"resume={asked}, but there is no whole checkpoint in {self.run_dir}. Set hydra.run.dir to the run, or resume=auto to start anew.")
+
     def go_on(self, newest: Path, config: str) -> None:
         """Says what has changed since, or refuses it."""
         for line in applied_changes(newest, OmegaConf.to_container(OmegaConf.create(config)), self.module, self.cfg["resume_allow"]):
             self.console.print(line, soft_wrap=True)
         self.console.print(f"Going on from {newest}", soft_wrap=True)
+        if int(newest.name) >= self.settings.max_images:
+            self.console.print(f"There is nothing left to train: trainer.max_images={self.settings.max_images}, and {int(newest.name)} were seen.")
 
     def callbacks(self) -> list[L.Callback]:
         cfg, run_dir = self.cfg, self.run_dir
@@ -253,11 +247,7 @@ class Run:
         config = self.saved_config()
         checkpoint = self.resume_from(config)
         callbacks = self.callbacks()
-        if global_rank() == 0:
-            try:
-                write_text(self.run_dir / "config.yaml", config)
-            except OSError as error:
-                raise StorageError(f"{self.run_dir} cannot be written: {error.strerror}. Set hydra.run.dir to another folder.") from error
+        self.write_config(config)
         name = redacted(f"{self.cfg['name']}/{self.run_dir.name}")
         logger = build(self.cfg["logger"], "logger", run_dir=self.run_dir, name=name) if self.cfg.get("logger") else None
         if logger is not None:

@@ -3,19 +3,24 @@
 import contextlib
 import json
 import logging
+import os
+import re
 import sys
 import warnings
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
+from yaml import YAMLError
 
 from sdtrain.callbacks.checkpoint import Interrupted
 from sdtrain.checkpoints import published
-from sdtrain.cli.errors import fail, global_rank, paragraph
+from sdtrain.cli.errors import Unbroken, fail, global_rank, paragraph
+from sdtrain.cli.first_stage import FOLDER
 from sdtrain.cli.lock import only_run
 from sdtrain.cli.resume import changes
 from sdtrain.cli.run import Run
@@ -33,12 +38,24 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message)
 
 
+def alone() -> None:
+    """One process is rank 0 of itself, whatever the scheduler or launcher that has started it calls it: else a second would not see the lock."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and (world := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise UserError(f"strategy=single is one process, and torchrun has started {world}. Set strategy=ddp trainer.devices={world}, or start one.")
+    for name in ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "RANK", "LOCAL_RANK", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID"):
+        os.environ.pop(name, None)
+    rank_zero_only.rank = 0
+
+
 def train(cfg: DictConfig, overrides: list[str], run_dir: Path) -> None:
     """One run, the only one in its folder. Leaves by SystemExit where it does not finish."""
     quiet()
+    sys.stdout = Unbroken(sys.stdout)
     # A notebook asks for colours, not for a moving bar; and a path or a list in brackets is no markup.
     console = Console(quiet=global_rank() > 0, force_terminal=sys.stdout.isatty(), markup=False, highlight=False)
     try:
+        if str((cfg.get("strategy") or {}).get("_target_")).endswith(".single"):
+            alone()
         with only_run(run_dir, console.print) if global_rank() == 0 else contextlib.nullcontext():
             train_alone(cfg, overrides, run_dir, console)
     except UserError as error:  # nothing in the folder is ours, neither its status nor its error.log
@@ -74,8 +91,13 @@ def train_alone(cfg: DictConfig, overrides: list[str], run_dir: Path, console: C
     except Exception as error:
         ranks = run.ranks if run is not None else None
         code, text = ranks.verdict(error) if ranks else (1, f"{type(error).__name__}: {error}")
+        if re.search("DataLoader worker .*(killed by signal|exited unexpectedly)", str(error)):
+            code, text = 3, (
+                f"A worker of the loader was killed at {run.images_seen} images, perhaps because memory was short. Lower data.num_workers, and go on "
+                f"with resume=auto hydra.run.dir={str(run_dir)!r}."
+            )
         if run is not None:
-            run.status("failed", code)
+            run.status("interrupted" if code in (130, 143) else "failed", code)
         fail(code, " ".join(text.split())[:1000], run_dir, aloud=global_rank() == 0 or bool(ranks and ranks.orphaned))
     finally:
         if run is not None and run.ranks:
@@ -93,8 +115,13 @@ def newest_unfinished(overrides: list[str]) -> Path | None:
         return None  # the run itself will say it
     for status in sorted(Path("runs", wanted["name"]).glob("*/status.json"), key=lambda p: p.stat().st_mtime, reverse=True):
         run = status.parent
-        if published(run) and (run / "config.yaml").is_file() and json.loads(status.read_text())["state"] != "finished":
-            _, refused = changes(OmegaConf.to_container(OmegaConf.load(run / "config.yaml")), redacted(wanted), wanted["resume_allow"])
-            if not refused.keys() - {"model.autoencoder.sha256", "data.sha256"}:
-                return run.resolve()
+        if not published(run) and not published(run / FOLDER):
+            continue
+        try:
+            unfinished, config = json.loads(status.read_text())["state"] != "finished", OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+            _, refused = changes(config, redacted(wanted), wanted["resume_allow"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, YAMLError, OmegaConfBaseException):
+            continue  # no files of ours
+        if unfinished and not refused.keys() - {"model.autoencoder.sha256", "data.sha256"}:
+            return run.resolve()
     return None

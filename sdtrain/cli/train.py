@@ -1,6 +1,7 @@
 """sdtrain: trains."""
 
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -37,6 +38,7 @@ def run_folder(arguments: list[str]) -> list[str]:
 
 
 def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the run listens itself: Ctrl-C while it starts needs no traceback
     bounded_main(app, "train", sys.argv[1:], more=run_folder)
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import posixpath
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def _from_metadata(folder: str, source: str, names: Sequence[str]) -> list[tuple
     known, rows, missing = set(names), [], []
     for line, row in numbered:
         name, caption = _inside(folder, row["file_name"], f"{where}, line {line}"), row.get(column)
-        if not isinstance(caption, str | None):
+        if not isinstance(caption, str | None) or caption and re.search("[\ud800-\udfff]", caption):  # halves of a character are no text
             raise DataError(f"{where}, line {line}: the caption must be text, and is {caption!r}. Correct the line, or change data.path.")
         if name not in known and not os.path.isfile(os.path.join(folder, name)):
             missing.append(name)
@@ -108,10 +109,8 @@ def _jsonl(text: str, where: str) -> list[tuple[int, dict[str, Any]]]:
             continue
         try:
             row = json.loads(content)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{where}, line {line}, is not JSON: {error.msg} at column {error.colno}. Correct the line, or change data.path."
-            ) from error
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
+            raise DataError(f"{where}, line {line}, is not JSON that can be read: {error}. Correct the line, or change data.path.") from error
         if not isinstance(row, dict):
             raise DataError(
                 f"{where}, line {line}, must be an object with file_name and text, and is {content[:60]}. Correct it, or change data.path."
@@ -138,8 +137,8 @@ def _csv(text: str, where: str) -> list[tuple[int, dict[str, Any]]]:
 
 def _inside(folder: str, file_name: Any, where: str) -> str:
     """The relative name that a metadata row means. A metadata file may come from elsewhere: it must not reach outside the folder."""
-    if not isinstance(file_name, str) or not file_name:
-        raise DataError(f"{where}: file_name must be the name of a picture, and is {file_name!r}. Correct the line, or change data.path.")
+    if not isinstance(file_name, str) or not file_name.isprintable() or not 0 < len(file_name) < 4096:
+        raise DataError(f"{where}: file_name must be the name of a picture, and is {ascii(file_name)[:60]}. Correct the line, or change data.path.")
     root = os.path.realpath(folder)
     resolved = os.path.realpath(os.path.join(folder, file_name))
     if os.path.commonpath([root, resolved]) != root or os.path.isabs(file_name):

@@ -4,6 +4,7 @@ The captions are parsed by `captions.py`, so that an error can name file and lin
 which forked loader workers share without copying it. datasets' own imagefolder drops pictures without a row silently.
 """
 
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,7 +96,7 @@ class Images:
         folder = os.path.abspath(os.path.expanduser(path)) if path else ""  # "" would become the working directory
         rows = read_captions(folder, list_pictures(folder), missing_captions)
         names = sorted({name for name, _ in rows})
-        sizes, bad = judge(folder, names, image_size)
+        good, bad = judge(folder, names, image_size)
         if bad and on_error == "fail":
             refuse(folder, bad, len(names), image_size)
         if bad:
@@ -107,15 +108,15 @@ class Images:
                 f"{len(bad)} of {len(names)} pictures in data.path={folder!r} cannot be used, and data.max_skipped={max_skipped} may be left out. "
                 f"The last is {last}: {reason} Repair or remove them, or raise data.max_skipped."
             )
-        if len(sizes) < 2:
+        if len(good) < 2:
             without = f" and {len(bad)} that cannot be used" if bad else ""
             raise DataError(
-                f"data.path={path!r} holds {('no picture', 'one picture')[len(sizes)]}{without}; at least 2 are needed, one of them for validation. "
+                f"data.path={path!r} holds {('no picture', 'one picture')[len(good)]}{without}; at least 2 are needed, one of them for validation. "
                 f"Change data.path."
             )
         self.max_skipped = max_skipped - len(bad) if on_error == "skip" else None
-        rows = [(name, caption) for name, caption in rows if name in sizes]
-        self.sha256 = rows_hash((name, caption, sizes[name]) for name, caption in rows)
+        rows = [(name, caption) for name, caption in rows if name in good]
+        self.sha256 = rows_hash((name, caption, good[name]) for name, caption in rows)
         self._splits = make_splits(
             names=[name for name, _ in rows], captions=[caption for _, caption in rows], read=FolderReader(folder, image_size, background),
             fraction=validation_fraction, training=training, seed=seed, max_skipped=self.max_skipped,
@@ -156,15 +157,15 @@ def list_pictures(folder: str) -> list[str]:
     return sorted(names)
 
 
-def judge(folder: str, names: Sequence[str], image_size: int) -> tuple[dict[str, int], dict[str, tuple[str, int | None]]]:
-    """By their headers: ({name: bytes} of the pictures that can be used, {name: (why not, its shorter side where that can be read)} of others)."""
-    sizes, bad = {}, {}
+def judge(folder: str, names: Sequence[str], image_size: int) -> tuple[dict[str, str], dict[str, tuple[str, int | None]]]:
+    """By their headers: ({name: mark} of the pictures that can be used, {name: (why not, its shorter side where that can be read)} of others)."""
+    good, bad = {}, {}
     for name in names:
         path = os.path.join(folder, name)
         try:
             if not os.path.isfile(path):  # a pipe would be waited for
                 raise DataError(f"The picture {path!r} is no file, or a link to none.")
-            side, size = min(picture_size(path)), os.path.getsize(path)
+            side, mark = min(picture_size(path)), file_mark(path)
         except DataError as error:
             bad[name] = str(error), None
         except OSError as error:  # it has vanished since
@@ -173,8 +174,18 @@ def judge(folder: str, names: Sequence[str], image_size: int) -> tuple[dict[str,
             if side < image_size:
                 bad[name] = f"The picture {path!r} is smaller than the crop: its shorter side is {side}, data.image_size={image_size}.", side
             else:
-                sizes[name] = size
-    return sizes, bad
+                good[name] = mark
+    return good, bad
+
+
+def file_mark(path: str) -> str:
+    """What tells a file from another in its place without reading all of it: its bytes, and a hash of the first and last 4096."""
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        ends = file.read(4096)
+        file.seek(max(0, size - 4096))
+        ends += file.read(4096)
+    return f"{size} {hashlib.sha256(ends).hexdigest()}"
 
 
 def refuse(folder: str, bad: dict[str, tuple[str, int | None]], count: int, image_size: int) -> NoReturn:

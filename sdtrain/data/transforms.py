@@ -185,8 +185,8 @@ def hold_out(names: Sequence[str], fraction: float, seed: int) -> set[str]:
     return set(distinct[: hold_out_count(len(distinct), fraction)])
 
 
-def rows_hash(rows: Iterable[tuple[str, str, int]]) -> str:
-    """sha256 over (name, caption, bytes of the file) of every row, in their order."""
+def rows_hash(rows: Iterable[tuple[str, str, str | int]]) -> str:
+    """sha256 over (name, caption, what tells the picture from another of its name) of every row, in their order."""
     return hashlib.sha256(json.dumps(list(rows)).encode()).hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -10,7 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sdtrain.errors import UserError
+from sdtrain.checkpoints import fsync
+from sdtrain.errors import StorageError, UserError
 from sdtrain.paths import find_folder
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -108,10 +110,24 @@ def check_latent_scale(autoencoder: Autoencoder | Pixels, image: Tensor) -> floa
     return std
 
 
-def write_autoencoder(net: AutoencoderKL, latent_scale: float, folder: Path) -> None:
-    """Writes config.json with scaling_factor and fp16 weights, in diffusers' layout."""
-    folder.mkdir(parents=True, exist_ok=True)
+def write_autoencoder(net: AutoencoderKL, latent_scale: float, folder: Path, measured: dict | None = None) -> None:
+    """Writes config.json with scaling_factor and fp16 weights, in diffusers' layout, and measured.json. Beside, then renamed: never a half one.
+
+    Raises StorageError where the disk refuses."""
+    beside = folder.with_name(f".{folder.name}.tmp")
     config = {k: v for k, v in net.config.items() if not k.startswith("_")} | {"scaling_factor": latent_scale, "_class_name": "AutoencoderKL"}
-    (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
-    save_file({k: v.detach().half().cpu().contiguous() for k, v in net.state_dict().items()}, folder / WEIGHTS)
-    (folder / WEIGHTS).chmod(0o644)  # safetensors leaves it readable to its owner alone
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        (beside / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+        if measured is not None:
+            (beside / "measured.json").write_text(json.dumps(measured, indent=1) + "\n")
+        save_file({k: v.detach().half().cpu().contiguous() for k, v in net.state_dict().items()}, beside / WEIGHTS)
+        (beside / WEIGHTS).chmod(0o644)  # safetensors leaves it readable to its owner alone
+        for file in beside.iterdir():
+            fsync(file)
+        shutil.rmtree(folder, ignore_errors=True)
+        beside.rename(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise StorageError(f"{folder} cannot be written: {getattr(error, 'strerror', None) or error}. Free space, and go on with resume=auto.") from error

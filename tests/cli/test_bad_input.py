@@ -1,17 +1,21 @@
 """What people get wrong with files, folders, prompts and checkpoints: one paragraph that names the key, its code, nothing half-written."""
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import sys
+import time
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
 from sdtrain.checkpoints import published
+from sdtrain.cli import first_stage  # noqa: F401  by `before`
 from sdtrain.cli.arguments import prepared
+from sdtrain.cli.session import newest_unfinished
 from sdtrain.paths import find_folder
 
 PROMPT = """a "large" red star, [on] {blue}: it's 50% = ${x} \\ ok, 星 🎨"""
@@ -208,6 +212,52 @@ def test_a_first_stage_can_be_interrupted(start, tiny, tmp_path, to):
     finally:
         if (left := json.loads(stage.read_text()))["state"] == "running":  # a session of its own: it does not end with its group
             os.kill(left["pid"], signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bound", [True, False])
+def test_a_first_stage_ends_with_its_parent_and_is_gone_on_with(start, here, tiny, tmp_path, monkeypatch, bound):
+    """Killed without a word. And the twin: unbound, it trains on, and nobody may go on with it."""
+    pictures(tmp_path / "pictures", count=40)
+    run = tmp_path / "runs" / "images" / "now"
+    words = tiny("data=images", f"data.path={tmp_path}/pictures", "first_stage.max_images=1000000")
+    unbound = f"{__file__}:setattr(first_stage, 'stop_with_parent', None)"
+    running = start("sdtrain", *words, f"hydra.run.dir={run}", before=None if bound else unbound)
+    stage = run / "first_stage" / "status.json"
+    running.until(lambda: stage.exists() and json.loads(stage.read_text())["state"] == "running")
+    pid = json.loads(stage.read_text())["pid"]
+    try:
+        os.kill(running.pid, signal.SIGKILL)
+        assert running.wait().code == -signal.SIGKILL
+        if not bound:
+            time.sleep(2)
+            os.kill(pid, 0)
+            return
+        running.until(lambda: json.loads(stage.read_text())["state"] == "interrupted", 60)
+        monkeypatch.chdir(tmp_path)
+        assert newest_unfinished(words) == run
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_first_stage_that_is_killed_is_said(start, tiny, tmp_path):
+    pictures(tmp_path / "pictures", count=40)
+    run = tmp_path / "run"
+    running = start("sdtrain", *tiny("data=images", f"data.path={tmp_path}/pictures", "first_stage.max_images=1000000"), f"hydra.run.dir={run}")
+    stage = run / "first_stage" / "status.json"
+    running.until(lambda: stage.exists() and json.loads(stage.read_text())["state"] == "running")
+    os.kill(json.loads(stage.read_text())["pid"], signal.SIGKILL)
+    result = running.wait()
+    assert result.code == 2 and "killed by SIGKILL" in result.paragraph and "resume=auto" in result.paragraph
+    assert json.loads((run / "status.json").read_text())["state"] == "failed"
+
+
+def test_resume_must_wants_something_before_a_first_stage_too(here, tiny, tmp_path):
+    pictures(tmp_path / "pictures")
+    result = here("sdtrain", *tiny("data=images", f"data.path={tmp_path}/pictures", "resume=must"), f"hydra.run.dir={tmp_path}/run")
+    assert result.code == 2 and "resume=must" in result.paragraph and not (tmp_path / "run" / "first_stage").exists()
 
 
 def test_a_folder_with_any_letters_reaches_the_first_stage(here, tiny, tmp_path, monkeypatch):

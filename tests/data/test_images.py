@@ -249,7 +249,7 @@ def test_pictures_decode_in_loader_workers(many):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", ["caption", "size", "removed", "none"])
+@pytest.mark.parametrize("change", ["caption", "size", "pixels", "removed", "none"])
 def test_a_run_goes_on_with_the_same_pictures_and_captions_only(change, here, tiny, tmp_path):
     folder = captioned(tmp_path / "pictures", names=[f"{i:02}.png" for i in range(12)], captions=["a cat"] * 12)
     words = tiny("data=images", f"data.path={folder}", "model/autoencoder=pixels", "data.num_workers=0", "trainer.max_images=16")
@@ -259,6 +259,10 @@ def test_a_run_goes_on_with_the_same_pictures_and_captions_only(change, here, ti
         (folder / "03.txt").write_text("a dog\n")
     elif change == "size":
         paint(folder / "03.png", size=(50, 50))
+    elif change == "pixels":  # another picture of as many bytes
+        content = bytearray((folder / "03.png").read_bytes())
+        content[-20] ^= 1
+        (folder / "03.png").write_bytes(content)
     elif change == "removed":
         for name in ("03.png", "03.txt"):
             (folder / name).unlink()

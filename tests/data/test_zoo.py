@@ -180,8 +180,12 @@ def beside(content):
 
 
 def listed(*more):
-    lines = [json.dumps({"file_name": f"{i}.png", "text": "plain"}) for i in range(1, 8)] + [json.dumps(row) for row in more]
-    return lambda folder: (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return line_of(*map(json.dumps, more))
+
+
+def line_of(*more):
+    lines = [json.dumps({"file_name": f"{i}.png", "text": "plain"}) for i in range(1, 8)]
+    return lambda folder: (folder / "metadata.jsonl").write_text("\n".join([*lines, *more]))
 
 
 def renamed(name):
@@ -215,6 +219,10 @@ CAPTIONS = {
     "two rows of a picture": (listed({"file_name": "0.png", "text": "odd"}, {"file_name": "0.png", "text": "odder"}), ["odd", "odder"]),
     "row that leads outside": (listed({"file_name": "../0.png", "text": "odd"}), "leads outside the folder"),
     "number for a caption": (listed({"file_name": "0.png", "text": 3}), "must be text"),
+    "half a character": (listed({"file_name": "0.png", "text": "a \ud800 cat"}), "line 8: the caption must be text"),
+    "NUL in a row's file name": (listed({"file_name": "0.png\0", "text": "odd"}), "line 8: file_name must be the name of a picture"),
+    "row with a number of 5000 digits": (line_of('{"file_name": "0.png", "text": "odd", "size": ' + "9" * 5000 + "}"), "line 8, is not JSON that can be read"),
+    "row of 100000 brackets": (line_of("[" * 100_000 + "]" * 100_000), "line 8, is not JSON that can be read"),
 }
 
 
