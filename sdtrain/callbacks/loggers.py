@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 import threading
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -17,48 +18,67 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
+from sdtrain.checkpoints import write_text
 from sdtrain.errors import UserError
 
-LIMIT = 8.0  # seconds that one call of wandb may take: the run does not wait longer for what it does not depend on
-FINISH = 300.0  # and its last one, which uploads what is left; the run's own files are complete by then
+REACH = 2.0  # seconds in which wandb's host has to be found
+LIMIT = 7.0  # and that its start, and each of its calls, may take: together less than the 10 s that a run waits for what it does not depend on
+FINISH = 300.0  # and its last upload, while the host is there; the run's own files are complete by then
+
+
+def failure(call: Callable[[], object], limit: float) -> str | None:
+    """Calls in a thread, and says why that failed. A call that takes longer than `limit` seconds has failed too, and is left behind."""
+    said: list[str] = []
+
+    def attempt() -> None:
+        try:
+            call()
+        except Exception as error:  # whatever it raises, the run does not depend on it
+            said.append(f"{type(error).__name__}: {error}".splitlines()[0])
+
+    thread = threading.Thread(target=attempt, daemon=True)
+    thread.start()
+    thread.join(limit)
+    return f"no answer in {limit:.0f} s" if thread.is_alive() else said[0] if said else None
 
 
 class GuardedWandb(WandbLogger):
-    """Lightning's logger of wandb, which is switched off with one warning once a call raises or takes longer than its limit."""
+    """Lightning's logger of wandb, which is switched off with one warning once a call raises or takes longer than its limit.
+
+    What is logged goes to wandb's process, which uploads it in its own time: a host that is slow or gone holds up no call.
+    """
 
     off = False
 
-    def guarded(self, call: Callable[[], object], limit: float | None = None) -> None:
-        if self.off:
-            return
-        failed: list[str] = []
-
-        def attempt() -> None:
-            try:
-                call()
-            except Exception as error:  # whatever wandb raises, the run does not depend on it
-                failed.append(f"{type(error).__name__}: {error}")
-
-        thread = threading.Thread(target=attempt, daemon=True)
-        thread.start()
-        thread.join(LIMIT if limit is None else limit)
-        if failed or thread.is_alive():
+    def guarded(self, call: Callable[[], object], limit: float = LIMIT) -> None:
+        if not self.off and (reason := failure(call, limit)):
             self.off = True
-            _abandon_service()
-            reason = failed[0].splitlines()[0] if failed else "it does not answer"
-            print(f"sdtrain: wandb fails ({reason}) and is left out from now on; the run goes on, metrics.jsonl has all numbers.", file=sys.stderr, flush=True)
+            _leave_out(reason)
+
+    def answered(self, call: Callable[[], object]) -> None:
+        """Guarded, and wandb's process has to answer: without that a run would write to one that stands still until the socket is full."""
+        self.guarded(lambda: (call(), self.experiment.status()))
 
     @rank_zero_only
     def log_hyperparams(self, params: dict) -> None:
-        self.guarded(lambda: super(GuardedWandb, self).log_hyperparams(params))
+        self.answered(lambda: super(GuardedWandb, self).log_hyperparams(params))
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        self.guarded(lambda: super(GuardedWandb, self).log_metrics(metrics, step))
+        self.answered(lambda: super(GuardedWandb, self).log_metrics(metrics, step))
+
+    def finish(self, failed: bool) -> None:
+        """Ends wandb's run. What is left is uploaded for up to FINISH seconds when all went well and both wandb's process and its host answer."""
+        self.guarded(self.experiment.status)
+        uploads = not failed and not self.off and not self.experiment.offline and reachable()
+        if uploads:
+            print(f"wandb uploads what is left, for at most {FINISH:.0f} s.", flush=True)
+        self.guarded(lambda: self.experiment.finish(int(failed)), FINISH if uploads else LIMIT)
 
 
-def _abandon_service() -> None:
-    """Ends wandb's process, for which the interpreter would wait at its exit without a limit. What it has written stays for `wandb sync`."""
+def _leave_out(reason: str) -> None:
+    """Says so, and ends wandb's process, for which the interpreter would wait at its exit without a limit. What it has written stays for `wandb sync`."""
+    print(f"sdtrain: wandb fails ({reason}) and is left out from now on; the run goes on, metrics.jsonl has every number.", file=sys.stderr, flush=True)
     import wandb as library
 
     with contextlib.suppress(AttributeError, OSError):  # private parts of wandb 0.31; without them the exit may take longer
@@ -81,65 +101,67 @@ def logged_in() -> bool:
         return False
 
 
-def reachable(timeout: float = 5.0) -> bool:
+def reachable() -> bool:
     """Whether wandb's host answers. wandb itself would wait a minute and a half, and then raise."""
-    try:
-        socket.create_connection(wandb_host(), timeout).close()
-        return True
-    except OSError:
-        return False
+    return failure(lambda: socket.create_connection(wandb_host()).close(), REACH) is None
 
 
-def wandb(*, project: str, mode: Literal["auto", "online", "offline"], run_dir: Path, name: str) -> Logger | None:
+def wandb(*, project: str, mode: Literal["auto", "online", "offline"], run_dir: Path, name: str, resumed: bool) -> Logger | None:
     """Weights & Biases: online where the user is logged in and the host answers, otherwise offline with one line that says so."""
     mode = os.environ.get("WANDB_MODE", mode)
     if mode == "disabled":
         return None
+    if rank_zero_only.rank > 0:
+        return GuardedWandb(save_dir=run_dir, offline=True)  # never asked for its run: rank 0's is the only one
     why = "asked for" if mode == "offline" else "not logged in" if not logged_in() else None if reachable() else f"{wandb_host()[0]} cannot be reached"
     if mode == "online" and why is not None:
         print(f"sdtrain: logger.mode=online, but {why}: going on offline.", flush=True)
-    try:
-        logger = _start_wandb(project, why is not None, run_dir, name)
-    except Exception as error:  # whatever wandb raises, the run and its metrics.jsonl do not depend on it
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        print(f"sdtrain: wandb does not start ({reason}); the run goes on, metrics.jsonl has every number.", flush=True)
+    runs: list = []
+    if reason := failure(lambda: runs.append(_start_wandb(project, why is not None, run_dir, name, resumed)), LIMIT):
+        _leave_out(reason)
         return None
     if why is not None:
-        _say_offline(logger, why)
-    return logger
+        folder = Path(runs[0].dir).parent
+        sessions = folder.with_name(f"offline-run-*-{runs[0].id}")  # a resumed run has several
+        print(f"wandb is offline ({why}). Look at the run with `wandb leet {folder}`, or upload it with `wandb sync {sessions}`.", flush=True)
+    return GuardedWandb(experiment=runs[0], save_dir=run_dir)
 
 
 def own_data_dir(run_dir: Path | str) -> str:
     return str(Path(run_dir).resolve() / "wandb")
 
 
-def _start_wandb(project: str, offline: bool, run_dir: Path, name: str) -> GuardedWandb:
-    if rank_zero_only.rank > 0:
-        return GuardedWandb(save_dir=run_dir, offline=True)  # never asked for its run: rank 0's is the only one
+def _run_id(run_dir: Path, resumed: bool) -> str:
+    """wandb's id of the run. It stays in the run's folder, and a resumed run goes on under it; one that starts anew there has another."""
+    file = Path(own_data_dir(run_dir), "id")
+    if not resumed or not file.is_file():
+        file.parent.mkdir(exist_ok=True)
+        write_text(file, uuid.uuid4().hex[:12])
+    return file.read_text()
+
+
+def _start_wandb(project: str, offline: bool, run_dir: Path, name: str, resumed: bool) -> object:
     import wandb as library
 
     # What waits for an upload lies in the run, not in the user's home: an offline run is one folder.
     os.environ.setdefault("WANDB_DATA_DIR", own_data_dir(run_dir))
     # Its metadata would hold the command line, and with it what was typed there in secret.
     settings = library.Settings(silent=True, console="off", init_timeout=LIMIT, x_disable_stats=True, x_disable_meta=True)
-    run = library.init(project=project, name=name, dir=run_dir, mode="offline" if offline else "online", settings=settings)
+    # Offline, id and resume are kept in the run's file: `wandb sync` makes one run of its sessions.
+    given = {"id": os.environ.get("WANDB_RUN_ID") or _run_id(run_dir, resumed), "resume": "allow", "mode": "offline" if offline else "online"}
+    run = library.init(project=project, name=name, dir=run_dir, settings=settings, **given)
     run.define_metric("images_seen")
     run.define_metric("*", step_metric="images_seen")
-    return GuardedWandb(experiment=run, save_dir=run_dir)
+    return run
 
 
 @rank_zero_only
-def _say_offline(logger: GuardedWandb, why: str) -> None:
-    folder = Path(logger.experiment.dir).parent
-    print(f"wandb is offline ({why}). Look at the run with `wandb leet {folder}`, or upload it with `wandb sync {folder}`.", flush=True)
-
-
-@rank_zero_only
-def close(logger: Logger) -> None:
+def close(logger: Logger, *, failed: bool) -> None:
     """Ends the logger's run: the next one of a sweep starts its own."""
-    logger.finalize("success")
+    if not failed:  # otherwise Lightning has done it
+        logger.finalize("success")
     if isinstance(logger, GuardedWandb):
-        logger.guarded(logger.experiment.finish, FINISH)
+        logger.finish(failed)
         if os.environ.get("WANDB_DATA_DIR") == own_data_dir(logger.save_dir):
             del os.environ["WANDB_DATA_DIR"]
 
@@ -163,7 +185,7 @@ def log_picture(logger: Logger, key: str, picture: Image.Image, images_seen: int
     if isinstance(logger, GuardedWandb):
         import wandb as library
 
-        logger.guarded(lambda: logger.experiment.log({key: library.Image(picture), "images_seen": images_seen}))
+        logger.answered(lambda: logger.experiment.log({key: library.Image(picture), "images_seen": images_seen}))
     elif isinstance(logger, TensorBoardLogger):
         logger.experiment.add_image(key, torch.from_numpy(np.array(picture)), images_seen, dataformats="HWC")
 
@@ -181,4 +203,4 @@ def log_table(logger: Logger, key: str, columns: list[str], rows: list[list], im
             single = [library.Image(row[-1], caption=", ".join(map(str, row[1:-1]))) for row in rows]
             logger.experiment.log({key: library.Table(columns=columns, data=data), f"{key}_pictures": single, "images_seen": images_seen})
 
-        logger.guarded(log)
+        logger.answered(log)

@@ -24,7 +24,7 @@ from sdtrain.types import PictureData
 LOADER = {"batch_size": int, "num_workers": int}  # keys under data that the loader reads, whatever the data set
 FILLED_IN = {  # arguments that sdtrain gives itself
     "objective", "optimisation", "drawing", "data", "run_dir", "name", "ema", "metrics_log", "density", "schedule", "conditional", "unconditional",
-    "guidance_scale",
+    "guidance_scale", "resumed",
 }
 
 

@@ -249,7 +249,7 @@ class Run:
         callbacks = self.callbacks()
         self.write_config(config)
         name = redacted(f"{self.cfg['name']}/{self.run_dir.name}")
-        logger = build(self.cfg["logger"], "logger", run_dir=self.run_dir, name=name) if self.cfg.get("logger") else None
+        logger = build(self.cfg["logger"], "logger", run_dir=self.run_dir, name=name, resumed=checkpoint is not None) if self.cfg.get("logger") else None
         if logger is not None:
             logger.log_hyperparams(OmegaConf.to_container(OmegaConf.create(config)))
         strategy = build(self.cfg["strategy"], "strategy")
@@ -266,8 +266,8 @@ class Run:
             self.trainer.fit(self.module, datamodule=self.datamodule, ckpt_path=checkpoint)
         finally:
             io.settle()
-        for each in self.trainer.loggers:
-            close(each)
+            for each in self.trainer.loggers:
+                close(each, failed=sys.exc_info()[0] is not None)
 
     @property
     def images_seen(self) -> int:

@@ -51,7 +51,8 @@ def wandb_run(command, tiny, tmp_path_factory):
 def test_wandb_offline_says_so_in_one_line(wandb_run):
     run, said, folder, _, records = wandb_run
     (line,) = [line for line in said.splitlines() if "offline" in line]
-    assert re.findall(r"`wandb (\w+) ([^`]+)`", line) == [("leet", str(folder)), ("sync", str(folder))]
+    (look, leet), (upload, pattern) = re.findall(r"`wandb (\w+) ([^`]+)`", line)
+    assert (look, leet, upload) == ("leet", str(folder), "sync") and [str(path) for path in run.glob(str(Path(pattern).relative_to(run)))] == [str(folder)]
     assert [record["exit"]["exit_code"] for record in records if "exit" in record] == [0]
     assert {path.name for path in run.iterdir()} == {"wandb", "checkpoints", "samples", "metrics.jsonl", "config.yaml", "status.json"}
 
@@ -119,65 +120,90 @@ def test_wandb_unreachable(command, tiny, tiny_run, wandb_run, tmp_path):
     assert "127.0.0.1 cannot be reached" in result.out and list(tmp_path.glob("run/wandb/offline-run-*"))
 
 
-@pytest.mark.slow
-def test_wandb_never_answering(command, tiny, tiny_run, tmp_path):
-    """A host that takes the connection and then says nothing."""
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        online = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": f"http://127.0.0.1:{silent.getsockname()[1]}"}
-        result, seconds = timed(command, "sdtrain", *tiny("logger=wandb"), f"hydra.run.dir={tmp_path}/run", env=online)
-    finishes_like(tmp_path / "run", result, tiny_run, seconds)
-    assert "wandb" in result.out
-
-
-HIT = """
+BLOCKED = """
 import sys
+import time
 import wandb
 from sdtrain.callbacks import loggers
 from sdtrain.callbacks.metrics_log import MetricsLog
 from sdtrain.cli.train import main
 
 number, guarded = int(sys.argv.pop(1)), sys.argv.pop(1) == "guarded"
-report = MetricsLog.report
+report, leave_out, logged_in, blocked = MetricsLog.report, loggers._leave_out, loggers.logged_in, []
+
+
+def block(pid):
+    blocked.append(pid)
+    print("blocked", pid, time.monotonic(), flush=True)
 
 
 def hitting(self, trainer, metrics):
-    if trainer.datamodule.images_seen == 32:
-        wandb.setup()._connection._proc._process.send_signal(number)
+    if trainer.datamodule.images_seen == 32 and not blocked:
+        process = wandb.setup()._connection._proc._process
+        process.send_signal(number)
+        block(process.pid)
     report(self, trainer, metrics)
 
 
-MetricsLog.report = hitting
+def starting():
+    if not number:  # it is blocked from the start
+        block(0)
+    return logged_in()
+
+
+def leaving(reason):
+    leave_out(reason)
+    print("warned", 0, time.monotonic(), flush=True)
+
+
+MetricsLog.report, loggers._leave_out, loggers.logged_in = hitting, leaving, starting
 if not guarded:
-    loggers.GuardedWandb.guarded = lambda self, call, limit=None: call()
+    loggers.failure = lambda call, limit: call() and None
 main()
 """
+SILENT = 0  # in place of a signal: wandb's host takes the connection and then says nothing
 
 
-def hit(tiny, tmp_path, number: signal.Signals, kind: str) -> tuple[subprocess.CompletedProcess, float]:
-    """A run whose wandb process gets the signal when half of it is done."""
-    (tmp_path / "hit.py").write_text(HIT)
-    words = [sys.executable, tmp_path / "hit.py", str(int(number)), kind, *tiny("logger=wandb"), f"hydra.run.dir={tmp_path}/run"]
-    began = time.monotonic()
-    result = subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=120, env=os.environ | {"WANDB_MODE": "offline"})
-    return result, time.monotonic() - began
+def blocked(tiny, tmp_path, number: int, kind: str) -> tuple[int, str, dict[str, float]]:
+    """(exit code, stderr, seconds since wandb was blocked by `warned` and `ended`) of a run whose wandb process gets the signal when half of it is done."""
+    (tmp_path / "blocked.py").write_text(BLOCKED)
+    words = [sys.executable, tmp_path / "blocked.py", str(int(number)), kind, *tiny("logger=wandb"), f"hydra.run.dir={tmp_path}/run"]
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        mode = {"WANDB_MODE": "offline"} if number else {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": f"http://127.0.0.1:{silent.getsockname()[1]}"}
+        with open(tmp_path / "out", "w") as out, open(tmp_path / "err", "w") as err:
+            process = subprocess.Popen(words, stdout=out, stderr=err, env=os.environ | mode)
+            try:
+                process.wait(40)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+    ended, said = time.monotonic(), (tmp_path / "out").read_text()
+    times = {name: (int(pid), float(when)) for name, pid, when in re.findall(r"^(blocked|warned) (\d+) (\S+)$", said, re.MULTILINE)}
+    pid, began = times["blocked"]
+    if number == signal.SIGSTOP and kind == "bare":
+        os.kill(pid, signal.SIGKILL)
+    return process.returncode, (tmp_path / "err").read_text(), {"ended": ended - began} | {name: when - began for name, (_, when) in times.items()}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL])
-def test_wandb_dying_in_mid_run(tiny, tiny_run, saved, tmp_path, number):
-    result, seconds = hit(tiny, tmp_path, number, "guarded")
-    assert result.returncode == 0 and seconds < 110, result.stderr
-    assert result.stderr.count("sdtrain: wandb fails (") == 1 and "Traceback" not in result.stderr, result.stderr
+@pytest.mark.parametrize("number", [SILENT, signal.SIGKILL, signal.SIGSTOP], ids=["silent host", "killed", "standing still"])
+def test_a_run_whose_wandb_is_blocked_is_the_same(tiny, tiny_run, saved, tmp_path, number):
+    """From its start or in mid-run: one warning within 10 s, and nothing else."""
+    code, err, seconds = blocked(tiny, tmp_path, number, "guarded")
+    assert code == 0 and "Traceback" not in err and err.count("sdtrain: wandb fails (") == 1, err
+    assert 0 < seconds["warned"] < 10 and seconds["ended"] < 30
     assert [line["images_seen"] for line in lines(tmp_path / "run")] == [line["images_seen"] for line in lines(tiny_run)]
     ours, theirs = saved(tmp_path / "run"), saved(tiny_run)
     assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[key]) for key, value in ours.items())
 
 
 @pytest.mark.slow
-def test_without_the_guard_its_death_ends_the_run(tiny, tmp_path):
+@pytest.mark.parametrize(("number", "code", "said"), [(SILENT, 1, "CommError"), (signal.SIGKILL, 1, "Connection"), (signal.SIGSTOP, -signal.SIGKILL, "")])
+def test_without_the_guard_it_ends_the_run_or_holds_it_up(tiny, tmp_path, number, code, said):
     """The twin."""
-    result, _ = hit(tiny, tmp_path, signal.SIGKILL, "bare")
-    assert result.returncode == 1 and "Connection" in result.stderr
+    left, err, seconds = blocked(tiny, tmp_path, number, "bare")
+    assert left == code and said in err and "warned" not in seconds, err
+    assert not (tmp_path / "run" / "metrics.jsonl").exists() or lines(tmp_path / "run")[-1]["images_seen"] == 32
 
 
 @pytest.mark.slow
