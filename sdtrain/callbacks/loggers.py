@@ -141,6 +141,8 @@ def _run_id(run_dir: Path, resumed: bool) -> str:
 
 
 def _start_wandb(project: str, offline: bool, run_dir: Path, name: str, resumed: bool) -> object:
+    # wandb's reports on itself would hold up the exit for 10 s where the host is silent. It reads this when it is imported.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb as library
 
     # What waits for an upload lies in the run, not in the user's home: an offline run is one folder.

@@ -1,5 +1,6 @@
 """What loggers get, read back from what they wrote; and that a run does not depend on them."""
 
+import contextlib
 import csv
 import json
 import os
@@ -9,7 +10,9 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from sdtrain.callbacks.loggers import _run_id
 from sdtrain.checkpoints import damage, published, read_trainer, read_weights
 from sdtrain.optimisation import Optimisation
 
@@ -30,6 +34,10 @@ def not_json(constant: str):
 
 def lines(run) -> list[dict]:
     return [json.loads(line, parse_constant=not_json) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def run_id(run) -> str:
+    return (run / "wandb" / "id").read_text()
 
 
 def wandb_records(run) -> tuple[Path, list[dict], list[dict]]:
@@ -54,7 +62,36 @@ def test_wandb_offline_says_so_in_one_line(wandb_run):
     (look, leet), (upload, pattern) = re.findall(r"`wandb (\w+) ([^`]+)`", line)
     assert (look, leet, upload) == ("leet", str(folder), "sync") and [str(path) for path in run.glob(str(Path(pattern).relative_to(run)))] == [str(folder)]
     assert [record["exit"]["exit_code"] for record in records if "exit" in record] == [0]
+    assert folder.name.endswith(f"-{run_id(run)}") and {record["run"]["run_id"] for record in records if "run" in record} == {run_id(run)}
     assert {path.name for path in run.iterdir()} == {"wandb", "checkpoints", "samples", "metrics.jsonl", "config.yaml", "status.json"}
+
+
+def holding(run, word: bytes) -> list[Path]:
+    return [path for path in (run / "wandb").rglob("*") if path.is_file() and word in path.read_bytes()]
+
+
+def test_wandb_does_not_hold_the_command_line(wandb_run):
+    assert not holding(wandb_run[0], b"hydra.run.dir=") and holding(wandb_run[0], b"guidance_scale")
+
+
+ASIDE = """
+import sys
+from pathlib import Path
+import wandb
+from sdtrain.callbacks import loggers
+
+settings = wandb.Settings
+wandb.Settings = lambda **given: settings(**given | {"x_disable_meta": False})
+loggers.close(loggers.wandb(project="sdtrain", mode="offline", run_dir=Path(sys.argv[1]), name="aside", resumed=False), failed=False)
+"""
+
+
+@pytest.mark.slow
+def test_left_to_itself_it_would(tmp_path):
+    """The twin."""
+    (tmp_path / "aside.py").write_text(ASIDE)
+    subprocess.run([sys.executable, tmp_path / "aside.py", tmp_path, "hydra.run.dir=typed"], check=True)
+    assert holding(tmp_path, b"hydra.run.dir=")
 
 
 def test_wandb_holds_every_number(wandb_run, tiny_run):
@@ -123,7 +160,6 @@ def test_wandb_unreachable(command, tiny, tiny_run, wandb_run, tmp_path):
 BLOCKED = """
 import sys
 import time
-import wandb
 from sdtrain.callbacks import loggers
 from sdtrain.callbacks.metrics_log import MetricsLog
 from sdtrain.cli.train import main
@@ -139,6 +175,7 @@ def block(pid):
 
 def hitting(self, trainer, metrics):
     if trainer.datamodule.images_seen == 32 and not blocked:
+        import wandb
         process = wandb.setup()._connection._proc._process
         process.send_signal(number)
         block(process.pid)
@@ -204,6 +241,64 @@ def test_without_the_guard_it_ends_the_run_or_holds_it_up(tiny, tmp_path, number
     left, err, seconds = blocked(tiny, tmp_path, number, "bare")
     assert left == code and said in err and "warned" not in seconds, err
     assert not (tmp_path / "run" / "metrics.jsonl").exists() or lines(tmp_path / "run")[-1]["images_seen"] == 32
+
+
+@contextlib.contextmanager
+def wandb_host(leaves: bool):
+    """(its environment, the requests it gets) of a host that answers as far as wandb asks; or one that is gone once the first number arrives."""
+    asked: list[tuple[str, str]] = []
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append((self.path, self.rfile.read(int(self.headers["Content-Length"] or 0)).decode(errors="replace")))
+            if leaves and self.path.endswith("/file_stream"):
+                host.server_close()
+                return
+            body = json.dumps({"data": {"createRunFiles": {"runID": "1", "uploadHeaders": [], "files": []}}}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as host:
+        threading.Thread(target=host.serve_forever, daemon=True).start()
+        yield {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": f"http://127.0.0.1:{host.server_address[1]}"}, asked
+        host.shutdown()
+
+
+@pytest.mark.slow
+def test_a_resumed_run_continues_the_same_wandb_run(command, tiny, tmp_path):
+    """Begun offline, gone on with online: wandb's host is asked where the run of that id has stopped."""
+    words = tiny("logger=wandb", "lr_schedule=constant", "callbacks.samples.every=0", "validation.every=0", f"hydra.run.dir={tmp_path}/run")
+    assert command("sdtrain", *words, "trainer.max_images=16").code == 0
+    begun = run_id(tmp_path / "run")
+    with wandb_host(leaves=False) as (online, asked):
+        result = command("sdtrain", *words, "trainer.max_images=32", "resume=must", env=online)
+    assert result.code == 0 and "sdtrain: wandb" not in result.err, result.err
+    resumed = [json.loads(body)["variables"]["name"] for _, body in asked if "query RunResumeStatus" in body]
+    assert resumed == [run_id(tmp_path / "run")] == [begun] and any(path.endswith(f"/{begun}/file_stream") for path, _ in asked)
+    numbers = "".join(body for path, body in asked if path.endswith("/file_stream"))
+    assert '\\"images_seen\\":32' in numbers and '\\"images_seen\\":16' not in numbers
+
+
+def test_a_run_that_starts_anew_is_another_to_wandb(tmp_path):
+    first = _run_id(tmp_path, resumed=False)
+    assert _run_id(tmp_path, resumed=True) == first and _run_id(tmp_path, resumed=False) != first
+    assert _run_id(tmp_path, resumed=True) != first
+
+
+@pytest.mark.slow
+def test_a_run_whose_host_is_gone_in_mid_run_is_the_same(command, tiny, tiny_run, saved, tmp_path):
+    """wandb's process goes on trying; the run hears of it at its end, and waits for less than 10 s."""
+    with wandb_host(leaves=True) as (online, asked):
+        result, seconds = timed(command, "sdtrain", *tiny("logger=wandb"), f"hydra.run.dir={tmp_path}/run", env=online)
+    finishes_like(tmp_path / "run", result, tiny_run, seconds)
+    assert any(path.endswith("/file_stream") for path, _ in asked) and result.err.count("sdtrain: wandb fails (no answer in ") == 1
+    ours, theirs = saved(tmp_path / "run"), saved(tiny_run)
+    assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[key]) for key, value in ours.items())
 
 
 @pytest.mark.slow
