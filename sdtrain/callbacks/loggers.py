@@ -79,10 +79,8 @@ class GuardedWandb(WandbLogger):
 def _leave_out(reason: str) -> None:
     """Says so, and ends wandb's process, for which the interpreter would wait at its exit without a limit. What it has written stays for `wandb sync`."""
     print(f"sdtrain: wandb fails ({reason}) and is left out from now on; the run goes on, metrics.jsonl has every number.", file=sys.stderr, flush=True)
-    import wandb as library
-
-    with contextlib.suppress(AttributeError, OSError):  # private parts of wandb 0.31; without them the exit may take longer
-        connection = library.setup()._connection
+    with contextlib.suppress(KeyError, AttributeError, OSError):  # private parts of wandb 0.31; without them the exit may take longer
+        connection = sys.modules["wandb.sdk.wandb_setup"]._singleton._connection  # an import or a lock may be what does not answer
         connection._proc._process.kill()
         connection._cleanup()
 
