@@ -1,6 +1,7 @@
 """The loggers one can choose, and what they can be asked beyond numbers."""
 
 import contextlib
+import importlib
 import netrc
 import os
 import socket
@@ -111,11 +112,14 @@ def wandb(*, project: str, mode: Literal["auto", "online", "offline"], run_dir: 
         return None
     if rank_zero_only.rank > 0:
         return GuardedWandb(save_dir=run_dir, offline=True)  # never asked for its run: rank 0's is the only one
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read by its import: these reports would hold up the exit for 10 s where the host is silent
+    importlib.import_module("wandb")  # before the clock runs: a slow disk is no reason to leave it out
     why = "asked for" if mode == "offline" else "not logged in" if not logged_in() else None if reachable() else f"{wandb_host()[0]} cannot be reached"
     if mode == "online" and why is not None:
         print(f"sdtrain: logger.mode=online, but {why}: going on offline.", flush=True)
     runs: list = []
-    if reason := failure(lambda: runs.append(_start_wandb(project, why is not None, run_dir, name, resumed)), LIMIT):
+    limit = LIMIT if why is None else 3 * LIMIT  # offline it waits for this machine alone, which may be busy
+    if reason := failure(lambda: runs.append(_start_wandb(project, why is not None, run_dir, name, resumed)), limit):
         _leave_out(reason)
         return None
     if why is not None:
@@ -139,8 +143,6 @@ def _run_id(run_dir: Path, resumed: bool) -> str:
 
 
 def _start_wandb(project: str, offline: bool, run_dir: Path, name: str, resumed: bool) -> object:
-    # wandb's reports on itself would hold up the exit for 10 s where the host is silent. It reads this when it is imported.
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb as library
 
     # What waits for an upload lies in the run, not in the user's home: an offline run is one folder.
