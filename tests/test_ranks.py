@@ -234,6 +234,8 @@ def sick_step(self, batch, batch_index):
 DiffusionModule.training_step = sick_step
 if here and what == "differs":
     sys.argv.append("optimizer.lr=0.5")
+if here and what == "starts":
+    os.killpg(0, signal.SIGTERM)
 if os.environ.get("UNGUARDED"):
     Ranks._watch = lambda self: None
     Ranks.verdict = lambda self, error: (1, "a bug")
@@ -291,6 +293,14 @@ def test_what_happens_to_one_rank_ends_the_run_and_is_said_once(sick, what, code
     assert stacks.keys() == {f"stuck-rank-{rank}.txt" for rank in ((0,) if "stopped" in what else (0, 1) if "No optimizer" in said[0] else ())}
     if "hangs" in what or "holds" in what:
         assert "in sick_step" in stacks[f"stuck-rank-{what[0]}.txt"]
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_group_while_a_rank_starts_is_an_interruption(sick):
+    running, run = sick("1 starts")
+    _, said = running.communicate(timeout=120)
+    assert running.returncode == 143 and "Rank 1 was ended by SIGTERM while it started" in said and "Traceback (most" not in said, said
+    assert json.loads((run / "status.json").read_text())["state"] == "interrupted" and not processes_of(run)
 
 
 @pytest.mark.slow

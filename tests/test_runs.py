@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from sdtrain.checkpoints import damage, published
-from sdtrain.cli import lock
+from sdtrain.cli import lock, session
 from sdtrain.cli.session import newest_unfinished
 
 
@@ -140,6 +140,50 @@ def test_the_first_line_of_a_resumed_run_is_of_all_images_since_the_last(run_of,
     assert losses(run_of("part", "trainer.log_every=64", "resume=must")) == losses(whole)
 
 
+def test_a_run_without_a_whole_checkpoint_is_not_written_over(here, tiny, tiny_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    for folder in published(run):
+        (folder / "model.safetensors").write_bytes(b"")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name not in ("status.json", "error.log")}
+    for resume in ("auto", "must"):
+        result = here("sdtrain", *tiny(f"resume={resume}"), f"hydra.run.dir={run}")
+        assert result.code == 5 and f"resume={resume}, but none of the 2 checkpoints" in result.paragraph and "is passed over: " in result.out
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_one_process_is_rank_0_whatever_has_started_it(here, tiny, tmp_path, monkeypatch, guarded):
+    """As a task of a scheduler's that is no rank of ours. And the twin, which holds no lock and leaves nothing to be seen of it."""
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    if not guarded:
+        monkeypatch.setattr(session, "alone", lambda: None)
+    assert here("sdtrain", *tiny("trainer.max_images=8", "callbacks.samples.every=0"), f"hydra.run.dir={tmp_path}/run").code == 0
+    assert (tmp_path / "run" / "status.json").exists() == guarded
+
+
+def test_two_processes_of_torchrun_want_a_strategy(here, tiny, tmp_path, monkeypatch):
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    result = here("sdtrain", *tiny(), f"hydra.run.dir={tmp_path}/run")
+    assert result.code == 2 and "strategy=ddp trainer.devices=2" in result.paragraph
+
+
+def full_stdout(guarded: bool) -> None:
+    os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+    if not guarded:
+        session.Unbroken = lambda stream: stream
+
+
+@pytest.mark.parametrize("guarded", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_a_stdout_that_cannot_be_written_ends_no_run(command, tiny, saved, tiny_run, tmp_path, guarded):
+    result = command("sdtrain", *tiny(), f"hydra.run.dir={tmp_path}/run", before=f"{__file__}:full_stdout({guarded})")
+    assert (result.code == 0) == guarded
+    if guarded:
+        assert result.err.count("stdout cannot be written (No space left on device)") == 1 and "Traceback" not in result.err
+        assert same(saved(tmp_path / "run"), saved(tiny_run)) and status(tmp_path / "run")["state"] == "finished"
+
+
 def test_what_is_trained_already_is_said(here, tiny, tiny_run, tmp_path):
     shutil.copytree(tiny_run, tmp_path / "run")
     result = here("sdtrain", *tiny("trainer.max_images=32", "resume=must"), f"hydra.run.dir={tmp_path}/run")
@@ -225,7 +269,7 @@ def test_an_unfinished_run_is_found_again(tiny, unfinished, word):
 
 @pytest.mark.parametrize("word", [
     "seed=1", "data.seed=1", "schedule=linear", "times.continuous=true", "weighting._target_=sdtrain.diffusion.Other", "model.caption_dropout=0.2",
-    "model/autoencoder=pixels", "model.autoencoder.path=elsewhere", "name=other",
+    "model/autoencoder=pixels", "model.autoencoder.path=elsewhere", "name=other", "optimizer._target_=torch.optim.RMSprop",
 ])
 def test_a_run_that_could_not_be_gone_on_with_is_not_found(tiny, unfinished, word):
     """What resume would refuse is another run: then resume=auto starts anew."""

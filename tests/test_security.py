@@ -14,6 +14,7 @@ import torch
 
 from sdtrain.checkpoints import published
 from sdtrain.paths import shipped
+from sdtrain.redaction import redacted
 
 LOOK = ["prompt=a star", "num_images=1", "steps=2", "accelerator=cpu"]
 
@@ -133,6 +134,18 @@ def left_in(run, said: str) -> set[str]:
     """Which secrets stand in what a run wrote, its checkpoints among it, or in `said`; in any of the ways they may be written."""
     texts = [path.read_text(errors="replace") for path in run.rglob("*") if path.is_file()] + [said]
     return {secret for secret in ("hunter2", "open-sesame") if any(secret in text for text in texts)}
+
+
+@pytest.mark.parametrize(("node", "found"), [
+    ({"data": {"token": "abc", "hub_token": "abc", "api_key": "y"}}, {"data": {"token": "***", "hub_token": "***", "api_key": "***"}}),
+    ({"tokenizer": "a", "max_tokens": 3, "keys": "a", "secret": None}, {"tokenizer": "a", "max_tokens": 3, "keys": "a", "secret": None}),
+    ("https://x.org/a?api_key=abc&size=3", "https://x.org/a?api_key=***&size=3"), ("sdtrain +data.token=abc seed=1", "sdtrain +data.token=*** seed=1"),
+    ("https://me:abc@x.org/", "https://***@x.org/"),
+    ({"_target_": "sdtrain.schedules.linear.linear", "name": "schedules"}, {"_target_": "sdtrain.schedules.linear.linear", "name": "***"}),
+], ids=["keys", "no secrets", "parameter", "command", "login", "target"])
+def test_what_is_named_like_a_secret_is_hidden(monkeypatch, node, found):
+    monkeypatch.setenv("MY_API_KEY", "schedules")
+    assert redacted(node) == found
 
 
 @pytest.mark.parametrize("guarded", [True, False], ids=["redacted", "twin"])

@@ -105,8 +105,11 @@ def reachable() -> bool:
     return failure(lambda: socket.create_connection(wandb_host()).close(), REACH) is None
 
 
-def wandb(*, project: str, mode: Literal["auto", "online", "offline"], run_dir: Path, name: str, resumed: bool) -> Logger | None:
-    """Weights & Biases: online where the user is logged in and the host answers, otherwise offline with one line that says so."""
+def wandb(*, project: str, mode: Literal["auto", "online", "offline"], run_dir: Path, name: str, resumed: int) -> Logger | None:
+    """Weights & Biases: online where the user is logged in and the host answers, otherwise offline with one line that says so.
+
+    resumed: images seen at the checkpoint that the run goes on from, 0 where it starts anew.
+    """
     mode = os.environ.get("WANDB_MODE", mode)
     if mode == "disabled":
         return None
@@ -133,7 +136,7 @@ def own_data_dir(run_dir: Path | str) -> str:
     return str(Path(run_dir).resolve() / "wandb")
 
 
-def _run_id(run_dir: Path, resumed: bool) -> str:
+def _run_id(run_dir: Path, resumed: int) -> str:
     """wandb's id of the run. It stays in the run's folder, and a resumed run goes on under it; one that starts anew there has another."""
     file = Path(own_data_dir(run_dir), "id")
     if not resumed or not file.is_file():
@@ -142,7 +145,7 @@ def _run_id(run_dir: Path, resumed: bool) -> str:
     return file.read_text()
 
 
-def _start_wandb(project: str, offline: bool, run_dir: Path, name: str, resumed: bool) -> object:
+def _start_wandb(project: str, offline: bool, run_dir: Path, name: str, resumed: int) -> object:
     import wandb as library
 
     # What waits for an upload lies in the run, not in the user's home: an offline run is one folder.
@@ -173,13 +176,13 @@ def csv(*, run_dir: Path) -> Logger:
     return CSVLogger(run_dir, name="csv", version="")
 
 
-def tensorboard(*, run_dir: Path) -> Logger:
-    """Event files under tensorboard/ in the run: `tensorboard --logdir RUN`."""
+def tensorboard(*, run_dir: Path, resumed: int) -> Logger:
+    """Event files under tensorboard/ in the run: `tensorboard --logdir RUN`. What an earlier process logged beyond `resumed` images is purged."""
     try:
         import tensorboard  # noqa: F401
     except ImportError:
         raise UserError("logger=tensorboard needs the package tensorboard: pip install tensorboard, or choose another logger.") from None
-    return TensorBoardLogger(run_dir, name="tensorboard", version="")
+    return TensorBoardLogger(run_dir, name="tensorboard", version="", purge_step=resumed + 1 if resumed else None)
 
 
 def log_picture(logger: Logger, key: str, picture: Image.Image, images_seen: int) -> None:

@@ -23,7 +23,8 @@ def first_stage_done(run_dir: Path) -> bool:
 def command_of(cfg: dict, overrides: list[str], run_dir: Path) -> list[str]:
     """sdtrain on the run's data; what was typed of devices, threads and logger holds for both stages."""
     stage, data = cfg["first_stage"], cfg["data"]
-    same_data = {key: value for key, value in data.items() if key not in ("_target_", "batch_size")}
+    without_effect = {"max_skipped"} if data.get("on_error") == "fail" else set()
+    same_data = {key: value for key, value in data.items() if key not in {"_target_", "batch_size"} | without_effect}
     words = [f"++data.{key}={quoted(value) if isinstance(value, str) else json.dumps(value)}" for key, value in same_data.items()]
     words.append(f"data.batch_size={min(16, data['batch_size'])}")  # the recipe's, unless there are few pictures
     words += [word for word in overrides if word.startswith(("trainer.accelerator=", "trainer.threads=", "logger=", "logger."))]

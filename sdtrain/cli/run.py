@@ -249,7 +249,8 @@ class Run:
         callbacks = self.callbacks()
         self.write_config(config)
         name = redacted(f"{self.cfg['name']}/{self.run_dir.name}")
-        logger = build(self.cfg["logger"], "logger", run_dir=self.run_dir, name=name, resumed=checkpoint is not None) if self.cfg.get("logger") else None
+        given = {"run_dir": self.run_dir, "name": name, "resumed": int(checkpoint.name) if checkpoint else 0}
+        logger = build(self.cfg["logger"], "logger", **given) if self.cfg.get("logger") else None
         if logger is not None:
             logger.log_hyperparams(OmegaConf.to_container(OmegaConf.create(config)))
         strategy = build(self.cfg["strategy"], "strategy")
@@ -285,6 +286,6 @@ class Run:
 
     def leave(self, code: int, paragraph: str) -> None:
         """Ends the process from a thread, while the main one is stuck."""
-        self.status("failed", code)
+        self.status("interrupted" if code in (130, 143) else "failed", code)
         say(" ".join(paragraph.split()), self.run_dir, aloud=True)
         os._exit(code)

@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -336,6 +337,19 @@ def test_tensorboard(command, tiny, tmp_path):
         assert [event.step for event in events.Scalars(key)] == [seen for seen, _ in wanted]
         np.testing.assert_allclose([event.value for event in events.Scalars(key)], [value for _, value in wanted], rtol=1e-6)
     assert [image.step for image in events.Images("samples/grid")] == [32, 64]
+
+
+@pytest.mark.slow
+def test_tensorboard_of_a_resumed_run_has_each_step_once(here, tiny, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run, words = tmp_path / "run", ["logger=tensorboard", "callbacks.samples.every=0"]
+    assert here("sdtrain", *tiny(*words), f"hydra.run.dir={run}").code == 0
+    shutil.rmtree(published(run)[-1])  # as if it had been killed before it was written
+    assert here("sdtrain", *tiny(*words, "resume=must"), f"hydra.run.dir={run}").code == 0
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [16, 32, 48, 64]
 
 
 WILD = ["optimizer.lr=1e30", "trainer.log_every=64", "checkpoint.every=8", "checkpoint.keep=8", "callbacks.samples.every=0"]
