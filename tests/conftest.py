@@ -154,21 +154,20 @@ def server():
 def start(request, tmp_path_factory):
     """start("sdtrain", "seed=1", ..., cwd=FOLDER, env={...}) -> Command, a process of its own. One at a time.
 
-    before="FILE:EXPRESSION" is evaluated in it first, among the names of that file: that is how things happen to a run from inside.
+    before=f"{__file__}:CALL()" calls a function of the test's file in that process, and in each rank that it starts, before the command begins.
     """
     home = tmp_path_factory.mktemp("home")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "PYTEST"))}
     latest = None
 
-    def run(name: str, *words: str, cwd: Path | None = None, env: dict[str, str] | None = None, before: str | None = None) -> Command:
+    def run(name: str, *words: str, cwd: Path | None = None, env: dict[str, str] | None = None, before: str = "") -> Command:
         nonlocal latest
         if latest is not None:
             latest.end()
         server, folder = request.getfixturevalue("server"), tmp_path_factory.mktemp("command")
         script = str(Path(sysconfig.get_path("scripts")) / name)
-        environment = kept | {"HOME": str(home), "OMP_NUM_THREADS": "1"} | (env or {})
-        job = {"argv": [script, *words], "cwd": str(cwd or folder), "env": environment, "output": str(folder), "before": before}
-        server.stdin.write(json.dumps(job) + "\n")
+        environment = kept | {"HOME": str(home), "OMP_NUM_THREADS": "1", "BEFORE": before} | (env or {})
+        server.stdin.write(json.dumps({"argv": [script, *words], "cwd": str(cwd or folder), "env": environment, "output": str(folder)}) + "\n")
         server.stdin.flush()
         latest = Command(server.stdout, folder)
         return latest
@@ -181,7 +180,7 @@ def start(request, tmp_path_factory):
 @pytest.fixture(scope="session")
 def command(start):
     """The same, to its end."""
-    return lambda name, *words, **how: start(name, *words, **how).wait()
+    return lambda name, *words, cwd=None, env=None, before="": start(name, *words, cwd=cwd, env=env, before=before).wait()
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,10 @@
 """Starts sdtrain's commands without paying for their imports: imports once, then forks a process per line of stdin.
 
 What it forks is a real process: it has its own argv, environment, signals, exit handlers and exit code. Each request is a line of
-JSON {argv, cwd, env, output, before}; the answers are a line {"pid": ...} and, once it has ended, a line {"code": ...}.
+JSON {argv, cwd, env, output}; the answers are a line {"pid": ...} and, once it has ended, a line {"code": ...}.
+
+$BEFORE, as FILE:EXPRESSION, is evaluated in the namespace of that file before the command begins, in each of its ranks: what a test wants
+to happen in there.
 """
 
 import importlib
@@ -27,10 +30,15 @@ def become(job: dict) -> None:
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), number)
     sys.argv = job["argv"]
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if job["before"]:
-        file, _, expression = job["before"].partition(":")
+    command(MAINS[os.path.basename(sys.argv[0])])
+
+
+def command(name: str) -> None:
+    if before := os.environ.get("BEFORE"):
+        sys.argv[0] = __file__  # by which Lightning starts the other ranks
+        file, _, expression = before.partition(":")
         eval(expression, runpy.run_path(file))
-    importlib.import_module(f"sdtrain.cli.{MAINS[os.path.basename(sys.argv[0])]}").main()
+    importlib.import_module(f"sdtrain.cli.{name}").main()
 
 
 def serve() -> None:
@@ -45,4 +53,4 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
-    serve()
+    command("train") if sys.argv[1:] else serve()
