@@ -1,12 +1,13 @@
 """What goes wrong in the default experiment, of which only the budget is shortened: numbers that are not finite, signals, full disks."""
 
+import itertools
 import json
 import math
 import os
 import shutil
 import signal
 import subprocess
-import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ import pytest
 import torch
 from torch import nn
 
+from sdtrain import checkpoints
 from sdtrain.callbacks import checkpoint as saving
 from sdtrain.callbacks import sample_grid
 from sdtrain.callbacks.metrics_log import MetricsLog
@@ -52,12 +54,49 @@ def status(run) -> dict:
 
 
 @pytest.fixture(scope="module")
-def whole(here, tmp_path_factory):
+def train(command):
+    """train(RUN, "seed=1", ..., before="CALL()"): the experiment in a process of its own, to its end. CALL is of this file."""
+    def run(folder: Path, *words: str, before: str = ""):
+        return command("sdtrain", *SHORT, *words, f"hydra.run.dir={folder}", before=before and f"{__file__}:{before}")
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(train, tmp_path_factory):
     """The run to which nothing happens, with all its checkpoints."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    result = here("sdtrain", *SHORT, "checkpoint.keep=6", f"hydra.run.dir={run}")
+    result = train(run, "checkpoint.keep=6")
     assert result.code == 0, result.err
     return run
+
+
+# What follows, up to the tests, is called in the processes that they start.
+
+
+def nothing(*given) -> None:
+    """What a broken guard does."""
+
+
+def unguarded(self, optimizer, loss):
+    norm = nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], self.gradient_clip)
+    self.judged = torch.zeros(()), torch.zeros(())
+    return norm
+
+
+def beside(self, name):
+    return self if self.parent.name == "checkpoints" else self.parent / name
+
+
+GUARDS = {
+    "asked": (MetricsLog, "on_save_checkpoint", nothing), "masked": (Optimisation, "clip", unguarded), "looked at": (saving, "not_finite", nothing),
+    "heard": (saving.Signals, "install", nothing), "agreed": (saving.Checkpoints, "agreed", lambda self: self.signals.received),
+    "aside": (Path, "with_name", beside),
+}
+
+
+def broken(*guards: str) -> None:
+    for guard in guards:
+        setattr(*GUARDS[guard])
 
 
 def weight(module, batch) -> None:
@@ -78,26 +117,97 @@ def latent(module, batch) -> None:
     autoencoder.encode = once
 
 
-@pytest.fixture
-def in_step_5(monkeypatch):
+def in_step_5(what) -> None:
     """Something happens to the module or the batch at the start of the fifth step."""
-    def patch(what):
-        step = DiffusionModule.training_step
+    step = DiffusionModule.training_step
 
-        def sick(self, batch, batch_index):
-            if batch.stream_end == 5 * BATCH:
-                what(self, batch)
-            return step(self, batch, batch_index)
+    def sick(self, batch, batch_index):
+        if batch.stream_end == 5 * BATCH:
+            what(self, batch)
+        return step(self, batch, batch_index)
 
-        monkeypatch.setattr(DiffusionModule, "training_step", sick)
-    return patch
+    DiffusionModule.training_step = sick
 
 
-@pytest.mark.parametrize(("what", "samples"), [(weight, "128, 129, 130, 131, 132, 133, 134, 135, t = "), (latent, "131, t = ")], ids=["weight", "latent"])
-def test_a_nan_ends_the_run_and_the_newest_checkpoint_is_the_state_before(here, whole, in_step_5, tmp_path, what, samples):
-    in_step_5(what)
+MOMENTS = {
+    "training": (DiffusionModule, "training_step", 3), "validation": (DiffusionModule, "validate", 1), "sampling": (sample_grid, "generate", 1),
+    "saving": (saving, "write_checkpoint", 2),
+}
+
+
+def signal_in(moment: str, number: int, sent: str) -> None:
+    """The signal comes inside the call of that number, and the file `sent` with it."""
+    owner, name, call = MOMENTS[moment]
+    method, calls = getattr(owner, name), itertools.count(1)
+
+    def signalled(*given, **named):
+        if next(calls) == call:
+            Path(sent).touch()
+            os.kill(os.getpid(), number)
+        return method(*given, **named)
+
+    setattr(owner, name, signalled)
+
+
+def signal_in_step_4(number: int, *, rank: int = 0, twice: bool = False) -> None:
+    """The third step's checkpoint is there. Twice: once more in the save that follows."""
+    step, save_file, sent = DiffusionModule.training_step, checkpoints.save_file, []
+
+    def signalled_step(self, batch, batch_index):
+        if batch_index == 3 and self.global_rank == rank:
+            self.trainer.strategy.checkpoint_io.settle()
+            sent.append(number)
+            os.kill(os.getpid(), number)
+        return step(self, batch, batch_index)
+
+    def signalled_save(*given):
+        save_file(*given)
+        if sent and twice:
+            os.kill(os.getpid(), number)
+            threading.Event().wait()  # until the main thread has ended the process
+
+    DiffusionModule.training_step, checkpoints.save_file = signalled_step, signalled_save
+
+
+def full_from_step_3(disk: str, until: int = 99) -> None:
+    """No byte is free on the disk from the third step to the one before `until`."""
+    step, ballast = DiffusionModule.training_step, Path(disk, "ballast")
+
+    def filled(self, batch, batch_index):
+        self.trainer.strategy.checkpoint_io.settle()
+        if batch.stream_end == 3 * BATCH:
+            fill(ballast)
+        if batch.stream_end == until * BATCH:
+            ballast.unlink()
+        return step(self, batch, batch_index)
+
+    DiffusionModule.training_step = filled
+
+
+def fill(path) -> None:
+    with pytest.raises(OSError, match="No space left"), open(path, "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+def rash_when_full(disk: str) -> None:
+    """The older checkpoints go before the newer is written, and somebody else takes the room."""
+    write = saving.write_checkpoint
+
+    def rash(folder, *given):
+        if Path(disk, "ballast").exists():
+            for old in published(folder.parent.parent):
+                shutil.rmtree(old)
+            fill(Path(disk, "more"))
+        write(folder, *given)
+
+    saving.write_checkpoint = rash
+
+
+@pytest.mark.parametrize(("what", "samples"), [("weight", "128, 129, 130, 131, 132, 133, 134, 135, t = "), ("latent", "131, t = ")], ids=["weight", "latent"])
+def test_a_nan_ends_the_run_the_newest_checkpoint_is_the_state_before_and_it_goes_on_from_there(train, whole, tmp_path, what, samples):
     run = tmp_path / "run"
-    result = here("sdtrain", *SHORT, f"hydra.run.dir={run}")
+    result = train(run, before=f"in_step_5({what})")
     assert result.code == 4, result.err
     for said in ("1 of the last 5 optimizer steps, first in step 5, which ended at 160 images", f"(samples {samples}", "; loss nan, gradient norm nan)",
                  "the last checkpoint is good", "optimizer.lr (now 0.002)", "trainer.max_skipped"):
@@ -106,51 +216,30 @@ def test_a_nan_ends_the_run_and_the_newest_checkpoint_is_the_state_before(here, 
     newest = published(run)[-1]
     assert newest.name == f"{4 * BATCH:012d}" and damage(newest) is None
     assert same(tensors(newest), tensors(whole / "checkpoints" / newest.name))
+    assert train(run, "resume=must").code == 0 and same(tensors(published(run)[-1]), tensors(published(whole)[-1]))
 
 
-def test_a_run_that_has_diverged_goes_on_as_if_it_had_not(here, whole, in_step_5, tmp_path, monkeypatch):
-    """With what was wrong put right: to the same end, bit for bit."""
-    run = tmp_path / "run"
-    in_step_5(latent)
-    assert here("sdtrain", *SHORT, f"hydra.run.dir={run}").code == 4
-    monkeypatch.undo()
-    result = here("sdtrain", *SHORT, "resume=must", f"hydra.run.dir={run}")
-    assert result.code == 0, result.err
-    assert same(tensors(published(run)[-1]), tensors(published(whole)[-1]))
-
-
-def test_unasked_before_a_save_a_divergence_is_saved_over(here, whole, in_step_5, tmp_path, monkeypatch):
+def test_unasked_before_a_save_a_divergence_is_saved_over(train, whole, tmp_path):
     """The twin: the newest checkpoint lacks a step, and the state before it is gone."""
-    monkeypatch.setattr(MetricsLog, "on_save_checkpoint", lambda *given: None)
-    in_step_5(latent)
     run = tmp_path / "run"
-    assert here("sdtrain", *SHORT, f"hydra.run.dir={run}").code == 4
+    assert train(run, before="in_step_5(latent), broken('asked')").code == 4
     newest = published(run)[-1]
     assert int(newest.name) > 4 * BATCH and not same(tensors(newest), tensors(whole / "checkpoints" / newest.name))
 
 
-def test_unguarded_a_nan_reaches_every_weight_and_the_disk(here, in_step_5, tmp_path, monkeypatch):
+def test_unguarded_a_nan_reaches_every_weight_and_the_disk(train, tmp_path):
     """The twin of the other two guards: the step that is masked, and the look at what is saved."""
-    def unguarded(self, optimizer, loss):
-        norm = nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], self.gradient_clip)
-        self.judged = torch.zeros(()), torch.zeros(())
-        return norm
-
-    monkeypatch.setattr(Optimisation, "clip", unguarded)
-    in_step_5(latent)
     run = tmp_path / "run"
-    result = here("sdtrain", *SHORT, f"hydra.run.dir={run}")
+    result = train(run, before="in_step_5(latent), broken('masked')")
     assert result.code == 4 and "is not finite at 000000000160 images: it is not saved" in result.paragraph, result.err
     assert finite(published(run)[-1])
-    monkeypatch.setattr(saving, "not_finite", lambda tensors: None)
-    result = here("sdtrain", *SHORT, f"hydra.run.dir={tmp_path}/worse")
+    result = train(tmp_path / "worse", before="in_step_5(latent), broken('masked', 'looked at')")
     assert result.code == 0 and not finite(published(tmp_path / "worse")[-1])
 
 
-def test_a_learning_rate_of_1e9_ends_the_run_and_leaves_good_checkpoints(here, tmp_path):
-    words = [word for word in SHORT if not word.startswith(("trainer.max_images", "trainer.log_every"))]
+def test_a_learning_rate_of_1e9_ends_the_run_and_leaves_good_checkpoints(train, tmp_path):
     run = tmp_path / "run"
-    result = here("sdtrain", *words, "trainer.max_images=640", "trainer.log_every=640", "optimizer.lr=1e9", f"hydra.run.dir={run}")
+    result = train(run, "trainer.max_images=640", "trainer.log_every=640", "optimizer.lr=1e9")
     assert result.code == 4, result.err
     for said in ("optimizer steps, first in step ", "images (samples ", ", t = ", "; loss ", ", gradient norm ", "optimizer.lr (now 1e+09)"):
         assert said in result.paragraph
@@ -171,18 +260,16 @@ def poisoned(whole, tmp_path):
     return run
 
 
-def test_a_nan_in_a_checkpoint_is_not_gone_on_with(here, whole, poisoned):
-    result = here("sdtrain", *SHORT, "resume=must", f"hydra.run.dir={poisoned}")
+def test_a_nan_in_a_checkpoint_is_not_gone_on_with(train, whole, poisoned):
+    result = train(poisoned, "resume=must")
     assert result.code == 4 and str(published(poisoned)[-1]) in result.paragraph and "is not finite" in result.paragraph, result.err
     shutil.rmtree(published(poisoned)[-1])  # as it says
-    result = here("sdtrain", *SHORT, "resume=must", f"hydra.run.dir={poisoned}")
-    assert result.code == 0 and same(tensors(published(poisoned)[-1]), tensors(published(whole)[-1]))
+    assert train(poisoned, "resume=must").code == 0 and same(tensors(published(poisoned)[-1]), tensors(published(whole)[-1]))
 
 
-def test_unlooked_at_a_nan_in_a_checkpoint_is_called_good(here, poisoned, monkeypatch):
+def test_unlooked_at_a_nan_in_a_checkpoint_is_called_good(train, poisoned):
     """The twin: the samples are blamed, and the checkpoint is not."""
-    monkeypatch.setattr(saving, "not_finite", lambda tensors: None)
-    result = here("sdtrain", *SHORT, "resume=must", f"hydra.run.dir={poisoned}")
+    result = train(poisoned, "resume=must", before="broken('looked at')")
     assert result.code == 4 and "first in step 5" in result.paragraph and "the last checkpoint is good" in result.paragraph
     assert not finite(published(poisoned)[-1])
 
@@ -190,118 +277,60 @@ def test_unlooked_at_a_nan_in_a_checkpoint_is_called_good(here, poisoned, monkey
 LOOKING = ["callbacks.samples.every=64", "callbacks.samples.num_images=2", "steps=2", "validation.every=64", "validation.num_images=32"]
 
 
-@pytest.mark.parametrize(("owner", "name", "call", "seen", "number", "code"), [
-    (DiffusionModule, "training_step", 3, 3, signal.SIGTERM, 143), (DiffusionModule, "validate", 1, 2, signal.SIGTERM, 143),
-    (sample_grid, "generate", 1, 2, signal.SIGTERM, 143), (saving, "write_checkpoint", 2, None, signal.SIGTERM, 143),
-    (DiffusionModule, "training_step", 3, 3, signal.SIGINT, 130),
+@pytest.mark.parametrize(("moment", "number", "code", "seen"), [
+    ("training", signal.SIGTERM, 143, [3]), ("validation", signal.SIGTERM, 143, [2]), ("sampling", signal.SIGTERM, 143, [2]),
+    ("saving", signal.SIGTERM, 143, [2, 3, 4]), ("training", signal.SIGINT, 130, [3]),
 ], ids=["training", "validation", "sampling", "saving", "Ctrl-C"])
-def test_a_signal_at_any_moment_ends_the_run_between_two_steps_and_it_goes_on_bit_for_bit(
-    here, whole, tmp_path, monkeypatch, owner, name, call, seen, number, code,
-):
-    """The signal comes inside the call of that number; a save is made by a thread, while training is at one step or the next."""
-    method, calls, sent = getattr(owner, name), [], []
-
-    def signalled(*given, **named):
-        calls.append(name)
-        if len(calls) == call:
-            sent.append(time.monotonic())
-            os.kill(os.getpid(), number)
-        return method(*given, **named)
-
-    monkeypatch.setattr(owner, name, signalled)
-    run = tmp_path / "run"
-    result = here("sdtrain", *SHORT, *LOOKING, f"hydra.run.dir={run}")
-    assert result.code == code and time.monotonic() - sent[0] < 30 and "Interrupted at" in result.out, result.err
+def test_a_signal_at_any_moment_ends_the_run_between_two_steps_and_it_goes_on_bit_for_bit(train, whole, tmp_path, moment, number, code, seen):
+    """seen: steps. A save is made by a thread, while training is at one step or the next."""
+    run, sent = tmp_path / "run", tmp_path / "sent"
+    result = train(run, *LOOKING, before=f"signal_in({moment!r}, {int(number)}, {str(sent)!r})")
+    assert result.code == code and time.time() - sent.stat().st_mtime < 30 and "Interrupted at" in result.out, result.err
     assert (status(run)["state"], status(run)["exit_code"]) == ("interrupted", code)
-    assert status(run)["images_seen"] in ([seen * BATCH] if seen else [2 * BATCH, 3 * BATCH, 4 * BATCH])
+    assert status(run)["images_seen"] in [steps * BATCH for steps in seen]
     newest = published(run)[-1]
     assert newest.name == f"{status(run)['images_seen']:012d}" and damage(newest) is None
     assert same(tensors(newest), tensors(whole / "checkpoints" / newest.name))
-    monkeypatch.undo()
-    result = here("sdtrain", *SHORT, *LOOKING, "resume=must", f"hydra.run.dir={run}")
-    assert result.code == 0, result.err
-    assert same(tensors(published(run)[-1]), tensors(published(whole)[-1]))
+    result = train(run, *LOOKING, "resume=must")
+    assert result.code == 0 and same(tensors(published(run)[-1]), tensors(published(whole)[-1])), result.err
 
 
-SIGNALLED = """
-import os, signal, threading
-from pathlib import Path
-
-from sdtrain import checkpoints
-from sdtrain.callbacks.checkpoint import Checkpoints, Signals
-from sdtrain.cli.train import main
-from sdtrain.errors import StorageError
-from sdtrain.module import DiffusionModule
-
-rank, broken, number = os.environ.get("LOCAL_RANK", "0"), os.environ["BROKEN"], getattr(signal, os.environ["NUMBER"])
-step, save_file, with_name, sent = DiffusionModule.training_step, checkpoints.save_file, Path.with_name, []
+TWICE = f"signal_in_step_4({int(signal.SIGINT)}, twice=True)"
+LATER = f"checkpoint.every={3 * BATCH}"
 
 
-def signalled_step(self, batch, batch_index):
-    if batch_index == 3 and rank == os.environ["ON"]:
-        self.trainer.strategy.checkpoint_io.settle()  # the third step's checkpoint is there
-        sent.append(number)
-        os.kill(os.getpid(), number)
-    return step(self, batch, batch_index)
-
-
-def signalled_save(*given):
-    save_file(*given)
-    if sent and os.environ["TWICE"]:
-        os.kill(os.getpid(), number)
-        threading.Event().wait()  # until the main thread has ended the process
-
-
-DiffusionModule.training_step, checkpoints.save_file = signalled_step, signalled_save
-if broken == "deaf":
-    Signals.install = lambda self: None
-if broken == "agreement":
-    Checkpoints.agreed = lambda self: self.signals.received
-if broken == "beside":
-    Path.with_name = lambda self, name: self if self.parent.name == "checkpoints" else with_name(self, name)
-if __name__ == "__main__":
-    main()
-"""
-
-
-@pytest.fixture
-def signalled(tmp_path):
-    """(exit code, run, stderr) of a run of its own process, that gets a signal in its fourth step, and another in the save that follows."""
-    def run(*words, number="SIGTERM", on="0", twice="", broken=""):
-        (tmp_path / "signalled.py").write_text(SIGNALLED)
-        env = os.environ | {"NUMBER": number, "ON": on, "TWICE": twice, "BROKEN": broken, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(tmp_path / "signalled.py"), *SHORT, f"checkpoint.every={3 * BATCH}", *words, f"hydra.run.dir={tmp_path}/run"]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
-        return done.returncode, tmp_path / "run", done.stderr
-    return run
-
-
-def test_a_second_ctrl_c_in_the_midst_of_the_save_leaves_at_once_and_what_is_on_disk_is_whole(signalled, here, whole):
-    code, run, said = signalled(number="SIGINT", twice="1")
-    assert code == -signal.SIGINT, said
+def test_a_second_ctrl_c_in_the_midst_of_the_save_leaves_at_once_and_what_is_on_disk_is_whole(train, whole, tmp_path):
+    run = tmp_path / "run"
+    result = train(run, LATER, before=TWICE)
+    assert result.code == -signal.SIGINT, result.err
     assert [folder.name for folder in published(run)] == [f"{3 * BATCH:012d}"] and damage(published(run)[-1]) is None
     assert list((run / "checkpoints").glob(".*.tmp"))  # the save was under way
-    assert here("sdtrain", *SHORT, "resume=must", f"hydra.run.dir={run}").code == 0
+    assert train(run, "resume=must").code == 0
     assert same(tensors(published(run)[-1]), tensors(published(whole)[-1])) and not list((run / "checkpoints").glob(".*"))
 
 
-def test_written_in_place_a_checkpoint_would_be_half_there(signalled):
+def test_written_in_place_a_checkpoint_would_be_half_there(train, tmp_path):
     """The twin."""
-    code, run, _ = signalled(number="SIGINT", twice="1", broken="beside")
-    assert code == -signal.SIGINT and damage(published(run)[-1]) is not None
+    assert train(tmp_path / "run", LATER, before=f"{TWICE}, broken('aside')").code == -signal.SIGINT
+    assert damage(published(tmp_path / "run")[-1]) is not None
 
 
-def test_unheard_a_sigterm_loses_the_steps_since_the_last_save(signalled):
+def test_unheard_a_sigterm_loses_the_steps_since_the_last_save(train, tmp_path):
     """The twin of a signal that is waited out."""
-    code, run, _ = signalled(broken="deaf")
-    assert code == -signal.SIGTERM and status(run)["state"] == "running" and published(run)[-1].name == f"{3 * BATCH:012d}"
+    run = tmp_path / "run"
+    assert train(run, LATER, before=f"signal_in_step_4({int(signal.SIGTERM)}), broken('heard')").code == -signal.SIGTERM
+    assert status(run)["state"] == "running" and published(run)[-1].name == f"{3 * BATCH:012d}"
 
 
-def test_a_signal_to_rank_1_alone_ends_both_and_the_run_goes_on(signalled, here, whole):
-    code, run, said = signalled("strategy=ddp", "trainer.devices=2", on="1")
-    assert code == 143, said
+RANKS, ON_RANK_1 = ["strategy=ddp", "trainer.devices=2"], f"signal_in_step_4({int(signal.SIGTERM)}, rank=1)"
+
+
+def test_a_signal_to_rank_1_alone_ends_both_and_the_run_goes_on(train, whole, tmp_path):
+    run = tmp_path / "run"
+    result = train(run, LATER, *RANKS, before=ON_RANK_1)
+    assert result.code == 143, result.err
     assert status(run)["state"] == "interrupted" and published(run)[-1].name == f"{4 * BATCH:012d}" and damage(published(run)[-1]) is None
-    assert here("sdtrain", *SHORT, "resume=must", f"hydra.run.dir={run}").code == 0
+    assert train(run, "resume=must").code == 0
     start, end, resumed = (
         torch.cat([value.double().flatten() for key, value in tensors(folder).items() if key.startswith("model/")])
         for folder in (published(whole)[0], published(whole)[-1], published(run)[-1])
@@ -309,10 +338,10 @@ def test_a_signal_to_rank_1_alone_ends_both_and_the_run_goes_on(signalled, here,
     assert (resumed - end).norm() / (end - start).norm() < 1e-4
 
 
-def test_where_ranks_do_not_agree_on_a_signal_the_run_is_no_interrupted_one(signalled):
+def test_where_ranks_do_not_agree_on_a_signal_the_run_is_no_interrupted_one(train, tmp_path):
     """The twin."""
-    code, run, _ = signalled("strategy=ddp", "trainer.devices=2", "strategy.timeout=10", on="1", broken="agreement")
-    assert code == 6 and status(run)["state"] == "failed"
+    result = train(tmp_path / "run", LATER, *RANKS, "strategy.timeout=10", before=f"{ON_RANK_1}, broken('agreed')")
+    assert result.code == 6 and status(tmp_path / "run")["state"] == "failed"
 
 
 @pytest.fixture
@@ -326,40 +355,14 @@ def disk(tmp_path):
     subprocess.run(["umount", str(place)], check=True)
 
 
-@pytest.fixture
-def full_from_step_3(disk, monkeypatch):
-    """full_from_step_3(until): no byte is free on the disk from the third step to the one before `until`."""
-    def patch(until=99):
-        step, ballast = DiffusionModule.training_step, disk / "ballast"
-
-        def filled(self, batch, batch_index):
-            self.trainer.strategy.checkpoint_io.settle()
-            if batch.stream_end == 3 * BATCH:
-                fill(ballast)
-            if batch.stream_end == until * BATCH:
-                ballast.unlink()
-            return step(self, batch, batch_index)
-
-        monkeypatch.setattr(DiffusionModule, "training_step", filled)
-    return patch
-
-
-def fill(path) -> None:
-    with pytest.raises(OSError, match="No space left"), open(path, "wb", buffering=0) as file:
-        while True:
-            file.write(bytes(4096))
-
-
 def said(result) -> list[str]:
     return [line for line in result.err.splitlines() if line.startswith("sdtrain: ")]
 
 
 @pytest.mark.parametrize(("allowed", "reached"), [(3, 6), (1, 5)])
-def test_on_a_full_disk_training_goes_on_the_older_checkpoints_stay_and_it_ends_with_5(here, whole, disk, full_from_step_3, allowed, reached):
+def test_on_a_full_disk_training_goes_on_the_older_checkpoints_stay_and_it_ends_with_5(train, whole, disk, allowed, reached):
     """To the end, where the last save must hold, or until too many in a row have failed."""
-    full_from_step_3()
-    words = ["trainer.log_every=32", f"checkpoint.max_failed_saves={allowed}"]
-    result = here("sdtrain", *SHORT, *words, f"hydra.run.dir={disk}/run")
+    result = train(disk / "run", "trainer.log_every=32", f"checkpoint.max_failed_saves={allowed}", before=f"full_from_step_3({str(disk)!r})")
     assert result.code == 5 and "Traceback" not in result.err and f"{reached * BATCH} of {6 * BATCH} images" in result.out, result.err
     assert "hydra.run.dir" in said(result)[-1] and "MiB are free" in said(result)[-1]
     assert f"Training goes on; 1 of at most {allowed} saves in a row have failed" in result.err
@@ -371,10 +374,9 @@ def test_on_a_full_disk_training_goes_on_the_older_checkpoints_stay_and_it_ends_
     assert not list((disk / "run").rglob(".*.tmp"))
 
 
-def test_when_a_full_disk_has_room_again_nothing_is_missing_but_a_picture(here, whole, disk, full_from_step_3):
-    full_from_step_3(until=5)
+def test_when_a_full_disk_has_room_again_nothing_is_missing_but_a_picture(train, whole, disk):
     words = ["trainer.log_every=32", "callbacks.samples.every=96", "callbacks.samples.num_images=2", "steps=2"]
-    result = here("sdtrain", *SHORT, *words, f"hydra.run.dir={disk}/run")
+    result = train(disk / "run", *words, before=f"full_from_step_3({str(disk)!r}, until=5)")
     assert result.code == 0 and "Training goes on without this picture" in result.err, result.err
     lines = [json.loads(line) for line in (disk / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["images_seen"] for line in lines] == [32, 64, 96, 128, 160, 192] and status(disk / "run")["state"] == "finished"
@@ -382,22 +384,10 @@ def test_when_a_full_disk_has_room_again_nothing_is_missing_but_a_picture(here, 
     assert same(tensors(published(disk / "run")[-1]), tensors(published(whole)[-1])) and damage(published(disk / "run")[-1]) is None
 
 
-def test_room_made_by_removing_the_older_ones_first_would_leave_none(here, disk, full_from_step_3, monkeypatch):
+def test_room_made_by_removing_the_older_ones_first_would_leave_none(train, disk):
     """The twin of the older ones that stay."""
-    write = saving.write_checkpoint
-
-    def rash(folder, *given):
-        for old in published(folder.parent.parent):
-            shutil.rmtree(old)
-        fill(disk / "more")  # somebody else takes the room
-        write(folder, *given)
-
-    def rash_when_full(folder, *given):
-        (rash if (disk / "ballast").exists() else write)(folder, *given)
-
-    monkeypatch.setattr(saving, "write_checkpoint", rash_when_full)
-    full_from_step_3()
-    assert here("sdtrain", *SHORT, f"hydra.run.dir={disk}/run").code == 5 and not published(disk / "run")
+    result = train(disk / "run", before=f"full_from_step_3({str(disk)!r}), rash_when_full({str(disk)!r})")
+    assert result.code == 5 and not published(disk / "run"), result.err
 
 
 def test_lines_of_numbers_that_the_disk_refuses_wait_for_room(tmp_path, capsys):
