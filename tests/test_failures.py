@@ -41,8 +41,18 @@ def tensors(folder) -> dict:
     return found | {f"optimizer/{number}/{key}": value for number, moments in state.items() for key, value in moments.items()}
 
 
-def same(a: dict, b: dict) -> bool:
+def newest(run) -> Path:
+    return published(run)[-1]
+
+
+def same(folder, whole) -> bool:
+    """Whether a checkpoint is, bit for bit, the one of `whole` at as many images."""
+    a, b = tensors(folder), tensors(whole / "checkpoints" / folder.name)
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def ended(run, whole) -> bool:
+    return newest(run).name == newest(whole).name and same(newest(run), whole)
 
 
 def finite(folder) -> bool:
@@ -213,18 +223,15 @@ def test_a_nan_ends_the_run_the_newest_checkpoint_is_the_state_before_and_it_goe
                  "the last checkpoint is good", "optimizer.lr (now 0.002)", "trainer.max_skipped"):
         assert said in result.paragraph, result.paragraph
     assert status(run)["state"] == "diverged" and status(run)["exit_code"] == 4
-    newest = published(run)[-1]
-    assert newest.name == f"{4 * BATCH:012d}" and damage(newest) is None
-    assert same(tensors(newest), tensors(whole / "checkpoints" / newest.name))
-    assert train(run, "resume=must").code == 0 and same(tensors(published(run)[-1]), tensors(published(whole)[-1]))
+    assert int(newest(run).name) == 4 * BATCH and damage(newest(run)) is None and same(newest(run), whole)
+    assert train(run, "resume=must").code == 0 and ended(run, whole)
 
 
 def test_unasked_before_a_save_a_divergence_is_saved_over(train, whole, tmp_path):
     """The twin: the newest checkpoint lacks a step, and the state before it is gone."""
     run = tmp_path / "run"
     assert train(run, before="in_step_5(latent), broken('asked')").code == 4
-    newest = published(run)[-1]
-    assert int(newest.name) > 4 * BATCH and not same(tensors(newest), tensors(whole / "checkpoints" / newest.name))
+    assert int(newest(run).name) > 4 * BATCH and not same(newest(run), whole)
 
 
 def test_unguarded_a_nan_reaches_every_weight_and_the_disk(train, tmp_path):
@@ -232,9 +239,9 @@ def test_unguarded_a_nan_reaches_every_weight_and_the_disk(train, tmp_path):
     run = tmp_path / "run"
     result = train(run, before="in_step_5(latent), broken('masked')")
     assert result.code == 4 and "is not finite at 000000000160 images: it is not saved" in result.paragraph, result.err
-    assert finite(published(run)[-1])
+    assert finite(newest(run))
     result = train(tmp_path / "worse", before="in_step_5(latent), broken('masked', 'looked at')")
-    assert result.code == 0 and not finite(published(tmp_path / "worse")[-1])
+    assert result.code == 0 and not finite(newest(tmp_path / "worse"))
 
 
 def test_a_learning_rate_of_1e9_ends_the_run_and_leaves_good_checkpoints(train, tmp_path):
@@ -243,7 +250,7 @@ def test_a_learning_rate_of_1e9_ends_the_run_and_leaves_good_checkpoints(train, 
     assert result.code == 4, result.err
     for said in ("optimizer steps, first in step ", "images (samples ", ", t = ", "; loss ", ", gradient norm ", "optimizer.lr (now 1e+09)"):
         assert said in result.paragraph
-    assert published(run) and finite(published(run)[-1]) and damage(published(run)[-1]) is None
+    assert published(run) and finite(newest(run)) and damage(newest(run)) is None
 
 
 @pytest.fixture
@@ -252,7 +259,7 @@ def poisoned(whole, tmp_path):
     run = tmp_path / "run"
     for folder in published(whole)[2:4]:
         shutil.copytree(folder, run / "checkpoints" / folder.name)
-    folder = published(run)[-1]
+    folder = newest(run)
     model = read_weights(folder, "model")
     next(iter(model.values())).view(-1)[0] = math.nan
     write_checkpoint(folder, model, read_weights(folder, "ema"), read_trainer(folder), (folder / "config.yaml").read_text())
@@ -262,16 +269,16 @@ def poisoned(whole, tmp_path):
 
 def test_a_nan_in_a_checkpoint_is_not_gone_on_with(train, whole, poisoned):
     result = train(poisoned, "resume=must")
-    assert result.code == 4 and str(published(poisoned)[-1]) in result.paragraph and "is not finite" in result.paragraph, result.err
-    shutil.rmtree(published(poisoned)[-1])  # as it says
-    assert train(poisoned, "resume=must").code == 0 and same(tensors(published(poisoned)[-1]), tensors(published(whole)[-1]))
+    assert result.code == 4 and str(newest(poisoned)) in result.paragraph and "is not finite" in result.paragraph, result.err
+    shutil.rmtree(newest(poisoned))  # as it says
+    assert train(poisoned, "resume=must").code == 0 and ended(poisoned, whole)
 
 
 def test_unlooked_at_a_nan_in_a_checkpoint_is_called_good(train, poisoned):
     """The twin: the samples are blamed, and the checkpoint is not."""
     result = train(poisoned, "resume=must", before="broken('looked at')")
     assert result.code == 4 and "first in step 5" in result.paragraph and "the last checkpoint is good" in result.paragraph
-    assert not finite(published(poisoned)[-1])
+    assert not finite(newest(poisoned))
 
 
 LOOKING = ["callbacks.samples.every=64", "callbacks.samples.num_images=2", "steps=2", "validation.every=64", "validation.num_images=32"]
@@ -284,56 +291,51 @@ LOOKING = ["callbacks.samples.every=64", "callbacks.samples.num_images=2", "step
 def test_a_signal_at_any_moment_ends_the_run_between_two_steps_and_it_goes_on_bit_for_bit(train, whole, tmp_path, moment, number, code, seen):
     """seen: steps. A save is made by a thread, while training is at one step or the next."""
     run, sent = tmp_path / "run", tmp_path / "sent"
-    result = train(run, *LOOKING, before=f"signal_in({moment!r}, {int(number)}, {str(sent)!r})")
+    result = train(run, *LOOKING, before=f"signal_in({moment!r}, {number}, {str(sent)!r})")
     assert result.code == code and time.time() - sent.stat().st_mtime < 30 and "Interrupted at" in result.out, result.err
     assert (status(run)["state"], status(run)["exit_code"]) == ("interrupted", code)
     assert status(run)["images_seen"] in [steps * BATCH for steps in seen]
-    newest = published(run)[-1]
-    assert newest.name == f"{status(run)['images_seen']:012d}" and damage(newest) is None
-    assert same(tensors(newest), tensors(whole / "checkpoints" / newest.name))
+    assert int(newest(run).name) == status(run)["images_seen"] and damage(newest(run)) is None and same(newest(run), whole)
     result = train(run, *LOOKING, "resume=must")
-    assert result.code == 0 and same(tensors(published(run)[-1]), tensors(published(whole)[-1])), result.err
+    assert result.code == 0 and ended(run, whole), result.err
 
 
-TWICE = f"signal_in_step_4({int(signal.SIGINT)}, twice=True)"
-LATER = f"checkpoint.every={3 * BATCH}"
+LATER, RANKS = f"checkpoint.every={3 * BATCH}", ["strategy=ddp", "trainer.devices=2"]
+TWICE, ON_RANK_1 = "signal_in_step_4(signal.SIGINT, twice=True)", "signal_in_step_4(signal.SIGTERM, rank=1)"
 
 
 def test_a_second_ctrl_c_in_the_midst_of_the_save_leaves_at_once_and_what_is_on_disk_is_whole(train, whole, tmp_path):
     run = tmp_path / "run"
     result = train(run, LATER, before=TWICE)
     assert result.code == -signal.SIGINT, result.err
-    assert [folder.name for folder in published(run)] == [f"{3 * BATCH:012d}"] and damage(published(run)[-1]) is None
+    assert [int(folder.name) for folder in published(run)] == [3 * BATCH] and damage(newest(run)) is None
     assert list((run / "checkpoints").glob(".*.tmp"))  # the save was under way
     assert train(run, "resume=must").code == 0
-    assert same(tensors(published(run)[-1]), tensors(published(whole)[-1])) and not list((run / "checkpoints").glob(".*"))
+    assert ended(run, whole) and not list((run / "checkpoints").glob(".*"))
 
 
 def test_written_in_place_a_checkpoint_would_be_half_there(train, tmp_path):
     """The twin."""
     assert train(tmp_path / "run", LATER, before=f"{TWICE}, broken('aside')").code == -signal.SIGINT
-    assert damage(published(tmp_path / "run")[-1]) is not None
+    assert damage(newest(tmp_path / "run")) is not None
 
 
 def test_unheard_a_sigterm_loses_the_steps_since_the_last_save(train, tmp_path):
     """The twin of a signal that is waited out."""
     run = tmp_path / "run"
-    assert train(run, LATER, before=f"signal_in_step_4({int(signal.SIGTERM)}), broken('heard')").code == -signal.SIGTERM
-    assert status(run)["state"] == "running" and published(run)[-1].name == f"{3 * BATCH:012d}"
-
-
-RANKS, ON_RANK_1 = ["strategy=ddp", "trainer.devices=2"], f"signal_in_step_4({int(signal.SIGTERM)}, rank=1)"
+    assert train(run, LATER, before="signal_in_step_4(signal.SIGTERM), broken('heard')").code == -signal.SIGTERM
+    assert status(run)["state"] == "running" and int(newest(run).name) == 3 * BATCH
 
 
 def test_a_signal_to_rank_1_alone_ends_both_and_the_run_goes_on(train, whole, tmp_path):
     run = tmp_path / "run"
     result = train(run, LATER, *RANKS, before=ON_RANK_1)
     assert result.code == 143, result.err
-    assert status(run)["state"] == "interrupted" and published(run)[-1].name == f"{4 * BATCH:012d}" and damage(published(run)[-1]) is None
+    assert status(run)["state"] == "interrupted" and int(newest(run).name) == 4 * BATCH and damage(newest(run)) is None
     assert train(run, "resume=must").code == 0
     start, end, resumed = (
         torch.cat([value.double().flatten() for key, value in tensors(folder).items() if key.startswith("model/")])
-        for folder in (published(whole)[0], published(whole)[-1], published(run)[-1])
+        for folder in (published(whole)[0], newest(whole), newest(run))
     )
     assert (resumed - end).norm() / (end - start).norm() < 1e-4
 
@@ -366,9 +368,9 @@ def test_on_a_full_disk_training_goes_on_the_older_checkpoints_stay_and_it_ends_
     assert result.code == 5 and "Traceback" not in result.err and f"{reached * BATCH} of {6 * BATCH} images" in result.out, result.err
     assert "hydra.run.dir" in said(result)[-1] and "MiB are free" in said(result)[-1]
     assert f"Training goes on; 1 of at most {allowed} saves in a row have failed" in result.err
-    assert [folder.name for folder in published(disk / "run")] == [f"{count * BATCH:012d}" for count in (1, 2)]
+    assert [int(folder.name) for folder in published(disk / "run")] == [BATCH, 2 * BATCH]
     for folder in published(disk / "run"):
-        assert damage(folder) is None and same(tensors(folder), tensors(whole / "checkpoints" / folder.name))
+        assert damage(folder) is None and same(folder, whole)
     seen = [line["images_seen"] for line in map(json.loads, (disk / "run" / "metrics.jsonl").read_text().splitlines())]
     assert seen == [32 * (place + 1) for place in range(len(seen))] and len(seen) >= 2  # as far as the last block goes, and no half a line
     assert not list((disk / "run").rglob(".*.tmp"))
@@ -381,7 +383,7 @@ def test_when_a_full_disk_has_room_again_nothing_is_missing_but_a_picture(train,
     lines = [json.loads(line) for line in (disk / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["images_seen"] for line in lines] == [32, 64, 96, 128, 160, 192] and status(disk / "run")["state"] == "finished"
     assert {path.name for path in (disk / "run" / "samples").iterdir()} == {"forward.png", "grid-000000192.png", "strip-000000192.png"}
-    assert same(tensors(published(disk / "run")[-1]), tensors(published(whole)[-1])) and damage(published(disk / "run")[-1]) is None
+    assert ended(disk / "run", whole) and damage(newest(disk / "run")) is None
 
 
 def test_room_made_by_removing_the_older_ones_first_would_leave_none(train, disk):

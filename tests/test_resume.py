@@ -135,8 +135,8 @@ def whole(command, tmp_path_factory):
 @pytest.fixture
 def signalled(command):
     """A process of its own that this happens to. What it leaves with is what it should."""
-    def run(folder: Path, last: int, number: signal.Signals = signal.SIGTERM, owner: type = DiffusionModule, name: str = "training_step") -> None:
-        before = f"{__file__}:signal_after({owner.__name__}, {name!r}, {last}, {int(number)})"
+    def run(folder: Path, last: int, number: int = signal.SIGTERM, owner: type = DiffusionModule, name: str = "training_step") -> None:
+        before = f"{__file__}:signal_after({owner.__name__}, {name!r}, {last}, {number})"
         result = command("sdtrain", *SHORT, "resume=auto", f"hydra.run.dir={folder}", before=before)
         assert result.code == (-number if number == signal.SIGKILL else 143), result.err
     return run
