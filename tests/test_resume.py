@@ -132,7 +132,7 @@ def whole(command, tmp_path_factory):
     return run
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def signalled(command):
     """A process of its own that this happens to. What it leaves with is what it should."""
     def run(folder: Path, last: int, number: int = signal.SIGTERM, owner: type = DiffusionModule, name: str = "training_step") -> None:
@@ -140,6 +140,19 @@ def signalled(command):
         result = command("sdtrain", *SHORT, "resume=auto", f"hydra.run.dir={folder}", before=before)
         assert result.code == (-number if number == signal.SIGKILL else 143), result.err
     return run
+
+
+@pytest.fixture(scope="module")
+def stopped(signalled, tmp_path_factory):
+    run = tmp_path_factory.mktemp("stopped") / "run"
+    signalled(run, 10)
+    return run
+
+
+@pytest.fixture
+def interrupted(stopped, tmp_path):
+    """A run that a SIGTERM has ended in mid-epoch, at 160 images."""
+    return shutil.copytree(stopped, tmp_path / "run")
 
 
 def resumed_at(out: str) -> int:
@@ -166,10 +179,9 @@ def test_interrupted_anywhere_it_ends_in_the_same_bits(command, signalled, saved
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
-def test_with_another_number_of_workers_too(command, signalled, saved, whole, tmp_path, workers):
-    signalled(tmp_path / "run", 10)
-    assert command("sdtrain", *SHORT, "resume=must", f"data.num_workers={workers}", f"hydra.run.dir={tmp_path}/run").code == 0
-    assert digest(saved(tmp_path / "run")) == digest(saved(whole))
+def test_with_another_number_of_workers_too(command, saved, whole, interrupted, workers):
+    assert command("sdtrain", *SHORT, "resume=must", f"data.num_workers={workers}", f"hydra.run.dir={interrupted}").code == 0
+    assert digest(saved(interrupted)) == digest(saved(whole))
 
 
 def way(saved, run) -> Tensor:
@@ -178,12 +190,11 @@ def way(saved, run) -> Tensor:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [["strategy=ddp", "trainer.devices=2", "trainer.accumulate=1"], ["trainer.accumulate=4"]], ids=["ranks", "windows"])
-def test_with_other_ranks_or_windows_it_ends_there_to_rounding(command, signalled, saved, whole, tmp_path, words):
-    signalled(tmp_path / "run", 10)
-    middle = way(saved, tmp_path / "run")
-    result = command("sdtrain", *SHORT, *words, "resume=must", f"hydra.run.dir={tmp_path}/run")
-    assert result.code == 0 and [line["images_seen"] for line in numbers(tmp_path / "run")] == [line["images_seen"] for line in numbers(whole)], result.err
-    assert (way(saved, tmp_path / "run") - way(saved, whole)).norm() < 1e-4 * (way(saved, whole) - middle).norm()
+def test_with_other_ranks_or_windows_it_ends_there_to_rounding(command, saved, whole, interrupted, words):
+    middle, end = way(saved, interrupted), way(saved, whole)
+    result = command("sdtrain", *SHORT, *words, "resume=must", f"hydra.run.dir={interrupted}")
+    assert result.code == 0 and [line["images_seen"] for line in numbers(interrupted)] == [line["images_seen"] for line in numbers(whole)], result.err
+    assert (way(saved, interrupted) - end).norm() < 1e-4 * (end - middle).norm()
 
 
 BROKEN = {
@@ -198,18 +209,18 @@ def nothing(*given) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("guard", BROKEN)
-def test_with_a_guard_broken_it_does_not(command, signalled, saved, whole, tmp_path, guard):
+def test_with_a_guard_broken_it_does_not(command, saved, whole, interrupted, guard):
     """The twins."""
-    run, (owner, name) = tmp_path / "run", BROKEN[guard]
-    signalled(run, 10)
-    words = ["trainer.accumulate=4"] if guard == "Lightning counts on" else []
-    result = command("sdtrain", *SHORT, *words, "resume=must", f"hydra.run.dir={run}", before=f"{__file__}:setattr({owner.__name__}, {name!r}, nothing)")
+    owner, name = BROKEN[guard]
+    words = [*SHORT, "trainer.accumulate=4"] if guard == "Lightning counts on" else SHORT
+    before = f"{__file__}:setattr({owner.__name__}, {name!r}, nothing)"
+    result = command("sdtrain", *words, "resume=must", f"hydra.run.dir={interrupted}", before=before)
     assert result.code == 0, result.err
     if guard == "Lightning counts on":
-        assert numbers(run)[-1]["images_seen"] != 384
+        assert numbers(interrupted)[-1]["images_seen"] != 384
         return
     right = saved(whole)
-    parts = {key.partition("/")[0] for key, value in saved(run).items() if not torch.equal(value, right[key])}
+    parts = {key.partition("/")[0] for key, value in saved(interrupted).items() if not torch.equal(value, right[key])}
     assert parts == ({"ema"} if "average" in guard else {"model", "ema", "optimizer"})
 
 
