@@ -210,8 +210,10 @@ def blocked(tiny, tmp_path, number: int, kind: str) -> tuple[int, str, dict[str,
         mode = {"WANDB_MODE": "offline"} if number else {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": f"http://127.0.0.1:{silent.getsockname()[1]}"}
         with open(tmp_path / "out", "w") as out, open(tmp_path / "err", "w") as err:
             process = subprocess.Popen(words, stdout=out, stderr=err, env=os.environ | mode)
+            while process.poll() is None and "blocked" not in (tmp_path / "out").read_text():
+                time.sleep(0.05)
             try:
-                process.wait(40)
+                process.wait(40 if kind == "bare" else 150)  # unguarded, one that stands still is waited for without end
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -229,18 +231,18 @@ def test_a_run_whose_wandb_is_blocked_is_the_same(tiny, tiny_run, saved, tmp_pat
     """From its start or in mid-run: one warning within 10 s, and nothing else."""
     code, err, seconds = blocked(tiny, tmp_path, number, "guarded")
     assert code == 0 and "Traceback" not in err and err.count("sdtrain: wandb fails (") == 1, err
-    assert 0 < seconds["warned"] < 10 and seconds["ended"] < 30
+    assert 0 < seconds["warned"] < 10 and seconds["ended"] < 60
     assert [line["images_seen"] for line in lines(tmp_path / "run")] == [line["images_seen"] for line in lines(tiny_run)]
     ours, theirs = saved(tmp_path / "run"), saved(tiny_run)
     assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[key]) for key, value in ours.items())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code", "said"), [(SILENT, 1, "CommError"), (signal.SIGKILL, 1, "Connection"), (signal.SIGSTOP, -signal.SIGKILL, "")])
+@pytest.mark.parametrize(("number", "code", "said"), [(SILENT, 1, "CommError"), (signal.SIGKILL, 1, "Connection|Mailbox"), (signal.SIGSTOP, -signal.SIGKILL, "")])
 def test_without_the_guard_it_ends_the_run_or_holds_it_up(tiny, tmp_path, number, code, said):
     """The twin."""
     left, err, seconds = blocked(tiny, tmp_path, number, "bare")
-    assert left == code and said in err and "warned" not in seconds, err
+    assert left == code and re.search(said, err) and "warned" not in seconds, err
     assert not (tmp_path / "run" / "metrics.jsonl").exists() or lines(tmp_path / "run")[-1]["images_seen"] == 32
 
 
