@@ -238,7 +238,9 @@ def test_a_run_whose_wandb_is_blocked_is_the_same(tiny, tiny_run, saved, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code", "said"), [(SILENT, 1, "CommError"), (signal.SIGKILL, 1, "Connection|Mailbox"), (signal.SIGSTOP, -signal.SIGKILL, "")])
+@pytest.mark.parametrize(("number", "code", "said"), [
+    (SILENT, 1, "CommError"), (signal.SIGKILL, 1, "Connection|Mailbox"), (signal.SIGSTOP, -signal.SIGKILL, ""),
+])
 def test_without_the_guard_it_ends_the_run_or_holds_it_up(tiny, tmp_path, number, code, said):
     """The twin."""
     left, err, seconds = blocked(tiny, tmp_path, number, "bare")
