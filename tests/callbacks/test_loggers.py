@@ -208,8 +208,9 @@ def blocked(tiny, tmp_path, number: int, kind: str) -> tuple[int, str, dict[str,
     words = [sys.executable, tmp_path / "blocked.py", str(int(number)), kind, *tiny("logger=wandb"), f"hydra.run.dir={tmp_path}/run"]
     with socket.create_server(("127.0.0.1", 0)) as silent:
         mode = {"WANDB_MODE": "offline"} if number else {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": f"http://127.0.0.1:{silent.getsockname()[1]}"}
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
         with open(tmp_path / "out", "w") as out, open(tmp_path / "err", "w") as err:
-            process = subprocess.Popen(words, stdout=out, stderr=err, env=os.environ | mode)
+            process = subprocess.Popen(words, stdout=out, stderr=err, env=kept | mode)
             while process.poll() is None and "blocked" not in (tmp_path / "out").read_text():
                 time.sleep(0.05)
             try:
