@@ -222,7 +222,7 @@ def test_a_first_stage_ends_with_its_parent_and_is_gone_on_with(start, here, tin
     run = tmp_path / "runs" / "images" / "now"
     words = tiny("data=images", f"data.path={tmp_path}/pictures", "first_stage.max_images=1000000")
     unbound = f"{__file__}:setattr(first_stage, 'stop_with_parent', None)"
-    running = start("sdtrain", *words, f"hydra.run.dir={run}", before=None if bound else unbound)
+    running = start("sdtrain", *words, f"hydra.run.dir={run}", before="" if bound else unbound)
     stage = run / "first_stage" / "status.json"
     running.until(lambda: stage.exists() and json.loads(stage.read_text())["state"] == "running")
     pid = json.loads(stage.read_text())["pid"]
