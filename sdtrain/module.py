@@ -60,5 +60,11 @@ class DiffusionModule(OptimisedModule):
         """Per sample [B]: the training loss at the batch's own draws, captions dropped as in training."""
         return {"loss": self.losses(batch).per_sample}
 
+    @torch.no_grad()
+    def epsilon_error(self, latents: Tensor, captions: list[str], labels: Tensor, noise: Tensor, log_snr: Tensor) -> Tensor:
+        """Mean squared error of epsilon [B] at levels log_snr [B] inside the schedule's range, no caption dropped."""
+        conditioning = self.conditioner(captions, labels, torch.zeros(len(latents), dtype=torch.bool, device=latents.device))
+        return self.objective.epsilon_error(self.network(conditioning), latents, noise, self.objective.schedule.time_of(log_snr))
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.optimisation.configure(self.trained().values())

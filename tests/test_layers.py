@@ -20,7 +20,7 @@ LINES = [
     {"module", "autoencoder_module"},
     {"diffusion", "samplers", "models", "conditioning", "data", "metrics"},
     {"schedules"},
-    {"types", "tensors", "randomness", "pictures", "checkpoints", "optimisation"},
+    {"types", "tensors", "randomness", "pictures", "plots", "checkpoints", "optimisation"},
     {"paths"},
     {"errors", "redaction"},
 ]

@@ -11,6 +11,7 @@ from sdtrain.diffusion.losses import MSE
 from sdtrain.diffusion.prediction import Prediction
 from sdtrain.diffusion.times import Times
 from sdtrain.diffusion.weighting import Weighting, charge
+from sdtrain.diffusion.weighting.epsilon import Epsilon
 from sdtrain.errors import UserError
 from sdtrain.schedules import Schedule
 from sdtrain.types import Losses
@@ -45,15 +46,24 @@ class Objective:
 
     def at(self, network: Network, x0: Tensor, noise: Tensor, t: Tensor, input_noise: Tensor | None = None) -> Losses:
         """The same at given times t [B]."""
+        error, alpha, sigma = self._error(network, x0, noise, t, input_noise)
+        weight = charge(self.weighting, self.prediction, alpha, sigma).flatten().to(error.dtype)
+        return Losses(per_sample=weight * self.loss(error).mean((1, 2, 3)), t=t)
+
+    def epsilon_error(self, network: Network, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Mean squared error of epsilon [B] at times t [B], which means the same under every schedule, prediction, weighting and loss."""
+        error, alpha, sigma = self._error(network, x0, noise, t)
+        return charge(Epsilon(), self.prediction, alpha, sigma).flatten().to(error.dtype) * error.square().mean((1, 2, 3))
+
+    def _error(self, network: Network, x0: Tensor, noise: Tensor, t: Tensor, input_noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """target - output [B, C, h, w], and alpha and sigma [B, 1, 1, 1] in float64."""
         # float32 or better, whatever the network's precision: in bf16 the first timesteps would add no noise.
         dtype = torch.promote_types(x0.dtype, torch.float32)
         x0, noise, exact = x0.to(dtype), noise.to(dtype), self.schedule.alpha_sigma(t, torch.float64)
         alpha, sigma = (c.to(dtype) for c in exact)
         x = add_noise(x0, noise if input_noise is None else input_noise.to(dtype), alpha, sigma)
         output = network(self.prediction.network_input(x, alpha, sigma), self.schedule.timestep(t)).to(dtype)
-        error = self.prediction.target(x0, noise, alpha, sigma) - output
-        weight = charge(self.weighting, self.prediction, *exact).flatten().to(dtype)
-        return Losses(per_sample=weight * self.loss(error).mean((1, 2, 3)), t=t)
+        return self.prediction.target(x0, noise, alpha, sigma) - output, *exact
 
     def check(self) -> None:
         # As the options are called: predictions by their class, weightings by their file.

@@ -1,0 +1,79 @@
+"""One validation number for every schedule: the error of epsilon over a fixed range of noise levels.
+
+The diffusion term of the variational bound (Kingma et al. 2021, eq. 15 and 17; Kingma and Gao 2023, eq. 8), in bits per latent dimension:
+
+    1 / (2 D ln 2) * integral of E |eps - eps_hat|^2 over log_snr,
+
+without the prior and decoder terms. It knows neither the schedule nor the prediction or weighting of a run. Where a schedule does not
+reach, the best linear denoiser stands in for the network: a valid predictor, so that the sum covers the same range for every run.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LEVELS = torch.linspace(-12, 12, 25, dtype=torch.float64)
+"""The log_snrs [L] at which the error is taken."""
+_TRAPEZOID = torch.full_like(LEVELS, (LEVELS[1] - LEVELS[0]).item())
+_TRAPEZOID[[0, -1]] /= 2
+BITS = _TRAPEZOID / (2 * math.log(2))
+"""[L]: errors [..., L] @ BITS is the number, by the trapezoid rule."""
+
+
+def network_errors(epsilon_error: Callable[[Tensor, Tensor, Tensor], Tensor], count: int, levels: Tensor, size: int = 256) -> Tensor:
+    """Errors [count, len(levels)] float64 of `count` pictures, each the mean of an antithetic pair (its noise, and minus its noise).
+
+    epsilon_error: (picture [B] int64, log_snr [B], sign [B]) -> mean squared error of epsilon [B]; asked in batches of `size`.
+    """
+    axes = torch.arange(count), torch.arange(len(levels)), torch.arange(2)
+    rows = torch.cartesian_prod(*axes)
+    found = [epsilon_error(picture, levels[level], 1 - 2 * flipped).double().cpu() for picture, level, flipped in (part.T for part in rows.split(size))]
+    return torch.cat(found).view(count, len(levels), 2).mean(2)
+
+
+def linear_errors(x0: Tensor, mean: Tensor, variance: Tensor, levels: Tensor = LEVELS) -> Tensor:
+    """Errors [N, L] float64 of the best linear denoiser for latents of `mean` and `variance` (both broadcast to x0 [N, C, h, w]).
+
+    eps_hat = sigma (x - alpha m) / (alpha^2 v + sigma^2); its expectation over the noise, with r = SNR:
+
+        E (eps - eps_hat)^2 = ((r v)^2 + r (x0 - m)^2) / (1 + r v)^2.
+    """
+    x0, mean, variance = (c.double().cpu() for c in (x0, mean, variance))
+    far = (x0 - mean).square()
+    # By powers of exp(-|log_snr|) alone, so that nothing overflows: both sides are divided by r^2 where r is above 1.
+    per_level = []
+    for level in levels.tolist():
+        r, one = (math.exp(level), 1.0) if level < 0 else (1.0, math.exp(-level))
+        per_level.append((((r * variance) ** 2 + r * one * far) / (one + r * variance) ** 2).flatten(1).mean(1))
+    return torch.stack(per_level, dim=1)
+
+
+@dataclass
+class NoiseLevelErrors:
+    """errors [N, L] of N pictures at LEVELS, of the network where `inside` [L] says so and of the linear denoiser elsewhere; linear [N, L]."""
+
+    errors: Tensor
+    linear: Tensor
+    inside: Tensor
+
+    @property
+    def per_picture(self) -> Tensor:
+        """Bits per latent dimension [N]."""
+        return self.errors @ BITS
+
+    def summary(self) -> dict[str, float]:
+        """The number, its standard error over pictures, the bits saved against the linear denoiser, and the share of the sum that is the stand-in's."""
+        bits, saved = self.per_picture, (self.linear - self.errors) @ BITS
+        by_level = self.errors.mean(0) * BITS
+        return {
+            "bits_per_dim": bits.mean().item(), "bits_per_dim_error": standard_error(bits), "bits_saved": saved.mean().item(),
+            "bits_saved_error": standard_error(saved), "stand_in_share": (by_level[~self.inside].sum() / by_level.sum()).item(),
+        }
+
+
+def standard_error(values: Tensor) -> float:
+    """Of the mean of values [N]; infinite for one alone."""
+    return (values.std() / math.sqrt(len(values))).item() if len(values) > 1 else math.inf
