@@ -10,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from sdtrain.cli.arguments import prepared
+from sdtrain.errors import UserError
 from sdtrain.paths import config_dir
 
 
@@ -35,6 +36,8 @@ def bounded_main(
         app()
     except FOREIGN as error:
         fail(2, paragraph(error, lambda: known_keys(config)))
+    except UserError as error:
+        fail(error.exit_code, " ".join(str(error).split()))
     except OSError as error:  # the run's folder cannot be made
         fail(5, f"hydra.run.dir cannot be made: {error.strerror}: {error.filename}. Set hydra.run.dir to another place.")
 

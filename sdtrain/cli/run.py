@@ -78,14 +78,15 @@ def root(
 class Run:
     """Everything of one run, built and checked before the first step."""
 
-    def __init__(self, cfg: dict, overrides: list[str], run_dir: Path, console: Console) -> None:
+    def __init__(self, cfg: dict, overrides: list[str], run_dir: Path, console: Console, *, listens: bool = True) -> None:
         self.cfg, self.overrides, self.run_dir, self.console = cfg, overrides, run_dir, console
         self.typed = typed_keys(overrides)
         self.owned = not published(run_dir)  # another run's status is not ours to write, until we go on with it
         self.notes = self.check()
         self.ranks: Ranks | None = None
         self.signals = Signals()
-        self.signals.install()
+        if listens:
+            self.signals.install()
 
     def check(self) -> list[str]:
         check_call(self.cfg, "", root, set(), self.typed)

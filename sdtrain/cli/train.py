@@ -1,5 +1,6 @@
 """sdtrain: trains."""
 
+import atexit
 import os
 import signal
 import sys
@@ -28,7 +29,14 @@ def run_folder(arguments: list[str]) -> list[str]:
         # Each rank that torchrun starts would resolve ${now:} by itself: only rank 0 owns the run's folder.
         return [f"hydra.run.dir={tempfile.mkdtemp()}"]
     asked = {key.lstrip("+"): value for key, _, value in (a.partition("=") for a in arguments)}
-    if asked.get("resume") not in ("auto", "must") or "hydra.run.dir" in asked or "-m" in arguments or "--multirun" in arguments:
+    if "-m" in arguments or "--multirun" in arguments or asked.get("sweep", "null") != "null":
+        from sdtrain.cli.sweep import earlier_sweep, register, sweep_nothing_left_behind
+
+        atexit.register(sweep_nothing_left_behind)
+        register()
+        found = None if "hydra.sweep.dir" in asked else earlier_sweep(arguments)
+        return ([] if "hydra/launcher" in asked else ["hydra/launcher=process"]) + ([f"hydra.sweep.dir={found}"] if found else [])
+    if asked.get("resume") not in ("auto", "must") or "hydra.run.dir" in asked:
         return []
     # With resume=auto|must and no folder given: the newest unfinished run of the same name and configuration.
     from sdtrain.cli.session import newest_unfinished

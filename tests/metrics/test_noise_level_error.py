@@ -102,7 +102,7 @@ def test_a_wrong_network_is_charged_more():
 def test_neither_weighting_nor_loss_changes_it():
     schedule, prediction = made(SCHEDULES["cosine"]), made(PREDICTIONS["v"])
     plain = measured(schedule, prediction, 8)
-    other = measured(schedule, prediction, 8, weighting=MinSNR(**{k: v for k, v in nodes("weighting")["min_snr"].items() if k != "_target_"}), loss=Huber(delta=0.1))
+    other = measured(schedule, prediction, 8, weighting=MinSNR(gamma=5.0), loss=Huber(delta=0.1))
     assert torch.equal(plain.errors, other.errors)
 
 

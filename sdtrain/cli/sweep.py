@@ -1,0 +1,271 @@
+"""Sweeps: Hydra's multirun with each arm in a fresh process, side by side where there are devices for it.
+
+Hydra asks for its launchers in a package hydra_plugins; `register` makes that name for ours.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig, OmegaConf
+
+RECORD = "sweep.json"
+RANKS = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
+NOT_AN_ARMS = re.compile(r"[+~]*(hydra[./]|sweep(=|$)|resume=)")
+
+
+@dataclass
+class Arm:
+    """One run of a sweep. words: what sdtrain is given; cfg: what they compose to."""
+
+    name: str
+    folder: Path
+    words: list[str]
+    cfg: dict
+    process: subprocess.Popen | None = None
+    slot: str | None = None
+    began: float = 0.0
+    code: int | None = None
+
+    def finished(self) -> bool:
+        """Whether it has been done before, with this configuration."""
+        from sdtrain.cli.resume import changes
+        from sdtrain.redaction import redacted
+
+        try:
+            state = json.loads((self.folder / "status.json").read_text())["state"]
+            config = OmegaConf.to_container(OmegaConf.load(self.folder / "config.yaml"))
+        except (OSError, ValueError, KeyError):
+            return False
+        mine = {key: value for key, value in self.cfg.items() if key not in ("resume", "resume_allow")}
+        changed = changes(config, redacted(mine))[0].keys() - {"model.autoencoder.sha256", "data.sha256", "model.autoencoder.path"}
+        return state == "finished" and not {key for key in changed if not key.startswith("first_stage")}
+
+    def number(self) -> float | None:
+        """What it was measured to be: the last validation/bits_per_dim."""
+        with contextlib.suppress(OSError, ValueError):
+            lines = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+            return next((line["validation/bits_per_dim"] for line in reversed(lines) if "validation/bits_per_dim" in line), None)
+        return None
+
+
+def names(jobs: Sequence[Sequence[str]], first: int = 0) -> list[str]:
+    """What differs between the jobs, as a folder may be called; a number where that says nothing, or too much."""
+    pairs = [[word.lstrip("+").partition("=")[::2] for word in job] for job in jobs]
+    differ = [place for place in range(len(pairs[0])) if len({job[place] for job in pairs}) > 1]
+    found = [",".join(f"{job[place][0]}={job[place][1]}" for place in differ) for job in pairs]
+    found = [re.sub(r"[^\w.,=+-]+", "_", re.sub("""['"]""", "", name)) for name in found]
+    numbered = len(set(found)) < len(found) or max(map(len, found)) > 100 or not found[0]
+    return [f"{number}_{name[:80]}".rstrip("_") if numbered else name for number, name in enumerate(found, first)]
+
+
+class ProcessLauncher(Launcher):
+    """Runs each arm by `python -m sdtrain.cli.train`, and goes on with those that were stopped; what is finished is left as it is.
+
+    Args:
+        parallel: arms at once; null: as many as there are devices for, one where there are none, all with a prefix.
+        devices: a value of CUDA_VISIBLE_DEVICES for each place, as ["0,1", "2,3"]; null shares out what the machine has.
+        prefix: words before the command of each arm, as "srun --gpus=1": a cluster's own scheduler places it.
+    """
+
+    def __init__(self, *, parallel: int | None = None, devices: list[str] | None = None, prefix: str = "") -> None:
+        self.parallel, self.devices, self.prefix = parallel, devices, prefix
+        self.received = 0
+
+    def setup(self, *, hydra_context: Any, task_function: Any, config: DictConfig) -> None:
+        self.context, self.config = hydra_context, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from sdtrain.checkpoints import write_text
+        from sdtrain.redaction import redacted
+
+        folder = Path(self.config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        jobs = [[word for word in job if not NOT_AN_ARMS.match(word)] for job in job_overrides]
+        arms = [self._arm(name, folder, job) for name, job in zip(names(jobs, initial_job_idx), jobs, strict=True)]
+        self._check(arms)
+        with contextlib.suppress(OSError):
+            (folder / "multirun.yaml").unlink()  # Hydra's record would hold what an arm's config.yaml hides
+        record = {"command": redacted(sys.argv[1:]), "arms": [arm.name for arm in arms]}
+        write_text(folder / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+        try:
+            self._share_first_stage(folder, arms)
+            self._run(folder, arms)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        self._leave_unless_done(folder, arms)
+        return [self._returned(arm, number) for number, arm in enumerate(arms, initial_job_idx)]
+
+    def _arm(self, name: str, folder: Path, words: list[str]) -> Arm:
+        cfg = self.context.config_loader.load_sweep_config(self.config, list(words))
+        cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+        return Arm(name, folder / name, words, OmegaConf.to_container(cfg, resolve=True))
+
+    def _check(self, arms: list[Arm]) -> None:
+        """What one arm would be refused for ends the sweep before any arm has begun."""
+        import copy
+
+        from rich.console import Console
+
+        from sdtrain.cli.run import Run
+        from sdtrain.errors import UserError
+
+        for arm in arms:
+            try:
+                arm.cfg = Run(copy.deepcopy(arm.cfg), arm.words, arm.folder, Console(quiet=True), listens=False).cfg  # with what makes way
+            except UserError as error:
+                raise UserError(f"In the arm {arm.name}: {error}") from error
+
+    def _share_first_stage(self, folder: Path, arms: list[Arm]) -> None:
+        """One autoencoder for all arms that would train the same one: else their latents could not be compared."""
+        from sdtrain.callbacks.checkpoint import Interrupted, Signals
+        from sdtrain.cli.arguments import quoted
+        from sdtrain.cli.first_stage import FOLDER, first_stage_done, train_first_stage
+
+        recipes = [(arm.cfg.get("first_stage"), arm.cfg["data"]) for arm in arms]
+        if not recipes[0][0] or any(recipe != recipes[0] for recipe in recipes) or any("model.autoencoder.path=" in word for word in arms[0].words):
+            return
+        if not first_stage_done(folder):
+            print(f"First stage of all arms: sdtrain experiment={recipes[0][0]['experiment']}", flush=True)
+            signals = Signals()
+            signals.install()
+            if code := train_first_stage(arms[0].cfg, arms[0].words, folder, signals):
+                raise SystemExit(code)
+            if signals.received:
+                raise Interrupted(143)
+        for arm in arms:
+            arm.words.append(f"model.autoencoder.path={quoted(str((folder / FOLDER / 'autoencoder').resolve()))}")
+
+    def _slots(self, arms: list[Arm]) -> list[str | None]:
+        """A value of CUDA_VISIBLE_DEVICES for each arm that may run at once, None where it is left as it is."""
+        if self.devices:
+            return list(self.devices)[: self.parallel]
+        if self.prefix:
+            return [None] * (self.parallel or len(arms))
+        import torch
+
+        each = max(arm.cfg["trainer"]["devices"] for arm in arms)
+        on_cpu = any(arm.cfg["trainer"]["accelerator"] == "cpu" for arm in arms)
+        count = 0 if on_cpu else torch.cuda.device_count() // each
+        known = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count * each)))).split(",")
+        slots = [",".join(known[place * each : (place + 1) * each]) for place in range(count)]
+        return slots[: self.parallel] or [None] * (self.parallel or 1)
+
+    def _run(self, folder: Path, arms: list[Arm]) -> None:
+        waiting, free, running = [], self._slots(arms), []
+        for arm in arms:
+            if arm.finished():
+                arm.code = 0
+                print(f"{arm.name}: done before", flush=True)
+            else:
+                waiting.append(arm)
+        while running or waiting and not self.received:
+            while waiting and free and not self.received:
+                arm = waiting.pop(0)
+                arm.slot = free.pop(0)
+                self._start(folder, arm)
+                running.append(arm)
+            for arm in [arm for arm in running if arm.process.poll() is not None]:
+                running.remove(arm)
+                free.append(arm.slot)
+                arm.code = arm.process.returncode
+                said = "finished" if arm.code == 0 else f"left with {arm.code}, see {arm.folder / 'output.txt'}"
+                number = "" if arm.number() is None else f", {arm.number():.4f} bits per dimension"
+                print(f"{arm.name}: {said}, {time.monotonic() - arm.began:.0f} s{number}", flush=True)
+            if self.received and not getattr(self, "forwarded", False):
+                self.forwarded = True
+                for arm in running:
+                    arm.process.send_signal(self.received)
+            time.sleep(0.05)
+
+    def _start(self, folder: Path, arm: Arm) -> None:
+        from sdtrain.cli.arguments import quoted
+        from sdtrain.cli.first_stage import stop_with_parent
+
+        arm.folder.mkdir(parents=True, exist_ok=True)
+        environment = {key: value for key, value in os.environ.items() if key not in RANKS} | {"WANDB_RUN_GROUP": folder.name}
+        if arm.slot is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = arm.slot
+        command = [*shlex.split(self.prefix), sys.executable, "-m", "sdtrain.cli.train", *arm.words, "resume=auto", f"hydra.run.dir={quoted(str(arm.folder))}"]
+        print(f"{arm.name}: starts{f' on device {arm.slot}' if arm.slot else ''}", flush=True)
+        arm.began = time.monotonic()
+        with open(arm.folder / "output.txt", "ab") as output:
+            given = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT, "env": environment}
+            arm.process = subprocess.Popen(command, **given, start_new_session=True, preexec_fn=stop_with_parent)
+
+    def _stop(self, number: int, frame: object) -> None:
+        """Arms save and leave, no more are started. A second time they leave at once."""
+        if self.received:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.received = number
+
+    def _leave_unless_done(self, folder: Path, arms: list[Arm]) -> None:
+        failed, done = [arm for arm in arms if arm.code not in (0, None)], sum(arm.code == 0 for arm in arms)
+        print(f"{done} of {len(arms)} arms are finished. Compare them with: sdtrain-report {shlex.quote(str(folder))}", flush=True)
+        if self.received:
+            print("Interrupted: the same command goes on.", flush=True)
+            raise SystemExit(130 if self.received == signal.SIGINT else 143)
+        if failed:
+            print(f"Not finished: {', '.join(f'{arm.name} ({arm.code})' for arm in failed)}. The same command tries them again.", file=sys.stderr, flush=True)
+            raise SystemExit(next(abs(arm.code) if arm.code > 0 else 128 - arm.code for arm in failed))
+
+    def _returned(self, arm: Arm, number: int) -> JobReturn:
+        """For sweepers that look for the best."""
+        done = JobReturn(overrides=arm.words, working_dir=str(arm.folder))
+        done.cfg, done.status, done.return_value = OmegaConf.create(arm.cfg), JobStatus.COMPLETED, arm.number()
+        return done
+
+
+def earlier_sweep(words: Sequence[str]) -> Path | None:
+    """The folder of the newest sweep that the same words have begun, here under runs/."""
+    from sdtrain.redaction import redacted
+
+    mine = same_sweep(redacted(list(words)))
+    for record in sorted(Path("runs").glob(f"*/*/{RECORD}"), key=lambda path: path.stat().st_mtime, reverse=True):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            if same_sweep(json.loads(record.read_text())["command"]) == mine:
+                return record.parent.resolve()
+    return None
+
+
+def same_sweep(words: Sequence[str]) -> list[str]:
+    """The words that make a sweep what it is: where it lies and how its arms are started is another matter."""
+    return sorted(word for word in words if not re.match(r"[+~]*hydra[./](launcher|sweep[.]dir)", word))
+
+
+def sweep_nothing_left_behind() -> None:
+    """Removes folders of sweeps that were refused before an arm began: all that Hydra has written there is its own record."""
+    for record in Path("runs").glob("*/*/multirun.yaml"):
+        if len(list(record.parent.iterdir())) == 1:
+            record.unlink()
+            record.parent.rmdir()
+
+
+def register() -> None:
+    """Makes hydra/launcher=process known to Hydra."""
+    Plugins.instance()  # first: it scans the real hydra_plugins, if there are any
+    home = types.ModuleType("hydra_plugins.sdtrain")
+    home.ProcessLauncher, ProcessLauncher.__module__ = ProcessLauncher, home.__name__
+    parent = sys.modules.setdefault("hydra_plugins", types.ModuleType("hydra_plugins"))
+    parent.sdtrain = sys.modules[home.__name__] = home
+    Plugins.instance().register(ProcessLauncher)
+    node = {"_target_": "hydra_plugins.sdtrain.ProcessLauncher", "parallel": None, "devices": None, "prefix": ""}
+    ConfigStore.instance().store(group="hydra/launcher", name="process", node=node)
