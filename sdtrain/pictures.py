@@ -71,6 +71,28 @@ def strip(rows: list[tuple[str, Tensor]], heads: list[str]) -> Image.Image:
     return sheet
 
 
+def strip_of_rows(rows: list[tuple[str, list[Image.Image]]], heads: list[str]) -> Image.Image:
+    """Rows of pictures, each after its name, under common heads of several lines."""
+    font, left, side = ImageFont.load_default(size=12), 150, tile(np.asarray(rows[0][1][0])).width
+    wrapped = [textwrap.wrap(head, width=max(8, side // 6), max_lines=4, placeholder=" ...") for head in heads]
+    top = 8 + 15 * max(map(len, wrapped))
+    sheet = Image.new("RGB", (left + len(heads) * (side + GAP), top + len(rows) * (side + GAP)), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for column, lines in enumerate(wrapped):
+        draw.multiline_text((left + column * (side + GAP), 4), "\n".join(lines), fill=INK, font=font)
+    for row, (name, pictures) in enumerate(rows):
+        y = top + row * (side + GAP)
+        draw.multiline_text((GAP, y + 8), "\n".join(textwrap.wrap(name, 22, break_long_words=True)), fill=INK, font=font)
+        for column, picture in enumerate(pictures):
+            sheet.paste(tile(np.asarray(picture.convert("RGB"))), (left + column * (side + GAP), y))
+    return sheet
+
+
+def row(images: Tensor) -> Image.Image:
+    """[N, 3, H, W] in [-1, 1] side by side, each in its own pixels."""
+    return Image.fromarray(np.concatenate(list(to_uint8(images)), axis=1))
+
+
 def write_png(picture: Image.Image, path: Path, notes: dict[str, object] | None = None) -> None:
     """Writes a PNG whose text chunk "sdtrain" holds `notes` as JSON. Written beside and renamed: never a half one."""
     chunks = PngImagePlugin.PngInfo()
@@ -86,10 +108,10 @@ def write_png(picture: Image.Image, path: Path, notes: dict[str, object] | None 
         raise
 
 
-def write_if_room(picture: Image.Image, path: Path) -> Path | None:
+def write_if_room(picture: Image.Image, path: Path, notes: dict[str, object] | None = None) -> Path | None:
     """The same while training: where the disk refuses it says so, and returns None."""
     try:
-        write_png(picture, path)
+        write_png(picture, path, notes)
     except OSError as error:
         print(f"sdtrain: {path} cannot be written: {error.strerror}. Training goes on without this picture.", file=sys.stderr, flush=True)
         return None

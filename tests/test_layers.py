@@ -15,7 +15,7 @@ PACKAGE = Path(sdtrain.__file__).parent
 # From the top down. A room is a folder or a file of sdtrain/.
 LINES = [
     {"cli"},
-    {"callbacks"},
+    {"callbacks", "report"},
     {"generate", "precompute"},  # compositions of a trained module
     {"module", "autoencoder_module"},
     {"diffusion", "samplers", "models", "conditioning", "data", "metrics"},

@@ -82,6 +82,9 @@ class SampleGrid(L.Callback):
         title = f"{seen} images seen, guidance {self.drawing.guidance_scale:g}, {self.drawing.steps} steps"
         self.last_grid = self.log_picture(trainer, f"grid-{seen:09d}", pictures.grid(images, captions, title=title))
         self.log_picture(trainer, f"strip-{seen:09d}", self.strip(module, steps))
+        # As they were drawn, for comparisons between runs.
+        asked = {"requests": [{"prompt": caption, "seed": request.seed} for request, caption in zip(requests, captions, strict=True)]}
+        pictures.write_if_room(pictures.row(images), self.folder / f"pictures-{seen:09d}.png", asked)
         columns = ["images_seen", "prompt", "seed", "guidance_scale", "image"]
         rows = [
             [seen, caption, request.seed, self.drawing.guidance_scale, pixels]

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import resource
 import shlex
 import sys
 from dataclasses import dataclass
@@ -55,6 +56,13 @@ def report(line: str) -> None:
     """Something that a run gets over, on rank 0's stderr."""
     if global_rank() == 0:
         print(f"sdtrain: {line}", file=sys.stderr, flush=True)
+
+
+def peak_memory_mb() -> int:
+    """Of the device's allocations where there is one, else of this process."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return round(torch.cuda.max_memory_allocated() / 2**20)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
 
 
 @dataclass
@@ -279,6 +287,7 @@ class Run:
         if (global_rank() == 0 or self.ranks and self.ranks.orphaned) and self.owned and self.run_dir.is_dir():
             command = shlex.join(redacted(["sdtrain", *sys.argv[1:]]))
             record = {"state": state, "pid": os.getpid(), "images_seen": self.images_seen, "exit_code": exit_code, "command": command}
+            record["peak_memory_mb"] = peak_memory_mb()
             try:
                 write_text(self.run_dir / "status.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
             except OSError as error:

@@ -1,0 +1,160 @@
+"""What sdtrain-report says of a comparison, and how it is laid out."""
+
+import copy
+from pathlib import Path
+
+from rich.console import Console
+
+from sdtrain.checkpoints import write_text
+from sdtrain.cli.audit import GROUPS, Entry, effective_weight
+from sdtrain.cli.audit import compare as compare_weights
+from sdtrain.cli.build import build_objective, build_schedule
+from sdtrain.cli.load import check_targets
+from sdtrain.cli.look import writable
+from sdtrain.errors import UserError
+from sdtrain.pictures import write_png
+from sdtrain.report import figures
+from sdtrain.report.compare import Arm, Comparison, Difference, compare, parting
+from sdtrain.report.page import Section, Table, markdown, page
+from sdtrain.report.runs import RunRecord, differences, find_runs
+
+
+def report(folders: list[Path], baseline: str | None, output: Path) -> None:
+    runs, console = find_runs(folders), Console(markup=False, highlight=False)
+    if baseline is not None and baseline not in {run.name for run in runs}:
+        raise UserError(f"--baseline {baseline} is none of the runs: {', '.join(run.name for run in runs)}.")
+    comparison = compare(runs, baseline)
+    writable(output)
+    sections = [ranking(comparison), left_out(comparison)]
+    if comparison.arms:
+        entries = audited(comparison)
+        sections += [by_level(comparison), curves(comparison), objectives(entries), drawn(comparison)]
+    sections += [configuration(runs), cost(runs)]
+    if len(runs) == 2:
+        sections.append(where_they_part(*runs))
+    sections = [section for section in sections if section.parts]
+    for section in sections:
+        for part in section.parts:
+            if isinstance(part, tuple):
+                write_png(part[1], output / f"{part[0]}.png")
+    title = f"{len(runs)} run{'s' if len(runs) > 1 else ''} of sdtrain"
+    write_text(output / "report.md", markdown(title, sections))
+    write_text(output / "report.html", page(title, sections))
+    for line in summary(comparison):
+        console.print(line, soft_wrap=True)
+    console.print(f"Written to {output}: report.html, report.md", soft_wrap=True)
+
+
+def summary(comparison: Comparison) -> list[str]:
+    lines = [f"{place}. {arm.name}: {arm.common:.4f} +- {arm.common_error:.4f}{verdict(comparison, arm)}" for place, arm in enumerate(comparison.arms, 1)]
+    lines += [f"not compared: {run.name}, {reason}" for run, reason in comparison.refused]
+    return lines + [f"not finished: {run.name}, {run.state} at {run.images_seen} images" for run in comparison.unfinished]
+
+
+def verdict(comparison: Comparison, arm: Arm) -> str:
+    if arm.difference is None:
+        return "  baseline" if len(comparison.arms) > 1 else ""
+    said = "" if arm.difference.told else "; no difference can be told" if arm.difference.half is not None else ""
+    return f"  {interval(arm.difference)} against {comparison.baseline.name}{said}"
+
+
+def interval(difference: Difference) -> str:
+    if difference.mean == 0 and not difference.half:
+        return "exactly 0"
+    half = "" if difference.half is None else f" +- {difference.half:.4f} (95 %, over {difference.over})"
+    spread = f", seeds from {difference.spread[0]:+.4f} to {difference.spread[1]:+.4f}" if difference.spread else ""
+    return f"{difference.mean:+.4f}{half}{spread}"
+
+
+def ranking(comparison: Comparison) -> Section:
+    if not comparison.arms:
+        return Section("Ranking", ["No run is at its end with a noise-level validation: there is nothing to rank."])
+    reached = [level for level, _ in figures.winners(comparison)]
+    where = f"{min(reached):g} to {max(reached):g}" if reached else "none"
+    heads = ["arm", "bits/dim", "standard error", "difference to baseline", "full sum", "stand-in", "bits saved"]
+    accuracy = {id(run): run.evaluation["prompt_accuracy"] for arm in comparison.arms for run in arm.runs if (run.evaluation or {}).get("prompt_accuracy")}
+    rows = []
+    for arm in comparison.arms:
+        full = [run.last.found.summary() for run in arm.runs]
+        mean = lambda key, full=full: sum(each[key] for each in full) / len(full)  # noqa: E731
+        told = "baseline" if arm.difference is None else interval(arm.difference) + ("" if arm.difference.told else "; no difference can be told")
+        rows.append([
+            arm.name, f"{arm.common:.4f}", f"{arm.common_error:.4f}", told, f"{mean('bits_per_dim'):.4f}", f"{100 * mean('stand_in_share'):.0f} %",
+            f"{mean('bits_saved'):.4f}",
+        ])
+        if accuracy:
+            found = [accuracy[id(run)] for run in arm.runs if id(run) in accuracy]
+            rows[-1].append(", ".join(f"{name.replace('_', ' ')} {100 * value:.1f} %" for name, value in found[0]["trained"].items()) if found else "")
+    if accuracy:
+        heads.append("prompt accuracy")
+    return Section("Ranking", [
+        f"Lower is better: bits per latent dimension over log_snr {where}, the levels that every arm's schedule reaches, {len(reached)} of "
+        f"{len(comparison.inside)}, on the same held-out pictures with the same noise. The full sum runs from -12 to 12; outside a schedule's range the best "
+        f"linear denoiser stands in for the network, and its share is beside it.", Table(heads, rows),
+    ])
+
+
+def left_out(comparison: Comparison) -> Section:
+    code = lambda run: f", exit code {run.exit_code}" if run.exit_code else ""  # noqa: E731
+    odd = [[run.name, f"not finished: {run.state}{code(run)}", str(run.images_seen)] for run in comparison.unfinished]
+    odd += [[run.name, f"not compared: {reason}", str(run.images_seen)] for run, reason in comparison.refused]
+    return Section("Left out of the ranking", [Table(["run", "why", "images seen"], odd)] if odd else [])
+
+
+def audited(comparison: Comparison) -> list[Entry]:
+    """What each arm trains, of its configuration; it may name only what is ours."""
+    entries = []
+    for arm in comparison.arms:
+        cfg = {group: copy.deepcopy(arm.runs[0].config.get(group)) or {} for group in GROUPS}
+        check_targets(cfg, [])
+        entry = Entry(arm.name, cfg, build_schedule(cfg))
+        entry.log_snr, entry.weight = effective_weight(build_objective(cfg)) or (None, None)
+        entries.append(entry)
+    compare_weights(entries)
+    return entries
+
+
+def by_level(comparison: Comparison) -> Section:
+    winners: list[list[str]] = []
+    for level, name in figures.winners(comparison):
+        if winners and winners[-1][0] == name:
+            winners[-1][2] = f"{level:g}"
+        else:
+            winners.append([name, f"{level:g}", f"{level:g}"])
+    return Section("Error by noise level", [("noise_levels", figures.levels(comparison)), Table(["lowest error", "from log_snr", "to"], winners)])
+
+
+def curves(comparison: Comparison) -> Section:
+    return Section("While training", [("learning_curves", figures.learning(comparison))])
+
+
+def objectives(entries: list[Entry]) -> Section:
+    notes = [f"{each.name}: {note}." for each in entries for note in each.notes]
+    weights = [(each.name, each.log_snr, each.weight) for each in entries if each.weight is not None]
+    return Section("What was trained", [("effective_weights", figures.weights(weights)), *notes])
+
+
+def drawn(comparison: Comparison) -> Section:
+    sheet = figures.samples(comparison.arms)
+    return Section("Samples, with the same prompts and seeds", [("samples", sheet)] if sheet else [])
+
+
+def configuration(runs: list[RunRecord]) -> Section:
+    differ = {key: values for key, values in differences(runs).items() if not key.endswith("sha256")}
+    rows = [[key, *("" if value is None else str(value)[:80] for value in values)] for key, values in differ.items()]
+    return Section("What differs in configuration", [Table(["key", *(run.name for run in runs)], rows)] if rows and len(runs) > 1 else [])
+
+
+def cost(runs: list[RunRecord]) -> Section:
+    rows = []
+    for run in runs:
+        minutes = run.lines[-1]["clock"] / 60 if run.lines else 0
+        memory = f"{run.peak_memory_mb:.0f}" if run.peak_memory_mb else ""
+        rows.append([run.name, str(run.images_seen), f"{minutes:.1f}", f"{run.speed:.0f}" if run.speed else "", memory])
+    return Section("Speed and memory", [Table(["run", "images seen", "minutes", "images/s", "peak memory, MB"], rows)])
+
+
+def where_they_part(one: RunRecord, other: RunRecord) -> Section:
+    seen = parting(one, other)
+    said = f"The training losses part at {seen} images seen." if seen is not None else "The training losses never part."
+    return Section("Two runs", [said])

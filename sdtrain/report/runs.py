@@ -1,0 +1,156 @@
+"""What a run has left behind, read for comparison. Nothing of it is built or imported."""
+
+import contextlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from sdtrain.errors import UserError
+from sdtrain.metrics.noise_level_error import LEVELS, NoiseLevelErrors
+
+
+@dataclass
+class Validation:
+    """One look: errors by picture and level, and what they were taken on."""
+
+    images_seen: int
+    found: NoiseLevelErrors
+    pictures: list[str]
+    latents: dict[str, Any]
+
+    def same_ground(self, other: "Validation") -> str | None:
+        """Why its numbers mean something else than the other's, or None."""
+        for key, name in (("autoencoder", "another autoencoder"), ("latent_scale", "another latent scale")):
+            if self.latents[key] != other.latents[key]:
+                return name
+        for key in ("mean", "variance"):
+            mine, theirs = (torch.tensor(each.latents[key]) for each in (self, other))
+            if mine.shape != theirs.shape or not torch.allclose(mine, theirs, rtol=1e-4, atol=1e-5):
+                return "latents of another mean or variance: other training pictures"
+        count = min(len(self.pictures), len(other.pictures))
+        return None if self.pictures[:count] == other.pictures[:count] else "other validation pictures"
+
+
+@dataclass
+class RunRecord:
+    """A run's folder. state: as in status.json, or "unknown"; seconds: [N] clock of the lines, over all its processes."""
+
+    name: str
+    folder: Path
+    config: dict
+    state: str
+    exit_code: int | None
+    images_seen: int
+    peak_memory_mb: float | None = None
+    lines: list[dict] = field(default_factory=list)
+    validations: list[Validation] = field(default_factory=list)
+
+    @property
+    def last(self) -> Validation | None:
+        return self.validations[-1] if self.validations else None
+
+    def series(self, key: str) -> tuple[list[int], list[float], list[float]]:
+        """(images seen, seconds, values) of the lines that have the key."""
+        rows = [(line["images_seen"], line["clock"], line[key]) for line in self.lines if line.get(key) is not None]
+        return tuple(map(list, zip(*rows, strict=True))) if rows else ([], [], [])
+
+    @property
+    def speed(self) -> float | None:
+        """Median images a second."""
+        values = self.series("train/images_per_second")[2]
+        return sorted(values)[len(values) // 2] if values else None
+
+    @property
+    def evaluation(self) -> dict | None:
+        """What sdtrain-evaluate has left."""
+        with contextlib.suppress(OSError, ValueError):
+            return json.loads((self.folder / "evaluation" / "evaluation.json").read_text())
+        return None
+
+
+def find_runs(folders: list[Path]) -> list[RunRecord]:
+    """The runs in these folders, each a run or a sweep. Raises UserError where there is none."""
+    found = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder} is no folder. Give the folder of a run or of a sweep.")
+        if (folder / "config.yaml").is_file():
+            found.append((folder.resolve().name, folder))
+            continue
+        arms = _arms(folder)
+        if not arms:
+            raise UserError(f"{folder} holds no runs: a run has a config.yaml, a sweep has runs in it. Give the folder that `sdtrain` has written.")
+        found += [(arm.name, arm) for arm in arms]
+    names = [name for name, _ in found]
+    if len(set(names)) < len(names):  # of several folders: as much of the path as it takes
+        found = [(f"{folder.resolve().parent.name}/{name}", folder) for name, folder in found]
+    return [read_run(name, folder) for name, folder in found]
+
+
+def _arms(folder: Path) -> list[Path]:
+    """A sweep's arms in its own order, those that have never begun among them; other runs below a folder by name."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return [folder / name for name in json.loads((folder / "sweep.json").read_text())["arms"]]
+    return sorted(path.parent for path in folder.glob("*/config.yaml") if path.parent.name != "first_stage")
+
+
+def read_run(name: str, folder: Path) -> RunRecord:
+    status, config = {}, {}
+    with contextlib.suppress(OSError, ValueError):
+        status = json.loads((folder / "status.json").read_text())
+    with contextlib.suppress(OSError, YAMLError, OmegaConfBaseException):
+        config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    state = status.get("state", "unknown") if config else "not begun"
+    run = RunRecord(name, folder, config, state, status.get("exit_code"), status.get("images_seen", 0), status.get("peak_memory_mb"))
+    run.lines = _lines(folder / "metrics.jsonl")
+    if run.lines and state == "running":
+        run.images_seen = run.lines[-1]["images_seen"]
+    for path in sorted((folder / "validation").glob("*.json")):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            if (read := _validation(json.loads(path.read_text()))) is not None:
+                run.validations.append(read)
+    return run
+
+
+def _lines(path: Path) -> list[dict]:
+    """Lines of metrics.jsonl with a `clock` that goes on where a resumed run began its own anew."""
+    found, before, last = [], 0.0, 0.0
+    with contextlib.suppress(OSError):
+        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                line = json.loads(text)
+                if line["seconds"] < last:
+                    before += last
+                last = line["seconds"]
+                found.append(line | {"clock": before + last, "images_seen": int(line["images_seen"])})
+    return found
+
+
+def _validation(record: dict) -> Validation | None:
+    if record["log_snr"] != LEVELS.tolist():
+        return None  # of another version's levels
+    weights = record["errors"].get("ema") or record["errors"]["raw"]
+    errors, linear = (torch.tensor(rows, dtype=torch.float64) for rows in (weights, record["linear"]))
+    found = NoiseLevelErrors(errors, linear, torch.tensor(record["inside"]))
+    return Validation(record["images_seen"], found, record["pictures"], {key: record[key] for key in ("autoencoder", "latent_scale", "mean", "variance")})
+
+
+def flat(node: dict, prefix: str = "") -> dict[str, Any]:
+    """Leaves of nested dicts by dotted key."""
+    found = {}
+    for key, value in node.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def differences(runs: list[RunRecord]) -> dict[str, list[Any]]:
+    """{key: its value in each run} for what is not the same in all."""
+    leaves = [flat(run.config) for run in runs]
+    keys = dict.fromkeys(key for each in leaves for key in each)
+    return {key: [each.get(key) for each in leaves] for key in keys if len({json.dumps(each.get(key)) for each in leaves}) > 1}
