@@ -10,13 +10,14 @@ PAIR = ("-", "--", ":", "-.")
 
 
 def curves(
-    x: Tensor | Sequence, lines: dict[str, Tensor | Sequence], *, x_label: str, y_label: str, title: str = "", size: tuple[float, float] = (7.2, 4.2),
+    x: Tensor | Sequence, lines: dict[str, Tensor | Sequence], *, x_label: str, y_label: str, title: str = "", scale: str = "linear",
+    size: tuple[float, float] = (7.2, 4.2),
 ) -> Image.Image:
-    """Lines over a common x, NaN where there is none. size: inches, at 110 pixels each."""
+    """Lines over a common x, NaN where there is none. scale: of both axes. size: inches, at 110 pixels each."""
     figure, axes = canvas(size)
     for number, (name, line) in enumerate(lines.items()):
         axes.plot(x, line, label=name, color=f"C{number % 10}", linestyle=PAIR[number // 10 % 4], linewidth=1.6)
-    axes.set(xlabel=x_label, ylabel=y_label, title=title)
+    axes.set(xlabel=x_label, ylabel=y_label, title=title, xscale=scale, yscale=scale)
     axes.legend(fontsize="small")
     return rendered(figure)
 

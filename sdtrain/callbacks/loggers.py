@@ -195,6 +195,15 @@ def log_picture(logger: Logger, key: str, picture: Image.Image, images_seen: int
         logger.experiment.add_image(key, torch.from_numpy(np.array(picture)), images_seen, dataformats="HWC")
 
 
+def log_levels(logger: Logger, lists: dict[str, list], edges: list[float], images_seen: int) -> None:
+    """Training by noise level as two histograms over log_snr: how many samples each bin had, and their mean loss."""
+    if isinstance(logger, GuardedWandb):
+        import wandb as library
+
+        shown = {key: library.Histogram(np_histogram=(np.array([value or 0.0 for value in values]), np.array(edges))) for key, values in lists.items()}
+        logger.answered(lambda: logger.experiment.log(shown | {"images_seen": images_seen}))
+
+
 def log_table(logger: Logger, key: str, columns: list[str], rows: list[list], images_seen: int) -> None:
     """A table to wandb; cells that are pictures ([H, W, 3] uint8 arrays) are shown as such.
 

@@ -14,6 +14,8 @@ import torch.distributed as dist
 from lightning.pytorch.loggers import CSVLogger
 
 from sdtrain.callbacks.intervals import due, window_ended
+from sdtrain.callbacks.levels import EDGES, by_level, described
+from sdtrain.callbacks.loggers import log_levels
 from sdtrain.checkpoints import published, write_text
 from sdtrain.errors import DivergedError, StorageError
 
@@ -39,6 +41,7 @@ class MetricsLog(L.Callback):
         self.every, self.path = every, run_dir / "metrics.jsonl"
         self.latest: dict[str, float] = {}
         self._sum, self._count, self._parts, self._steps = 0.0, 0, [], []
+        self._levels: torch.Tensor | float = 0.0  # of an earlier process, since its last line
         self._unwritten: list[str] = []
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -52,7 +55,8 @@ class MetricsLog(L.Callback):
                 raise StorageError(f"{self.path} cannot be written: {error.strerror}. Free space, and resume with resume=auto.") from error
             for logger in (each for each in trainer.loggers if isinstance(each, CSVLogger)):  # it begins its file anew
                 for line in map(json.loads, kept):
-                    logger.log_metrics({key: value for key, value in line.items() if key != "seconds"}, step=line["images_seen"])
+                    numbers = {key: value for key, value in line.items() if key != "seconds" and not isinstance(value, list)}
+                    logger.log_metrics(numbers, step=line["images_seen"])
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs, batch, batch_index: int) -> None:
         self._sum, self._count = self._sum + module.per_sample.sum(), self._count + len(batch.caption)
@@ -70,15 +74,26 @@ class MetricsLog(L.Callback):
         if module.optimisation.max_skipped is None and self._bad():
             self._write(trainer, module)
         checkpoint["since_last_line"] = self._totals(trainer, module)
+        checkpoint["levels_since_last_line"] = self._by_level(trainer, module)
 
     def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict) -> None:
         if trainer.is_global_zero and "since_last_line" in checkpoint:
             self._sum, self._count = checkpoint["since_last_line"][0], int(checkpoint["since_last_line"][1])
+            self._levels = 0.0 if checkpoint["levels_since_last_line"] is None else checkpoint["levels_since_last_line"]
 
     def _totals(self, trainer: L.Trainer, module: L.LightningModule) -> torch.Tensor:
         """(sum of the losses, their number) since the last line, over all ranks."""
         mine = torch.stack([torch.as_tensor(value, device=module.device, dtype=torch.float32) for value in (self._sum, self._count)])
         return trainer.strategy.reduce(mine, reduce_op="sum")
+
+    def _by_level(self, trainer: L.Trainer, module: L.LightningModule) -> torch.Tensor | None:
+        """The same by noise level, see callbacks.levels; None for an autoencoder."""
+        parts = [part for _, _, parts in self._steps for part in parts]
+        if module.times is None:
+            return None
+        losses, times = (torch.cat([part[place] for part in parts]) if parts else torch.zeros(0) for place in (1, 2))
+        mine = self._levels + by_level(module.objective.schedule, losses, times)
+        return trainer.strategy.reduce(mine.to(module.device), reduce_op="sum").cpu()
 
     def _bad(self) -> list[tuple]:
         """(images seen, loss, norm, parts) of the steps since the last line that were not finite; the same steps on all ranks."""
@@ -95,12 +110,14 @@ class MetricsLog(L.Callback):
             "train/loss": loss_sum / count, "train/lr": trainer.optimizers[0].param_groups[0]["lr"], "train/gradient_norm": module.norm.item(),
             "train/images_per_second": (seen - self.seen) / (now - self.last),
         }
+        levels = self._by_level(trainer, module)
         if module.optimisation.max_skipped is not None:
             self.latest["train/skipped_steps"] = module.optimisation.skipped
         if trainer.datamodule.skipped is not None:
             self.latest["data/skipped"] = trainer.datamodule.skipped.agree()
         bad, steps, self._steps, self._sum, self._count, self.last, self.seen = self._bad(), len(self._steps), [], 0.0, 0, now, seen
-        self.report(trainer, self.latest)
+        self._levels = 0.0
+        self.report(trainer, self.latest, {} if levels is None else described(levels))
         if bad and module.optimisation.max_skipped is None:
             raise DivergedError(self._diverged(trainer, module, bad, steps))
 
@@ -140,14 +157,16 @@ class MetricsLog(L.Callback):
         self._unwritten.clear()
         return None
 
-    def report(self, trainer: L.Trainer, metrics: dict[str, float]) -> None:
-        """One line in metrics.jsonl and one call of the logger, on rank 0."""
+    def report(self, trainer: L.Trainer, metrics: dict[str, float], lists: dict[str, list] | None = None) -> None:
+        """One line in metrics.jsonl and one call of the logger, on rank 0. lists go to the file, and as histograms to a logger that takes them."""
         if not trainer.is_global_zero:
             return
         seen = trainer.datamodule.images_seen
         finite = {key: value if math.isfinite(value) else None for key, value in metrics.items()}  # JSON has no NaN
-        self._unwritten.append(json.dumps({"images_seen": seen, "seconds": round(time.monotonic() - self.started, 3), **finite}) + "\n")
+        self._unwritten.append(json.dumps({"images_seen": seen, "seconds": round(time.monotonic() - self.started, 3), **finite, **(lists or {})}) + "\n")
         if refused := self._append():
             print(f"sdtrain: {refused} Training goes on, and its lines wait for room.", file=sys.stderr, flush=True)
         for logger in trainer.loggers:
             logger.log_metrics({**metrics, "images_seen": seen}, step=seen)
+            if lists:
+                log_levels(logger, lists, EDGES.tolist(), seen)

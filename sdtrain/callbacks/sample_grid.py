@@ -1,6 +1,7 @@
 """Runs reverse diffusion while training: the same prompts and seeds each time."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -28,19 +29,22 @@ class SampleGrid(L.Callback):
         prompts: what to draw; None takes captions of the data. Repeated in turn when there are fewer than num_images.
         seed: the pictures have the seeds seed, seed + 1, ...
         strip_steps: columns of the strip and of the row of forward diffusion.
+        guidance_scales: of the grid at the end, a row for each, with the first pictures' prompts and seeds; [] draws none.
         drawing: sampler, grid, steps and guidance.
     """
 
     def __init__(
-        self, *, every: int, num_images: int, prompts: list[str] | None, seed: int, strip_steps: int, drawing: Drawing, data: PictureData, run_dir: Path,
-        ema: EMACallback | None,
+        self, *, every: int, num_images: int, prompts: list[str] | None, seed: int, strip_steps: int, guidance_scales: list[float], drawing: Drawing,
+        data: PictureData, run_dir: Path, ema: EMACallback | None,
     ) -> None:
         if num_images < 1 or strip_steps < 2:
             raise ValueError(f"callbacks.samples.num_images={num_images} must be at least 1 and strip_steps={strip_steps} at least 2.")
         if every < 0:
             raise ValueError(f"callbacks.samples.every={every} must be at least 0; 0 draws none.")
         self.every, self.num_images, self.prompts, self.seed, self.strip_steps = every, num_images, prompts, seed, strip_steps
-        self.drawing, self.data, self.folder, self.ema = drawing, data, run_dir / "samples", ema
+        if any(scale < 0 for scale in guidance_scales):
+            raise ValueError(f"callbacks.samples.guidance_scales={guidance_scales} must be at least 0 each; [] draws none.")
+        self.guidance_scales, self.drawing, self.data, self.folder, self.ema = guidance_scales, drawing, data, run_dir / "samples", ema
         self.last_grid: Path | None = None
 
     def requests(self, module: L.LightningModule) -> list[Request]:
@@ -59,6 +63,22 @@ class SampleGrid(L.Callback):
         ended = trainer.datamodule.images_seen >= module.optimisation.max_images
         if window_ended(trainer) and trainer.is_global_zero and (due(self.every, trainer) or (ended and self.every)):
             self.draw(trainer, module)
+            if ended and self.guidance_scales and module.conditioner.reads != "nothing":
+                self.draw_guidance(trainer, module)
+
+    def draw_guidance(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """What guidance does to the same prompts and seeds."""
+        seen, requests, rows = trainer.datamodule.images_seen, self.requests(module)[: self.strip_steps], []
+        with self.ema.average.applied(module.trained()) if self.ema else nullcontext():
+            for scale in self.guidance_scales:
+                images = generate(module, requests, replace(self.drawing, guidance_scale=scale), self.data.image_size)
+                rows.append((f"guidance {scale:g}", [pictures.picture(image) for image in images]))
+        heads = [self.caption(module, request) for request in requests]
+        self.log_picture(trainer, f"guidance-{seen:09d}", pictures.strip_of_rows(rows, heads))
+
+    @staticmethod
+    def caption(module: L.LightningModule, request: Request) -> str:
+        return request.prompt or (f"class {request.label}" if module.conditioner.reads == "label" else f"seed {request.seed}")
 
     @torch.no_grad()
     def forward_row(self, trainer: L.Trainer, module: L.LightningModule) -> Image.Image:
@@ -78,7 +98,7 @@ class SampleGrid(L.Callback):
         with self.ema.average.applied(module.trained()) if self.ema else nullcontext():
             images = generate(module, requests, self.drawing, size)
             generate(module, requests[:1], self.drawing, size, show=lambda step, x, x0: steps.append((step, x, x0)))
-        captions = [r.prompt or (f"class {r.label}" if module.conditioner.reads == "label" else f"seed {r.seed}") for r in requests]
+        captions = [self.caption(module, request) for request in requests]
         title = f"{seen} images seen, guidance {self.drawing.guidance_scale:g}, {self.drawing.steps} steps"
         self.last_grid = self.log_picture(trainer, f"grid-{seen:09d}", pictures.grid(images, captions, title=title))
         self.log_picture(trainer, f"strip-{seen:09d}", self.strip(module, steps))

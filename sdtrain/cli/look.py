@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,12 +23,17 @@ from sdtrain.cli.load import Loaded, load, pick_device
 from sdtrain.cli.session import quiet
 from sdtrain.data.shapes import COLOURS, RADII, SHAPES, Shapes, coverage, evaluation_prompts
 from sdtrain.errors import StorageError, UserError
-from sdtrain.generate import Request, generate
+from sdtrain.generate import Drawing, Request, generate
 from sdtrain.metrics.prompt_accuracy import PromptAccuracy, Verifier
 from sdtrain.metrics.retrieval import nearest_picture_share
+from sdtrain.plots import curves
+from sdtrain.samplers.grids import trailing
+from sdtrain.schedules.linear import linear
 
 Accelerator = Literal["auto", "cpu", "gpu"]
-Metric = Literal["prompt_accuracy", "retrieval"]
+Metric = Literal["prompt_accuracy", "retrieval", "sampler_error"]
+STEPS = (10, 15, 25, 50, 100, 250)  # of sampler_error, against REFERENCE
+REFERENCE = 1000
 
 
 def sample_root(
@@ -145,7 +151,7 @@ def evaluate(cfg: dict, console: Console) -> None:
         "checkpoint": str(model.folder), "num_images": cfg["num_images"], "seed": cfg["seed"], "steps": cfg["steps"], "guidance_scale": cfg["guidance_scale"],
         "sampler": cfg["sampler"]["_target_"], "ema": cfg["ema"],
     }
-    measures = {"prompt_accuracy": prompt_accuracy, "retrieval": retrieval}
+    measures = {"prompt_accuracy": prompt_accuracy, "retrieval": retrieval, "sampler_error": sampler_error}
     for metric in dict.fromkeys(_listed(cfg["metrics"])):
         result[metric] = measures[metric](cfg, model, drawing, output)
         table = Table("", *result[metric], title=metric)
@@ -198,3 +204,32 @@ def retrieval(cfg: dict, model: Loaded, drawing, output: Path) -> dict[str, dict
     pictures.write_png(sheet, output / "retrieval.png")
     shares = nearest_picture_share(drawn, latents, torch.tensor(wanted))
     return {"measured": shares, "chance": {"top_1": 1 / len(train), "top_5": 5 / len(train)}}
+
+
+def sampler_error(cfg: dict, model: Loaded, drawing: Drawing, output: Path) -> dict[str, dict[str, float]]:
+    """How far pictures of few steps are from those of 1000, with the same seeds: the root mean square over pixels, as a share of their range.
+
+    Beside it, the largest of any picture. "50 steps" then is a choice that was measured.
+    """
+    reference = min(REFERENCE, model.module.objective.schedule.num_timesteps)
+    if draws_noise(drawing):
+        name = cfg["sampler"]["_target_"].rpartition(".")[2]
+        raise UserError(f"metrics=sampler_error follows the same noise through more steps, and sampler={name} draws fresh noise at each. Choose sampler=ddim.")
+    prompts = model.data.example_prompts(cfg["num_images"]) if model.module.conditioner.reads == "caption" else [""] * cfg["num_images"]
+    requests = [Request(cfg["seed"] + i, prompt=prompt) for i, prompt in enumerate(prompts)]
+    drawn = {steps: generate(model.module, requests, replace(drawing, steps=steps), model.data.image_size) for steps in (*STEPS, reference)}
+    far = {steps: (images - drawn[reference]).square().mean((1, 2, 3)).sqrt() / 2 for steps, images in drawn.items() if steps < reference}
+    rows = [(f"{steps} steps", [pictures.picture(image) for image in images[:8]]) for steps, images in drawn.items()]
+    pictures.write_png(pictures.strip_of_rows(rows, prompts[:8]), output / "sampler_error.png")
+    lines = {"mean": [each.mean().item() for each in far.values()], "largest": [each.max().item() for each in far.values()]}
+    plot = curves(list(far), lines, x_label="steps", y_label=f"distance from {reference} steps, share of the range", scale="log")
+    pictures.write_png(plot, output / "sampler_error-curve.png")
+    return {name: {f"{steps} steps": value for steps, value in zip(far, values, strict=True)} for name, values in lines.items()}
+
+
+def draws_noise(drawing: Drawing) -> bool:
+    """Whether the sampler asks for noise along the way."""
+    asked, schedule = [], linear()
+    x = torch.zeros(1, 1, 2, 2)
+    drawing.sampler(lambda x, t: torch.zeros_like(x), x, trailing(4, schedule), schedule, lambda step: asked.append(step) or x, None)
+    return bool(asked)

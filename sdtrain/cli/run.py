@@ -285,9 +285,8 @@ class Run:
 
     def status(self, state: str, exit_code: int | None = None) -> None:
         if (global_rank() == 0 or self.ranks and self.ranks.orphaned) and self.owned and self.run_dir.is_dir():
-            command = shlex.join(redacted(["sdtrain", *sys.argv[1:]]))
-            record = {"state": state, "pid": os.getpid(), "images_seen": self.images_seen, "exit_code": exit_code, "command": command}
-            record["peak_memory_mb"] = peak_memory_mb()
+            record = {"state": state, "pid": os.getpid(), "images_seen": self.images_seen, "exit_code": exit_code, "peak_memory_mb": peak_memory_mb()}
+            record["command"] = shlex.join(redacted(["sdtrain", *sys.argv[1:]]))
             try:
                 write_text(self.run_dir / "status.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
             except OSError as error:

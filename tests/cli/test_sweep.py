@@ -1,0 +1,141 @@
+"""Sweeps: what their arms are called, and that they end in the same runs however they were stopped."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from sdtrain.cli.sweep import ProcessLauncher, earlier_sweep, names, same_sweep
+from sdtrain.paths import config_dir
+
+
+@pytest.mark.parametrize(("jobs", "found"), [
+    ([["schedule=linear", "seed=0"], ["schedule=cosine", "seed=0"]], ["schedule=linear", "schedule=cosine"]),
+    ([["schedule=linear", "+x=1"], ["schedule=cosine", "+x=2"]], ["schedule=linear,x=1", "schedule=cosine,x=2"]),
+    ([["prompt='a/b c'"], ["prompt='a/b d'"]], ["prompt=a_b_c", "prompt=a_b_d"]), ([["a='x y'"], ["a='x/y'"]], ["0_a=x_y", "1_a=x_y"]),
+    ([["schedule=linear"]], ["0"]), ([["a=" + "x" * 200], ["a=" + "y" * 200]], ["0_a=" + "x" * 78, "1_a=" + "y" * 78]),
+    ([["modifiers=[]"], ["modifiers=[shift]"]], ["modifiers=_", "modifiers=_shift_"]),
+])
+def test_arms_are_called_by_what_differs(jobs, found):
+    assert names(jobs) == found
+
+
+def test_a_sweep_is_found_again_by_its_words(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["-m", "schedule=linear,cosine", "hydra.launcher.parallel=2"]
+    folder = tmp_path / "runs" / "shapes" / "then"
+    folder.mkdir(parents=True)
+    (folder / "sweep.json").write_text(json.dumps({"command": [*words, "hydra/launcher=process", "hydra.sweep.dir=x"], "arms": []}))
+    assert earlier_sweep(words) == folder and earlier_sweep(["schedule=linear,cosine", "-m"]) == folder
+    assert earlier_sweep([*words, "seed=1"]) is None and same_sweep(words) == ["-m", "schedule=linear,cosine"]
+    (folder / "sweep.json").write_text("[")
+    assert earlier_sweep(words) is None
+
+
+def test_places_for_arms():
+    arms = [type("Arm", (), {"cfg": {"trainer": {"devices": 1, "accelerator": "cpu"}}})] * 3
+    for given, slots in [({}, [None]), ({"parallel": 2}, [None] * 2), ({"prefix": "srun"}, [None] * 3), ({"devices": ["0,1", "2,3"]}, ["0,1", "2,3"]),
+                         ({"devices": ["0", "1"], "parallel": 1}, ["0"])]:
+        assert ProcessLauncher(**given)._slots(arms) == slots
+
+
+@pytest.mark.parametrize("path", sorted((config_dir() / "sweep").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_arm_of_a_sweep_that_is_offered_can_be_built(path, composed):
+    from sdtrain.cli.build import fitting_objective
+
+    params = ((yaml.safe_load(path.read_text()) or {}).get("hydra") or {"sweeper": {"params": {}}})["sweeper"]["params"]
+    for key, values in params.items():
+        for value in values.split(","):
+            constant = [f"{other}={given}" for other, given in params.items() if other != key and "," not in given]
+            cfg = composed(*constant, f"{key}={value}")
+            if value in ("x0", "flow", "v") or key != "weighting":
+                fitting_objective(cfg, {key, *(word.partition("=")[0] for word in constant)}, [])
+
+
+def sweep(tmp_path, *words, wait=True, env=None):
+    """The command in a folder of its own, and what it left with and said."""
+    command = [sys.executable, "-m", "sdtrain.cli.train", *words]
+    given = {"cwd": tmp_path, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": os.environ | {"OMP_NUM_THREADS": "1"} | (env or {})}
+    process = subprocess.Popen(command, **given)
+    return (process.communicate(timeout=300)[0], process.returncode) if wait else process
+
+
+def states(tmp_path) -> dict[str, str]:
+    return {path.parent.name: json.loads(path.read_text())["state"] for path in tmp_path.glob("runs/*/*/*/status.json")}
+
+
+@pytest.mark.parametrize(("word", "said"), [
+    ("seeed=0,1", "There is no key 'seeed'"), ("schedule=linear,cosin", "schedule=cosin"), ("trainer.max_images=8,many", "trainer.max_images"),
+    ("schedule=linear,flow", "In the arm schedule=flow: prediction=epsilon"), ("hydra.launcher.parrallel=2 seed=0,1", "parrallel"),
+])
+def test_what_no_arm_could_do_fails_before_any_begins(here, tiny, tmp_path, word, said):
+    result = here("sdtrain", "-m", *word.split(), *tiny(), cwd=tmp_path)
+    assert result.code == 2 and said in result.err and not states(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_failed_arm_is_reported_while_others_go_on_and_the_same_command_finishes_the_rest(tiny, tmp_path):
+    words = ["-m", "optimizer.lr=0.001,1e30", *tiny("callbacks.samples.every=0")]
+    said, code = sweep(tmp_path, *words)
+    assert code == 4 and states(tmp_path) == {"optimizer.lr=0.001": "finished", "optimizer.lr=1e30": "diverged"}, said
+    assert "Not finished: optimizer.lr=1e30 (4)" in said and "1 of 2 arms are finished" in said
+    (done,) = tmp_path.glob("runs/*/*/optimizer.lr=0.001/status.json")
+    before = done.stat().st_mtime_ns
+    said, code = sweep(tmp_path, *words)
+    assert code == 4 and "optimizer.lr=0.001: done before" in said and done.stat().st_mtime_ns == before
+    assert len(list(tmp_path.glob("runs/shapes/*"))) == 1
+
+
+@pytest.mark.slow
+def test_two_arms_of_two_ranks_one_killed_and_finished_by_the_same_command(tiny, saved, tmp_path):
+    """With wandb offline: two runs, two folders, in one group."""
+    words = [
+        "-m", "schedule=linear,cosine", "hydra.launcher.parallel=2",
+        *tiny("strategy=ddp", "trainer.devices=2", "logger=wandb", "trainer.max_images=320", "callbacks.samples.every=0", "callbacks.noise_levels.every=0"),
+    ]
+    running = sweep(tmp_path, *words, wait=False, env={"WANDB_MODE": "offline"})
+    try:
+        arm = None
+        while arm is None or not list(arm.parent.glob("checkpoints/*/manifest.json")):
+            arm = next(iter(tmp_path.glob("runs/*/*/schedule=cosine/status.json")), None)
+            assert running.poll() is None
+            time.sleep(0.02)
+        os.kill(json.loads(arm.read_text())["pid"], signal.SIGKILL)
+        said = running.communicate(timeout=300)[0]
+        assert running.returncode == 137 and states(tmp_path)["schedule=linear"] == "finished" and "schedule=cosine: left with -9" in said, said
+        said, code = sweep(tmp_path, *words, env={"WANDB_MODE": "offline"})
+        assert code == 0 and set(states(tmp_path).values()) == {"finished"} and "schedule=linear: done before" in said, said
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            running.kill()
+    for name in ("linear", "cosine"):
+        (folder,) = tmp_path.glob(f"runs/*/*/schedule={name}")
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert [line["images_seen"] for line in lines if "train/loss" in line] == list(range(16, 321, 16))
+        files = list(folder.glob("wandb/offline-run-*/run-*.wandb"))
+        assert len({re.search("run-([^.]+)", file.name)[1] for file in files}) == 1 and len(files) == (1 if name == "linear" else 2)
+
+
+@pytest.mark.slow
+def test_an_interrupted_sweep_goes_on_to_the_same_weights(tiny, saved, tmp_path):
+    words = ["-m", "seed=0,1", *tiny("trainer.max_images=320", "callbacks.samples.every=0", "callbacks.noise_levels.every=0", "validation.every=0")]
+    (tmp_path / "straight").mkdir()
+    assert sweep(tmp_path / "straight", *words)[1] == 0
+    running = sweep(tmp_path, *words, wait=False)
+    while not list(tmp_path.glob("runs/*/*/seed=0/checkpoints/*/manifest.json")):
+        assert running.poll() is None
+        time.sleep(0.02)
+    running.send_signal(signal.SIGTERM)
+    said = running.communicate(timeout=300)[0]
+    assert running.returncode == 143 and "the same command goes on" in said and "seed=1: starts" not in said
+    assert sweep(tmp_path, *words)[1] == 0
+    for seed in (0, 1):
+        ours, theirs = (saved(next(folder.glob(f"runs/*/*/seed={seed}"))) for folder in (tmp_path, tmp_path / "straight"))
+        assert all(value.equal(theirs[key]) for key, value in ours.items())

@@ -1,0 +1,177 @@
+"""Comparisons of runs whose numbers are made here, and the page that says them."""
+
+import json
+import math
+import re
+
+import pytest
+import torch
+import yaml
+
+from sdtrain.cli import report as command
+from sdtrain.metrics.noise_level_error import BITS, LEVELS
+from sdtrain.report.compare import T, compare, t_quantile
+from sdtrain.report.runs import find_runs
+
+CONFIG = {
+    "name": "shapes", "seed": 0, "model": {"autoencoder": {"path": "data/shapes_autoencoder"}}, "optimizer": {"lr": 0.002},
+    "schedule": {"_target_": "sdtrain.schedules.scaled_linear.scaled_linear"}, "modifiers": None,
+    "prediction": {"_target_": "sdtrain.diffusion.prediction.Epsilon"},
+    "weighting": {"_target_": "sdtrain.diffusion.weighting.simple.Simple"}, "loss": {"_target_": "sdtrain.diffusion.losses.MSE"},
+    "times": {"_target_": "sdtrain.diffusion.times.Uniform"}, "noise": {"_target_": "sdtrain.diffusion.noise.Gaussian"},
+    "grid": {"_target_": "sdtrain.samplers.grids.trailing", "_partial_": True},
+}
+LINEAR = LEVELS.sigmoid()
+
+
+def errors(count, scale, seed=0, own=0.0):
+    """Errors [count, L]: what all runs share of a picture, and `own` of the run itself."""
+    shared = torch.randn(count, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    alone = torch.randn(count, len(LEVELS), generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
+    return LINEAR * (0.5 * scale * (1 + 0.3 * shared + own * alone))
+
+
+@pytest.fixture
+def write(tmp_path):
+    """write(name, errors, ...) -> the folder of a run that has left just that."""
+    def made(name, found, *, state="finished", inside=(-6, 7), looks=(100, 200), config=None, pictures=None, **latents):
+        folder = tmp_path / "sweep" / name
+        (folder / "validation").mkdir(parents=True)
+        (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG | (config or {})))
+        (folder / "status.json").write_text(json.dumps({"state": state, "exit_code": 0 if state == "finished" else 4, "images_seen": looks[-1]}))
+        reached = (LEVELS >= inside[0]) & (LEVELS <= inside[1])
+        lines = []
+        for number, seen in enumerate(looks):
+            worse = torch.where(reached, found * (1 + 0.1 * (len(looks) - 1 - number)), LINEAR)
+            record = {
+                "images_seen": seen, "log_snr": LEVELS.tolist(), "inside": reached.tolist(), "pictures": pictures or [f"p{i}" for i in range(len(found))],
+                "autoencoder": "a" * 64, "latent_scale": 0.9, "mean": [0.0], "variance": [1.0], "linear": LINEAR.expand(len(found), -1).tolist(),
+                "errors": {"ema": worse.tolist(), "raw": worse.tolist()},
+            } | latents
+            (folder / "validation" / f"{seen:012d}.json").write_text(json.dumps(record))
+            lines.append({"images_seen": seen, "seconds": 10.0, "train/loss": 1 / seen, "train/images_per_second": 50.0})
+            lines.append({"images_seen": seen, "seconds": 11.0, "validation/bits_per_dim": (worse.mean(0) @ BITS).item()})
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return folder
+    return made
+
+
+def test_one_run_under_two_names_differs_by_exactly_nothing(write):
+    for name in ("a", "b"):
+        write(name, errors(64, 1.0, own=0.1), config={"data": name})
+    one, other = compare(find_runs([write("c", errors(64, 1.0, own=0.1)).parent])).arms[:2]
+    assert one.common == other.common
+    differing = next(arm for arm in (one, other) if arm.difference is not None)
+    assert differing.difference.mean == 0 and differing.difference.half == 0 and not differing.difference.told
+
+
+def test_a_difference_of_one_percent_shows_picture_by_picture_and_not_otherwise(write):
+    """256 pictures, of which each is far harder or easier than another to both runs."""
+    sweep = write("a", errors(256, 1.0, own=0.05)).parent
+    write("b", errors(256, 1.01, seed=7, own=0.05), config={"x": 1})
+    comparison = compare(find_runs([sweep]), "a")
+    (found,) = [arm.difference for arm in comparison.arms if arm.difference]
+    assert comparison.arms[0].name == "a" and found.told and found.over == "pictures"
+    assert found.mean == pytest.approx(0.01 * comparison.arms[0].common, rel=0.5)
+    assert found.unpaired_half > abs(found.mean) > found.half
+
+
+def test_the_interval_holds_what_it_says(write):
+    """Over 200 pairs of runs that are alike, it misses zero in about one of twenty."""
+    from sdtrain.report.compare import Arm, difference
+    from sdtrain.report.runs import RunRecord, Validation
+
+    def run(seed):
+        found = type("Found", (), {"errors": errors(64, 1.0, seed=seed, own=0.2)})
+        return RunRecord("", None, {}, "finished", 0, 0, validations=[Validation(0, found, [str(i) for i in range(64)], {})])
+
+    inside = torch.ones(len(LEVELS), dtype=torch.bool)
+    missed = sum(difference(Arm("", [run(2 * i)]), Arm("", [run(2 * i + 1)]), inside).told for i in range(200))
+    assert 2 <= missed <= 20
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_over_seeds_there_is_an_interval_from_three_on(write, seeds):
+    for seed in range(seeds):
+        for name, scale in (("a", 1.0), ("b", 1.1)):
+            sweep = write(f"arm={name},seed={seed}", errors(32, scale + 0.01 * seed, seed=seed, own=0.05), config={"seed": seed, "arm": name}).parent
+    comparison = compare(find_runs([sweep]), "arm=a,seed=0")
+    assert [arm.name for arm in comparison.arms] == ["arm=a", "arm=b"] and [len(arm.runs) for arm in comparison.arms] == [seeds, seeds]
+    found = comparison.arms[1].difference
+    assert found.over == ("seeds" if seeds == 3 else "pictures") and (found.spread is None) == (seeds == 3)
+
+
+def test_ranks_on_what_all_reach(write):
+    sweep = write("wide", errors(16, 1.0), inside=(-12, 12)).parent
+    write("narrow", errors(16, 1.0), inside=(-3, 4), config={"x": 1})
+    comparison = compare(find_runs([sweep]))
+    assert comparison.inside.tolist() == ((LEVELS >= -3) & (LEVELS <= 4)).tolist()
+    assert comparison.arms[0].common == comparison.arms[1].common
+    full = {arm.name: arm.runs[0].last.found.summary() for arm in comparison.arms}
+    assert full["wide"]["bits_per_dim"] < full["narrow"]["bits_per_dim"] and full["wide"]["stand_in_share"] == 0 < full["narrow"]["stand_in_share"]
+
+
+@pytest.mark.parametrize(("change", "reason"), [
+    ({"autoencoder": "b" * 64}, "another autoencoder"), ({"latent_scale": 0.8}, "another latent scale"), ({"variance": [1.1]}, "mean or variance"),
+    ({"pictures": [f"q{i}" for i in range(16)]}, "other validation pictures"),
+])
+def test_what_cannot_be_compared_is_refused_with_the_reason(write, capsys, monkeypatch, change, reason):
+    sweep = write("a", errors(16, 1.0)).parent
+    write("b", errors(16, 0.5), **change)
+    write("c", errors(16, 0.9), state="diverged")
+    write("d", errors(16, 0.9), config={"x": 1})
+    said = run_command(monkeypatch, capsys, sweep)
+    assert re.search(f"not compared: b, .*{reason}.* than a", said) and "not finished: c, diverged at 200 images" in said
+    assert re.search(r"^1\. d: ", said, re.MULTILINE) and re.search(r"^2\. a: ", said, re.MULTILINE)
+    page = (sweep / "report" / "report.md").read_text()
+    assert "not finished: diverged, exit code 4" in page and reason in page
+
+
+def run_command(monkeypatch, capsys, *words) -> str:
+    monkeypatch.setattr("sys.argv", ["sdtrain-report", *map(str, words)])
+    command.main()
+    return capsys.readouterr().out
+
+
+def test_an_arm_that_has_never_begun_is_in_the_report(write, monkeypatch, capsys):
+    sweep = write("a", errors(16, 1.0)).parent
+    (sweep / "sweep.json").write_text(json.dumps({"command": [], "arms": ["a", "b"]}))
+    assert "not finished: b, not begun at 0 images" in run_command(monkeypatch, capsys, sweep)
+
+
+def test_the_page_needs_nothing_beside_it(write, monkeypatch, capsys):
+    sweep = write("<b>bold", errors(16, 1.0)).parent
+    write("d|e", errors(16, 1.2), config={"optimizer": {"lr": 0.02}})
+    run_command(monkeypatch, capsys, sweep, "--output", sweep / "there")
+    page = (sweep / "there" / "report.html").read_text()
+    assert "<b>bold" not in page and "&lt;b&gt;bold" in page and "width=device-width" in page
+    assert set(re.findall(r'(?:src|href)="([^:"]*)', page)) == {"data"} and len(re.findall("data:image/png;base64", page)) == 3
+    text = (sweep / "there" / "report.md").read_text()
+    assert all((sweep / "there" / name).is_file() for name in re.findall(r"\]\(([^)]+)\)", text)) and "| optimizer.lr | 0.002 | 0.02 |" in text
+    assert "d|e: duplicate of <b>bold" in text  # the same objective, whatever its learning rate
+
+
+def test_two_runs_part_where_their_losses_do(write, monkeypatch, capsys):
+    sweep = write("a", errors(16, 1.0)).parent
+    write("b", errors(16, 1.0))
+    run_command(monkeypatch, capsys, sweep / "a", sweep / "b", "--output", sweep / "there")
+    assert "never part" in (sweep / "there" / "report.md").read_text()
+    lines = (sweep / "b" / "metrics.jsonl").read_text().splitlines()
+    (sweep / "b" / "metrics.jsonl").write_text("\n".join(lines[:2] + [lines[2].replace("0.005", "0.006")] + lines[3:]) + "\n")
+    run_command(monkeypatch, capsys, sweep / "a", sweep / "b", "--output", sweep / "there")
+    assert "part at 200 images seen" in (sweep / "there" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("words", [["nowhere"], ["{folder}"], ["{folder}/a", "--baseline", "z"]])
+def test_what_holds_no_runs_is_said(write, tmp_path, monkeypatch, capsys, words):
+    (tmp_path / "empty").mkdir()
+    folder = tmp_path / "empty" if words == ["{folder}"] else write("a", errors(16, 1.0)).parent
+    with pytest.raises(SystemExit) as left:
+        run_command(monkeypatch, capsys, *(word.format(folder=folder) for word in words))
+    assert left.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_quantiles_of_t():
+    """Against tables: 30, 60 and 120 degrees of freedom."""
+    assert [round(t_quantile(n), 3) for n in (30, 60, 120)] == [2.042, 2.0, 1.98] and len(T) == 20 and t_quantile(10**9) == pytest.approx(1.959964)
+    assert all(a > b for a, b in zip(T, T[1:], strict=False)) and math.isclose(t_quantile(21), 2.080, abs_tol=1e-3)
