@@ -76,7 +76,7 @@ def states(tmp_path) -> dict[str, str]:
     ("schedule=linear,flow", "In the arm schedule=flow: prediction=epsilon"), ("hydra.launcher.parrallel=2 seed=0,1", "parrallel"),
 ])
 def test_what_no_arm_could_do_fails_before_any_begins(here, tiny, tmp_path, word, said):
-    result = here("sdtrain", "-m", *word.split(), *tiny(), cwd=tmp_path)
+    result = here("sdtrain", "-m", *tiny(*word.split()), cwd=tmp_path)
     assert result.code == 2 and said in result.err and not states(tmp_path)
 
 
