@@ -21,7 +21,7 @@ TINY = [
     "data.validation_size=16", "model.unet.block_channels=[16,16]", "model.unet.norm_groups=8", "model.unet.head_dim=8",
     "model.conditioner.context_dim=16", "model.conditioner.layers=1", "model.block_channels=[8,8,8]", "model.norm_groups=4", "logger=none",
     "callbacks.samples.num_images=2", "callbacks.samples.every=32", "callbacks.reconstructions.num_images=2", "steps=2", "checkpoint.every=16",
-    "validation.every=32", "lr_schedule.warmup_images=16", "optimizer.lr=0.001",
+    "validation.every=32", "callbacks.noise_levels.every=0", "callbacks.samples.guidance_scales=[]", "lr_schedule.warmup_images=16", "optimizer.lr=0.001",
 ]
 
 

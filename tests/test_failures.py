@@ -99,7 +99,7 @@ def beside(self, name):
 
 GUARDS = {
     "asked": (MetricsLog, "on_save_checkpoint", nothing), "masked": (Optimisation, "clip", unguarded), "looked at": (saving, "not_finite", nothing),
-    "heard": (saving.Signals, "install", nothing), "agreed": (saving.Checkpoints, "agreed", lambda self: self.signals.received),
+    "heard": (saving.Signals, "install", nothing), "agreed": (saving.Checkpoints, "agreed", lambda self: (self.signals.received, False)),
     "aside": (Path, "with_name", beside),
 }
 
@@ -382,7 +382,7 @@ def test_when_a_full_disk_has_room_again_nothing_is_missing_but_a_picture(train,
     assert result.code == 0 and "Training goes on without this picture" in result.err, result.err
     lines = [json.loads(line) for line in (disk / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["images_seen"] for line in lines] == [32, 64, 96, 128, 160, 192] and status(disk / "run")["state"] == "finished"
-    assert {path.name for path in (disk / "run" / "samples").iterdir()} == {"forward.png", "grid-000000192.png", "strip-000000192.png"}
+    assert {path.name for path in (disk / "run" / "samples").iterdir()} == {"forward.png"} | {f"{kind}-000000192.png" for kind in ("grid", "strip", "pictures")}
     assert ended(disk / "run", whole) and damage(newest(disk / "run")) is None
 
 

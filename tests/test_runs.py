@@ -28,7 +28,7 @@ def weights(tensors: dict) -> dict:
 def numbers(run) -> list[dict]:
     """The lines of metrics.jsonl, without clocks."""
     lines = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
-    return [{key: value for key, value in line.items() if key not in ("seconds", "train/images_per_second")} for line in lines]
+    return [{key: value for key, value in line.items() if not key.endswith(("seconds", "per_second"))} for line in lines]
 
 
 def status(run) -> dict:
@@ -52,12 +52,19 @@ def test_a_run_leaves_what_it_says(tiny_run):
     assert status(tiny_run) | {"command": "", "pid": 0} == {"state": "finished", "images_seen": 64, "exit_code": 0, "command": "", "pid": 0}
     assert [folder.name for folder in published(tiny_run)] == ["000000000048", "000000000064"]
     assert {path.name for path in (tiny_run / "samples").iterdir()} == {
-        "forward.png", "grid-000000032.png", "strip-000000032.png", "grid-000000064.png", "strip-000000064.png",
+        "forward.png", *(f"{kind}-{seen:09d}.png" for kind in ("grid", "strip", "pictures") for seen in (32, 64)),
     }
     lines = numbers(tiny_run)
     assert [line["images_seen"] for line in lines if "train/loss" in line] == [16, 32, 48, 64]
     assert [line["images_seen"] for line in lines if "validation/loss" in line] == [32, 64]
     assert not [path for path in tiny_run.rglob(".*")]
+
+
+def test_a_run_may_be_as_long_as_a_time(run_of):
+    run = run_of("timed", "trainer.max_images=1000000", "trainer.max_minutes=0.02", "lr_schedule=constant", "validation.every=1000000")
+    seen, lines = status(run)["images_seen"], numbers(run)
+    assert status(run)["state"] == "finished" and seen < 100_000 and published(run)[-1].name == f"{seen:012d}"
+    assert lines[-1]["images_seen"] == seen and "validation/loss" in lines[-1] and (run / "samples" / f"grid-{seen:09d}.png").exists()
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(run_of, tiny_run, saved):

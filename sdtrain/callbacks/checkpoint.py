@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
-from sdtrain.callbacks.intervals import due, window_ended
+from sdtrain.callbacks.intervals import due, ended, window_ended
 from sdtrain.checkpoints import damage, not_finite, published, read_trainer, read_weights, size_of, snapshot, write_checkpoint
 from sdtrain.errors import DivergedError, StorageError, UserError
 
@@ -148,13 +148,14 @@ class FolderIO(CheckpointIO):
 class Checkpoints(L.Callback):
     """Saves every `every` images seen, at the end, and after a signal; keeps the newest `keep` (at least 2), see FolderIO."""
 
-    def __init__(self, *, every: int, keep: int, max_failed_saves: int, run_dir: Path, signals: Signals) -> None:
+    def __init__(self, *, every: int, keep: int, max_failed_saves: int, run_dir: Path, signals: Signals, max_minutes: float | None) -> None:
         if every < 1 or keep < 2 or max_failed_saves < 0:
             raise UserError(
                 f"checkpoint.every={every} must be at least 1 image, checkpoint.keep={keep} at least 2 (a damaged one needs a spare), and "
                 f"checkpoint.max_failed_saves={max_failed_saves} at least 0."
             )
-        self.every, self.run_dir, self.signals = every, run_dir, signals
+        self.every, self.run_dir, self.signals, self.max_minutes = every, run_dir, signals, max_minutes
+        self.before = 0.0  # seconds trained by earlier processes
         self.group = None
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
@@ -168,6 +169,7 @@ class Checkpoints(L.Callback):
 
     def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict) -> None:
         """Lightning counts micro-batches and steps; images are the truth. Its counters are rewritten for this run's ranks and accumulation."""
+        self.before = checkpoint.get("seconds_trained", 0.0)
         data = trainer.datamodule
         steps, rest = divmod(checkpoint[type(data).__qualname__]["images_seen"], data.batch_size)
         if rest:
@@ -181,22 +183,36 @@ class Checkpoints(L.Callback):
         for part in loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"].values():
             part.update(ready=steps, completed=steps)
 
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.started = time.monotonic()
+
+    def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict) -> None:
+        checkpoint["seconds_trained"] = self.seconds
+
+    @property
+    def seconds(self) -> float:
+        """Trained so far, by all processes of the run."""
+        return self.before + time.monotonic() - self.started
+
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs, batch, batch_index: int) -> None:
         if not window_ended(trainer):
             return
-        number, ended = self.agreed(), trainer.datamodule.images_seen >= module.optimisation.max_images
-        if due(self.every, trainer) or ended or number:
+        (number, late), last = self.agreed(), ended(trainer, module)
+        if late and not last:  # one step more, which everybody knows to be the last
+            trainer.datamodule.ends_at = trainer.datamodule.images_seen + trainer.datamodule.batch_size
+        trainer.should_stop = trainer.should_stop or last
+        if due(self.every, trainer) or last or number:
             trainer.save_checkpoint(self.run_dir / "checkpoints" / f"{trainer.datamodule.images_seen:012d}")  # on all ranks: it has a barrier
-        if ended or number:
+        if last or number:
             trainer.strategy.checkpoint_io.wait(last=True)
-        if number and not ended:
+        if number and not last:
             trainer.strategy.barrier()
             # 143 for a request to leave, SIGTERM's or the SIGUSR1 that schedulers send before it; 130 for Ctrl-C.
             raise Interrupted((130 if number == signal.SIGINT else 143) if trainer.is_global_zero else 0)
 
-    def agreed(self) -> int:
-        """The signal that any rank has received, 0 for none; the same on all ranks."""
-        flag = torch.tensor(self.signals.received)
+    def agreed(self) -> tuple[int, bool]:
+        """(the signal that any rank has received, 0 for none; whether the time is up); the same on all ranks."""
+        flags = torch.tensor([self.signals.received, self.max_minutes is not None and self.seconds >= 60 * self.max_minutes])
         if self.group is not None:
-            dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.group)
-        return int(flag)
+            dist.all_reduce(flags, dist.ReduceOp.MAX, group=self.group)
+        return int(flags[0]), bool(flags[1])

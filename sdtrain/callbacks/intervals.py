@@ -8,6 +8,11 @@ def window_ended(trainer: L.Trainer) -> bool:
     return not trainer.fit_loop._should_accumulate()
 
 
+def ended(trainer: L.Trainer, module: L.LightningModule) -> bool:
+    """Whether the optimizer step that just ended was the last: by the budget of images, or because the time is up."""
+    return trainer.datamodule.images_seen >= min(module.optimisation.max_images, trainer.datamodule.ends_at)
+
+
 def due(every: int, trainer: L.Trainer) -> bool:
     """Whether the optimizer step that just ended crossed a multiple of `every` images seen. every = 0 is never."""
     data = trainer.datamodule

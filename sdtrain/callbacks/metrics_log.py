@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.loggers import CSVLogger
 
-from sdtrain.callbacks.intervals import due, window_ended
+from sdtrain.callbacks.intervals import due, ended, window_ended
 from sdtrain.callbacks.levels import EDGES, by_level, described
 from sdtrain.callbacks.loggers import log_levels
 from sdtrain.checkpoints import published, write_text
@@ -67,7 +67,7 @@ class MetricsLog(L.Callback):
         # What there is to say of each step since the last line, on the device: nothing waits for it unless it is needed.
         self._steps.append((trainer.datamodule.images_seen, module.optimisation.judged, self._parts))
         self._parts = []
-        if due(self.every, trainer) or trainer.datamodule.images_seen >= module.optimisation.max_images:
+        if due(self.every, trainer) or ended(trainer, module):
             self._write(trainer, module)
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict) -> None:

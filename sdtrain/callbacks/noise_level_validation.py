@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sdtrain.callbacks.ema import EMACallback
-from sdtrain.callbacks.intervals import due, window_ended
+from sdtrain.callbacks.intervals import due, ended, window_ended
 from sdtrain.callbacks.loggers import log_picture
 from sdtrain.callbacks.metrics_log import MetricsLog
 from sdtrain.checkpoints import write_text
@@ -64,27 +64,28 @@ class NoiseLevelValidation(L.Callback):
         self.began, self.began_at = time.monotonic(), trainer.datamodule.images_seen
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs, batch, batch_index: int) -> None:
-        ended = trainer.datamodule.images_seen >= module.optimisation.max_images
-        if self.every and window_ended(trainer) and trainer.is_global_zero and (ended or due(self.every, trainer)):
-            self.look(trainer, module, ended)
+        last = ended(trainer, module)
+        if self.every and window_ended(trainer) and trainer.is_global_zero and (last or due(self.every, trainer)):
+            self.look(trainer, module, last)
 
-    def look(self, trainer: L.Trainer, module: L.LightningModule, ended: bool) -> None:
+    def look(self, trainer: L.Trainer, module: L.LightningModule, last: bool) -> None:
+        entered = time.monotonic()
         if self.latents is None:
             self._prepare(trainer, module)
-        if self.count is None and not ended:
+        if self.count is None and not last:
             began = time.monotonic()
             self._errors(module, FIRST)
             each = (time.monotonic() - began) / FIRST
             allowed = self.share * self.every * (began - self.began) / (trainer.datamodule.images_seen - self.began_at)
             # A power of two, so that runs of about the same speed look at the same pictures.
             self.count = max(2, 2 ** int(math.log2(max(1.0, allowed / each))))
-        count = min(len(self.latents), self.num_images if ended else self.count)
+        count = min(len(self.latents), self.num_images if last else self.count)
         found = self._errors(module, count)
         numbers = {}
         for weights, errors in found.items():
             numbers |= {f"validation/{'' if weights == 'ema' or len(found) == 1 else 'raw_'}{name}": value for name, value in errors.summary().items()}
-        self.metrics_log.report(trainer, numbers | {"validation/pictures": count})
         self._write(trainer, found)
+        self.metrics_log.report(trainer, numbers | {"validation/pictures": count, "validation/seconds": round(time.monotonic() - entered, 3)})
 
     def _prepare(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         data, autoencoder = trainer.datamodule, module.autoencoder

@@ -9,7 +9,7 @@ import torch
 from sdtrain import pictures
 from sdtrain.autoencoder_module import psnr
 from sdtrain.callbacks.ema import EMACallback
-from sdtrain.callbacks.intervals import due, window_ended
+from sdtrain.callbacks.intervals import due, ended, window_ended
 from sdtrain.callbacks.loggers import log_picture
 from sdtrain.models.autoencoder import write_autoencoder
 
@@ -26,15 +26,15 @@ class Reconstructions(L.Callback):
         self.last_grid: Path | None = None
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs, batch, batch_index: int) -> None:
-        ended = trainer.datamodule.images_seen >= module.optimisation.max_images
-        if not window_ended(trainer) or not trainer.is_global_zero or not (due(self.every, trainer) or ended):
+        last = ended(trainer, module)
+        if not window_ended(trainer) or not trainer.is_global_zero or not (due(self.every, trainer) or last):
             return
         with self.ema.average.applied(module.trained()) if self.ema else nullcontext(), torch.no_grad():
             self.draw(trainer, module)
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """After the last checkpoint, from which a run whose disk is full here goes on, with nothing left to train."""
-        if trainer.is_global_zero and trainer.datamodule.images_seen >= module.optimisation.max_images:
+        if trainer.is_global_zero and ended(trainer, module):
             with self.ema.average.applied(module.trained()) if self.ema else nullcontext(), torch.no_grad():
                 self.export(trainer, module)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdtrain import pictures
 from sdtrain.callbacks.ema import EMACallback
-from sdtrain.callbacks.intervals import due, window_ended
+from sdtrain.callbacks.intervals import due, ended, window_ended
 from sdtrain.callbacks.loggers import log_picture, log_table
 from sdtrain.diffusion import add_noise
 from sdtrain.generate import Drawing, Request, generate
@@ -60,10 +60,10 @@ class SampleGrid(L.Callback):
             self.log_picture(trainer, "forward", self.forward_row(trainer, module))
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs, batch, batch_index: int) -> None:
-        ended = trainer.datamodule.images_seen >= module.optimisation.max_images
-        if window_ended(trainer) and trainer.is_global_zero and (due(self.every, trainer) or (ended and self.every)):
+        last = ended(trainer, module)
+        if window_ended(trainer) and trainer.is_global_zero and (due(self.every, trainer) or (last and self.every)):
             self.draw(trainer, module)
-            if ended and self.guidance_scales and module.conditioner.reads != "nothing":
+            if last and self.guidance_scales and module.conditioner.reads != "nothing":
                 self.draw_guidance(trainer, module)
 
     def draw_guidance(self, trainer: L.Trainer, module: L.LightningModule) -> None:

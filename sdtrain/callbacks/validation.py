@@ -6,7 +6,7 @@ import lightning.pytorch as L
 import torch
 
 from sdtrain.callbacks.ema import EMACallback
-from sdtrain.callbacks.intervals import due, window_ended
+from sdtrain.callbacks.intervals import due, ended, window_ended
 from sdtrain.callbacks.metrics_log import MetricsLog
 
 
@@ -24,8 +24,8 @@ class Validation(L.Callback):
         self.latest: dict[str, float] = {}
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs, batch, batch_index: int) -> None:
-        ended = trainer.datamodule.images_seen >= module.optimisation.max_images
-        if window_ended(trainer) and trainer.is_global_zero and (due(self.every, trainer) or (ended and self.every)):
+        last = ended(trainer, module)
+        if window_ended(trainer) and trainer.is_global_zero and (due(self.every, trainer) or (last and self.every)):
             self.look(trainer, module)
 
     def look(self, trainer: L.Trainer, module: L.LightningModule) -> None:

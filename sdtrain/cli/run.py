@@ -98,7 +98,7 @@ class Run:
 
     def check(self) -> list[str]:
         check_call(self.cfg, "", root, set(), self.typed)
-        check_call(self.cfg["checkpoint"], "checkpoint", Checkpoints, {"run_dir", "signals"}, self.typed)
+        check_call(self.cfg["checkpoint"], "checkpoint", Checkpoints, {"run_dir", "signals", "max_minutes"}, self.typed)
         keys = {key for key, _ in flat(self.cfg)} | {"model.autoencoder.sha256", "data.sha256"}
         if unknown := [key for key in self.cfg["resume_allow"] if key not in keys]:
             raise UserError(f"resume_allow={unknown[0]}: there is no such key to change.{nearest(unknown[0], keys)} Name keys or groups in resume_allow.")
@@ -248,7 +248,7 @@ class Run:
         self.ema = given["ema"]
         self.validation = build(cfg["validation"], "validation", **given) if cfg.get("validation") else None
         progress = ProgressBar(metrics_log=self.metrics_log, console=self.console)
-        checkpoints = Checkpoints(**cfg["checkpoint"], run_dir=run_dir, signals=self.signals)
+        checkpoints = Checkpoints(**cfg["checkpoint"], run_dir=run_dir, signals=self.signals, max_minutes=self.settings.max_minutes)
         ordered = [self.ema, self.metrics_log, progress, *(c for c in self.by_name.values() if c is not self.ema), self.validation, checkpoints]
         return [callback for callback in ordered if callback is not None]
 

@@ -27,6 +27,7 @@ class TrainerSettings:
     max_skipped: int | None
     log_every: int
     threads: int | None
+    max_minutes: float | None
 
     def __post_init__(self) -> None:
         for name in ("max_images", "devices", "accumulate", "log_every"):
@@ -42,6 +43,8 @@ class TrainerSettings:
         if self.precision == "16-mixed" and self.max_skipped is None:
             # The loss scale of 16-mixed overflows now and then; that is how it is found.
             raise UserError("trainer.precision=16-mixed needs trainer.max_skipped: steps whose scaled gradient overflows are left out. Set it, to 1000 say.")
+        if self.max_minutes is not None and not self.max_minutes > 0:
+            raise UserError(f"trainer.max_minutes={self.max_minutes:g} must be above 0, or null for no limit of time.")
         if self.threads is not None and self.threads < 1:
             raise UserError(f"trainer.threads={self.threads} must be at least 1, or null for the machine's number.")
         if not self.gradient_clip > 0:

@@ -1,5 +1,6 @@
 """The loaders: pictures in keyed order, collated with their draws."""
 
+import math
 import signal
 
 import lightning.pytorch as L
@@ -67,6 +68,7 @@ class DataModule(L.LightningDataModule):
         super().__init__()
         self.data, self.batch_size, self.num_workers, self.seed, self.collate = data, batch_size, num_workers, seed, collate
         self.accumulate, self.skipped, self.images_seen = accumulate, skipped, 0
+        self.ends_at = math.inf  # images: set when the time is up
         self.train, self.validation = data.split("train"), data.split("validation")
         if batch_size > len(self.train):
             raise DataError(f"data.batch_size={batch_size} is larger than the training set of {len(self.train)} pictures. Lower it or add pictures.")

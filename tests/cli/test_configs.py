@@ -130,7 +130,8 @@ UNSEEN = {  # keys that rightly change nothing here, and why
     "trainer.devices": "see test_ranks.py", "strategy": "see test_ranks.py", "logger": "see test_loggers.py", "resume": "see test_runs.py",
     "resume_allow": "see test_resume.py",
     "guidance.rescale": "behind max_std where nothing is learned yet; see the mathematics", "guidance.log_snr_max": "the same",
-    "checkpoint.max_failed_saves": "see test_checkpoints.py",
+    "checkpoint.max_failed_saves": "see test_checkpoints.py", "callbacks.noise_levels.num_images": "with every=0; see test_noise_level_validation.py",
+    "callbacks.noise_levels.share": "the same", "sweep": "see test_sweep.py",
     "first_stage": "not for shapes", "name": "names the folder", "callbacks.samples.prompts": "a list",
     "model.unet.context_dim": "follows the conditioner's", "model.unet.latent_channels": "follows the autoencoder's",
     "model.autoencoder.latent_channels": "must be the weights'", "model.autoencoder.downsampling": "must be the weights'",
@@ -143,10 +144,11 @@ CHANGED = {
     "model.conditioner.context_dim": 24, "model.conditioner.max_length": 8, "schedule.beta_start": 0.001, "schedule.beta_end": 0.02,
     "schedule.num_timesteps": 500, "weighting.max_weight": 0.5, "guidance.log_snr_min": -1.0, "guidance.max_std": 0.5,
     "sampler.eta": 1.0, "trainer.precision": "bf16-mixed", "trainer.accumulate": 2, "trainer.gradient_clip": 0.01,
-    "trainer.max_images": 48,
+    "trainer.max_images": 48, "trainer.max_minutes": 1e-6,
     "trainer.max_skipped": 3, "trainer.log_every": 8, "optimizer.lr": 2e-3, "optimizer.betas": "[0.8,0.9]", "optimizer.weight_decay": 0.1,
     "lr_schedule.warmup_images": 24, "lr_schedule.final_factor": 0.5, "checkpoint.keep": 3, "checkpoint.every": 8, "callbacks.ema.decay": 0.1,
     "callbacks.samples.every": 16, "callbacks.samples.num_images": 3, "callbacks.samples.strip_steps": 2, "callbacks.samples.seed": 1,
+    "callbacks.samples.guidance_scales": "[1,2]", "callbacks.noise_levels.every": 32,
     "validation.every": 16, "validation.num_images": 8,
 }
 
@@ -156,7 +158,7 @@ def left_behind(run) -> dict[str, str]:
     left = {}
     for path in sorted(run.rglob("*")):
         if path.is_file() and path.name == "metrics.jsonl":
-            lines = [{k: v for k, v in json.loads(line).items() if k not in ("seconds", "train/images_per_second")} for line in path.read_text().splitlines()]
+            lines = [{k: v for k, v in json.loads(line).items() if not k.endswith(("seconds", "per_second"))} for line in path.read_text().splitlines()]
             left["metrics.jsonl"] = json.dumps(lines)
         elif path.suffix in (".png", ".safetensors"):
             left[path.relative_to(run).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
