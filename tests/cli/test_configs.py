@@ -46,7 +46,8 @@ def chosen(config: str = "train") -> list[str]:
 
 
 DEFAULT = chosen()
-ELSEWHERE = [*(option for option in OPTIONS if option.startswith("logger/")), "strategy/ddp"]  # test_loggers.py, test_ranks.py
+# test_loggers.py, test_sweep.py, test_ranks.py
+ELSEWHERE = [*(option for option in OPTIONS if option.startswith(("logger/", "sweep/"))), "strategy/ddp"]
 OTHERS = [option for option in OPTIONS if option not in [*DEFAULT, *LONG, *ELSEWHERE]]
 
 
