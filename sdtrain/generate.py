@@ -1,7 +1,7 @@
 """Seed and prompt to picture."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,7 +11,9 @@ from sdtrain.diffusion import Denoise, Denoiser
 from sdtrain.module import DiffusionModule
 from sdtrain.randomness import KeyedRandom
 from sdtrain.samplers import Sampler, Show
+from sdtrain.samplers.grids import trailing
 from sdtrain.schedules import Schedule
+from sdtrain.schedules.linear import linear
 
 
 @dataclass(frozen=True)
@@ -74,3 +76,21 @@ def _generate(module: DiffusionModule, requests: list[Request], drawing: Drawing
     alpha, sigma = (c.to(device) for c in schedule.alpha_sigma(grid[0]))
     x = x * (alpha**2 + sigma**2).sqrt()  # what latents of unit variance have at the first time; not 1 on a straight path that begins below alpha = 0
     return module.autoencoder.decode(drawing.sampler(denoise, x, grid, schedule, noise, show))
+
+
+def by_steps(module: DiffusionModule, requests: list[Request], drawing: Drawing, image_size: int, steps: list[int]) -> tuple[dict, dict]:
+    """({steps: pictures [N, 3, H, W]}, {steps: their distances [N] from those of the most steps}), with the same seeds.
+
+    The distance is the root mean square over pixels, as a share of their range. It means something for samplers that draw no noise, see
+    draws_noise: the others walk another path for each number of steps.
+    """
+    drawn = {each: generate(module, requests, replace(drawing, steps=each), image_size) for each in sorted(steps)}
+    *few, most = drawn
+    return drawn, {each: (drawn[each] - drawn[most]).square().mean((1, 2, 3)).sqrt() / 2 for each in few}
+
+
+def draws_noise(drawing: Drawing) -> bool:
+    """Whether the sampler asks for noise along the way."""
+    asked, schedule, x = [], linear(), torch.zeros(1, 1, 2, 2)
+    drawing.sampler(lambda x, t: torch.zeros_like(x), x, trailing(4, schedule), schedule, lambda step: asked.append(step) or x, None)
+    return bool(asked)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from PIL import Image
 from torch import Tensor
 
+from sdtrain import pictures
+
 PAIR = ("-", "--", ":", "-.")
 
 
@@ -22,14 +24,22 @@ def curves(
     return rendered(figure)
 
 
-def canvas(size: tuple[float, float], rows: int = 1, columns: int = 1):
+def sampler_errors(drawn: dict[int, Tensor], far: dict[int, Tensor], heads: list[str], columns: int = 8) -> tuple[Image.Image, Image.Image]:
+    """(pictures by their number of steps, a row each; the distances from the most steps over steps), see generate.by_steps."""
+    rows = [(f"{steps} steps", [pictures.picture(image) for image in images[:columns]]) for steps, images in drawn.items()]
+    lines = {"mean": [each.mean().item() for each in far.values()], "largest": [each.max().item() for each in far.values()]}
+    plot = curves(list(far), lines, x_label="steps", y_label=f"distance from {max(drawn)} steps, share of the range", scale="log")
+    return pictures.strip_of_rows(rows, heads[:columns]), plot
+
+
+def canvas(size: tuple[float, float], rows: int = 1, columns: int = 1, **shared: bool):
     """(figure, axes) without pyplot, whose global state would keep every figure of a long run."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns)
+    return figure, figure.subplots(rows, columns, **shared)
 
 
 def rendered(figure) -> Image.Image:

@@ -1,5 +1,7 @@
 """Training by noise level: of the losses and times that the ordinary steps have left behind, without a look at the device before a line is due."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -18,7 +20,7 @@ def by_level(schedule: Schedule, losses: Tensor, times: Tensor) -> Tensor:
 
 
 def described(found: Tensor) -> dict[str, list[float | None]]:
-    """What a line of numbers says of it: the mean loss of each bin, None for an empty one, and the realised histogram."""
+    """What a line of numbers says of it: the mean loss of each bin, None for an empty one and where it is not finite, and the realised histogram."""
     sums, counts = found.tolist()
-    means = [float(f"{total / count:.6g}") if count else None for total, count in zip(sums, counts, strict=True)]
+    means = [float(f"{total / count:.6g}") if count and math.isfinite(total) else None for total, count in zip(sums, counts, strict=True)]
     return {"train/loss_by_level": means, "train/count_by_level": [int(count) for count in counts]}

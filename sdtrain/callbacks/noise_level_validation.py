@@ -49,6 +49,7 @@ class NoiseLevelValidation(L.Callback):
         self.count: int | None = num_images if share == 1 else None  # pictures in mid-run, once their cost is known
         self.noise = KeyedRandom(0, "noise levels")
         self.latents: Tensor | None = None
+        self.latest: dict[str, float] = {}
 
     @property
     def state_key(self) -> str:
@@ -84,6 +85,7 @@ class NoiseLevelValidation(L.Callback):
         numbers = {}
         for weights, errors in found.items():
             numbers |= {f"validation/{'' if weights == 'ema' or len(found) == 1 else 'raw_'}{name}": value for name, value in errors.summary().items()}
+        self.latest = {"validation/bits_per_dim": numbers["validation/bits_per_dim"]}
         self._write(trainer, found)
         self.metrics_log.report(trainer, numbers | {"validation/pictures": count, "validation/seconds": round(time.monotonic() - entered, 3)})
 

@@ -14,7 +14,8 @@ from sdtrain.callbacks.ema import EMACallback
 from sdtrain.callbacks.intervals import due, ended, window_ended
 from sdtrain.callbacks.loggers import log_picture, log_table
 from sdtrain.diffusion import add_noise
-from sdtrain.generate import Drawing, Request, generate
+from sdtrain.generate import Drawing, Request, by_steps, draws_noise, generate
+from sdtrain.plots import sampler_errors
 from sdtrain.randomness import KeyedRandom
 from sdtrain.types import PictureData
 
@@ -30,12 +31,13 @@ class SampleGrid(L.Callback):
         seed: the pictures have the seeds seed, seed + 1, ...
         strip_steps: columns of the strip and of the row of forward diffusion.
         guidance_scales: of the grid at the end, a row for each, with the first pictures' prompts and seeds; [] draws none.
+        sampler_steps: of the sampler's error against its number of steps, at the end: the distances from the largest of them; [] draws none.
         drawing: sampler, grid, steps and guidance.
     """
 
     def __init__(
-        self, *, every: int, num_images: int, prompts: list[str] | None, seed: int, strip_steps: int, guidance_scales: list[float], drawing: Drawing,
-        data: PictureData, run_dir: Path, ema: EMACallback | None,
+        self, *, every: int, num_images: int, prompts: list[str] | None, seed: int, strip_steps: int, guidance_scales: list[float], sampler_steps: list[int],
+        drawing: Drawing, data: PictureData, run_dir: Path, ema: EMACallback | None,
     ) -> None:
         if num_images < 1 or strip_steps < 2:
             raise ValueError(f"callbacks.samples.num_images={num_images} must be at least 1 and strip_steps={strip_steps} at least 2.")
@@ -44,7 +46,12 @@ class SampleGrid(L.Callback):
         self.every, self.num_images, self.prompts, self.seed, self.strip_steps = every, num_images, prompts, seed, strip_steps
         if any(scale < 0 for scale in guidance_scales):
             raise ValueError(f"callbacks.samples.guidance_scales={guidance_scales} must be at least 0 each; [] draws none.")
-        self.guidance_scales, self.drawing, self.data, self.folder, self.ema = guidance_scales, drawing, data, run_dir / "samples", ema
+        if sampler_steps and (min(sampler_steps) < 1 or len(set(sampler_steps)) < 2):
+            raise ValueError(f"callbacks.samples.sampler_steps={sampler_steps} must be several numbers, at least 1 each, as [10,50,1000]; [] draws none.")
+        if sampler_steps and draws_noise(drawing):
+            raise ValueError("callbacks.samples.sampler_steps follows the same noise through more steps; this sampler draws fresh noise. Choose sampler=ddim.")
+        self.guidance_scales, self.sampler_steps, self.drawing = guidance_scales, sampler_steps, drawing
+        self.data, self.folder, self.ema = data, run_dir / "samples", ema
         self.last_grid: Path | None = None
 
     def requests(self, module: L.LightningModule) -> list[Request]:
@@ -65,6 +72,8 @@ class SampleGrid(L.Callback):
             self.draw(trainer, module)
             if last and self.guidance_scales and module.conditioner.reads != "nothing":
                 self.draw_guidance(trainer, module)
+            if last and self.sampler_steps:
+                self.draw_steps(trainer, module)
 
     def draw_guidance(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """What guidance does to the same prompts and seeds."""
@@ -75,6 +84,15 @@ class SampleGrid(L.Callback):
                 rows.append((f"guidance {scale:g}", [pictures.picture(image) for image in images]))
         heads = [self.caption(module, request) for request in requests]
         self.log_picture(trainer, f"guidance-{seen:09d}", pictures.strip_of_rows(rows, heads))
+
+    def draw_steps(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """How many steps it takes."""
+        seen, requests = trainer.datamodule.images_seen, self.requests(module)
+        with self.ema.average.applied(module.trained()) if self.ema else nullcontext():
+            drawn, far = by_steps(module, requests, self.drawing, self.data.image_size, self.sampler_steps)
+        sheet, plot = sampler_errors(drawn, far, [self.caption(module, request) for request in requests])
+        self.log_picture(trainer, f"steps-{seen:09d}", sheet)
+        self.log_picture(trainer, f"sampler_error-{seen:09d}", plot)
 
     @staticmethod
     def caption(module: L.LightningModule, request: Request) -> str:

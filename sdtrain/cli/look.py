@@ -3,7 +3,6 @@
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sdtrain import pictures
-from sdtrain.checkpoints import write_text
+from sdtrain.checkpoints import published, write_text
 from sdtrain.cli.boundary import typed_keys
 from sdtrain.cli.build import FILLED_IN, build_drawing
 from sdtrain.cli.check import check, check_call
@@ -23,16 +22,15 @@ from sdtrain.cli.load import Loaded, load, pick_device
 from sdtrain.cli.session import quiet
 from sdtrain.data.shapes import COLOURS, RADII, SHAPES, Shapes, coverage, evaluation_prompts
 from sdtrain.errors import StorageError, UserError
-from sdtrain.generate import Drawing, Request, generate
+from sdtrain.generate import Drawing, Request, by_steps, draws_noise, generate
 from sdtrain.metrics.prompt_accuracy import PromptAccuracy, Verifier
 from sdtrain.metrics.retrieval import nearest_picture_share
-from sdtrain.plots import curves
-from sdtrain.samplers.grids import trailing
-from sdtrain.schedules.linear import linear
+from sdtrain.plots import sampler_errors
+from sdtrain.report.runs import sweep_arms
 
 Accelerator = Literal["auto", "cpu", "gpu"]
 Metric = Literal["prompt_accuracy", "retrieval", "sampler_error"]
-STEPS = (10, 15, 25, 50, 100, 250)  # of sampler_error, against REFERENCE
+STEPS = (10, 15, 25, 50, 100, 250, 500)  # of sampler_error, against REFERENCE
 REFERENCE = 1000
 
 
@@ -140,7 +138,20 @@ def sample(cfg: dict, console: Console) -> None:
 
 
 def evaluate(cfg: dict, console: Console) -> None:
-    """Measures, prints a table, writes JSON."""
+    """Measures a run, or each arm of a sweep that has a checkpoint."""
+    arms = sweep_arms(Path(cfg["checkpoint"]).expanduser())
+    if arms is None:
+        return evaluate_run(cfg, console)
+    for arm in arms:
+        console.print(arm.name, soft_wrap=True)
+        if published(arm):
+            evaluate_run(cfg | {"checkpoint": str(arm), "output": cfg["output"] and f"{cfg['output']}/{arm.name}"}, console)
+        else:
+            console.print("no checkpoint: not evaluated")
+
+
+def evaluate_run(cfg: dict, console: Console) -> None:
+    """Prints a table, writes JSON."""
     model = loaded(cfg)
     if cfg["guidance_scale"] is None:
         cfg["guidance_scale"] = model.cfg["guidance_scale"]
@@ -207,29 +218,16 @@ def retrieval(cfg: dict, model: Loaded, drawing, output: Path) -> dict[str, dict
 
 
 def sampler_error(cfg: dict, model: Loaded, drawing: Drawing, output: Path) -> dict[str, dict[str, float]]:
-    """How far pictures of few steps are from those of 1000, with the same seeds: the root mean square over pixels, as a share of their range.
-
-    Beside it, the largest of any picture. "50 steps" then is a choice that was measured.
-    """
+    """How far pictures of few steps are from those of 1000, see generate.by_steps: "50 steps" then is a choice that was measured."""
     reference = min(REFERENCE, model.module.objective.schedule.num_timesteps)
     if draws_noise(drawing):
         name = cfg["sampler"]["_target_"].rpartition(".")[2]
         raise UserError(f"metrics=sampler_error follows the same noise through more steps, and sampler={name} draws fresh noise at each. Choose sampler=ddim.")
     prompts = model.data.example_prompts(cfg["num_images"]) if model.module.conditioner.reads == "caption" else [""] * cfg["num_images"]
     requests = [Request(cfg["seed"] + i, prompt=prompt) for i, prompt in enumerate(prompts)]
-    drawn = {steps: generate(model.module, requests, replace(drawing, steps=steps), model.data.image_size) for steps in (*STEPS, reference)}
-    far = {steps: (images - drawn[reference]).square().mean((1, 2, 3)).sqrt() / 2 for steps, images in drawn.items() if steps < reference}
-    rows = [(f"{steps} steps", [pictures.picture(image) for image in images[:8]]) for steps, images in drawn.items()]
-    pictures.write_png(pictures.strip_of_rows(rows, prompts[:8]), output / "sampler_error.png")
-    lines = {"mean": [each.mean().item() for each in far.values()], "largest": [each.max().item() for each in far.values()]}
-    plot = curves(list(far), lines, x_label="steps", y_label=f"distance from {reference} steps, share of the range", scale="log")
-    pictures.write_png(plot, output / "sampler_error-curve.png")
-    return {name: {f"{steps} steps": value for steps, value in zip(far, values, strict=True)} for name, values in lines.items()}
-
-
-def draws_noise(drawing: Drawing) -> bool:
-    """Whether the sampler asks for noise along the way."""
-    asked, schedule = [], linear()
-    x = torch.zeros(1, 1, 2, 2)
-    drawing.sampler(lambda x, t: torch.zeros_like(x), x, trailing(4, schedule), schedule, lambda step: asked.append(step) or x, None)
-    return bool(asked)
+    steps = [each for each in STEPS if each < reference]
+    drawn, far = by_steps(model.module, requests, drawing, model.data.image_size, [*steps, reference])
+    for name, picture in zip(("sampler_error", "sampler_error-curve"), sampler_errors(drawn, far, prompts), strict=True):
+        pictures.write_png(picture, output / f"{name}.png")
+    measures = {"mean": torch.Tensor.mean, "largest": torch.Tensor.max}
+    return {name: {f"{each} steps": measure(distance).item() for each, distance in far.items()} for name, measure in measures.items()}

@@ -14,21 +14,20 @@ from sdtrain.cli.look import writable
 from sdtrain.errors import UserError
 from sdtrain.pictures import write_png
 from sdtrain.report import figures
-from sdtrain.report.compare import Arm, Comparison, Difference, compare, parting
+from sdtrain.report.compare import Arm, Comparison, Difference, compare, parting, without_seed
 from sdtrain.report.page import Section, Table, markdown, page
 from sdtrain.report.runs import RunRecord, differences, find_runs
 
 
 def report(folders: list[Path], baseline: str | None, output: Path) -> None:
     runs, console = find_runs(folders), Console(markup=False, highlight=False)
-    if baseline is not None and baseline not in {run.name for run in runs}:
+    if baseline is not None and baseline not in {name for run in runs for name in (run.name, without_seed(run.name))}:
         raise UserError(f"--baseline {baseline} is none of the runs: {', '.join(run.name for run in runs)}.")
     comparison = compare(runs, baseline)
     writable(output)
     sections = [ranking(comparison), left_out(comparison)]
     if comparison.arms:
-        entries = audited(comparison)
-        sections += [by_level(comparison), curves(comparison), objectives(entries), drawn(comparison)]
+        sections += [by_level(comparison), curves(comparison), objectives(*audited(comparison)), drawn(comparison)]
     sections += [configuration(runs), cost(runs)]
     if len(runs) == 2:
         sections.append(where_they_part(*runs))
@@ -101,17 +100,21 @@ def left_out(comparison: Comparison) -> Section:
     return Section("Left out of the ranking", [Table(["run", "why", "images seen"], odd)] if odd else [])
 
 
-def audited(comparison: Comparison) -> list[Entry]:
-    """What each arm trains, of its configuration; it may name only what is ours."""
-    entries = []
+def audited(comparison: Comparison) -> tuple[list[Entry], list[str]]:
+    """(what each arm trains, of its configuration, which may name only what is ours; a line for each that cannot be told)."""
+    entries, untold = [], []
     for arm in comparison.arms:
         cfg = {group: copy.deepcopy(arm.runs[0].config.get(group)) or {} for group in GROUPS}
-        check_targets(cfg, [])
-        entry = Entry(arm.name, cfg, build_schedule(cfg))
-        entry.log_snr, entry.weight = effective_weight(build_objective(cfg)) or (None, None)
-        entries.append(entry)
+        try:
+            check_targets(cfg, [])
+            entry = Entry(arm.name, cfg, build_schedule(cfg))
+            entry.log_snr, entry.weight = effective_weight(build_objective(cfg)) or (None, None)
+        except UserError:
+            untold.append(f"{arm.name}: its objective is not built of sdtrain's own parts, and its effective weight is not shown.")
+        else:
+            entries.append(entry)
     compare_weights(entries)
-    return entries
+    return entries, untold
 
 
 def by_level(comparison: Comparison) -> Section:
@@ -128,10 +131,10 @@ def curves(comparison: Comparison) -> Section:
     return Section("While training", [("learning_curves", figures.learning(comparison))])
 
 
-def objectives(entries: list[Entry]) -> Section:
-    notes = [f"{each.name}: {note}." for each in entries for note in each.notes]
+def objectives(entries: list[Entry], untold: list[str]) -> Section:
+    notes = [f"{each.name}: {note}." for each in entries for note in each.notes] + untold
     weights = [(each.name, each.log_snr, each.weight) for each in entries if each.weight is not None]
-    return Section("What was trained", [("effective_weights", figures.weights(weights)), *notes])
+    return Section("What was trained", [*([("effective_weights", figures.weights(weights))] if weights else []), *notes])
 
 
 def drawn(comparison: Comparison) -> Section:

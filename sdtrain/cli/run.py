@@ -119,7 +119,13 @@ class Run:
         notes = check_all(self.cfg, self.typed)
         if self.is_diffusion:  # before anything is trained or loaded
             take_in_table(self.cfg["schedule"])
-            self.drawing = build_drawing(self.cfg, fitting_objective(self.cfg, self.typed, notes).schedule)
+            schedule = fitting_objective(self.cfg, self.typed, notes).schedule
+            self.drawing = build_drawing(self.cfg, schedule)
+            for steps in ((self.cfg.get("callbacks") or {}).get("samples") or {}).get("sampler_steps", ()):
+                try:
+                    build_drawing(self.cfg | {"steps": steps}, schedule)
+                except UserError as error:
+                    raise UserError(f"callbacks.samples.sampler_steps: {error}") from error
         return notes
 
     def first_stage(self) -> None:

@@ -44,7 +44,7 @@ def before(run: Run) -> None:
 
 
 def after(run: Run) -> None:
-    latest = run.metrics_log.latest | (run.validation.latest if run.validation else {})
+    latest = run.metrics_log.latest | (run.validation.latest if run.validation else {}) | getattr(run.by_name.get("noise_levels"), "latest", {})
     numbers = ", ".join(f"{key} {value:.4g}" for key, value in latest.items() if key in ("train/loss",) or key.startswith("validation/"))
     grid = next((callback.last_grid for callback in run.by_name.values() if getattr(callback, "last_grid", None)), None)
     saved = published(run.run_dir)

@@ -80,7 +80,7 @@ class ProcessLauncher(Launcher):
     Args:
         parallel: arms at once; null: as many as there are devices for, one where there are none, all with a prefix.
         devices: a value of CUDA_VISIBLE_DEVICES for each place, as ["0,1", "2,3"]; null shares out what the machine has.
-        prefix: words before the command of each arm, as "srun --gpus=1": a cluster's own scheduler places it.
+        prefix: words before the command of each arm, as "srun --gpus=1" or "ssh -tt host": a cluster's own scheduler places it, on the same files.
     """
 
     def __init__(self, *, parallel: int | None = None, devices: list[str] | None = None, prefix: str = "") -> None:
@@ -203,12 +203,12 @@ class ProcessLauncher(Launcher):
         environment = {key: value for key, value in os.environ.items() if key not in RANKS} | {"WANDB_RUN_GROUP": folder.name}
         if arm.slot is not None:
             environment["CUDA_VISIBLE_DEVICES"] = arm.slot
-        command = [*shlex.split(self.prefix), sys.executable, "-m", "sdtrain.cli.train", *arm.words, "resume=auto", f"hydra.run.dir={quoted(str(arm.folder))}"]
+        command = [sys.executable, "-m", "sdtrain.cli.train", *arm.words, "resume=auto", f"hydra.run.dir={quoted(str(arm.folder))}"]
         print(f"{arm.name}: starts{f' on device {arm.slot}' if arm.slot else ''}", flush=True)
         arm.began = time.monotonic()
         with open(arm.folder / "output.txt", "ab") as output:
             given = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT, "env": environment}
-            arm.process = subprocess.Popen(command, **given, start_new_session=True, preexec_fn=stop_with_parent)
+            arm.process = subprocess.Popen(prefixed(self.prefix, command, environment), **given, start_new_session=True, preexec_fn=stop_with_parent)
 
     def _stop(self, number: int, frame: object) -> None:
         """Arms save and leave, no more are started. A second time they leave at once."""
@@ -232,6 +232,15 @@ class ProcessLauncher(Launcher):
         done = JobReturn(overrides=arm.words, working_dir=str(arm.folder))
         done.cfg, done.status, done.return_value = OmegaConf.create(arm.cfg), JobStatus.COMPLETED, arm.number()
         return done
+
+
+def prefixed(prefix: str, command: list[str], environment: dict[str, str]) -> list[str]:
+    """The words that start a command. ssh makes one line of them for a shell, elsewhere, that knows neither this folder nor this environment."""
+    before = shlex.split(prefix)
+    if not before or Path(before[0]).name != "ssh":
+        return [*before, *command]
+    known = [f"{key}={environment[key]}" for key in ("CUDA_VISIBLE_DEVICES", "WANDB_RUN_GROUP", "WANDB_MODE") if key in environment]
+    return [*before, f"cd {shlex.quote(os.getcwd())} && exec {shlex.join(['env', *known, *command])}"]
 
 
 def earlier_sweep(words: Sequence[str]) -> Path | None:

@@ -22,7 +22,7 @@ def colour(number: int) -> dict:
 
 def levels(comparison: Comparison) -> Image.Image:
     """Error by level against the linear denoiser, and the difference to the baseline with its interval; the winner of each level below."""
-    figure, (above, below) = canvas((WIDE, 1.7 * TALL), rows=2)
+    figure, (above, below) = canvas((WIDE, 1.7 * TALL), rows=2, sharex=True)
     base = comparison.baseline.runs[0].last.found
     above.plot(LEVELS, base.linear.mean(0), color="0.6", linewidth=1, label="linear denoiser")
     for number, arm in enumerate(comparison.arms):

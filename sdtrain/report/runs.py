@@ -83,7 +83,7 @@ def find_runs(folders: list[Path]) -> list[RunRecord]:
         if (folder / "config.yaml").is_file():
             found.append((folder.resolve().name, folder))
             continue
-        arms = _arms(folder)
+        arms = sweep_arms(folder) or sorted(path.parent for path in folder.glob("*/config.yaml") if path.parent.name != "first_stage")
         if not arms:
             raise UserError(f"{folder} holds no runs: a run has a config.yaml, a sweep has runs in it. Give the folder that `sdtrain` has written.")
         found += [(arm.name, arm) for arm in arms]
@@ -93,11 +93,11 @@ def find_runs(folders: list[Path]) -> list[RunRecord]:
     return [read_run(name, folder) for name, folder in found]
 
 
-def _arms(folder: Path) -> list[Path]:
-    """A sweep's arms in its own order, those that have never begun among them; other runs below a folder by name."""
+def sweep_arms(folder: Path) -> list[Path] | None:
+    """A sweep's arms in its own order, those that have never begun among them; None where the folder is no sweep's."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return [folder / name for name in json.loads((folder / "sweep.json").read_text())["arms"]]
-    return sorted(path.parent for path in folder.glob("*/config.yaml") if path.parent.name != "first_stage")
+    return None
 
 
 def read_run(name: str, folder: Path) -> RunRecord:

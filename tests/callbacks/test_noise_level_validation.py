@@ -95,8 +95,8 @@ def test_it_looks_at_as_many_as_the_time_allows_and_at_all_in_the_end(tmp_path, 
     for _ in range(3):
         clock[0] += 1000.0
         trainer.datamodule.images_seen += 1000
-        validation.look(trainer, module, ended=False)
-    validation.look(trainer, module, ended=True)
+        validation.look(trainer, module, last=False)
+    validation.look(trainer, module, last=True)
     assert seen == [8, 8, 8, 8, 64]  # 3 % of 1000 s are 15 pictures: a power of two of them; the first 8 measured it
     resumed = NoiseLevelValidation(every=1000, num_images=64, share=0.03, run_dir=tmp_path, metrics_log=None, ema=None)
     resumed.load_state_dict(validation.state_dict())
