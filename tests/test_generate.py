@@ -1,5 +1,6 @@
 """Seed and prompt to picture: a picture is its own request's, whatever it is drawn with."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -12,12 +13,13 @@ from sdtrain.diffusion import Objective, classifier_free
 from sdtrain.diffusion.prediction import Epsilon
 from sdtrain.diffusion.times import Uniform
 from sdtrain.diffusion.weighting.simple import Simple
-from sdtrain.generate import Drawing, Request, generate
+from sdtrain.generate import Drawing, Request, by_steps, draws_noise, generate
 from sdtrain.models.autoencoder import Pixels
 from sdtrain.models.unet import UNet
 from sdtrain.module import DiffusionModule
 from sdtrain.samplers.ddim import ddim
 from sdtrain.samplers.ddpm import ddpm
+from sdtrain.samplers.dpmpp_2m import dpmpp_2m
 from sdtrain.samplers.grids import leading, trailing
 from sdtrain.schedules.linear import linear
 
@@ -177,3 +179,17 @@ def test_a_gpu_draws_what_the_cpu_draws(module):
     finally:
         module.to("cpu")
     assert_same(there, here, atol=1e-2)  # convolutions on a GPU round to TF32, 1e-3, in each of 4 steps
+
+
+def test_the_error_of_few_steps_falls_and_is_that_of_the_same_seeds(text):
+    asked = requests()[:4]
+    drawn, far = by_steps(text, asked, drawing(ddim), SIZE, [32, 4, 8, 128])
+    assert list(drawn) == [4, 8, 32, 128] and list(far) == [4, 8, 32]
+    for steps in (4, 128):
+        assert_same(drawn[steps], generate(text, asked, replace(drawing(ddim), steps=steps), SIZE))
+    assert far[4].shape == (4,) and far[4].mean() > 1.5 * far[8].mean() > 4 * far[32].mean() > 0
+    assert far[8][1].item() == pytest.approx((drawn[8][1] - drawn[128][1]).square().mean().sqrt().item() / 2)
+
+
+def test_samplers_that_draw_noise_are_known():
+    assert draws_noise(drawing(ddpm)) and draws_noise(drawing(partial(ddim, eta=1.0))) and not draws_noise(drawing(ddim)) and not draws_noise(drawing(dpmpp_2m))

@@ -11,6 +11,7 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 
 from sdtrain.checkpoints import damage, published
 from sdtrain.cli import lock, session
@@ -59,6 +60,15 @@ def test_a_run_leaves_what_it_says(tiny_run):
     assert [line["images_seen"] for line in lines if "train/loss" in line] == [16, 32, 48, 64]
     assert [line["images_seen"] for line in lines if "validation/loss" in line] == [32, 64]
     assert not [path for path in tiny_run.rglob(".*")]
+
+
+def test_guidance_and_steps_are_tried_at_the_end(run_of):
+    run = run_of("tried", "callbacks.samples.guidance_scales=[1,2,3]", "callbacks.samples.sampler_steps=[2,3,6]")
+    assert {path.name for path in (run / "samples").iterdir() if path.name.partition("-")[0] not in ("forward.png", "grid", "strip", "pictures")} == {
+        f"{kind}-000000064.png" for kind in ("guidance", "steps", "sampler_error")
+    }
+    sheets = [Image.open(run / "samples" / f"{kind}-000000064.png") for kind in ("guidance", "steps")]
+    assert sheets[0].size == sheets[1].size and sheets[0].tobytes() != sheets[1].tobytes()  # two pictures wide, three rows of them tall
 
 
 def test_a_run_may_be_as_long_as_a_time(run_of):

@@ -26,7 +26,7 @@ from sdtrain.generate import Drawing, Request, by_steps, draws_noise, generate
 from sdtrain.metrics.prompt_accuracy import PromptAccuracy, Verifier
 from sdtrain.metrics.retrieval import nearest_picture_share
 from sdtrain.plots import sampler_errors
-from sdtrain.report.runs import sweep_arms
+from sdtrain.report.runs import read_evaluation, sweep_arms
 
 Accelerator = Literal["auto", "cpu", "gpu"]
 Metric = Literal["prompt_accuracy", "retrieval", "sampler_error"]
@@ -158,13 +158,16 @@ def evaluate_run(cfg: dict, console: Console) -> None:
     drawing = build_drawing(cfg, model.module.objective.schedule)
     output = Path(cfg["output"]) if cfg["output"] else model.run_dir / "evaluation"
     writable(output)
-    result: dict[str, Any] = {
+    settings = {
         "checkpoint": str(model.folder), "num_images": cfg["num_images"], "seed": cfg["seed"], "steps": cfg["steps"], "guidance_scale": cfg["guidance_scale"],
         "sampler": cfg["sampler"]["_target_"], "ema": cfg["ema"],
     }
     measures = {"prompt_accuracy": prompt_accuracy, "retrieval": retrieval, "sampler_error": sampler_error}
+    before = read_evaluation(output)  # other metrics of this checkpoint stay, with the settings that they were measured with
+    kept = {metric: theirs for metric, theirs in before.get("settings", {}).items() if theirs["checkpoint"] == settings["checkpoint"]}
+    result: dict[str, Any] = settings | {"settings": kept} | {metric: before[metric] for metric in kept}
     for metric in dict.fromkeys(_listed(cfg["metrics"])):
-        result[metric] = measures[metric](cfg, model, drawing, output)
+        result[metric], result["settings"][metric] = measures[metric](cfg, model, drawing, output), settings
         table = Table("", *result[metric], title=metric)
         for name in next(iter(result[metric].values())):
             table.add_row(name.replace("_", " "), *(f"{100 * column[name]:.1f} %" for column in result[metric].values()))

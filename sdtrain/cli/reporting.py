@@ -71,7 +71,7 @@ def ranking(comparison: Comparison) -> Section:
     reached = [level for level, _ in figures.winners(comparison)]
     where = f"{min(reached):g} to {max(reached):g}" if reached else "none"
     heads = ["arm", "bits/dim", "standard error", "difference to baseline", "full sum", "stand-in", "bits saved"]
-    accuracy = {id(run): run.evaluation["prompt_accuracy"] for arm in comparison.arms for run in arm.runs if (run.evaluation or {}).get("prompt_accuracy")}
+    accuracy = {id(run): run.evaluation["prompt_accuracy"] for arm in comparison.arms for run in arm.runs if run.evaluation.get("prompt_accuracy")}
     rows = []
     for arm in comparison.arms:
         full = [run.last.found.summary() for run in arm.runs]

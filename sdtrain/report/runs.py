@@ -67,11 +67,16 @@ class RunRecord:
         return sorted(values)[len(values) // 2] if values else None
 
     @property
-    def evaluation(self) -> dict | None:
-        """What sdtrain-evaluate has left."""
-        with contextlib.suppress(OSError, ValueError):
-            return json.loads((self.folder / "evaluation" / "evaluation.json").read_text())
-        return None
+    def evaluation(self) -> dict:
+        return read_evaluation(self.folder / "evaluation")
+
+
+def read_evaluation(folder: Path) -> dict:
+    """What sdtrain-evaluate has left there, or nothing."""
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads((folder / "evaluation.json").read_text())
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def find_runs(folders: list[Path]) -> list[RunRecord]:

@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
 from sdtrain.checkpoints import published
-from sdtrain.cli import first_stage  # noqa: F401  by `before`
+from sdtrain.cli import first_stage, look  # noqa: F401  the first by `before`
 from sdtrain.cli.arguments import prepared
 from sdtrain.cli.session import newest_unfinished
 from sdtrain.paths import find_folder
@@ -132,6 +132,22 @@ def test_evaluate_works(here, tiny_run, tmp_path):
     assert written["prompt_accuracy"].keys() == {"trained", "held_out"} and written["retrieval"]["chance"]["top_1"] == 1 / 64
     pictures = {"prompt_accuracy-held_out.png", "prompt_accuracy-trained.png", "retrieval.png"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"evaluation.json"} | pictures
+
+
+def test_evaluate_measures_how_many_steps_it_takes(here, tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(look, "STEPS", (2, 4, 50))
+    monkeypatch.setattr(look, "REFERENCE", 8)
+    words = ["metrics=sampler_error", "num_images=2", f"output={tmp_path}/out"]
+    assert here("sdtrain-evaluate", f"checkpoint={tiny_run}", *words).code == 0
+    assert here("sdtrain-evaluate", f"checkpoint={tiny_run}", "num_images=2", "steps=2", f"output={tmp_path}/out").code == 0  # what was measured before stays
+    written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    found = written["sampler_error"]
+    assert {metric: settings["steps"] for metric, settings in written["settings"].items()} == {"sampler_error": 50, "prompt_accuracy": 2}
+    assert found["mean"].keys() == {"2 steps", "4 steps"} and 0 < found["mean"]["4 steps"] <= found["largest"]["4 steps"] < 1
+    assert {path.name for path in (tmp_path / "out").glob("sampler*.png")} == {"sampler_error.png", "sampler_error-curve.png"}
+    result = here("sdtrain-evaluate", f"checkpoint={tiny_run}", *words, "sampler=ddpm")
+    assert result.code == 2 and "sampler=ddim" in result.paragraph
+
 
 
 @pytest.mark.parametrize("name", ["sdtrain-sample", "sdtrain-evaluate"])

@@ -149,7 +149,7 @@ CHANGED = {
     "trainer.max_skipped": 3, "trainer.log_every": 8, "optimizer.lr": 2e-3, "optimizer.betas": "[0.8,0.9]", "optimizer.weight_decay": 0.1,
     "lr_schedule.warmup_images": 24, "lr_schedule.final_factor": 0.5, "checkpoint.keep": 3, "checkpoint.every": 8, "callbacks.ema.decay": 0.1,
     "callbacks.samples.every": 16, "callbacks.samples.num_images": 3, "callbacks.samples.strip_steps": 2, "callbacks.samples.seed": 1,
-    "callbacks.samples.guidance_scales": "[1,2]", "callbacks.noise_levels.every": 32,
+    "callbacks.samples.guidance_scales": "[1,2]", "callbacks.samples.sampler_steps": "[2,4]", "callbacks.noise_levels.every": 32,
     "validation.every": 16, "validation.num_images": 8,
 }
 

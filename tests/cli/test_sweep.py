@@ -12,7 +12,7 @@ import time
 import pytest
 import yaml
 
-from sdtrain.cli.sweep import ProcessLauncher, earlier_sweep, names, same_sweep
+from sdtrain.cli.sweep import RECORD, ProcessLauncher, earlier_sweep, names, prefixed, same_sweep
 from sdtrain.paths import config_dir
 
 
@@ -57,6 +57,28 @@ def test_every_arm_of_a_sweep_that_is_offered_can_be_built(path, composed):
             cfg = composed(*constant, f"{key}={value}")
             if value in ("x0", "flow", "v") or key != "weighting":
                 fitting_objective(cfg, {key, *(word.partition("=")[0] for word in constant)}, [])
+
+
+def test_what_ssh_makes_one_line_of_still_finds_its_folder_and_its_words(tmp_path, monkeypatch):
+    """A stand-in that forgets all but PATH and the folder, as the real one does; and a scheduler, which takes words as they are."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "ssh").write_text(f"#!/bin/sh\nshift\ncd {tmp_path}/elsewhere\nexec env -i PATH=\"$PATH\" sh -c \"$*\"\n")
+    (tmp_path / "ssh").chmod(0o755)
+    (tmp_path / "a folder").mkdir()
+    monkeypatch.chdir(tmp_path / "a folder")
+    command = [sys.executable, "-c", "import os, sys; print(os.getcwd(), os.environ.get('WANDB_RUN_GROUP'), sys.argv[1:])", "a 'b' $c", "d=[1, 2]"]
+    for prefix, group in ((f"{tmp_path}/ssh host", "then"), ("env -u WANDB_RUN_GROUP", None), ("", "then")):
+        environment = os.environ | {"WANDB_RUN_GROUP": "then"}
+        said = subprocess.run(prefixed(prefix, command, environment), env=environment, capture_output=True, text=True, check=True).stdout
+        assert said == f"{tmp_path}/a folder {group} {command[3:]}\n"
+
+
+def test_a_sweep_is_evaluated_arm_by_arm(here, tiny_run, tmp_path):
+    (tmp_path / "a").symlink_to(tiny_run)
+    (tmp_path / RECORD).write_text(json.dumps({"command": [], "arms": ["a", "b"]}))
+    result = here("sdtrain-evaluate", f"checkpoint={tmp_path}", "num_images=2", "steps=2", f"output={tmp_path}/out")
+    assert result.code == 0 and re.search("b\nno checkpoint", result.out), result.err
+    assert json.loads((tmp_path / "out" / "a" / "evaluation.json").read_text())["prompt_accuracy"] and not (tmp_path / "out" / "b").exists()
 
 
 def sweep(tmp_path, *words, wait=True, env=None):

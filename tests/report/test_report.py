@@ -151,6 +151,23 @@ def test_the_page_needs_nothing_beside_it(write, monkeypatch, capsys):
     assert "d|e: duplicate of <b>bold" in text  # the same objective, whatever its learning rate
 
 
+def test_a_run_of_code_that_is_not_ours_is_compared_all_the_same(write, monkeypatch, capsys):
+    sweep = write("a", errors(16, 1.0)).parent
+    write("b", errors(16, 1.2), config={"weighting": {"_target_": "os.abort"}})
+    assert "2. b: " in run_command(monkeypatch, capsys, sweep)
+    assert "b: its objective is not built of sdtrain's own parts" in (sweep / "report" / "report.md").read_text()
+
+
+def test_prompt_accuracy_stands_beside_the_number(write, monkeypatch, capsys):
+    sweep = write("a", errors(16, 1.0)).parent
+    write("b", errors(16, 1.2), config={"x": 1})
+    (sweep / "b" / "evaluation").mkdir()
+    found = {"trained": {"colour": 0.75}, "held_out": {"colour": 0.5}}
+    (sweep / "b" / "evaluation" / "evaluation.json").write_text(json.dumps({"num_images": 4, "prompt_accuracy": found}))
+    run_command(monkeypatch, capsys, sweep)
+    assert re.search(r"\| b \|.*\| colour 75.0 % \|\n", (sweep / "report" / "report.md").read_text())
+
+
 def test_two_runs_part_where_their_losses_do(write, monkeypatch, capsys):
     sweep = write("a", errors(16, 1.0)).parent
     write("b", errors(16, 1.0))
