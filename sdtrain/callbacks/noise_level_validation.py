@@ -85,7 +85,7 @@ class NoiseLevelValidation(L.Callback):
         numbers = {}
         for weights, errors in found.items():
             numbers |= {f"validation/{'' if weights == 'ema' or len(found) == 1 else 'raw_'}{name}": value for name, value in errors.summary().items()}
-        self.latest = {"validation/bits_per_dim": numbers["validation/bits_per_dim"]}
+        self.latest = {key: value for key, value in numbers.items() if key.endswith("/bits_per_dim")}
         self._write(trainer, found)
         self.metrics_log.report(trainer, numbers | {"validation/pictures": count, "validation/seconds": round(time.monotonic() - entered, 3)})
 
