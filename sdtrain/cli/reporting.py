@@ -89,8 +89,8 @@ def ranking(comparison: Comparison) -> Section:
     return Section("Ranking", [
         f"Lower is better: bits per latent dimension over log_snr {where}, the levels that every arm's schedule reaches, {len(reached)} of "
         f"{len(comparison.inside)}, on the same held-out pictures with the same noise. The full sum runs from -12 to 12; outside a schedule's range the best "
-        f"linear denoiser stands in for the network, and its share is beside it. Levels above 0, the fine detail, make most of the sum; what a picture shows is decided "
-        f"below: see the error by noise level and the samples.", Table(heads, rows),
+        f"linear denoiser stands in for the network, and its share is beside it. Levels above 0, the fine detail, make most of the sum; what a "
+        f"picture shows is decided below: see the error by noise level and the samples.", Table(heads, rows),
     ])
 
 
