@@ -15,6 +15,7 @@ img { max-width: 100%; height: auto; display: block }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: .25rem .7rem .25rem 0; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }
 th:first-child, td:first-child { text-align: left }
+@media (max-width: 700px) { img { max-width: none; width: 680px } }
 td.text { white-space: normal; text-align: left; min-width: 14rem } .note { color: #555 }
 """
 
