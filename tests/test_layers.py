@@ -19,8 +19,8 @@ LINES = [
     {"generate", "precompute"},  # compositions of a trained module
     {"module", "autoencoder_module"},
     {"diffusion", "samplers", "models", "conditioning", "data", "metrics"},
-    {"schedules"},
-    {"types", "tensors", "randomness", "pictures", "plots", "checkpoints", "optimisation"},
+    {"schedules", "plots"},
+    {"types", "tensors", "randomness", "pictures", "checkpoints", "optimisation"},
     {"paths"},
     {"errors", "redaction"},
 ]
