@@ -53,16 +53,15 @@ def summary(comparison: Comparison) -> list[str]:
 def verdict(comparison: Comparison, arm: Arm) -> str:
     if arm.difference is None:
         return "  baseline" if len(comparison.arms) > 1 else ""
-    said = "" if arm.difference.told else "; no difference can be told" if arm.difference.half is not None else ""
-    return f"  {interval(arm.difference)} against {comparison.baseline.name}{said}"
+    return f"  against {comparison.baseline.name}: {interval(arm.difference)}"
 
 
 def interval(difference: Difference) -> str:
     if difference.mean == 0 and not difference.half:
-        return "exactly 0"
+        return "exactly 0, a duplicate"
     half = "" if difference.half is None else f" +- {difference.half:.4f} (95 %, over {difference.over})"
     spread = f", seeds from {difference.spread[0]:+.4f} to {difference.spread[1]:+.4f}" if difference.spread else ""
-    return f"{difference.mean:+.4f}{half}{spread}"
+    return f"{difference.mean:+.4f}{half}{spread}{'' if difference.told else '; no difference can be told'}"
 
 
 def ranking(comparison: Comparison) -> Section:
@@ -76,7 +75,7 @@ def ranking(comparison: Comparison) -> Section:
     for arm in comparison.arms:
         full = [run.last.found.summary() for run in arm.runs]
         mean = lambda key, full=full: sum(each[key] for each in full) / len(full)  # noqa: E731
-        told = "baseline" if arm.difference is None else interval(arm.difference) + ("" if arm.difference.told else "; no difference can be told")
+        told = "baseline" if arm.difference is None else interval(arm.difference)
         rows.append([
             arm.name, f"{arm.common:.4f}", f"{arm.common_error:.4f}", told, f"{mean('bits_per_dim'):.4f}", f"{100 * mean('stand_in_share'):.0f} %",
             f"{mean('bits_saved'):.4f}",
@@ -133,7 +132,9 @@ def curves(comparison: Comparison) -> Section:
 
 
 def objectives(entries: list[Entry], untold: list[str]) -> Section:
-    notes = [f"{each.name}: {note}." for each in entries for note in each.notes] + untold
+    groups = dict.fromkeys(tuple(each.name for each in entries if each is one or one.name in each.duplicate_of) for one in entries if one.duplicate_of)
+    notes = [f"Duplicates, the same objective under several names: {'; '.join(group)}." for group in groups] + untold
+    notes += [f"{each.name}: same objective, other parameterisation: {', '.join(each.same_objective_as)}." for each in entries if each.same_objective_as]
     weights = [(each.name, each.log_snr, each.weight) for each in entries if each.weight is not None]
     return Section("What was trained", [*([("effective_weights", figures.weights(weights))] if weights else []), *notes])
 

@@ -148,7 +148,7 @@ def test_the_page_needs_nothing_beside_it(write, monkeypatch, capsys):
     assert set(re.findall(r'(?:src|href)="([^:"]*)', page)) == {"data"} and len(re.findall("data:image/png;base64", page)) == 3
     text = (sweep / "there" / "report.md").read_text()
     assert all((sweep / "there" / name).is_file() for name in re.findall(r"\]\(([^)]+)\)", text)) and "| optimizer.lr | 0.002 | 0.02 |" in text
-    assert "d|e: duplicate of <b>bold" in text  # the same objective, whatever its learning rate
+    assert "Duplicates, the same objective under several names: <b>bold; d|e." in text  # whatever the learning rate
 
 
 def test_a_run_of_code_that_is_not_ours_is_compared_all_the_same(write, monkeypatch, capsys):
