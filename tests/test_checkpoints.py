@@ -297,6 +297,7 @@ def test_resume_goes_on_from_the_newest_whole_one_and_names_the_damaged(here, ti
     assert damage(published(run)[-1]) is None and all(torch.equal(value, resumed[key]) for key, value in straight.items())
 
 
+@pytest.mark.slow
 def test_unlooked_at_a_damaged_one_would_be_gone_on_with(here, tiny, tiny_run, saved, tmp_path, monkeypatch):
     """The twin."""
     run = tmp_path / "run"
