@@ -92,10 +92,12 @@ def find_runs(folders: list[Path]) -> list[RunRecord]:
         if not arms:
             raise UserError(f"{folder} holds no runs: a run has a config.yaml, a sweep has runs in it. Give the folder that `sdtrain` has written.")
         found += [(arm.name, arm) for arm in arms]
-    names = [name for name, _ in found]
-    if len(set(names)) < len(names):  # of several folders: as much of the path as it takes
-        found = [(f"{folder.resolve().parent.name}/{name}", folder) for name, folder in found]
-    return [read_run(name, folder) for name, folder in found]
+    named = {folder.resolve(): name for name, folder in found}  # each once
+    parts = 1
+    while len(set(named.values())) < len(named):  # of several folders: as much of the path as it takes
+        parts += 1
+        named = {folder: "/".join(folder.parts[-parts:]) for folder in named}
+    return [read_run(name, folder) for folder, name in named.items()]
 
 
 def sweep_arms(folder: Path) -> list[Path] | None:
@@ -108,16 +110,16 @@ def sweep_arms(folder: Path) -> list[Path] | None:
 def read_run(name: str, folder: Path) -> RunRecord:
     status, config = {}, {}
     with contextlib.suppress(OSError, ValueError):
-        status = json.loads((folder / "status.json").read_text())
-    with contextlib.suppress(OSError, YAMLError, OmegaConfBaseException):
-        config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+        status = dict(json.loads((folder / "status.json").read_text()))
+    with contextlib.suppress(OSError, ValueError, YAMLError, OmegaConfBaseException):
+        config = dict(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
     state = status.get("state", "unknown") if config else "not begun"
     run = RunRecord(name, folder, config, state, status.get("exit_code"), status.get("images_seen", 0), status.get("peak_memory_mb"))
     run.lines = _lines(folder / "metrics.jsonl")
     if run.lines and state == "running":
         run.images_seen = run.lines[-1]["images_seen"]
     for path in sorted((folder / "validation").glob("*.json")):
-        with contextlib.suppress(OSError, ValueError, KeyError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             if (read := _validation(json.loads(path.read_text()))) is not None:
                 run.validations.append(read)
     return run
@@ -138,11 +140,14 @@ def _lines(path: Path) -> list[dict]:
 
 
 def _validation(record: dict) -> Validation | None:
+    """None of another version's levels, and of what is not whole."""
     if record["log_snr"] != LEVELS.tolist():
-        return None  # of another version's levels
+        return None
     weights = record["errors"].get("ema") or record["errors"]["raw"]
     errors, linear = (torch.tensor(rows, dtype=torch.float64) for rows in (weights, record["linear"]))
     found = NoiseLevelErrors(errors, linear, torch.tensor(record["inside"]))
+    if not errors.shape == linear.shape == (len(record["pictures"]), len(LEVELS)) or found.inside.shape != LEVELS.shape:
+        return None
     return Validation(record["images_seen"], found, record["pictures"], {key: record[key] for key in ("autoencoder", "latent_scale", "mean", "variance")})
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 
 import pytest
 import torch
@@ -149,6 +150,31 @@ def test_the_page_needs_nothing_beside_it(write, monkeypatch, capsys):
     text = (sweep / "there" / "report.md").read_text()
     assert all((sweep / "there" / name).is_file() for name in re.findall(r"\]\(([^)]+)\)", text)) and "| optimizer.lr | 0.002 | 0.02 |" in text
     assert "Duplicates, the same objective under several names: <b>bold; d|e." in text  # whatever the learning rate
+
+
+@pytest.mark.parametrize(("file", "content"), [
+    ("status.json", "[]"), ("status.json", "{"), ("config.yaml", "- a"), ("config.yaml", "a: [\n"), ("config.yaml", "\xff"),
+    ("metrics.jsonl", '[]\n{"seconds": "x"}\n{'),
+    ("validation/000000000200.json", "[]"), ("validation/000000000200.json", '{"log_snr": 1}'), ("evaluation", "a file"),
+])
+def test_a_run_that_is_odd_spoils_no_report(write, monkeypatch, capsys, file, content):
+    sweep = write("a", errors(16, 1.0)).parent
+    (write("b", errors(16, 1.2), config={"x": 1}) / file).write_bytes(content.encode("latin-1"))
+    said = run_command(monkeypatch, capsys, sweep, sweep / "a", sweep / ".." / "sweep" / "b")
+    assert len(re.findall("^1. a: ", said, re.MULTILINE)) == 1 and len(re.findall(r"^(2\. b|not finished: b|not compared: b)\b", said, re.MULTILINE)) == 1
+
+
+def test_a_look_of_another_shape_is_passed_over(write, monkeypatch, capsys):
+    sweep = write("a", errors(16, 1.0)).parent
+    path = write("b", errors(16, 1.2), config={"x": 1}) / "validation" / "000000000200.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pictures": ["one"]}))
+    assert [len(run.validations) for run in find_runs([sweep])] == [2, 1]
+
+
+def test_runs_of_one_name_are_told_apart(write, tmp_path):
+    for place in ("one", "other"):
+        shutil.copytree(write(f"run-{place}", errors(16, 1.0)), tmp_path / place / "shapes" / "now")
+    assert [run.name for run in find_runs([tmp_path / "one/shapes/now", tmp_path / "other/shapes"])] == ["one/shapes/now", "other/shapes/now"]
 
 
 def test_a_run_of_code_that_is_not_ours_is_compared_all_the_same(write, monkeypatch, capsys):
