@@ -64,7 +64,7 @@ def test_two_micro_batches_equal_one(here, tiny, saved, one_rank, tmp_path):
 # The default experiment: 20 steps of 32, each in four parts.
 QUARTERS = [
     "trainer.accelerator=cpu", "trainer.threads=1", "logger=none", "trainer.max_images=640", "trainer.log_every=32", "checkpoint.every=32",
-    "checkpoint.keep=20", "callbacks.samples.every=0", "validation.every=0", "data.num_workers=1",
+    "checkpoint.keep=20", "callbacks.samples.every=0", "validation.every=0", "data.num_workers=1", "callbacks.noise_levels.num_images=2",
 ]
 
 
@@ -245,7 +245,7 @@ if __name__ == "__main__":
 # The default experiment, its length apart.
 SHORT = [
     *RANKS, "trainer.accelerator=cpu", "trainer.threads=1", "logger=none", "trainer.max_images=320", "trainer.log_every=32", "checkpoint.every=64",
-    "callbacks.samples.every=0", "validation.every=0", "data.num_workers=1",
+    "callbacks.samples.every=0", "validation.every=0", "data.num_workers=1", "callbacks.noise_levels.num_images=2",
 ]
 
 

@@ -87,7 +87,7 @@ def test_an_unfinished_run_is_found_again_with_what_is_allowed(tiny, tiny_run, t
 SHORT = [
     "trainer.max_images=384", "data.size=128", "data.validation_size=64", "data.num_workers=1", "trainer.accumulate=2", "trainer.accelerator=cpu",
     "trainer.threads=1", "trainer.log_every=32", "checkpoint.every=64", "validation.every=96", "validation.num_images=32", "callbacks.samples.every=384",
-    "callbacks.samples.num_images=2", "steps=2", "logger=none",
+    "callbacks.samples.num_images=2", "callbacks.samples.guidance_scales=[1,2]", "callbacks.noise_levels.num_images=2", "steps=2", "logger=none",
 ]
 
 
