@@ -382,7 +382,9 @@ def test_when_a_full_disk_has_room_again_nothing_is_missing_but_a_picture(train,
     assert result.code == 0 and "Training goes on without this picture" in result.err, result.err
     lines = [json.loads(line) for line in (disk / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["images_seen"] for line in lines if "train/loss" in line] == [32, 64, 96, 128, 160, 192] and status(disk / "run")["state"] == "finished"
-    assert {path.name for path in (disk / "run" / "samples").iterdir()} == {"forward.png"} | {f"{kind}-000000192.png" for kind in ("grid", "strip", "pictures")}
+    assert {path.name for path in (disk / "run" / "samples").iterdir()} == {
+        "forward.png", *(f"{kind}-000000192.png" for kind in ("grid", "strip", "pictures", "guidance")),
+    }
     assert ended(disk / "run", whole) and damage(newest(disk / "run")) is None
 
 

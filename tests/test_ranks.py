@@ -28,7 +28,7 @@ def model(saved, run) -> torch.Tensor:
 
 def losses(run) -> torch.Tensor:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return torch.tensor([line.get("train/loss", line.get("validation/loss")) for line in lines])
+    return torch.tensor([loss for line in lines if (loss := line.get("train/loss", line.get("validation/loss"))) is not None])
 
 
 @pytest.fixture(scope="module")
