@@ -19,10 +19,9 @@ from torch import Tensor
 from sdtrain.checkpoints import write_text
 from sdtrain.cli.arguments import prepared
 from sdtrain.cli.boundary import typed_keys
-from sdtrain.cli.build import build, build_schedule, check_all, fitting_objective
+from sdtrain.cli.build import build, build_schedule, check_all, fitting_objective, root
 from sdtrain.cli.check import check_call
 from sdtrain.cli.look import writable
-from sdtrain.cli.run import root
 from sdtrain.diffusion import Density, Objective
 from sdtrain.errors import UserError
 from sdtrain.paths import config_dir

@@ -3,8 +3,9 @@
 import functools
 import inspect
 import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -48,6 +49,24 @@ def build(node: Any, key: str, **given: Any) -> Any:
         raise
     except (ValueError, TypeError, ArithmeticError) as error:
         raise UserError(str(error) if str(error).startswith(f"{key}.") else f"{key}: {error}") from error
+
+
+@dataclass
+class FirstStage:
+    """The experiment that trains the autoencoder, and its length."""
+
+    experiment: str
+    max_images: int
+
+
+def root(
+    *, name: str, seed: int, data: object, model: object, optimizer: object, lr_schedule: object, trainer: object, strategy: object, checkpoint: dict,
+    resume: Literal["never", "auto", "must"], resume_allow: list[str], schedule: object = None, modifiers: dict | None = None, prediction: object = None,
+    weighting: object = None, loss: object = None, times: object = None, noise: object = None, sampler: object = None, grid: object = None,
+    guidance: object = None, steps: int = 30, guidance_scale: float = 1.0, callbacks: dict | None = None,
+    validation: object = None, logger: object = None, first_stage: FirstStage | None = None,
+) -> None:
+    """The schema of the configuration's root: its keys are checked as a call of this function."""
 
 
 def check_all(cfg: dict, typed: set[str]) -> list[str]:

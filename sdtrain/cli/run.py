@@ -6,9 +6,7 @@ import os
 import resource
 import shlex
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import lightning.pytorch as L
 import torch
@@ -31,6 +29,7 @@ from sdtrain.cli.build import (
     check_fit,
     cut_captions,
     fitting_objective,
+    root,
     seed_weights,
     take_in_table,
     weights_hash,
@@ -63,24 +62,6 @@ def peak_memory_mb() -> int:
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return round(torch.cuda.max_memory_allocated() / 2**20)
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
-
-
-@dataclass
-class FirstStage:
-    """The experiment that trains the autoencoder, and its length."""
-
-    experiment: str
-    max_images: int
-
-
-def root(
-    *, name: str, seed: int, data: object, model: object, optimizer: object, lr_schedule: object, trainer: object, strategy: object, checkpoint: dict,
-    resume: Literal["never", "auto", "must"], resume_allow: list[str], schedule: object = None, modifiers: dict | None = None, prediction: object = None,
-    weighting: object = None, loss: object = None, times: object = None, noise: object = None, sampler: object = None, grid: object = None,
-    guidance: object = None, steps: int = 30, guidance_scale: float = 1.0, callbacks: dict | None = None,
-    validation: object = None, logger: object = None, first_stage: FirstStage | None = None,
-) -> None:
-    """The schema of the configuration's root: its keys are checked as a call of this function."""
 
 
 class Run:
