@@ -323,6 +323,7 @@ def test_a_run_that_is_under_way_is_left_alone(start, here, tiny, tmp_path):
     assert first.code is None and (run / "config.yaml").read_text() == before and status(run)["state"] == "running" and not published(run)
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_with_a_network_of_ones_own_is_found_again(here, tiny, tmp_path, monkeypatch):
     (tmp_path / "packages").mkdir()
     (tmp_path / "packages" / "plain_network.py").write_text(

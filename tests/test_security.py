@@ -80,7 +80,7 @@ def test_a_pickle_as_trainer_state_is_refused_on_resume_and_not_read_otherwise(h
     assert here("sdtrain-sample", f"checkpoint={run}", *LOOK, f"output={tmp_path}/out").code == 0 and not marker.exists()
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors"])
+@pytest.mark.parametrize("name", ["model.safetensors", pytest.param("ema.safetensors", marks=pytest.mark.slow)])
 def test_a_pickle_as_weights_of_a_checkpoint_is_refused(here, tiny, tiny_run, tmp_path, marker, evil, name):
     run = with_file(tiny_run, tmp_path, name, evil)
     for words in (["sdtrain-sample", *LOOK], ["sdtrain-evaluate", "metrics=prompt_accuracy", *LOOK[1:]]):

@@ -61,7 +61,7 @@ def test_purposes_and_seeds_share_nothing():
 
 
 def test_stratified_one_u_in_each_stratum_of_every_global_batch():
-    u = collated(make(), range(8 * 400)).u.reshape(400, 8)
+    u = collated(make(latent_shape=(1, 1, 1)), range(8 * 400)).u.reshape(400, 8)
     strata = (u * 8).floor().long()
     assert torch.equal(strata.sort(1).values, torch.arange(8).expand(400, 8))
     assert len({tuple(one) for one in strata.tolist()}) > 380  # 400 of 8! = 40320 orders: two of them meet about twice

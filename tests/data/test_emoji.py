@@ -128,6 +128,7 @@ def test_command_leaves_with_the_errors_code(tmp_path, capsys):
 
 
 @installed
+@pytest.mark.slow
 def test_command_writes_the_folder(tmp_path, capsys):
     assert main([str(tmp_path), "--image-size", "24"]) == 0
     assert Image.open(tmp_path / "1f600.png").size == (24, 24)
