@@ -63,23 +63,21 @@ def test_two_micro_batches_equal_one(here, tiny, saved, one_rank, tmp_path):
 
 # The default experiment: 20 steps of 32, each in four parts.
 QUARTERS = [
-    "trainer.accelerator=cpu", "trainer.threads=1", "logger=none", "trainer.max_images=640", "trainer.log_every=32", "checkpoint.every=32",
-    "checkpoint.keep=20", "callbacks.samples.every=0", "validation.every=0", "data.num_workers=1", "callbacks.noise_levels.num_images=2",
+    "trainer.accelerator=cpu", "trainer.threads=1", "logger=none", "trainer.max_images=640", "trainer.log_every=32", "checkpoint.every=160",
+    "checkpoint.keep=4", "callbacks.samples.every=0", "validation.every=0", "data.num_workers=1", "callbacks.noise_levels.num_images=2",
 ]
 
 
-@pytest.fixture(scope="module")
-def quarters(command, tmp_path_factory):
+@pytest.fixture
+def quarters(command, tmp_path):
     """quarters(ranks, accumulate, script=None) -> the folder of a finished run, in a process of its own for each rank."""
-    folder = tmp_path_factory.mktemp("quarters")
-
     def trained(ranks: int, accumulate: int, script: str | None = None):
-        run = folder / f"{ranks} x {accumulate}{' wrong' if script else ''}"
+        run = tmp_path / f"{ranks} x {accumulate}{' wrong' if script else ''}"
         words = [*QUARTERS, f"trainer.accumulate={accumulate}", f"hydra.run.dir={run}"]
         words += ["strategy=ddp", f"trainer.devices={ranks}"] if ranks > 1 else []
         if script:
-            (folder / "wrong.py").write_text(script)
-            subprocess.run([sys.executable, str(folder / "wrong.py"), *words], env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
+            (tmp_path / "wrong.py").write_text(script)
+            subprocess.run([sys.executable, str(tmp_path / "wrong.py"), *words], env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
         else:
             result = command("sdtrain", *words)
             assert result.code == 0, result.err
@@ -89,7 +87,7 @@ def quarters(command, tmp_path_factory):
 
 
 def apart(a, b) -> float:
-    """How far two runs end from each other, as a share of the way that one went since its first step."""
+    """How far two runs end from each other, as a share of the way that one went since its first checkpoint."""
     folders = published(a)[0], published(a)[-1], published(b)[-1]
     start, end, other = (torch.cat([value.double().flatten() for value in read_weights(folder, "model").values()]) for folder in folders)
     return ((other - end).norm() / (end - start).norm()).item()
