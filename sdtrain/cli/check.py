@@ -108,5 +108,6 @@ def check_value(value: Any, hint: Any, key: str) -> None:
     except (PydanticSchemaGenerationError, PydanticUserError, TypeError):
         return  # a hint that is no plain type: a protocol, a class of ours
     except ValidationError as error:
-        reason = " or ".join(dict.fromkeys(each["msg"].removeprefix("Input should be ") for each in error.errors()))
+        messages = dict.fromkeys(each["msg"].removeprefix("Input should be ") for each in error.errors())
+        reason = " or ".join(m for m in messages if not m.startswith("Cannot check")) or "an object"  # "Cannot check": of a class, as Tensor
         raise UserError(f"{key}={json.dumps(value, ensure_ascii=False)} has the wrong type: it should be {reason}. Change {key}.") from None

@@ -81,7 +81,10 @@ def paragraph(error: Exception, known_keys: Callable[[], list[str]]) -> str:
         return f"'{match[1]}' is there already: write {match[1]}=... without a +."
     if match := re.match(r"Could not (?:override|append|delete)[^']*'([^']+)'", text):
         key = match[1].rstrip(".").partition("@")[0]
-        return f"There is no key '{key}'.{nearest(key, known_keys())}"
+        known = known_keys()
+        if key in known:
+            return f"There is no key '{key}' here: an option that was chosen leaves it out. Remove {key}, or choose another option."
+        return f"There is no key '{key}'.{nearest(key, known)}"
     if isinstance(error, PermissionError | FileNotFoundError | NotADirectoryError | OSError):
         return f"{error.strerror}: {error.filename}."
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error

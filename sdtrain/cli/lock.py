@@ -30,8 +30,8 @@ def _opened(path: Path) -> TextIO:
 
 
 @contextlib.contextmanager
-def only_run(folder: Path, report: Callable[[str], None]) -> Iterator[None]:
-    """Holds the lock of a run's folder. Raises UserError where another process has it, which it names; a dead run's lock is free.
+def only_run(folder: Path, report: Callable[[str], None], key: str = "hydra.run.dir") -> Iterator[None]:
+    """Holds the lock of a run's folder, or a sweep's. Raises UserError where another process has it, which it names; a dead run's lock is free.
 
     report takes a line for the user where the file system has no locks: then nothing is held.
     """
@@ -44,9 +44,9 @@ def only_run(folder: Path, report: Callable[[str], None]) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN) and hasattr(error, "holder"):
             who = error.holder or "another process"
-            raise UserError(f"{folder} belongs to a run that is under way ({who}). Choose another hydra.run.dir, or wait until it has ended.") from None
+            raise UserError(f"{folder} belongs to a run that is under way ({who}). Choose another {key}, or wait until it has ended.") from None
         if file is not None or not hasattr(error, "holder"):
-            raise StorageError(f"{folder} cannot be written: {error.strerror}. Set hydra.run.dir to another folder.") from error
+            raise StorageError(f"{folder} cannot be written: {error.strerror}. Set {key} to another folder.") from error
         report(f"The file system of {folder} has no locks ({error.strerror}): take care that no second run is started in it.")
         path.unlink(missing_ok=True)
     try:

@@ -73,14 +73,14 @@ def bounded(command: Callable[[dict, Console], None], cfg: Any, root: Callable, 
         sys.exit(130)
 
 
-def writable(folder: Path) -> Path:
+def writable(folder: Path, key: str = "output") -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".sdtrain.tmp"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise StorageError(f"output={folder} cannot be written: {error.strerror}. Give another folder in output.") from error
+        raise StorageError(f"{key}={folder} cannot be written: {error.strerror}. Give another folder in {key}.") from error
     return folder
 
 

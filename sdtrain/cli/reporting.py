@@ -24,7 +24,7 @@ def report(folders: list[Path], baseline: str | None, output: Path) -> None:
     if baseline is not None and baseline not in {name for run in runs for name in (run.name, without_seed(run.name))}:
         raise UserError(f"--baseline {baseline} is none of the runs: {', '.join(run.name for run in runs)}.")
     comparison = compare(runs, baseline)
-    writable(output)
+    writable(output, "--output")
     sections = [ranking(comparison), left_out(comparison)]
     if comparison.arms:
         sections += [by_level(comparison), curves(comparison), objectives(*audited(comparison)), drawn(comparison)]

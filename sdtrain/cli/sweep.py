@@ -8,13 +8,12 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
-import subprocess
 import sys
 import time
 import types
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,54 +23,10 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
 
+from sdtrain.cli.arms import Arm, names
+
 RECORD = "sweep.json"
-RANKS = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
 NOT_AN_ARMS = re.compile(r"[+~]*(hydra[./]|sweep(=|$)|resume=)")
-
-
-@dataclass
-class Arm:
-    """One run of a sweep. words: what sdtrain is given; cfg: what they compose to."""
-
-    name: str
-    folder: Path
-    words: list[str]
-    cfg: dict
-    process: subprocess.Popen | None = None
-    slot: str | None = None
-    began: float = 0.0
-    code: int | None = None
-
-    def finished(self) -> bool:
-        """Whether it has been done before, with this configuration."""
-        from sdtrain.cli.resume import changes
-        from sdtrain.redaction import redacted
-
-        try:
-            state = json.loads((self.folder / "status.json").read_text())["state"]
-            config = OmegaConf.to_container(OmegaConf.load(self.folder / "config.yaml"))
-        except (OSError, ValueError, KeyError):
-            return False
-        mine = {key: value for key, value in self.cfg.items() if key not in ("resume", "resume_allow")}
-        changed = changes(config, redacted(mine))[0].keys() - {"model.autoencoder.sha256", "data.sha256", "model.autoencoder.path"}
-        return state == "finished" and not {key for key in changed if not key.startswith("first_stage")}
-
-    def number(self) -> float | None:
-        """What it was measured to be: the last validation/bits_per_dim."""
-        with contextlib.suppress(OSError, ValueError):
-            lines = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
-            return next((line["validation/bits_per_dim"] for line in reversed(lines) if "validation/bits_per_dim" in line), None)
-        return None
-
-
-def names(jobs: Sequence[Sequence[str]], first: int = 0) -> list[str]:
-    """What differs between the jobs, as a folder may be called; a number where that says nothing, or too much."""
-    pairs = [[word.lstrip("+").partition("=")[::2] for word in job] for job in jobs]
-    differ = [place for place in range(len(pairs[0])) if len({job[place] for job in pairs}) > 1]
-    found = [",".join(f"{job[place][0]}={job[place][1]}" for place in differ) for job in pairs]
-    found = [re.sub(r"[^\w.,=+-]+", "_", re.sub("""['"]""", "", name)) for name in found]
-    numbered = len(set(found)) < len(found) or max(map(len, found)) > 100 or not found[0]
-    return [f"{number}_{name[:80]}".rstrip("_") if numbered else name for number, name in enumerate(found, first)]
 
 
 class ProcessLauncher(Launcher):
@@ -84,16 +39,16 @@ class ProcessLauncher(Launcher):
     """
 
     def __init__(self, *, parallel: int | None = None, devices: list[str] | None = None, prefix: str = "") -> None:
-        self.parallel, self.devices, self.prefix = parallel, devices, prefix
+        self.parallel, self.devices, self.prefix = parallel, OmegaConf.to_container(devices) if OmegaConf.is_config(devices) else devices, prefix
         self.received = 0
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: DictConfig) -> None:
         self.context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from sdtrain.checkpoints import write_text
-        from sdtrain.redaction import redacted
+        from sdtrain.cli.lock import only_run
 
+        self._check_places()
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         jobs = [[word for word in job if not NOT_AN_ARMS.match(word)] for job in job_overrides]
@@ -101,17 +56,44 @@ class ProcessLauncher(Launcher):
         self._check(arms)
         with contextlib.suppress(OSError):
             (folder / "multirun.yaml").unlink()  # Hydra's record would hold what an arm's config.yaml hides
-        record = {"command": redacted(sys.argv[1:]), "arms": [arm.name for arm in arms]}
-        write_text(folder / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-        handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-        try:
-            self._share_first_stage(folder, arms)
-            self._run(folder, arms)
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+        with only_run(folder, print, "hydra.sweep.dir"):
+            self._record(folder, arms)
+            handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+            try:
+                self._share_first_stage(folder, arms)
+                self._run(arms)
+            finally:
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
         self._leave_unless_done(folder, arms)
         return [self._returned(arm, number) for number, arm in enumerate(arms, initial_job_idx)]
+
+    def _check_places(self) -> None:
+        """The launcher's own arguments: Hydra does not look at them."""
+        from sdtrain.cli.check import check_value
+        from sdtrain.errors import UserError
+
+        check_value(self.parallel, int | None, "hydra.launcher.parallel")
+        check_value(self.devices, list[str | int] | None, "hydra.launcher.devices")
+        check_value(self.prefix, str, "hydra.launcher.prefix")
+        if self.parallel is not None and self.parallel < 1:
+            raise UserError(f"hydra.launcher.parallel={self.parallel} lets no arm run. Give 1 or more.")
+        try:
+            words = shlex.split(self.prefix)
+        except ValueError as error:
+            raise UserError(f"hydra.launcher.prefix={self.prefix} cannot be read: {error}. Change hydra.launcher.prefix.") from error
+        if words and shutil.which(words[0]) is None:
+            raise UserError(f"hydra.launcher.prefix={self.prefix}: there is no command '{words[0]}' here. Change hydra.launcher.prefix.")
+
+    def _record(self, folder: Path, arms: list[Arm]) -> None:
+        """Writes the words of the sweep and the names of its arms, after those of an earlier one in the same folder."""
+        from sdtrain.checkpoints import write_text
+        from sdtrain.redaction import redacted
+        from sdtrain.report.runs import sweep_arms
+
+        names = dict.fromkeys([arm.name for arm in sweep_arms(folder) or []] + [arm.name for arm in arms])
+        record = {"command": redacted(sys.argv[1:]), "arms": list(names)}
+        write_text(folder / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
     def _arm(self, name: str, folder: Path, words: list[str]) -> Arm:
         cfg = self.context.config_loader.load_sweep_config(self.config, list(words))
@@ -127,6 +109,10 @@ class ProcessLauncher(Launcher):
         from sdtrain.cli.run import Run
         from sdtrain.errors import UserError
 
+        chosen = self.config.hydra.runtime.choices.get("sweep")
+        if len(arms) == 1 and (swept := [key for key, values in (self.config.hydra.sweeper.params or {}).items() if "," in values]):
+            typed = next(word for word in arms[0].words if word.lstrip("+").partition("=")[0] in swept)
+            raise UserError(f"sweep={chosen} varies {', '.join(swept)}, and {typed} leaves a single arm. Remove {typed}, or sweep={chosen}.")
         for arm in arms:
             try:
                 arm.cfg = Run(copy.deepcopy(arm.cfg), arm.words, arm.folder, Console(quiet=True), listens=False).cfg  # with what makes way
@@ -156,7 +142,7 @@ class ProcessLauncher(Launcher):
     def _slots(self, arms: list[Arm]) -> list[str | None]:
         """A value of CUDA_VISIBLE_DEVICES for each arm that may run at once, None where it is left as it is."""
         if self.devices:
-            return list(self.devices)[: self.parallel]
+            return list(map(str, self.devices))[: self.parallel]
         if self.prefix:
             return [None] * (self.parallel or len(arms))
         import torch
@@ -168,7 +154,9 @@ class ProcessLauncher(Launcher):
         slots = [",".join(known[place * each : (place + 1) * each]) for place in range(count)]
         return slots[: self.parallel] or [None] * (self.parallel or 1)
 
-    def _run(self, folder: Path, arms: list[Arm]) -> None:
+    def _run(self, arms: list[Arm]) -> None:
+        from sdtrain.errors import StorageError
+
         waiting, free, running = [], self._slots(arms), []
         for arm in arms:
             if arm.finished():
@@ -180,8 +168,13 @@ class ProcessLauncher(Launcher):
             while waiting and free and not self.received:
                 arm = waiting.pop(0)
                 arm.slot = free.pop(0)
-                self._start(folder, arm)
-                running.append(arm)
+                try:
+                    arm.start(self.prefix)
+                    running.append(arm)
+                except OSError as error:  # others go on
+                    arm.code = StorageError.exit_code
+                    free.append(arm.slot)
+                    print(f"{arm.name}: cannot start: {error.strerror}: {error.filename}", flush=True)
             for arm in [arm for arm in running if arm.process.poll() is not None]:
                 running.remove(arm)
                 free.append(arm.slot)
@@ -194,21 +187,6 @@ class ProcessLauncher(Launcher):
                 for arm in running:
                     arm.process.send_signal(self.received)
             time.sleep(0.05)
-
-    def _start(self, folder: Path, arm: Arm) -> None:
-        from sdtrain.cli.arguments import quoted
-        from sdtrain.cli.first_stage import stop_with_parent
-
-        arm.folder.mkdir(parents=True, exist_ok=True)
-        environment = {key: value for key, value in os.environ.items() if key not in RANKS} | {"WANDB_RUN_GROUP": folder.name}
-        if arm.slot is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = arm.slot
-        command = [sys.executable, "-m", "sdtrain.cli.train", *arm.words, "resume=auto", f"hydra.run.dir={quoted(str(arm.folder))}"]
-        print(f"{arm.name}: starts{f' on device {arm.slot}' if arm.slot else ''}", flush=True)
-        arm.began = time.monotonic()
-        with open(arm.folder / "output.txt", "ab") as output:
-            given = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT, "env": environment}
-            arm.process = subprocess.Popen(prefixed(self.prefix, command, environment), **given, start_new_session=True, preexec_fn=stop_with_parent)
 
     def _stop(self, number: int, frame: object) -> None:
         """Arms save and leave, no more are started. A second time they leave at once."""
@@ -232,15 +210,6 @@ class ProcessLauncher(Launcher):
         done = JobReturn(overrides=arm.words, working_dir=str(arm.folder))
         done.cfg, done.status, done.return_value = OmegaConf.create(arm.cfg), JobStatus.COMPLETED, arm.number()
         return done
-
-
-def prefixed(prefix: str, command: list[str], environment: dict[str, str]) -> list[str]:
-    """The words that start a command. ssh makes one line of them for a shell, elsewhere, that knows neither this folder nor this environment."""
-    before = shlex.split(prefix)
-    if not before or Path(before[0]).name != "ssh":
-        return [*before, *command]
-    known = [f"{key}={environment[key]}" for key in ("CUDA_VISIBLE_DEVICES", "WANDB_RUN_GROUP", "WANDB_MODE") if key in environment]
-    return [*before, f"cd {shlex.quote(os.getcwd())} && exec {shlex.join(['env', *known, *command])}"]
 
 
 def earlier_sweep(words: Sequence[str]) -> Path | None:

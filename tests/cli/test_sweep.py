@@ -12,7 +12,8 @@ import time
 import pytest
 import yaml
 
-from sdtrain.cli.sweep import RECORD, ProcessLauncher, earlier_sweep, names, prefixed, same_sweep
+from sdtrain.cli.arms import names, prefixed
+from sdtrain.cli.sweep import RECORD, ProcessLauncher, earlier_sweep, same_sweep
 from sdtrain.paths import config_dir
 
 
@@ -21,7 +22,7 @@ from sdtrain.paths import config_dir
     ([["schedule=linear", "+x=1"], ["schedule=cosine", "+x=2"]], ["schedule=linear,x=1", "schedule=cosine,x=2"]),
     ([["prompt='a/b c'"], ["prompt='a/b d'"]], ["prompt=a_b_c", "prompt=a_b_d"]), ([["a='x y'"], ["a='x/y'"]], ["0_a=x_y", "1_a=x_y"]),
     ([["schedule=linear"]], ["0"]), ([["a=" + "x" * 200], ["a=" + "y" * 200]], ["0_a=" + "x" * 78, "1_a=" + "y" * 78]),
-    ([["modifiers=[]"], ["modifiers=[shift]"]], ["modifiers=_", "modifiers=_shift_"]),
+    ([["modifiers=[]"], ["modifiers=[shift]"]], ["modifiers=", "modifiers=shift"]),
 ])
 def test_arms_are_called_by_what_differs(jobs, found):
     assert names(jobs) == found
@@ -96,10 +97,34 @@ def states(tmp_path) -> dict[str, str]:
 @pytest.mark.parametrize(("word", "said"), [
     ("seeed=0,1", "There is no key 'seeed'"), ("schedule=linear,cosin", "schedule=cosin"), ("trainer.max_images=8,many", "trainer.max_images"),
     ("schedule=linear,flow", "In the arm schedule=flow: prediction=epsilon"), ("hydra.launcher.parrallel=2 seed=0,1", "parrallel"),
+    ("hydra.launcher.parallel=x seed=0,1", "hydra.launcher.parallel=\"x\""), ("hydra.launcher.parallel=0 seed=0,1", "Give 1 or more"),
+    ("hydra.launcher.prefix=nowhere seed=0,1", "no command 'nowhere'"), ("hydra.launcher.prefix='\"a' seed=0,1", "cannot be read: No closing quotation"),
+    ("hydra.launcher.devices={} seed=0,1", "hydra.launcher.devices"), ("optimizer.lr=0.1,x", "it should be a valid number. Change optimizer.lr"),
+    ("sweep=schedules schedule=linear", "sweep=schedules varies schedule, and schedule=linear leaves a single arm"),
+    ("callbacks=default,none", "There is no key 'callbacks.samples.num_images' here: an option that was chosen leaves it out"),
 ])
 def test_what_no_arm_could_do_fails_before_any_begins(here, tiny, tmp_path, word, said):
     result = here("sdtrain", "-m", *tiny(*word.split()), cwd=tmp_path)
     assert result.code == 2 and said in result.err and not states(tmp_path)
+
+
+def test_a_sweep_that_is_under_way_is_left_alone(here, tiny, tmp_path):
+    (tmp_path / "swept").mkdir()
+    other = "import sys, pathlib; from sdtrain.cli.lock import only_run\nwith only_run(pathlib.Path(sys.argv[1]), print): print('holds', flush=True), input()"
+    with subprocess.Popen([sys.executable, "-c", other, str(tmp_path / "swept")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "holds\n"
+        result = here("sdtrain", "-m", *tiny("seed=0,1", f"hydra.sweep.dir={tmp_path}/swept"))
+        holder.communicate("\n")
+    assert result.code == 2 and "under way" in result.paragraph and "another hydra.sweep.dir" in result.paragraph and not list(tmp_path.glob("*/*/status.json"))
+
+
+def test_arms_that_cannot_start_are_named_and_an_earlier_sweep_in_the_folder_stays_in_the_record(here, tiny, tmp_path):
+    (tmp_path / RECORD).write_text(json.dumps({"command": [], "arms": ["earlier"]}))
+    for seed in (0, 1):
+        (tmp_path / f"seed={seed}").touch()
+    result = here("sdtrain", "-m", *tiny("seed=0,1", f"hydra.sweep.dir={tmp_path}"))
+    assert result.code == 5 and "seed=0: cannot start: File exists" in result.out and "Not finished: seed=0 (5), seed=1 (5)" in result.err
+    assert json.loads((tmp_path / RECORD).read_text())["arms"] == ["earlier", "seed=0", "seed=1"]
 
 
 @pytest.mark.slow
