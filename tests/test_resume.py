@@ -34,6 +34,7 @@ def middle(tiny_run, tmp_path):
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("word", "allowed"), [
     ("weighting=min_snr", "weighting"), ("schedule=linear", "schedule"), ("data.batch_size=16", "data.batch_size"), ("data.seed=4", "data"),
     ("loss=huber", "loss"), ("model.caption_dropout=0.2", "model.caption_dropout"),

@@ -90,6 +90,7 @@ def finishes(run, words, folder) -> None:
     assert [checkpoint.name for checkpoint in published(folder)] == ["000000000016"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", OTHERS)
 def test_every_option_runs_two_steps(option, here, tiny, pictures, tmp_path):
     finishes(here, tiny(*choice(option, pictures)), tmp_path / "run")
