@@ -139,6 +139,7 @@ def test_a_refused_rewrite_keeps_the_one_that_was_there(run):
     assert len(read_weights(run / "checkpoints" / "000000000048", "model")["a"]) == 7 and newest_whole(run)[1] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("allowed", [9, 1])
 def test_a_full_disk_ends_a_run_with_5_and_the_older_checkpoint_stays(here, tiny, tmp_path, tiny_run, allowed):
     """Training goes on to its end, where the last save must hold, or until too many saves in a row have failed, seen when the next one begins."""
@@ -184,6 +185,7 @@ def test_what_training_does_meanwhile_is_not_in_the_checkpoint(tmp_path, memory)
         assert read["callbacks"]["ema"]["weights"]["a"].eq(-int(folder.name)).all() and read["callbacks"]["ema"]["steps"] == int(folder.name)
 
 
+@pytest.mark.slow
 def test_failed_saves_are_tried_again_reported_and_bounded(tmp_path):
     io, said = saver()
     io.save_checkpoint(*lightnings(8, tmp_path))

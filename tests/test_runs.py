@@ -113,6 +113,7 @@ def test_resumed_in_the_middle_it_ends_in_the_same_weights(run_of, tiny_run, sav
     assert numbers(resumed) == [line for line in numbers(tiny_run) if line["images_seen"] > 48]
 
 
+@pytest.mark.slow
 def test_resumed_from_other_weights_it_does_not(run_of, tiny_run, saved, tmp_path):
     """The twin: one element of the average, and one moment of the optimizer, reach the end."""
     from sdtrain.checkpoints import read_trainer, read_weights, write_checkpoint
@@ -193,7 +194,8 @@ def full_stdout(guarded: bool) -> None:
         session.Unbroken = lambda stream: stream
 
 
-@pytest.mark.parametrize("guarded", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("guarded", [True, False])
 def test_a_stdout_that_cannot_be_written_ends_no_run(command, tiny, saved, tiny_run, tmp_path, guarded):
     result = command("sdtrain", *tiny(), f"hydra.run.dir={tmp_path}/run", before=f"{__file__}:full_stdout({guarded})")
     assert (result.code == 0) == guarded
@@ -259,6 +261,7 @@ def test_stopped_by_a_signal_and_resumed_in_a_new_process(start, command, tiny, 
     assert numbers(run) == numbers(straight) and status(run)["state"] == "finished"
 
 
+@pytest.mark.slow
 def test_killed_and_found_again_without_its_folder(start, command, tiny, saved, straight, tmp_path):
     assert stopped(start, tiny, tmp_path, signal.SIGKILL, cwd=tmp_path).code == -signal.SIGKILL
     (run,) = (tmp_path / "runs" / "shapes").iterdir()

@@ -153,6 +153,7 @@ def timed(command, *words, **given):
     return command(*words, **given), time.monotonic() - began
 
 
+@pytest.mark.slow
 def test_wandb_unreachable(command, tiny, tiny_run, wandb_run, tmp_path):
     online = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
     result, seconds = timed(command, "sdtrain", *tiny("logger=wandb"), f"hydra.run.dir={tmp_path}/run", env=online)

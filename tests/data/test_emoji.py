@@ -85,6 +85,7 @@ def test_options_are_seen(data):
     assert not set(data.split("validation").names) <= set(small.split("validation").names)
 
 
+@pytest.mark.slow
 @installed
 def test_folder_reads_back(data, tmp_path):
     write_folder(data, tmp_path / "emoji")
