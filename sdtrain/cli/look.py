@@ -142,12 +142,19 @@ def evaluate(cfg: dict, console: Console) -> None:
     arms = sweep_arms(Path(cfg["checkpoint"]).expanduser())
     if arms is None:
         return evaluate_run(cfg, console)
+    failed = None
     for arm in arms:
         console.print(arm.name, soft_wrap=True)
-        if published(arm):
-            evaluate_run(cfg | {"checkpoint": str(arm), "output": cfg["output"] and f"{cfg['output']}/{arm.name}"}, console)
-        else:
+        if not published(arm):
             console.print("no checkpoint: not evaluated")
+            continue
+        try:
+            evaluate_run(cfg | {"checkpoint": str(arm), "output": cfg["output"] and f"{cfg['output']}/{arm.name}"}, console)
+        except UserError as error:  # the others can be measured
+            console.print(f"not evaluated: {error}", soft_wrap=True)
+            failed = failed or type(error)(f"{arm.name} could not be evaluated: {error}")
+    if failed:
+        raise failed
 
 
 def evaluate_run(cfg: dict, console: Console) -> None:

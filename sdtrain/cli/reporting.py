@@ -12,9 +12,10 @@ from sdtrain.cli.build import build_objective, build_schedule
 from sdtrain.cli.load import check_targets
 from sdtrain.cli.look import writable
 from sdtrain.errors import UserError
+from sdtrain.metrics.noise_level_error import LEVELS
 from sdtrain.pictures import write_png
 from sdtrain.report import figures
-from sdtrain.report.compare import Arm, Comparison, Difference, compare, parting, without_seed
+from sdtrain.report.compare import Arm, Comparison, Difference, compare, parting, seed, winners, without_seed
 from sdtrain.report.page import Section, Table, markdown, page
 from sdtrain.report.runs import RunRecord, differences, find_runs
 
@@ -59,7 +60,7 @@ def verdict(comparison: Comparison, arm: Arm) -> str:
 def interval(difference: Difference) -> str:
     if difference.mean == 0 and not difference.half:
         return "exactly 0, a duplicate"
-    half = "" if difference.half is None else f" +- {difference.half:.4f} (95 %, over {difference.over})"
+    half = f" +- {difference.half:.4f} (95 %, over {difference.over})"
     spread = f", seeds from {difference.spread[0]:+.4f} to {difference.spread[1]:+.4f}" if difference.spread else ""
     return f"{difference.mean:+.4f}{half}{spread}{'' if difference.told else '; no difference can be told'}"
 
@@ -67,30 +68,51 @@ def interval(difference: Difference) -> str:
 def ranking(comparison: Comparison) -> Section:
     if not comparison.arms:
         return Section("Ranking", ["No run is at its end with a noise-level validation: there is nothing to rank."])
-    reached = [level for level, _ in figures.winners(comparison)]
-    where = f"{min(reached):g} to {max(reached):g}" if reached else "none"
-    heads = ["arm", "bits/dim", "standard error", "difference to baseline", "full sum", "stand-in", "bits saved"]
-    accuracy = {id(run): run.evaluation["prompt_accuracy"] for arm in comparison.arms for run in arm.runs if run.evaluation.get("prompt_accuracy")}
+    reached = LEVELS[comparison.inside].tolist()
+    heads = ["arm", "bits/dim", "standard error", "difference to baseline", "unpaired +-", "full sum", "stand-in", "bits saved"]
+    accuracy = {id(run): found for arm in comparison.arms for run in arm.used if (found := trained_accuracy(run.evaluation))}
     rows = []
     for arm in comparison.arms:
-        full = [run.last.found.summary() for run in arm.runs]
+        full = [run.last.found.summary() for run in arm.used]
         mean = lambda key, full=full: sum(each[key] for each in full) / len(full)  # noqa: E731
         told = "baseline" if arm.difference is None else interval(arm.difference)
+        unpaired = "" if arm.difference is None else f"{arm.difference.unpaired_half:.4f}"
         rows.append([
-            arm.name, f"{arm.common:.4f}", f"{arm.common_error:.4f}", told, f"{mean('bits_per_dim'):.4f}", f"{100 * mean('stand_in_share'):.0f} %",
-            f"{mean('bits_saved'):.4f}",
+            arm.name, f"{arm.common:.4f}", f"{arm.common_error:.4f}", told, unpaired, f"{mean('bits_per_dim'):.4f}",
+            f"{100 * mean('stand_in_share'):.0f} %", f"{mean('bits_saved'):.4f}",
         ])
         if accuracy:
-            found = [accuracy[id(run)] for run in arm.runs if id(run) in accuracy]
-            rows[-1].append(", ".join(f"{name.replace('_', ' ')} {100 * value:.1f} %" for name, value in found[0]["trained"].items()) if found else "")
+            found = [accuracy[id(run)] for run in arm.used if id(run) in accuracy]
+            rows[-1].append(", ".join(f"{name.replace('_', ' ')} {100 * value:.1f} %" for name, value in found[0].items()) if found else "")
     if accuracy:
         heads.append("prompt accuracy")
     return Section("Ranking", [
-        f"Lower is better: bits per latent dimension over log_snr {where}, the levels that every arm's schedule reaches, {len(reached)} of "
+        f"Lower is better: bits per latent dimension over log_snr {reached[0]:g} to {reached[-1]:g}, which every arm's schedule reaches, {len(reached)} of "
         f"{len(comparison.inside)}, on the same held-out pictures with the same noise. The full sum runs from -12 to 12; outside a schedule's range the best "
         f"linear denoiser stands in for the network, and its share is beside it. Levels above 0, the fine detail, make most of the sum; what a "
-        f"picture shows is decided below: see the error by noise level and the samples.", Table(heads, rows),
+        f"picture shows is decided below: see the error by noise level and the samples. Beside the interval stands how wide it were unpaired.",
+        *unlike(comparison), Table(heads, rows),
     ])
+
+
+def unlike(comparison: Comparison) -> list[str]:
+    """What else differs between the arms, so that it is not taken for their own."""
+    notes, budgets = [], {arm.name: max(run.images_seen for run in arm.used) for arm in comparison.arms}
+    if len(set(budgets.values())) > 1:
+        notes.append(f"The arms have not seen as many images: {', '.join(f'{name} {seen}' for name, seen in budgets.items())}.")
+    seeds = [{str(seed(run)) for run in arm.used} for arm in comparison.arms]
+    if any(each != seeds[0] for each in seeds):
+        notes.append("The arms have no seed in common: a difference is also one of initial weights, order and noise.")
+    elif any(len(arm.used) < len(arm.runs) for arm in comparison.arms):
+        notes.append(f"Taken are the seeds that all arms have, {', '.join(sorted(seeds[0]))}; others are left out.")
+    return notes
+
+
+def trained_accuracy(evaluation: dict) -> dict[str, float]:
+    """Of prompts whose combination was trained, where it was measured."""
+    found = evaluation.get("prompt_accuracy")
+    found = found.get("trained") if isinstance(found, dict) else None
+    return {name: value for name, value in found.items() if isinstance(value, int | float)} if isinstance(found, dict) else {}
 
 
 def left_out(comparison: Comparison) -> Section:
@@ -106,11 +128,13 @@ def audited(comparison: Comparison) -> tuple[list[Entry], list[str]]:
     for arm in comparison.arms:
         cfg = {group: copy.deepcopy(arm.runs[0].config.get(group)) or {} for group in GROUPS}
         try:
+            if missing := [group for group in ("schedule", "prediction", "weighting", "times", "noise") if "_target_" not in cfg[group]]:
+                raise UserError(f"its configuration has no {missing[0]}")
             check_targets(cfg, [])
             entry = Entry(arm.name, cfg, build_schedule(cfg))
             entry.log_snr, entry.weight = effective_weight(build_objective(cfg)) or (None, None)
-        except UserError:
-            untold.append(f"{arm.name}: its objective is not built of sdtrain's own parts, and its effective weight is not shown.")
+        except UserError as error:
+            untold.append(f"{arm.name}: its effective weight is not shown: {error}")
         else:
             entries.append(entry)
     compare_weights(entries)
@@ -118,13 +142,15 @@ def audited(comparison: Comparison) -> tuple[list[Entry], list[str]]:
 
 
 def by_level(comparison: Comparison) -> Section:
-    winners: list[list[str]] = []
-    for level, name in figures.winners(comparison):
-        if winners and winners[-1][0] == name:
-            winners[-1][2] = f"{level:g}"
+    rows: list[list[str]] = []
+    for level, name in winners(comparison) if len(comparison.arms) > 1 else []:
+        said = name or "none that can be told from the next"
+        if rows and rows[-1][0] == said:
+            rows[-1][2] = f"{level:g}"
         else:
-            winners.append([name, f"{level:g}", f"{level:g}"])
-    return Section("Error by noise level", [("noise_levels", figures.levels(comparison)), Table(["lowest error", "from log_snr", "to"], winners)])
+            rows.append([said, f"{level:g}", f"{level:g}"])
+    table = [Table(["lowest error", "from log_snr", "to"], rows)] if rows else []
+    return Section("Error by noise level", [("noise_levels", figures.levels(comparison)), *table])
 
 
 def curves(comparison: Comparison) -> Section:
@@ -133,15 +159,17 @@ def curves(comparison: Comparison) -> Section:
 
 def objectives(entries: list[Entry], untold: list[str]) -> Section:
     groups = dict.fromkeys(tuple(each.name for each in entries if each is one or one.name in each.duplicate_of) for one in entries if one.duplicate_of)
-    notes = [f"Duplicates, the same objective under several names: {'; '.join(group)}." for group in groups] + untold
+    notes = [f"Duplicates by their objective (schedule, prediction, weighting, loss, times, noise) alone: {'; '.join(group)}." for group in groups]
+    notes += untold
     notes += [f"{each.name}: same objective, other parameterisation: {', '.join(each.same_objective_as)}." for each in entries if each.same_objective_as]
     weights = [(each.name, each.log_snr, each.weight) for each in entries if each.weight is not None]
     return Section("What was trained", [*([("effective_weights", figures.weights(weights))] if weights else []), *notes])
 
 
 def drawn(comparison: Comparison) -> Section:
-    sheet = figures.samples(comparison.arms)
-    return Section("Samples, with the same prompts and seeds", [("samples", sheet)] if sheet else [])
+    sheet, without = figures.samples(comparison.arms)
+    notes = [f"Not shown, as their last pictures are missing or have other prompts: {'; '.join(without)}."] if without else []
+    return Section("Samples, with the same prompts and seeds", [("samples", sheet), *notes] if sheet else [])
 
 
 def configuration(runs: list[RunRecord]) -> Section:
@@ -160,6 +188,7 @@ def cost(runs: list[RunRecord]) -> Section:
 
 
 def where_they_part(one: RunRecord, other: RunRecord) -> Section:
-    seen = parting(one, other)
-    said = f"The training losses part at {seen} images seen." if seen is not None else "The training losses never part."
+    lines, seen = parting(one, other)
+    said = f"The training losses part at {seen} images seen." if seen is not None else f"The training losses never part, in {lines} lines that both have."
+    said = said if lines else "The two runs have no line of the training loss at the same number of images."
     return Section("Two runs", [said])

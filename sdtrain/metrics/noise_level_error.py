@@ -17,10 +17,16 @@ from torch import Tensor
 
 LEVELS = torch.linspace(-12, 12, 25, dtype=torch.float64)
 """The log_snrs [L] at which the error is taken."""
-_TRAPEZOID = torch.full_like(LEVELS, (LEVELS[1] - LEVELS[0]).item())
-_TRAPEZOID[[0, -1]] /= 2
-BITS = _TRAPEZOID / (2 * math.log(2))
-"""[L]: errors [..., L] @ BITS is the number, by the trapezoid rule."""
+
+
+def bits_over(inside: Tensor) -> Tensor:
+    """[L]: errors [..., L] @ bits_over(inside [L]) is the number over the range that `inside` names, by the trapezoid rule."""
+    both = (inside[1:] & inside[:-1]).double() * LEVELS.diff() / 2
+    return (torch.nn.functional.pad(both, (0, 1)) + torch.nn.functional.pad(both, (1, 0))) / (2 * math.log(2))
+
+
+BITS = bits_over(torch.ones(len(LEVELS), dtype=torch.bool))
+"""Over the whole range."""
 
 
 def network_errors(epsilon_error: Callable[[Tensor, Tensor, Tensor], Tensor], count: int, levels: Tensor, size: int = 256) -> Tensor:

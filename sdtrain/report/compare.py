@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sdtrain.metrics.noise_level_error import BITS, standard_error
+from sdtrain.errors import UserError
+from sdtrain.metrics.noise_level_error import BITS, LEVELS, bits_over, standard_error
 from sdtrain.report.runs import RunRecord
 
 # Quantiles .975 of Student's t by degrees of freedom.
@@ -22,34 +23,40 @@ def t_quantile(freedom: int) -> float:
 
 @dataclass
 class Difference:
-    """bits of an arm minus the baseline's, with a 95 % interval; over: "pictures" or "seeds". half is None where there is no interval."""
+    """bits of an arm minus the baseline's, with a 95 % interval; over: "pictures" or "seeds"."""
 
     mean: float
-    half: float | None
+    half: float
     over: str
-    spread: tuple[float, float] | None = None  # over seeds, where they are too few for an interval
-    unpaired_half: float | None = None
+    spread: tuple[float, float] | None = None  # of two seeds, too few for an interval over them
+    unpaired_half: float = math.nan  # what the interval over pictures were, had each arm its own pictures and noise
 
     @property
     def told(self) -> bool:
-        """Whether it can be told from nothing at all."""
-        return self.half is not None and abs(self.mean) > self.half
+        """Whether it can be told from nothing at all; seeds that do not agree in its sign cannot."""
+        return abs(self.mean) > self.half and (self.spread is None or self.spread[0] * self.spread[1] > 0)
 
 
 @dataclass
 class Arm:
-    """Runs that differ by their seed alone."""
+    """Runs that differ by their seed alone. used: those whose seeds all arms have, or all where arms have none in common."""
 
     name: str
     runs: list[RunRecord]
-    common: float = math.nan  # bits over the levels that all arms' networks reach
-    common_error: float = math.nan
+    used: list[RunRecord]
+    errors: Tensor  # [N, L], their mean, on the pictures that all arms have
+    common: float  # bits over the levels that all arms' networks reach
+    common_error: float
     difference: Difference | None = None
+
+    @property
+    def inside(self) -> Tensor:
+        return self.runs[0].last.found.inside
 
 
 @dataclass
 class Comparison:
-    """arms: best first. refused: (run, why it cannot be compared). unfinished: runs that are not at their end."""
+    """arms: best first. inside [L]: the levels that all reach. refused: (run, why it cannot be compared). unfinished: runs not at their end."""
 
     arms: list[Arm]
     baseline: Arm | None
@@ -59,78 +66,105 @@ class Comparison:
 
 
 def compare(runs: list[RunRecord], baseline: str | None = None) -> Comparison:
-    """baseline: a run's or an arm's name, else the first that can be compared."""
-    unfinished = [run for run in runs if run.state != "finished"]
-    finished, refused = [run for run in runs if run.state == "finished"], []
-    for run in [run for run in finished if run.last is None]:
-        refused.append((run, "no noise-level validation (callbacks.noise_levels)"))
-    ready = [run for run in finished if run.last is not None]
+    """baseline: a run's or an arm's name, else the first that can be compared. Raises UserError where that one cannot."""
+    reasons = {id(run): unfit(run) for run in runs if run.state == "finished"}
+    refused = [(run, reasons[id(run)]) for run in runs if reasons.get(id(run))]
+    ready = [run for run in runs if id(run) in reasons and not reasons[id(run)]]
+    comparison = Comparison([], None, torch.zeros(len(BITS), dtype=torch.bool), refused, [run for run in runs if run.state != "finished"])
+    named = [run for run in runs if baseline in (run.name, without_seed(run.name))]
+    if named and not any(run in ready for run in named):
+        raise UserError(f"--baseline {baseline} cannot be compared: {reasons.get(id(named[0])) or named[0].state}. Choose another run.")
     if not ready:
-        return Comparison([], None, torch.zeros(len(BITS), dtype=torch.bool), refused, unfinished)
-    first = next((run for run in ready if baseline and (run.name == baseline or without_seed(run.name) == baseline)), ready[0])
+        return comparison
+    first, kept = next((run for run in ready if run in named), ready[0]), []
+    comparison.inside = first.last.found.inside
     for run in ready:
+        both = comparison.inside & run.last.found.inside
         if reason := run.last.same_ground(first.last):
             refused.append((run, f"{reason} than {first.name}"))
-    ready = [run for run in ready if run.last.same_ground(first.last) is None]
-    inside = torch.stack([run.last.found.inside for run in ready]).all(0)
-    arms: dict[str, Arm] = {}
-    for run in ready:
-        key = json.dumps(config_without_seed(run), sort_keys=True)
-        arms.setdefault(key, Arm(without_seed(run.name), [])).runs.append(run)
-    for arm in arms.values():
-        if len(arm.runs) == 1:
-            arm.name = arm.runs[0].name
-        bits = torch.stack([common_bits(run, inside) for run in arm.runs]).mean(0) if same_pictures(arm.runs) else common_bits(arm.runs[0], inside)
-        arm.common, arm.common_error = bits.mean().item(), standard_error(bits)
-    base = next(arm for arm in arms.values() if first in arm.runs)
-    for arm in arms.values():
-        if arm is not base:
-            arm.difference = difference(arm, base, inside)
-    return Comparison(sorted(arms.values(), key=lambda arm: arm.common), base, inside, refused, unfinished)
+        elif both.sum() < 2:
+            refused.append((run, f"its schedule has not two noise levels in common with {first.name} and those between"))
+        else:
+            kept.append(run)
+            comparison.inside = both
+    groups = grouped(kept)
+    seeds = set.intersection(*({seed(run) for run in group} for group in groups.values())) if groups else set()
+    count, weights = min((len(run.last.pictures) for run in kept), default=0), bits_over(comparison.inside)
+    for name, group in groups.items():
+        used = [run for run in group if seed(run) in seeds] or group
+        errors = torch.stack([run.last.found.errors[:count] for run in used]).mean(0)
+        bits = errors @ weights
+        comparison.arms.append(Arm(name, group, used, errors, bits.mean().item(), standard_error(bits)))
+    comparison.baseline = next((arm for arm in comparison.arms if first in arm.runs), None)
+    for arm in comparison.arms:
+        if arm is not comparison.baseline:
+            arm.difference = difference(arm, comparison.baseline, weights)
+    comparison.arms.sort(key=lambda arm: arm.common)
+    return comparison
 
 
-def common_bits(run: RunRecord, inside: Tensor) -> Tensor:
-    """Bits [N] by picture, over the levels that `inside` [L] names."""
-    return (run.last.found.errors * inside) @ BITS
+def unfit(run: RunRecord) -> str | None:
+    """Why a finished run has no number to compare."""
+    if run.last is None:
+        return "no noise-level validation (callbacks.noise_levels)"
+    if run.last.images_seen < run.images_seen:
+        return f"its last look at the noise levels was at {run.last.images_seen} of {run.images_seen} images"
+    return None if run.last.found.errors.isfinite().all() else "errors that are not finite"
 
 
-def same_pictures(runs: list[RunRecord]) -> bool:
-    return len({len(run.last.pictures) for run in runs}) == 1
+def seed(run: RunRecord) -> object:
+    return run.config.get("seed")
 
 
-def difference(arm: Arm, base: Arm, inside: Tensor) -> Difference:
-    """Of runs with the same seed, on the same pictures with the same noise: what both share cancels.
+def grouped(runs: list[RunRecord]) -> dict[str, list[RunRecord]]:
+    """{name: the runs of one arm}: of one configuration, and each of another seed. A seed for the second time is an arm of its own."""
+    groups: dict[tuple[str, int], list[RunRecord]] = {}
+    for run in runs:
+        key = json.dumps({key: value for key, value in run.config.items() if key != "seed"}, sort_keys=True)
+        copy = sum(seed(run) == seed(each) for (other, _), group in groups.items() if other == key for each in group)
+        groups.setdefault((key, copy), []).append(run)
+    named: dict[str, list[RunRecord]] = {}
+    for group in groups.values():
+        name = group[0].name if len(group) == 1 else without_seed(group[0].name)
+        named[f"{name}, again" if name in named else name] = group
+    return named
 
-    From three common seeds on the interval is over them, and so speaks of other trainings too; below, it is over validation pictures, and
-    speaks of these trained networks.
+
+def difference(arm: Arm, base: Arm, weights: Tensor) -> Difference:
+    """Of runs with the same seeds, on the same pictures with the same noise: what both share cancels.
+
+    From three seeds on the interval is over them, and so speaks of other trainings too; below, it is over validation pictures, and speaks of
+    these trained networks. weights [L]: errors @ weights are bits.
     """
-    seeds = {run.config.get("seed"): run for run in base.runs}
-    pairs = [(run, seeds[run.config.get("seed")]) for run in arm.runs if run.config.get("seed") in seeds] or [(arm.runs[0], base.runs[0])]
-    per_pair, means = [], []
-    for one, other in pairs:
-        count = min(len(one.last.pictures), len(other.last.pictures))
-        per_pair.append(common_bits(one, inside)[:count] - common_bits(other, inside)[:count])
-        means.append(per_pair[-1].mean().item())
-    count = min(map(len, per_pair))
-    pictures = torch.stack([each[:count] for each in per_pair]).mean(0)
-    mean = sum(means) / len(means)
-    alone = [torch.stack([common_bits(pair[side], inside)[:count] for pair in pairs]).mean(0) for side in (0, 1)]
-    unpaired = t_quantile(max(1, count - 1)) * math.hypot(*map(standard_error, alone))
-    if len(pairs) >= 3:
-        return Difference(mean, t_quantile(len(pairs) - 1) * standard_error(torch.tensor(means, dtype=torch.float64)), "seeds", unpaired_half=unpaired)
-    half = t_quantile(max(1, count - 1)) * standard_error(pictures)
-    return Difference(mean, half, "pictures", (min(means), max(means)) if len(means) > 1 else None, unpaired)
+    gaps = (arm.errors - base.errors) @ weights
+    count, others = len(gaps), {seed(run): run for run in base.used}
+    unpaired = t_quantile(max(1, count - 1)) * math.hypot(*(standard_error(each.errors @ weights) for each in (arm, base)))
+    pairs = [(run, others[seed(run)]) for run in arm.used if seed(run) in others]
+    means = [((one.last.found.errors[:count] - other.last.found.errors[:count]) @ weights).mean().item() for one, other in pairs]
+    if len(means) >= 3:
+        half = t_quantile(len(means) - 1) * standard_error(torch.tensor(means, dtype=torch.float64))
+        return Difference(gaps.mean().item(), half, "seeds", unpaired_half=unpaired)
+    half = t_quantile(max(1, count - 1)) * standard_error(gaps)
+    return Difference(gaps.mean().item(), half, "pictures", (min(means), max(means)) if len(means) == 2 else None, unpaired)
 
 
-def config_without_seed(run: RunRecord) -> dict:
-    return {key: value for key, value in run.config.items() if key != "seed"}
+def winners(comparison: Comparison) -> list[tuple[float, str | None]]:
+    """(log_snr, the arm with the lowest error there, or None where it cannot be told from the next) at the levels that all reach."""
+    found = []
+    for place in comparison.inside.nonzero().flatten().tolist():
+        best, *rest = sorted(comparison.arms, key=lambda arm: arm.errors[:, place].mean().item())
+        gap = (rest[0].errors - best.errors)[:, place] if rest else torch.ones(2)
+        told = gap.mean() > t_quantile(max(1, len(gap) - 1)) * standard_error(gap)
+        found.append((LEVELS[place].item(), best.name if told else None))
+    return found
 
 
 def without_seed(name: str) -> str:
     return ",".join(part for part in name.split(",") if not part.startswith("seed=")) or name
 
 
-def parting(one: RunRecord, other: RunRecord) -> int | None:
-    """images_seen of the first line at which the training losses of two runs are not the same; None where they never part."""
-    losses = [dict(zip(*run.series("train/loss")[::2], strict=True)) for run in (one, other)]
-    return next((seen for seen in sorted(losses[0].keys() & losses[1].keys()) if losses[0][seen] != losses[1][seen]), None)
+def parting(one: RunRecord, other: RunRecord) -> tuple[int, int | None]:
+    """(lines of the training loss that both have, images_seen of the first at which they are not the same, None where they never part)."""
+    losses = [{line["images_seen"]: line["train/loss"] for line in run.lines if "train/loss" in line} for run in (one, other)]
+    both = sorted(losses[0].keys() & losses[1].keys())
+    return len(both), next((seen for seen in both if losses[0][seen] != losses[1][seen]), None)

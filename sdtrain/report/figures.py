@@ -3,12 +3,13 @@
 import io
 import json
 import math
+import textwrap
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from sdtrain.metrics.noise_level_error import BITS, LEVELS, standard_error
+from sdtrain.metrics.noise_level_error import BITS, LEVELS, bits_over, standard_error
 from sdtrain.plots import canvas, rendered
 from sdtrain.report.compare import Arm, Comparison
 from sdtrain.report.runs import RunRecord
@@ -20,34 +21,37 @@ def colour(number: int) -> dict:
     return {"color": f"C{number % 10}", "linestyle": ("-", "--", ":", "-.")[number // 10 % 4]}
 
 
+def legend(figure, axis) -> None:
+    """Of the lines of one axis: in it, or below all axes where names are many or long."""
+    handles, names = axis.get_legend_handles_labels()
+    longest = max(map(len, names), default=0)
+    if len(names) <= 6 and longest <= 32:
+        axis.legend(fontsize="small")
+        return
+    columns = max(1, min(4, 110 // (longest + 6)))
+    figure.set_figheight(figure.get_figheight() + 0.2 * math.ceil(len(names) / columns))
+    figure.legend(handles, [textwrap.shorten(name, 120, placeholder=" ...") for name in names], loc="outside lower center", ncols=columns, fontsize="small")
+
+
 def levels(comparison: Comparison) -> Image.Image:
-    """Error by level against the linear denoiser, and the difference to the baseline with its interval; the winner of each level below."""
+    """Error by level against the linear denoiser, and the difference to the baseline with its interval over pictures."""
     figure, (above, below) = canvas((WIDE, 1.7 * TALL), rows=2, sharex=True)
-    base = comparison.baseline.runs[0].last.found
-    above.plot(LEVELS, base.linear.mean(0), color="0.6", linewidth=1, label="linear denoiser")
+    base = comparison.baseline
+    above.plot(LEVELS, base.runs[0].last.found.linear.mean(0), color="0.6", linewidth=1, label="linear denoiser")
     for number, arm in enumerate(comparison.arms):
-        found = arm.runs[0].last.found
-        line = torch.where(found.inside, found.errors.mean(0), math.nan)
-        above.plot(LEVELS, line, label=arm.name, linewidth=1.6, **colour(number))
-        if arm is not comparison.baseline:
-            count = min(len(found.errors), len(base.errors))
-            both = found.inside & base.inside
-            gap = (found.errors[:count] - base.errors[:count]) * BITS
-            middle, half = gap.mean(0), 1.96 * gap.std(0) / math.sqrt(count)
+        above.plot(LEVELS, torch.where(arm.inside, arm.errors.mean(0), math.nan), label=arm.name, linewidth=1.6, **colour(number))
+        if arm is not base:
+            both = arm.inside & base.inside
+            gap = (arm.errors - base.errors) * BITS
+            middle, half = gap.mean(0), 1.96 * gap.std(0) / math.sqrt(len(gap))
             below.plot(LEVELS, torch.where(both, middle, math.nan), linewidth=1.6, **colour(number))
             below.fill_between(LEVELS, middle - half, middle + half, where=both, alpha=0.2, color=colour(number)["color"])
     above.set(ylabel="mean squared error of epsilon", title="Error by noise level, where the schedule reaches", yscale="log")
     below.axhline(0, color="0.4", linewidth=1)
-    below.set(xlabel="log_snr (noise on the left, data on the right)", ylabel="bits per dimension", title=f"Less {comparison.baseline.name}, with 95 %")
-    above.legend(fontsize="small")
+    title = f"Less {textwrap.shorten(base.name.replace(',', ', '), 70, placeholder=' ...')}, with 95 %"
+    below.set(xlabel="log_snr (noise on the left, data on the right)", ylabel="bits per dimension", title=title)
+    legend(figure, above)
     return rendered(figure)
-
-
-def winners(comparison: Comparison) -> list[tuple[float, str]]:
-    """(log_snr, the arm with the lowest error there) at the levels that all reach."""
-    means = torch.stack([arm.runs[0].last.found.errors.mean(0) for arm in comparison.arms])
-    lowest = means.argmin(0).tolist()
-    return [(LEVELS[place].item(), comparison.arms[lowest[place]].name) for place in comparison.inside.nonzero().flatten().tolist()]
 
 
 def learning(comparison: Comparison) -> Image.Image:
@@ -58,7 +62,7 @@ def learning(comparison: Comparison) -> Image.Image:
     for number, run in runs:
         seen, clock, _ = run.series("validation/bits_per_dim")
         when = dict(zip(seen, clock, strict=True))
-        bits = [((look.found.errors * comparison.inside) @ BITS)[:count] for look in run.validations]
+        bits = [(look.found.errors @ bits_over(comparison.inside))[:count] for look in run.validations]
         middle, half = torch.stack([each.mean() for each in bits]), [1.96 * standard_error(each) if count > 1 else 0 for each in bits]
         label = comparison.arms[number].name if run is comparison.arms[number].runs[0] else None
         images = [look.images_seen for look in run.validations]
@@ -66,7 +70,7 @@ def learning(comparison: Comparison) -> Image.Image:
             axis.errorbar(x, middle, yerr=half, marker="o", markersize=3, linewidth=1.4, capsize=2, label=label, **colour(number))
     axes[0].set(xlabel="images seen", ylabel="bits per dimension", title=f"On the {count} pictures that every look has seen")
     axes[1].set(xlabel="minutes of training and looking")
-    axes[0].legend(fontsize="small")
+    legend(figure, axes[0])
     return rendered(figure)
 
 
@@ -76,21 +80,23 @@ def weights(entries: list[tuple[str, Tensor, Tensor]]) -> Image.Image:
     for number, (name, log_snr, weight) in enumerate(entries):
         axis.plot(log_snr, weight, label=name, linewidth=1.6, **colour(number))
     axis.set(xlabel="log_snr", ylabel="density x weight, unit area", title="Effective weight on the error of epsilon", yscale="log", ylim=(1e-4, None))
-    axis.legend(fontsize="small")
+    legend(figure, axis)
     return rendered(figure)
 
 
-def samples(arms: list[Arm], columns: int = 8) -> Image.Image | None:
-    """The last pictures of each arm, a row each, under common prompts; None where there are none."""
+def samples(arms: list[Arm], columns: int = 8) -> tuple[Image.Image | None, list[str]]:
+    """(the last pictures of each arm, a row each, under common seeds and prompts; the arms that have none, or others)."""
     from sdtrain.pictures import strip_of_rows
 
-    rows, prompts = [], None
+    rows, prompts, without = [], None, []
     for arm in arms:
-        pictures, said = last_pictures(arm.runs[0])
+        pictures, said = last_pictures(arm.used[0])
         if pictures and (prompts is None or said == prompts):
             rows.append((arm.name, pictures[:columns]))
             prompts = said
-    return strip_of_rows(rows, [each["prompt"] or f"seed {each['seed']}" for each in prompts[:columns]]) if rows else None
+        else:
+            without.append(arm.name)
+    return strip_of_rows(rows, [each["prompt"] or f"seed {each['seed']}" for each in prompts[:columns]]) if rows else None, without
 
 
 def last_pictures(run: RunRecord) -> tuple[list[Image.Image], list[dict]]:
@@ -101,7 +107,7 @@ def last_pictures(run: RunRecord) -> tuple[list[Image.Image], list[dict]]:
             asked = json.loads(sheet.text["sdtrain"])["requests"]
             side = sheet.width // len(asked)
             return [sheet.crop((i * side, 0, (i + 1) * side, sheet.height)) for i in range(len(asked))], asked
-        except (OSError, KeyError, ValueError, AttributeError):
+        except (OSError, KeyError, ValueError, TypeError, AttributeError, ZeroDivisionError):
             continue
     return [], []
 

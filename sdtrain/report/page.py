@@ -42,11 +42,11 @@ def markdown(title: str, sections: list[Section]) -> str:
         for part in section.parts:
             if isinstance(part, Table):
                 cells = [part.heads, ["---"] + ["---:"] * (len(part.heads) - 1), *part.rows]
-                lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells] + [""]
+                lines += ["| " + " | ".join(_plain(cell).replace("|", "\\|") for cell in row) + " |" for row in cells] + [""]
             elif isinstance(part, tuple):
                 lines += [f"![{part[0]}]({part[0]}.png)", ""]
             else:
-                lines += [part, ""]
+                lines += [_plain(part), ""]
     return "\n".join(lines)
 
 
@@ -68,6 +68,11 @@ def page(title: str, sections: list[Section]) -> str:
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     head += f"<title>{html.escape(title)}</title><style>{STYLE}</style>"
     return f"<!doctype html>\n<html lang=\"en\"><head>{head}</head>\n<body>\n" + "\n".join(body) + "\n</body></html>\n"
+
+
+def _plain(text: str) -> str:
+    """On one line, and no HTML."""
+    return " ".join(text.split()).replace("<", "&lt;")
 
 
 def _cell(text: str) -> str:

@@ -57,7 +57,7 @@ class RunRecord:
 
     def series(self, key: str) -> tuple[list[int], list[float], list[float]]:
         """(images seen, seconds, values) of the lines that have the key."""
-        rows = [(line["images_seen"], line["clock"], line[key]) for line in self.lines if line.get(key) is not None]
+        rows = [(line["images_seen"], line["clock"], line[key]) for line in self.lines if isinstance(line.get(key), int | float)]
         return tuple(map(list, zip(*rows, strict=True))) if rows else ([], [], [])
 
     @property
@@ -109,9 +109,9 @@ def sweep_arms(folder: Path) -> list[Path] | None:
 
 def read_run(name: str, folder: Path) -> RunRecord:
     status, config = {}, {}
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, TypeError):
         status = dict(json.loads((folder / "status.json").read_text()))
-    with contextlib.suppress(OSError, ValueError, YAMLError, OmegaConfBaseException):
+    with contextlib.suppress(OSError, ValueError, TypeError, YAMLError, OmegaConfBaseException):
         config = dict(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
     state = status.get("state", "unknown") if config else "not begun"
     run = RunRecord(name, folder, config, state, status.get("exit_code"), status.get("images_seen", 0), status.get("peak_memory_mb"))
@@ -130,7 +130,7 @@ def _lines(path: Path) -> list[dict]:
     found, before, last = [], 0.0, 0.0
     with contextlib.suppress(OSError):
         for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):
+            with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError):
                 line = json.loads(text)
                 if line["seconds"] < last:
                     before += last

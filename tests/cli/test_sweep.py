@@ -77,8 +77,13 @@ def test_what_ssh_makes_one_line_of_still_finds_its_folder_and_its_words(tmp_pat
 def test_a_sweep_is_evaluated_arm_by_arm(here, tiny_run, tmp_path):
     (tmp_path / "a").symlink_to(tiny_run)
     (tmp_path / RECORD).write_text(json.dumps({"command": [], "arms": ["a", "b"]}))
-    result = here("sdtrain-evaluate", f"checkpoint={tmp_path}", "num_images=2", "steps=2", f"output={tmp_path}/out")
+    words = ["sdtrain-evaluate", f"checkpoint={tmp_path}", "num_images=2", "steps=2", f"output={tmp_path}/out"]
+    result = here(*words)
     assert result.code == 0 and re.search("b\nno checkpoint", result.out), result.err
+    (tmp_path / "c" / "checkpoints" / "000000000008").mkdir(parents=True)
+    (tmp_path / RECORD).write_text(json.dumps({"command": [], "arms": ["c", "a"]}))
+    result = here(*words)
+    assert result.code == 2 and "c could not be evaluated" in result.paragraph and "not evaluated" in result.out and "colour" in result.out
     assert json.loads((tmp_path / "out" / "a" / "evaluation.json").read_text())["prompt_accuracy"] and not (tmp_path / "out" / "b").exists()
 
 

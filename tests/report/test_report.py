@@ -10,8 +10,8 @@ import torch
 import yaml
 
 from sdtrain.cli import report as command
-from sdtrain.metrics.noise_level_error import BITS, LEVELS
-from sdtrain.report.compare import T, compare, t_quantile
+from sdtrain.metrics.noise_level_error import BITS, LEVELS, bits_over
+from sdtrain.report.compare import Arm, T, compare, difference, t_quantile, winners
 from sdtrain.report.runs import find_runs
 
 CONFIG = {
@@ -79,15 +79,8 @@ def test_a_difference_of_one_percent_shows_picture_by_picture_and_not_otherwise(
 
 def test_the_interval_holds_what_it_says(write):
     """Over 200 pairs of runs that are alike, it misses zero in about one of twenty."""
-    from sdtrain.report.compare import Arm, difference
-    from sdtrain.report.runs import RunRecord, Validation
-
-    def run(seed):
-        found = type("Found", (), {"errors": errors(64, 1.0, seed=seed, own=0.2)})
-        return RunRecord("", None, {}, "finished", 0, 0, validations=[Validation(0, found, [str(i) for i in range(64)], {})])
-
-    inside = torch.ones(len(LEVELS), dtype=torch.bool)
-    missed = sum(difference(Arm("", [run(2 * i)]), Arm("", [run(2 * i + 1)]), inside).told for i in range(200))
+    arms = [Arm("", [], [], errors(64, 1.0, seed=number, own=0.2), 0, 0) for number in range(400)]
+    missed = sum(difference(*arms[2 * i : 2 * i + 2], BITS).told for i in range(200))
     assert 2 <= missed <= 20
 
 
@@ -100,6 +93,39 @@ def test_over_seeds_there_is_an_interval_from_three_on(write, seeds):
     assert [arm.name for arm in comparison.arms] == ["arm=a", "arm=b"] and [len(arm.runs) for arm in comparison.arms] == [seeds, seeds]
     found = comparison.arms[1].difference
     assert found.over == ("seeds" if seeds == 3 else "pictures") and (found.spread is None) == (seeds == 3)
+    assert comparison.arms[1].common - comparison.arms[0].common == pytest.approx(found.mean)
+
+
+def test_arms_are_ranked_on_the_seeds_that_all_of_them_have(write, monkeypatch, capsys):
+    """b has one seed, an easy one: on that seed it is the worse arm."""
+    for seed, name, scale in ((0, "a", 0.5), (1, "a", 1.0), (2, "a", 1.0), (0, "b", 0.6)):
+        sweep = write(f"arm={name},seed={seed}", errors(32, scale, own=0.01), config={"seed": seed, "arm": name}).parent
+    comparison = compare(find_runs([sweep]))
+    assert [arm.name for arm in comparison.arms] == ["arm=a", "arm=b,seed=0"] and comparison.arms[1].difference.mean > 0
+    run_command(monkeypatch, capsys, sweep)
+    assert "Taken are the seeds that all arms have, 0; others are left out." in (sweep / "report" / "report.md").read_text()
+
+
+def test_a_seed_for_the_second_time_is_an_arm_of_its_own(write):
+    """Three runs of one configuration and seed are no three seeds; and what differs between them is seen."""
+    for name, scale in (("a", 1.0), ("b", 1.0), ("c", 1.1)):
+        sweep = write(name, errors(16, scale)).parent
+    comparison = compare(find_runs([sweep]))
+    assert {arm.name: arm.difference and arm.difference.mean > 0 for arm in comparison.arms} == {"a": None, "b": False, "c": True}
+
+
+def test_seeds_that_disagree_tell_nothing(write):
+    for seed, scales in ((0, (1.0, 1.5)), (1, (1.0, 0.8))):
+        for name, scale in zip("ab", scales, strict=True):
+            sweep = write(f"arm={name},seed={seed}", errors(64, scale), config={"seed": seed, "arm": name}).parent
+    (found,) = [arm.difference for arm in compare(find_runs([sweep]), "arm=a").arms if arm.difference]
+    assert found.spread[0] < 0 < found.spread[1] and found.mean > found.half and not found.told
+
+
+def test_a_level_has_a_winner_where_it_can_be_told(write):
+    sweep = write("a", errors(16, 1.0, own=0.2)).parent
+    write("b", torch.where(LEVELS < 0, 0.5, 1.0) * errors(16, 1.0, own=0.2), config={"x": 1})
+    assert winners(compare(find_runs([sweep]))) == [(level, "b" if level < 0 else None) for level in range(-6, 8)]
 
 
 def test_ranks_on_what_all_reach(write):
@@ -108,8 +134,33 @@ def test_ranks_on_what_all_reach(write):
     comparison = compare(find_runs([sweep]))
     assert comparison.inside.tolist() == ((LEVELS >= -3) & (LEVELS <= 4)).tolist()
     assert comparison.arms[0].common == comparison.arms[1].common
+    exact = (LEVELS[None, :].expand(16, -1) ** 2) @ bits_over(comparison.inside)  # of a parabola the trapezoid rule makes 1/6 too much for each step
+    assert torch.allclose(exact * 2 * math.log(2), torch.tensor((4**3 + 3**3) / 3 + 7 / 6, dtype=torch.float64))
     full = {arm.name: arm.runs[0].last.found.summary() for arm in comparison.arms}
     assert full["wide"]["bits_per_dim"] < full["narrow"]["bits_per_dim"] and full["wide"]["stand_in_share"] == 0 < full["narrow"]["stand_in_share"]
+
+
+@pytest.mark.parametrize(("given", "reason"), [
+    ({"inside": (8, 12)}, "not two noise levels in common"), ({"looks": (100,), "seen": 200}, "was at 100 of 200 images"),
+    ({"found": errors(16, 1.0) * math.nan}, "errors that are not finite"),
+])
+def test_what_has_no_number_to_compare_is_refused_with_the_reason(write, capsys, monkeypatch, given, reason):
+    sweep, seen = write("a", errors(16, 1.0)).parent, given.pop("seen", None)
+    odd = write("b", **{"found": errors(16, 0.5), "config": {"x": 1}} | given)
+    write("c", errors(16, 0.9), config={"x": 2})
+    if seen:
+        (odd / "status.json").write_text(json.dumps({"state": "finished", "images_seen": seen}))
+    said = run_command(monkeypatch, capsys, sweep)
+    assert re.search(f"not compared: b, .*{reason}", said) and re.search(r"^1\. c: ", said, re.MULTILINE) and "nan" not in said
+
+
+@pytest.mark.parametrize("state", ["diverged", "running"])
+def test_a_baseline_that_cannot_be_compared_is_refused(write, capsys, monkeypatch, state):
+    sweep = write("a", errors(16, 1.0)).parent
+    write("b", errors(16, 0.5), state=state)
+    with pytest.raises(SystemExit) as left:
+        run_command(monkeypatch, capsys, sweep, "--baseline", "b")
+    assert left.value.code == 2 and f"--baseline b cannot be compared: {state}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("change", "reason"), [
@@ -149,17 +200,22 @@ def test_the_page_needs_nothing_beside_it(write, monkeypatch, capsys):
     assert set(re.findall(r'(?:src|href)="([^:"]*)', page)) == {"data"} and len(re.findall("data:image/png;base64", page)) == 3
     text = (sweep / "there" / "report.md").read_text()
     assert all((sweep / "there" / name).is_file() for name in re.findall(r"\]\(([^)]+)\)", text)) and "| optimizer.lr | 0.002 | 0.02 |" in text
-    assert "Duplicates, the same objective under several names: <b>bold; d|e." in text  # whatever the learning rate
+    assert "noise) alone: &lt;b>bold; d|e." in text  # duplicates by their objective, whatever the learning rate
 
 
 @pytest.mark.parametrize(("file", "content"), [
-    ("status.json", "[]"), ("status.json", "{"), ("config.yaml", "- a"), ("config.yaml", "a: [\n"), ("config.yaml", "\xff"),
+    ("status.json", "[]"), ("status.json", "{"), ("status.json", "5"), ("config.yaml", "- 1"), ("config.yaml", "seed: 1"),
+    ("metrics.jsonl", '{"images_seen": Infinity, "seconds": 1}\n{"images_seen": 1, "seconds": 1, "train/images_per_second": "x"}'),
+    ("evaluation/evaluation.json", '{"prompt_accuracy": 5}'), ("evaluation/evaluation.json", '{"prompt_accuracy": {}}'),
+    ("config.yaml", "- a"), ("config.yaml", "a: [\n"), ("config.yaml", "\xff"),
     ("metrics.jsonl", '[]\n{"seconds": "x"}\n{'),
     ("validation/000000000200.json", "[]"), ("validation/000000000200.json", '{"log_snr": 1}'), ("evaluation", "a file"),
 ])
 def test_a_run_that_is_odd_spoils_no_report(write, monkeypatch, capsys, file, content):
     sweep = write("a", errors(16, 1.0)).parent
-    (write("b", errors(16, 1.2), config={"x": 1}) / file).write_bytes(content.encode("latin-1"))
+    path = write("b", errors(16, 1.2), config={"x": 1}) / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content.encode("latin-1"))
     said = run_command(monkeypatch, capsys, sweep, sweep / "a", sweep / ".." / "sweep" / "b")
     assert len(re.findall("^1. a: ", said, re.MULTILINE)) == 1 and len(re.findall(r"^(2\. b|not finished: b|not compared: b)\b", said, re.MULTILINE)) == 1
 
@@ -181,7 +237,7 @@ def test_a_run_of_code_that_is_not_ours_is_compared_all_the_same(write, monkeypa
     sweep = write("a", errors(16, 1.0)).parent
     write("b", errors(16, 1.2), config={"weighting": {"_target_": "os.abort"}})
     assert "2. b: " in run_command(monkeypatch, capsys, sweep)
-    assert "b: its objective is not built of sdtrain's own parts" in (sweep / "report" / "report.md").read_text()
+    assert re.search("b: its effective weight is not shown: .*os.abort", (sweep / "report" / "report.md").read_text())
 
 
 def test_prompt_accuracy_stands_beside_the_number(write, monkeypatch, capsys):
@@ -203,6 +259,12 @@ def test_two_runs_part_where_their_losses_do(write, monkeypatch, capsys):
     (sweep / "b" / "metrics.jsonl").write_text("\n".join(lines[:2] + [lines[2].replace("0.005", "0.006")] + lines[3:]) + "\n")
     run_command(monkeypatch, capsys, sweep / "a", sweep / "b", "--output", sweep / "there")
     assert "part at 200 images seen" in (sweep / "there" / "report.md").read_text()
+    (sweep / "b" / "metrics.jsonl").write_text("\n".join([lines[0].replace('"train/loss": 0.01', '"train/loss": null'), *lines[1:]]) + "\n")
+    run_command(monkeypatch, capsys, sweep / "a", sweep / "b", "--output", sweep / "there")
+    assert "part at 100 images seen" in (sweep / "there" / "report.md").read_text()
+    (sweep / "b" / "metrics.jsonl").write_text("")
+    run_command(monkeypatch, capsys, sweep / "a", sweep / "b", "--output", sweep / "there")
+    assert "no line of the training loss" in (sweep / "there" / "report.md").read_text()
 
 
 @pytest.mark.parametrize("words", [["nowhere"], ["{folder}"], ["{folder}/a", "--baseline", "z"]])
