@@ -156,7 +156,11 @@ def test_the_first_line_of_a_resumed_run_is_of_all_images_since_the_last(run_of,
     whole = run_of("whole", "trainer.log_every=64")
     part = tmp_path / "part" / "checkpoints" / f"{48:012d}"
     shutil.copytree(whole / "checkpoints" / part.name, part)
-    assert losses(run_of("part", "trainer.log_every=64", "resume=must")) == losses(whole)
+    (part.parent.parent / "metrics.jsonl").write_text('{"images_seen": 48, "seconds": 1000.0}\n')
+    run = run_of("part", "trainer.log_every=64", "resume=must")
+    assert losses(run) == losses(whole)
+    clocks = [json.loads(line)["seconds"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert 1000 == clocks[0] < clocks[1] < 1060 and clocks == sorted(clocks)  # the clock goes on
 
 
 def test_a_run_without_a_whole_checkpoint_is_not_written_over(here, tiny, tiny_run, tmp_path):

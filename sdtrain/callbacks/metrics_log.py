@@ -53,6 +53,7 @@ class MetricsLog(L.Callback):
                 write_text(self.path, "".join(line + "\n" for line in kept))
             except OSError as error:
                 raise StorageError(f"{self.path} cannot be written: {error.strerror}. Free space, and resume with resume=auto.") from error
+            self.started -= json.loads(kept[-1]).get("seconds", 0.0) if kept else 0.0  # the clock goes on
             for logger in (each for each in trainer.loggers if isinstance(each, CSVLogger)):  # it begins its file anew
                 for line in map(json.loads, kept):
                     numbers = {key: value for key, value in line.items() if key != "seconds" and not isinstance(value, list)}

@@ -91,10 +91,11 @@ class NoiseLevelValidation(L.Callback):
 
     def _prepare(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         data, autoencoder = trainer.datamodule, module.autoencoder
+        self.size = min(256, 4 * data.micro_batch(trainer.world_size))  # no gradient is kept: what trains in its memory fits
         # Ordinals as the loader's, so that a crop or flip, where there is one, is always the same.
         rows = [data.validation[(i, i)] for i in range(min(self.num_images, len(data.validation)))]
         known = [data.train[(i, i)].image for i in range(min(STATISTICS, len(data.train)))]
-        encode = lambda images: torch.cat([autoencoder.encode(torch.stack(part).to(module.device)) for part in _split(images, 64)])  # noqa: E731
+        encode = lambda images: torch.cat([autoencoder.encode(torch.stack(part).to(module.device)) for part in _split(images, min(64, self.size))])  # noqa: E731
         self.latents, latents = encode([row.image for row in rows]), encode(known)
         self.captions, self.labels = [row.caption for row in rows], torch.tensor([row.label for row in rows], device=module.device)
         self.mean, self.variance = latents.mean((0, 2, 3), keepdim=True), latents.var((0, 2, 3), keepdim=True)
@@ -118,7 +119,7 @@ class NoiseLevelValidation(L.Callback):
         for weights in ("ema", "raw") if self.ema else ("raw",):
             with self.ema.average.applied(module.trained()) if weights == "ema" else nullcontext():
                 errors = self.linear[:count].clone()
-                errors[:, self.inside] = network_errors(error, count, LEVELS[self.inside])
+                errors[:, self.inside] = network_errors(error, count, LEVELS[self.inside], self.size)
             found[weights] = NoiseLevelErrors(errors, self.linear[:count], self.inside)
         module.train()
         return found

@@ -181,7 +181,7 @@ def configuration(runs: list[RunRecord]) -> Section:
 def cost(runs: list[RunRecord]) -> Section:
     rows = []
     for run in runs:
-        minutes = run.lines[-1]["clock"] / 60 if run.lines else 0
+        minutes = run.lines[-1]["seconds"] / 60 if run.lines else 0
         memory = f"{run.peak_memory_mb:.0f}" if run.peak_memory_mb else ""
         rows.append([run.name, str(run.images_seen), f"{minutes:.1f}", f"{run.speed:.0f}" if run.speed else "", memory])
     return Section("Speed and memory", [Table(["run", "images seen", "minutes", "images/s", "peak memory, MB"], rows)])

@@ -39,7 +39,7 @@ class Validation:
 
 @dataclass
 class RunRecord:
-    """A run's folder. state: as in status.json, or "unknown"; seconds: [N] clock of the lines, over all its processes."""
+    """A run's folder. state: as in status.json, or "unknown"; lines: of metrics.jsonl, those that can be read."""
 
     name: str
     folder: Path
@@ -57,7 +57,7 @@ class RunRecord:
 
     def series(self, key: str) -> tuple[list[int], list[float], list[float]]:
         """(images seen, seconds, values) of the lines that have the key."""
-        rows = [(line["images_seen"], line["clock"], line[key]) for line in self.lines if isinstance(line.get(key), int | float)]
+        rows = [(line["images_seen"], line["seconds"], line[key]) for line in self.lines if isinstance(line.get(key), int | float)]
         return tuple(map(list, zip(*rows, strict=True))) if rows else ([], [], [])
 
     @property
@@ -126,16 +126,12 @@ def read_run(name: str, folder: Path) -> RunRecord:
 
 
 def _lines(path: Path) -> list[dict]:
-    """Lines of metrics.jsonl with a `clock` that goes on where a resumed run began its own anew."""
-    found, before, last = [], 0.0, 0.0
+    found = []
     with contextlib.suppress(OSError):
         for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError):
                 line = json.loads(text)
-                if line["seconds"] < last:
-                    before += last
-                last = line["seconds"]
-                found.append(line | {"clock": before + last, "images_seen": int(line["images_seen"])})
+                found.append(line | {"seconds": float(line["seconds"]), "images_seen": int(line["images_seen"])})
     return found
 
 
