@@ -1,25 +1,25 @@
 """Numbers to pictures for people."""
 
 import io
+import math
 from collections.abc import Sequence
 
+import torch
 from PIL import Image
 from torch import Tensor
 
 from sdtrain import pictures
 
 PAIR = ("-", "--", ":", "-.")
+SIZE = (7.2, 4.2)  # inches, at 110 pixels each
 
 
-def curves(
-    x: Tensor | Sequence, lines: dict[str, Tensor | Sequence], *, x_label: str, y_label: str, title: str = "", scale: str = "linear",
-    size: tuple[float, float] = (7.2, 4.2),
-) -> Image.Image:
-    """Lines over a common x, NaN where there is none. scale: of both axes. size: inches, at 110 pixels each."""
-    figure, axes = canvas(size)
+def curves(x: Tensor | Sequence, lines: dict[str, Tensor | Sequence], *, x_label: str, y_label: str, title: str = "") -> Image.Image:
+    """Lines over a common x, NaN where there is none."""
+    figure, axes = canvas(SIZE)
     for number, (name, line) in enumerate(lines.items()):
         axes.plot(x, line, label=name, color=f"C{number % 10}", linestyle=PAIR[number // 10 % 4], linewidth=1.6)
-    axes.set(xlabel=x_label, ylabel=y_label, title=title, xscale=scale, yscale=scale)
+    axes.set(xlabel=x_label, ylabel=y_label, title=title)
     axes.legend(fontsize="small")
     return rendered(figure)
 
@@ -27,9 +27,14 @@ def curves(
 def sampler_errors(drawn: dict[int, Tensor], far: dict[int, Tensor], heads: list[str], columns: int = 8) -> tuple[Image.Image, Image.Image]:
     """(pictures by their number of steps, a row each; the distances from the most steps over steps), see generate.by_steps."""
     rows = [(f"{steps} steps", [pictures.picture(image) for image in images[:columns]]) for steps, images in drawn.items()]
-    lines = {"mean": [each.mean().item() for each in far.values()], "largest": [each.max().item() for each in far.values()]}
-    plot = curves(list(far), lines, x_label="steps", y_label=f"distance from {max(drawn)} steps, share of the range", scale="log")
-    return pictures.strip_of_rows(rows, heads[:columns]), plot
+    figure, axes = canvas(SIZE)
+    for name, measure in (("mean", torch.Tensor.mean), ("largest", torch.Tensor.max)):
+        axes.plot(list(far), [measure(each).item() or math.nan for each in far.values()], label=name, marker="o", linewidth=1.6)  # 0 has no logarithm
+    axes.set(xlabel="steps", ylabel=f"distance from {max(drawn)} steps, share of the range", xscale="log", yscale="log")
+    axes.set_xticks(list(far), labels=[str(steps) for steps in far])
+    axes.minorticks_off()
+    axes.legend(fontsize="small")
+    return pictures.strip_of_rows(rows, heads[:columns]), rendered(figure)
 
 
 def canvas(size: tuple[float, float], rows: int = 1, columns: int = 1, **shared: bool):

@@ -23,7 +23,7 @@ from sdtrain.plots import curves
 from sdtrain.randomness import KeyedRandom
 
 STATISTICS = 256  # training pictures behind the linear denoiser
-FIRST = 8  # pictures of the first look, by which the cost of one is measured
+FIRST = 4  # pictures by which the cost of one is measured
 
 
 class NoiseLevelValidation(L.Callback):
@@ -31,12 +31,12 @@ class NoiseLevelValidation(L.Callback):
 
     Each held-out picture has its own noise, the same at all levels, for all runs and at all times; it is used in an antithetic pair. In
     mid-run there are as many pictures as fit into `share` of the time, and all num_images at the end. Every picture's error at every level
-    is kept in validation/IMAGES_SEEN.json, for comparisons picture by picture. Rank 0 looks alone; nothing here draws from a generator.
+    is kept in validation/IMAGES_SEEN.json, for comparisons picture by picture. Ranks share the pictures; nothing here draws from a generator.
 
     Args:
         every: images seen between looks, 0 for none, also at the end.
         num_images: held-out pictures.
-        share: of the time of training that looks in mid-run may take; 1 takes all pictures each time.
+        share: of the time of training that looks in mid-run may take, what comes before the first included; 1 takes all pictures each time.
     """
 
     def __init__(self, *, every: int, num_images: int, share: float, run_dir: Path, metrics_log: MetricsLog, ema: EMACallback | None) -> None:
@@ -56,17 +56,18 @@ class NoiseLevelValidation(L.Callback):
         return "noise_levels"
 
     def state_dict(self) -> dict:
-        return {"count": self.count}
+        return {"count": self.count, "every": self.every, "share": self.share}
 
     def load_state_dict(self, state: dict) -> None:
-        self.count = self.num_images if self.share == 1 else state["count"]  # a resumed run looks at what it looked at before
+        if self.share < 1 and (state.get("every"), state.get("share")) == (self.every, self.share):
+            self.count = state["count"]  # a resumed run looks at what it looked at before
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.began, self.began_at = time.monotonic(), trainer.datamodule.images_seen
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs, batch, batch_index: int) -> None:
         last = ended(trainer, module)
-        if self.every and window_ended(trainer) and trainer.is_global_zero and (last or due(self.every, trainer)):
+        if self.every and window_ended(trainer) and (last or due(self.every, trainer)):
             self.look(trainer, module, last)
 
     def look(self, trainer: L.Trainer, module: L.LightningModule, last: bool) -> None:
@@ -75,13 +76,17 @@ class NoiseLevelValidation(L.Callback):
             self._prepare(trainer, module)
         if self.count is None and not last:
             began = time.monotonic()
-            self._errors(module, FIRST)
-            each = (time.monotonic() - began) / FIRST
-            allowed = self.share * self.every * (began - self.began) / (trainer.datamodule.images_seen - self.began_at)
+            self._errors(trainer, module, FIRST)
+            taken, spent = time.monotonic() - began, time.monotonic() - entered
+            images = module.optimisation.max_images - self.began_at
+            whole = images * (entered - self.began) / (trainer.datamodule.images_seen - self.began_at)  # seconds of training, at this rate
+            allowed = (self.share * whole - spent) / max(1, images // self.every)
             # A power of two, so that runs of about the same speed look at the same pictures.
-            self.count = max(2, 2 ** int(math.log2(max(1.0, allowed / each))))
+            self.count = trainer.strategy.broadcast(max(2, 2 ** int(math.log2(max(1.0, allowed * FIRST / taken)))))
         count = min(len(self.latents), self.num_images if last else self.count)
-        found = self._errors(module, count)
+        found = self._errors(trainer, module, count)
+        if not trainer.is_global_zero:
+            return
         numbers = {}
         for weights, errors in found.items():
             numbers |= {f"validation/{'' if weights == 'ema' or len(found) == 1 else 'raw_'}{name}": value for name, value in errors.summary().items()}
@@ -107,19 +112,22 @@ class NoiseLevelValidation(L.Callback):
             hashlib.sha256(((row.image + 1) * 127.5).round().byte().numpy().tobytes() + row.caption.encode()).hexdigest()[:12] for row in rows
         ]
 
-    def _errors(self, module: L.LightningModule, count: int) -> dict[str, NoiseLevelErrors]:
-        """Of the average, where there is one, and of the weights as they are."""
+    def _errors(self, trainer: L.Trainer, module: L.LightningModule, count: int) -> dict[str, NoiseLevelErrors]:
+        """Of the average, where there is one, and of the weights as they are. Each rank looks at every n-th picture."""
         def error(picture: Tensor, log_snr: Tensor, sign: Tensor) -> Tensor:
             noise = self.noises[picture] * sign.to(module.device).view(-1, 1, 1, 1)
             captions = [self.captions[i] for i in picture.tolist()]
             return module.epsilon_error(self.latents[picture], captions, self.labels[picture], noise, log_snr.to(module.device))
 
         count, found = min(count, len(self.latents)), {}
+        mine = torch.arange(trainer.global_rank, count, trainer.world_size)
         module.eval()
         for weights in ("ema", "raw") if self.ema else ("raw",):
             with self.ema.average.applied(module.trained()) if weights == "ema" else nullcontext():
-                errors = self.linear[:count].clone()
-                errors[:, self.inside] = network_errors(error, count, LEVELS[self.inside], self.size)
+                measured = torch.zeros(count, int(self.inside.sum()), dtype=torch.float64)
+                measured[mine] = network_errors(error, mine, LEVELS[self.inside], self.size)
+            errors = self.linear[:count].clone()
+            errors[:, self.inside] = trainer.strategy.reduce(measured.to(module.device), reduce_op="sum").cpu()
             found[weights] = NoiseLevelErrors(errors, self.linear[:count], self.inside)
         module.train()
         return found

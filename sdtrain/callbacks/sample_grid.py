@@ -1,5 +1,6 @@
 """Runs reverse diffusion while training: the same prompts and seeds each time."""
 
+import math
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -44,8 +45,8 @@ class SampleGrid(L.Callback):
         if every < 0:
             raise ValueError(f"callbacks.samples.every={every} must be at least 0; 0 draws none.")
         self.every, self.num_images, self.prompts, self.seed, self.strip_steps = every, num_images, prompts, seed, strip_steps
-        if any(scale < 0 for scale in guidance_scales):
-            raise ValueError(f"callbacks.samples.guidance_scales={guidance_scales} must be at least 0 each; [] draws none.")
+        if not all(0 <= scale < math.inf for scale in guidance_scales):
+            raise ValueError(f"callbacks.samples.guidance_scales={guidance_scales} must be numbers of at least 0 each; [] draws none.")
         if sampler_steps and (min(sampler_steps) < 1 or len(set(sampler_steps)) < 2):
             raise ValueError(f"callbacks.samples.sampler_steps={sampler_steps} must be several numbers, at least 1 each, as [10,50,1000]; [] draws none.")
         if sampler_steps and draws_noise(drawing):

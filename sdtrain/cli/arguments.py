@@ -2,7 +2,7 @@
 
 import re
 
-FREE_TEXT = {"prompt", "negative_prompt", "prompt_file", "checkpoint", "output", "name", "hydra.run.dir", "hydra.sweep.dir"}
+FREE_TEXT = {"prompt", "negative_prompt", "prompt_file", "checkpoint", "output", "name", "hydra.run.dir", "hydra.sweep.dir", "hydra.launcher.prefix"}
 FREE_TEXT_ENDS = (".path", ".font", ".tokenizer")
 TAKE_A_VALUE = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--experimental-rerun"}
 QUOTED = re.compile(r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\s*""", re.DOTALL)
@@ -24,6 +24,11 @@ def is_free_text(key: str) -> bool:
 def is_file_of(key: str, value: str) -> bool:
     """Whether a table was given by the name of its file, and not as a list."""
     return key in ("schedule.betas", "schedule.alphas_cumprod") and not value.lstrip().startswith(("[", "'", '"'))
+
+
+def is_sweep(arguments: list[str]) -> bool:
+    """Whether several runs are asked for."""
+    return "-m" in arguments or "--multirun" in arguments or any(re.fullmatch(r"[+]*sweep=(?!null$).*", word) for word in arguments)
 
 
 def prepared(arguments: list[str], repeatable: str | None = None) -> list[str]:

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
+OUTPUT = "output.txt"
 RANKS = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
 
 
@@ -28,24 +30,42 @@ class Arm:
     process: subprocess.Popen | None = None
     slot: str | None = None
     began: float = 0.0
+    before: int = 0  # bytes of its output by earlier processes
     code: int | None = None
 
     def finished(self) -> bool:
-        """Whether it has been done before, with this configuration."""
-        from sdtrain.cli.resume import changes
+        """Whether it has been done before."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return json.loads((self.folder / "status.json").read_text())["state"] == "finished" and (self.folder / "config.yaml").is_file()
+        return False
+
+    def begun_otherwise(self) -> dict[str, tuple]:
+        """{key: (old, new)} of what makes this another run than the one that lies in its folder, if one does. Budgets too: arms have the same."""
+        from sdtrain.cli.resume import FIXED_ON_RESUME, FREE_ON_RESUME, below, changes
         from sdtrain.redaction import redacted
 
         try:
-            state = json.loads((self.folder / "status.json").read_text())["state"]
             config = OmegaConf.to_container(OmegaConf.load(self.folder / "config.yaml"))
-        except (OSError, ValueError, KeyError):
-            return False
+        except (OSError, ValueError, YAMLError):
+            return {}
         mine = {key: value for key, value in self.cfg.items() if key not in ("resume", "resume_allow")}
-        changed = changes(config, redacted(mine))[0].keys() - {"model.autoencoder.sha256", "data.sha256", "model.autoencoder.path"}
-        return state == "finished" and not {key for key in changed if not key.startswith("first_stage")}
+        fixed = (*FIXED_ON_RESUME, "optimizer", "lr_schedule", "trainer", "callbacks.ema")
+        free = [*FREE_ON_RESUME, "data.sha256", "model.autoencoder.sha256", *(f"trainer.{name}" for name in ("log_every", "threads", "accelerator", "devices"))]
+        free += [*self.cfg["resume_allow"], *(["model.autoencoder.path"] if self.cfg.get("first_stage") else [])]  # that is the sweep's own
+        return {key: pair for key, pair in changes(config, redacted(mine))[0].items() if below(key, fixed) and not below(key, free)}
+
+    def said(self) -> str:
+        """The paragraph with which its process has left, or where its words are."""
+        with contextlib.suppress(OSError):
+            with open(self.folder / OUTPUT, encoding="utf-8", errors="replace") as output:
+                output.seek(self.before)
+                lines = [line.strip() for line in output if line.startswith("sdtrain: ")]
+            if lines:
+                return lines[-1].removeprefix("sdtrain: ")
+        return f"see {self.folder / OUTPUT}"
 
     def start(self, prefix: str) -> None:
-        """Begins it, or goes on with it, in a process that ends with this one. What it says goes to output.txt in its folder."""
+        """Begins it, or goes on with it, in a process that ends with this one. What it says goes to OUTPUT in its folder."""
         from sdtrain.cli.arguments import quoted
         from sdtrain.cli.first_stage import stop_with_parent
 
@@ -56,7 +76,8 @@ class Arm:
         command = [sys.executable, "-m", "sdtrain.cli.train", *self.words, "resume=auto", f"hydra.run.dir={quoted(str(self.folder))}"]
         print(f"{self.name}: starts{f' on device {self.slot}' if self.slot else ''}", flush=True)
         self.began = time.monotonic()
-        with open(self.folder / "output.txt", "ab") as output:
+        with open(self.folder / OUTPUT, "ab") as output:
+            self.before = output.tell()
             given = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT, "env": environment}
             self.process = subprocess.Popen(prefixed(prefix, command, environment), **given, start_new_session=True, preexec_fn=stop_with_parent)
 
@@ -72,8 +93,11 @@ def names(jobs: Sequence[Sequence[str]], first: int = 0) -> list[str]:
     """What differs between the jobs, as a folder may be called; a number where that says nothing, or too much."""
     pairs = [[word.lstrip("+").partition("=")[::2] for word in job] for job in jobs]
     differ = [place for place in range(len(pairs[0])) if len({job[place] for job in pairs}) > 1]
-    found = [",".join(f"{job[place][0]}={job[place][1]}" for place in differ) for job in pairs]
-    found = [re.sub(r"[^\w.,=+-]+", "_", re.sub(r"""['"\[\]]""", "", name)) for name in found]
+    for whole in (True, False):  # keys in full, or where that is too long by their last parts
+        found = [",".join(f"{job[place][0] if whole else job[place][0].rpartition('.')[2]}={job[place][1]}" for place in differ) for job in pairs]
+        found = [re.sub(r"[^\w.,=+-]+", "_", re.sub(r"""['"\[\]]""", "", name)) for name in found]
+        if max(map(len, found)) <= 80:
+            break
     numbered = len(set(found)) < len(found) or max(map(len, found)) > 100 or not found[0]
     return [f"{number}_{name[:80]}".rstrip("_") if numbered else name for number, name in enumerate(found, first)]
 

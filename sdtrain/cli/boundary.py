@@ -9,7 +9,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from sdtrain.cli.arguments import prepared
+from sdtrain.cli.arguments import is_sweep, prepared
 from sdtrain.errors import UserError
 from sdtrain.paths import config_dir
 
@@ -32,6 +32,8 @@ def bounded_main(
 
     try:
         words = prepared(arguments, repeatable)
+        if empty := next((word for word in words if word in ("hydra.run.dir=", "hydra.sweep.dir=")), None):
+            raise UserError(f"{empty} is empty. Give a folder.")
         sys.argv[1:] = words + prepared(more(words) if more else [])
         app()
     except FOREIGN as error:
@@ -39,7 +41,8 @@ def bounded_main(
     except UserError as error:
         fail(error.exit_code, " ".join(str(error).split()))
     except OSError as error:  # the run's folder cannot be made
-        fail(5, f"hydra.run.dir cannot be made: {error.strerror}: {error.filename}. Set hydra.run.dir to another place.")
+        key = "hydra.sweep.dir" if is_sweep(arguments) else "hydra.run.dir"
+        fail(5, f"{key} cannot be made: {error.strerror}: {error.filename}. Set {key} to another place.")
 
 
 def known_keys(config: str) -> list[str]:

@@ -29,6 +29,14 @@ def _opened(path: Path) -> TextIO:
         file.close()
 
 
+def left_behind(folder: Path) -> bool:
+    """Whether a process held the folder's lock, and has gone without a word."""
+    with contextlib.suppress(OSError), open(folder / ".lock", "r+", encoding="utf-8") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
+
+
 @contextlib.contextmanager
 def only_run(folder: Path, report: Callable[[str], None], key: str = "hydra.run.dir") -> Iterator[None]:
     """Holds the lock of a run's folder, or a sweep's. Raises UserError where another process has it, which it names; a dead run's lock is free.

@@ -171,7 +171,9 @@ def evaluate_run(cfg: dict, console: Console) -> None:
     }
     measures = {"prompt_accuracy": prompt_accuracy, "retrieval": retrieval, "sampler_error": sampler_error}
     before = read_evaluation(output)  # other metrics of this checkpoint stay, with the settings that they were measured with
-    kept = {metric: theirs for metric, theirs in before.get("settings", {}).items() if theirs["checkpoint"] == settings["checkpoint"]}
+    known = before.get("settings") if isinstance(before.get("settings"), dict) else {}
+    same = lambda theirs: isinstance(theirs, dict) and theirs.get("checkpoint") == settings["checkpoint"]  # noqa: E731
+    kept = {metric: theirs for metric, theirs in known.items() if metric in before and same(theirs)}
     result: dict[str, Any] = settings | {"settings": kept} | {metric: before[metric] for metric in kept}
     for metric in dict.fromkeys(_listed(cfg["metrics"])):
         result[metric], result["settings"][metric] = measures[metric](cfg, model, drawing, output), settings
@@ -235,7 +237,8 @@ def sampler_error(cfg: dict, model: Loaded, drawing: Drawing, output: Path) -> d
         raise UserError(f"metrics=sampler_error follows the same noise through more steps, and sampler={name} draws fresh noise at each. Choose sampler=ddim.")
     prompts = model.data.example_prompts(cfg["num_images"]) if model.module.conditioner.reads == "caption" else [""] * cfg["num_images"]
     requests = [Request(cfg["seed"] + i, prompt=prompt) for i, prompt in enumerate(prompts)]
-    steps = [each for each in STEPS if each < reference]
+    if not (steps := [each for each in STEPS if each < reference]):
+        raise UserError(f"metrics=sampler_error compares {STEPS[0]} steps and more; this run has schedule.num_timesteps={reference}. Choose another metric.")
     drawn, far = by_steps(model.module, requests, drawing, model.data.image_size, [*steps, reference])
     for name, picture in zip(("sampler_error", "sampler_error-curve"), sampler_errors(drawn, far, prompts), strict=True):
         pictures.write_png(picture, output / f"{name}.png")

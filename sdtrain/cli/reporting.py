@@ -10,9 +10,10 @@ from sdtrain.cli.audit import GROUPS, Entry, effective_weight
 from sdtrain.cli.audit import compare as compare_weights
 from sdtrain.cli.build import build_objective, build_schedule
 from sdtrain.cli.load import check_targets
+from sdtrain.cli.lock import left_behind
 from sdtrain.cli.look import writable
 from sdtrain.errors import UserError
-from sdtrain.metrics.noise_level_error import LEVELS
+from sdtrain.metrics.noise_level_error import LEVELS, bits_over
 from sdtrain.pictures import write_png
 from sdtrain.report import figures
 from sdtrain.report.compare import Arm, Comparison, Difference, compare, parting, seed, winners, without_seed
@@ -22,6 +23,9 @@ from sdtrain.report.runs import RunRecord, differences, find_runs
 
 def report(folders: list[Path], baseline: str | None, output: Path) -> None:
     runs, console = find_runs(folders), Console(markup=False, highlight=False)
+    for run in runs:
+        if run.state == "running" and left_behind(run.folder):
+            run.state = "killed"
     if baseline is not None and baseline not in {name for run in runs for name in (run.name, without_seed(run.name))}:
         raise UserError(f"--baseline {baseline} is none of the runs: {', '.join(run.name for run in runs)}.")
     comparison = compare(runs, baseline)
@@ -70,34 +74,35 @@ def ranking(comparison: Comparison) -> Section:
         return Section("Ranking", ["No run is at its end with a noise-level validation: there is nothing to rank."])
     reached = LEVELS[comparison.inside].tolist()
     heads = ["arm", "bits/dim", "standard error", "difference to baseline", "unpaired +-", "full sum", "stand-in", "bits saved"]
-    accuracy = {id(run): found for arm in comparison.arms for run in arm.used if (found := trained_accuracy(run.evaluation))}
+    accuracy, notes = prompt_accuracies(comparison)
     rows = []
     for arm in comparison.arms:
-        full = [run.last.found.summary() for run in arm.used]
-        mean = lambda key, full=full: sum(each[key] for each in full) / len(full)  # noqa: E731
         told = "baseline" if arm.difference is None else interval(arm.difference)
         unpaired = "" if arm.difference is None else f"{arm.difference.unpaired_half:.4f}"
         rows.append([
-            arm.name, f"{arm.common:.4f}", f"{arm.common_error:.4f}", told, unpaired, f"{mean('bits_per_dim'):.4f}",
-            f"{100 * mean('stand_in_share'):.0f} %", f"{mean('bits_saved'):.4f}",
+            arm.name, f"{arm.common:.4f}", f"{arm.common_error:.4f}", told, unpaired, f"{arm.mean('bits_per_dim'):.4f}",
+            f"{100 * arm.mean('stand_in_share'):.0f} %", f"{arm.mean('bits_saved'):.4f}", *([accuracy[arm.name]] if accuracy else []),
         ])
-        if accuracy:
-            found = [accuracy[id(run)] for run in arm.used if id(run) in accuracy]
-            rows[-1].append(", ".join(f"{name.replace('_', ' ')} {100 * value:.1f} %" for name, value in found[0].items()) if found else "")
     if accuracy:
         heads.append("prompt accuracy")
+    by_level = sum(arm.errors.mean(0) for arm in comparison.arms) * bits_over(comparison.inside)
+    fine = (by_level[LEVELS > 0].sum() / by_level.sum()).item()
     return Section("Ranking", [
         f"Lower is better: bits per latent dimension over log_snr {reached[0]:g} to {reached[-1]:g}, which every arm's schedule reaches, {len(reached)} of "
-        f"{len(comparison.inside)}, on the same held-out pictures with the same noise. The full sum runs from -12 to 12; outside a schedule's range the best "
-        f"linear denoiser stands in for the network, and its share is beside it. Levels above 0, the fine detail, make most of the sum; what a "
-        f"picture shows is decided below: see the error by noise level and the samples. Beside the interval stands how wide it were unpaired.",
-        *unlike(comparison), Table(heads, rows),
+        f"{len(comparison.inside)}, on the same {len(comparison.arms[0].errors)} held-out pictures with the same noise. The full sum runs from -12 to 12; "
+        f"outside a schedule's range the best linear denoiser stands in for the network, and its share is beside it. {100 * fine:.0f} % of what is ranked "
+        f"lies above level 0, where fine detail is; what a picture shows is decided below: see the error by noise level and the samples. Beside the "
+        f"interval stands how wide it were unpaired.",
+        *unlike(comparison), *notes, Table(heads, rows),
     ])
 
 
 def unlike(comparison: Comparison) -> list[str]:
     """What else differs between the arms, so that it is not taken for their own."""
     notes, budgets = [], {arm.name: max(run.images_seen for run in arm.used) for arm in comparison.arms}
+    weights = {arm.name: arm.used[0].last.weights for arm in comparison.arms}
+    if len(set(weights.values())) > 1:
+        notes.append(f"Not all numbers are of averaged weights: {', '.join(name for name, what in weights.items() if what == 'raw')} kept none.")
     if len(set(budgets.values())) > 1:
         notes.append(f"The arms have not seen as many images: {', '.join(f'{name} {seen}' for name, seen in budgets.items())}.")
     seeds = [{str(seed(run)) for run in arm.used} for arm in comparison.arms]
@@ -106,6 +111,34 @@ def unlike(comparison: Comparison) -> list[str]:
     elif any(len(arm.used) < len(arm.runs) for arm in comparison.arms):
         notes.append(f"Taken are the seeds that all arms have, {', '.join(sorted(seeds[0]))}; others are left out.")
     return notes
+
+
+def prompt_accuracies(comparison: Comparison) -> tuple[dict[str, str], list[str]]:
+    """({arm: its mean over seeds, of prompts of trained combinations}, how it was measured); nothing where nothing was."""
+    cells, conditions = {}, {}
+    for arm in comparison.arms:
+        found = [(run, accuracy) for run in arm.used if (accuracy := trained_accuracy(run.evaluation))]
+        names = [name for name in (found[0][1] if found else ()) if all(name in accuracy for _, accuracy in found)]
+        means = {name: sum(accuracy[name] for _, accuracy in found) / len(found) for name in names}
+        cells[arm.name] = ", ".join(f"{name.replace('_', ' ')} {100 * value:.1f} %" for name, value in means.items())
+        if found:
+            conditions[arm.name] = "; ".join(dict.fromkeys(measured_how(run) for run, _ in found))
+    if not conditions:
+        return {}, []
+    how = next(iter(conditions.values()))
+    if all(each == how for each in conditions.values()):
+        return cells, [f"Prompt accuracy is of trained combinations: {how}."]
+    return cells, [f"Prompt accuracy was not measured alike: {'. '.join(f'{name}: {each}' for name, each in conditions.items())}."]
+
+
+def measured_how(run: RunRecord) -> str:
+    settings = run.evaluation.get("settings")
+    settings = settings.get("prompt_accuracy") if isinstance(settings, dict) else None
+    if not isinstance(settings, dict):
+        return "it is not known how"
+    at = Path(str(settings.get("checkpoint"))).name.lstrip("0")
+    said = ", ".join(f"{key} {value}" for key, value in settings.items() if key not in ("checkpoint", "sampler"))
+    return f"{said}, {str(settings.get('sampler')).rpartition('.')[2]}, {'last checkpoint' if at == str(run.images_seen) else f'checkpoint at {at} images'}"
 
 
 def trained_accuracy(evaluation: dict) -> dict[str, float]:
@@ -144,7 +177,7 @@ def audited(comparison: Comparison) -> tuple[list[Entry], list[str]]:
 def by_level(comparison: Comparison) -> Section:
     rows: list[list[str]] = []
     for level, name in winners(comparison) if len(comparison.arms) > 1 else []:
-        said = name or "none that can be told from the next"
+        said = name or f"none that can be told from the next over {comparison.over}"
         if rows and rows[-1][0] == said:
             rows[-1][2] = f"{level:g}"
         else:
@@ -173,8 +206,9 @@ def drawn(comparison: Comparison) -> Section:
 
 
 def configuration(runs: list[RunRecord]) -> Section:
+    runs = [run for run in runs if run.config]  # of one that has not begun nothing is known
     differ = {key: values for key, values in differences(runs).items() if not key.endswith("sha256")}
-    rows = [[key, *("" if value is None else str(value)[:80] for value in values)] for key, values in differ.items()]
+    rows = [[key, *("null" if value is None else str(value)[:80] for value in values)] for key, values in differ.items()]
     return Section("What differs in configuration", [Table(["key", *(run.name for run in runs)], rows)] if rows and len(runs) > 1 else [])
 
 

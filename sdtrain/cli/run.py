@@ -6,6 +6,7 @@ import os
 import resource
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -39,7 +40,7 @@ from sdtrain.cli.errors import global_rank, say
 from sdtrain.cli.first_stage import FOLDER, first_stage_done, train_first_stage
 from sdtrain.cli.resume import applied_changes, refuse_if_different
 from sdtrain.cli.trainer import TrainerSettings, make_trainer
-from sdtrain.data.datamodule import DataModule
+from sdtrain.data.datamodule import DataModule, micro_batch
 from sdtrain.data.draws import Collate
 from sdtrain.data.skipped import Skipped
 from sdtrain.diffusion.noise import Gaussian
@@ -71,9 +72,9 @@ class Run:
         self.cfg, self.overrides, self.run_dir, self.console = cfg, overrides, run_dir, console
         self.typed = typed_keys(overrides)
         self.owned = not published(run_dir)  # another run's status is not ours to write, until we go on with it
-        self.notes = self.check()
         self.ranks: Ranks | None = None
         self.signals = Signals()
+        self.notes = self.check()
         if listens:
             self.signals.install()
 
@@ -107,7 +108,33 @@ class Run:
                     build_drawing(self.cfg | {"steps": steps}, schedule)
                 except UserError as error:
                     raise UserError(f"callbacks.samples.sampler_steps: {error}") from error
+        self.check_training()
         return notes
+
+    def check_training(self) -> None:
+        """Makes what needs neither data nor weights, for what it refuses."""
+        cfg = self.cfg
+        self.settings: TrainerSettings = build(cfg["trainer"], "trainer")
+        if self.settings.precision == "16-mixed" and cfg["optimizer"].get("fused"):
+            # Lightning leaves unscaling to fused optimizers, after the clipping: gradients would be clipped while they are still scaled.
+            raise UserError("trainer.precision=16-mixed needs optimizer.fused=false. Set it, or choose bf16-mixed.")
+        micro_batch(cfg["data"]["batch_size"], self.settings.devices, self.settings.accumulate)
+        self.optimisation = Optimisation(
+            optimizer=build(cfg["optimizer"], "optimizer"), lr_schedule=build(cfg["lr_schedule"], "lr_schedule"),
+            max_images=self.settings.max_images, gradient_clip=self.settings.gradient_clip, max_skipped=self.settings.max_skipped,
+        )
+        self.try_optimizer([torch.nn.Parameter(torch.zeros(2, 2))])
+        if build(cfg["strategy"], "strategy") == "auto" and self.settings.devices > 1:
+            raise UserError(f"trainer.devices={self.settings.devices} needs strategy=ddp; strategy=single is one process on one device.")
+        self.data = None
+        self.callbacks([name for name, node in (cfg.get("callbacks") or {}).items() if node and node["_target_"].startswith("sdtrain.")])
+
+    def try_optimizer(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        try:
+            self.optimisation.configure(parameters)
+        except (ValueError, TypeError, RuntimeError) as error:
+            named = [key for key, value in self.cfg["optimizer"].items() if str(value) in str(error).split()[-1:]]
+            raise UserError(f"optimizer: {error}. Change {f'optimizer.{named[0]}' if named else 'optimizer'}.") from error
 
     def first_stage(self) -> None:
         """Trains the autoencoder first, unless it lies there already. From then on the folder is known for this run's."""
@@ -124,27 +151,19 @@ class Run:
 
     def build(self) -> None:
         cfg = self.cfg
-        self.settings: TrainerSettings = build(cfg["trainer"], "trainer")
+        self.settings.check_devices()
         if self.settings.threads:
             torch.set_num_threads(self.settings.threads)
-        if self.settings.precision == "16-mixed" and cfg["optimizer"].get("fused"):
-            # Lightning leaves unscaling to fused optimizers, after the clipping: gradients would be clipped while they are still scaled.
-            raise UserError("trainer.precision=16-mixed needs optimizer.fused=false. Set it, or choose bf16-mixed.")
         self.data = build_data(cfg["data"])
         for note in getattr(self.data, "notes", ()):
             self.console.print(note)
-        optimisation = Optimisation(
-            optimizer=build(cfg["optimizer"], "optimizer"), lr_schedule=build(cfg["lr_schedule"], "lr_schedule"),
-            max_images=self.settings.max_images, gradient_clip=self.settings.gradient_clip,
-            max_skipped=self.settings.max_skipped,
-        )
         if self.is_diffusion:
-            self.module = build_diffusion(cfg, self.run_dir, optimisation)
+            self.module = build_diffusion(cfg, self.run_dir, self.optimisation)
             shape, posterior = self.module.autoencoder.latent_shape(self.data.image_size), self.module.autoencoder.sample_posterior
             stratified, noise = self.module.objective.times.stratified, build(cfg["noise"], "noise")
         else:
             seed_weights(cfg["seed"], "autoencoder")
-            self.module = build(cfg["model"], "model", optimisation=optimisation)
+            self.module = build(cfg["model"], "model", optimisation=self.optimisation)
             shape, posterior, stratified, noise = self.module.latent_shape(self.data.image_size), True, False, Gaussian()
         collate = Collate(seed=cfg["seed"], latent_shape=shape, posterior=posterior, stratified=stratified, global_batch=cfg["data"]["batch_size"], noise=noise)
         limit = getattr(self.data, "max_skipped", None)
@@ -152,21 +171,13 @@ class Run:
             data=self.data, batch_size=cfg["data"]["batch_size"], num_workers=cfg["data"]["num_workers"], seed=cfg["seed"], collate=collate,
             accumulate=self.settings.accumulate, skipped=None if limit is None else Skipped(limit=limit, report=report),
         )
-        self.datamodule.micro_batch(self.settings.devices)
         if self.is_diffusion:
             check_fit(self.module, self.data)
             if note := cut_captions(self.module, self.data):
                 self.console.print(note)
             calibration = [self.datamodule.train[(i, i)].image for i in range(min(64, len(self.datamodule.train)))]
             check_latent_scale(self.module.autoencoder, torch.stack(calibration))
-        self.optimizer_check()
-
-    def optimizer_check(self) -> None:
-        """Builds the optimizer once, so that a bad lr is said now."""
-        try:
-            self.module.configure_optimizers()
-        except (ValueError, TypeError, RuntimeError) as error:
-            raise UserError(f"optimizer: {error}. Change optimizer.") from error
+        self.try_optimizer([parameter for parameter in self.module.parameters() if parameter.requires_grad])
 
     def saved_config(self) -> str:
         """The resolved configuration without secrets, with the hashes of the frozen weights and of the data's listing."""
@@ -220,13 +231,14 @@ class Run:
         if int(newest.name) >= self.settings.max_images:
             self.console.print(f"There is nothing left to train: trainer.max_images={self.settings.max_images}, and {int(newest.name)} were seen.")
 
-    def callbacks(self) -> list[L.Callback]:
+    def callbacks(self, names: list[str] | None = None) -> list[L.Callback]:
+        """names: of those under `callbacks`; None is all."""
         cfg, run_dir = self.cfg, self.run_dir
         self.metrics_log = MetricsLog(every=self.settings.log_every, run_dir=run_dir)
         given = {"run_dir": run_dir, "metrics_log": self.metrics_log, "data": self.data, "ema": None}
         if self.is_diffusion:
             given["drawing"] = self.drawing
-        nodes = {name: node for name, node in (cfg.get("callbacks") or {}).items() if node}
+        nodes = {name: node for name, node in (cfg.get("callbacks") or {}).items() if node and (names is None or name in names)}
         self.by_name = {}
         for name in sorted(nodes, key=lambda n: n != "ema"):  # the average first: the others use it
             self.by_name[name] = build(nodes[name], f"callbacks.{name}", **given)

@@ -60,6 +60,9 @@ def train(cfg: DictConfig, overrides: list[str], run_dir: Path) -> None:
             train_alone(cfg, overrides, run_dir, console)
     except UserError as error:  # nothing in the folder is ours, neither its status nor its error.log
         fail(error.exit_code, str(error))
+    finally:
+        with contextlib.suppress(OSError):
+            run_dir.rmdir()  # of a run that was refused: it is empty
 
 
 def train_alone(cfg: DictConfig, overrides: list[str], run_dir: Path, console: Console) -> None:
@@ -87,7 +90,8 @@ def train_alone(cfg: DictConfig, overrides: list[str], run_dir: Path, console: C
         # A loader's worker hands its error on with its traceback before it.
         text = str(error).rpartition(f"{type(error).__name__}: ")[2] if "DataLoader worker" in str(error) else str(error)
         text = paragraph(error, list) if isinstance(error, OmegaConfBaseException) else text
-        fail(code, " ".join(text.split()), run_dir)
+        # A configuration that is refused leaves nothing, and a folder that holds another run stays as it is.
+        fail(code, " ".join(text.split()), run_dir if global_rank() or run is not None and run.owned else None)
     except Exception as error:
         ranks = run.ranks if run is not None else None
         code, text = ranks.verdict(error) if ranks else (1, f"{type(error).__name__}: {error}")

@@ -3,6 +3,7 @@
 Hydra asks for its launchers in a package hydra_plugins; `register` makes that name for ours.
 """
 
+import atexit
 import contextlib
 import json
 import os
@@ -13,7 +14,7 @@ import signal
 import sys
 import time
 import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,21 +45,28 @@ class ProcessLauncher(Launcher):
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: DictConfig) -> None:
         self.context, self.config = hydra_context, config
+        self.folder = Path(config.hydra.sweep.dir).absolute()
+        atexit.register(nothing_left_behind, self.folder)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from sdtrain.cli.errors import Unbroken
         from sdtrain.cli.lock import only_run
+        from sdtrain.errors import UserError
 
+        sys.stdout = Unbroken(sys.stdout)
         self._check_places()
+        if not job_overrides:
+            raise UserError("The sweep has no arm: one of its keys is given no value. Write key=value,value.")
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):
+            (folder / "multirun.yaml").unlink()  # Hydra's own, see nothing_left_behind
         jobs = [[word for word in job if not NOT_AN_ARMS.match(word)] for job in job_overrides]
         arms = [self._arm(name, folder, job) for name, job in zip(names(jobs, initial_job_idx), jobs, strict=True)]
-        self._check(arms)
-        with contextlib.suppress(OSError):
-            (folder / "multirun.yaml").unlink()  # Hydra's record would hold what an arm's config.yaml hides
         with only_run(folder, print, "hydra.sweep.dir"):
-            self._record(folder, arms)
-            handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+            with self._recorded(folder, arms):
+                self._check(arms)
+            handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)}
             try:
                 self._share_first_stage(folder, arms)
                 self._run(arms)
@@ -85,15 +93,28 @@ class ProcessLauncher(Launcher):
         if words and shutil.which(words[0]) is None:
             raise UserError(f"hydra.launcher.prefix={self.prefix}: there is no command '{words[0]}' here. Change hydra.launcher.prefix.")
 
-    def _record(self, folder: Path, arms: list[Arm]) -> None:
-        """Writes the words of the sweep and the names of its arms, after those of an earlier one in the same folder."""
-        from sdtrain.checkpoints import write_text
+    @contextlib.contextmanager
+    def _recorded(self, folder: Path, arms: list[Arm]) -> Iterator[None]:
+        """Writes the words of the sweep and the names of its arms, after those of an earlier one in the same folder; takes it back where the
+        sweep is refused. At once, so that the same command a moment later finds this one."""
+        from sdtrain.errors import UserError
         from sdtrain.redaction import redacted
-        from sdtrain.report.runs import sweep_arms
 
-        names = dict.fromkeys([arm.name for arm in sweep_arms(folder) or []] + [arm.name for arm in arms])
-        record = {"command": redacted(sys.argv[1:]), "arms": list(names)}
-        write_text(folder / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        path = folder / RECORD
+        earlier = path.read_bytes() if path.exists() else None
+        try:
+            known = [] if earlier is None else list(map(str, json.loads(earlier)["arms"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is no record of a sweep. Remove it, or choose another hydra.sweep.dir.") from error
+        record = {"command": redacted(sys.argv[1:]), "arms": list(dict.fromkeys([*known, *(arm.name for arm in arms)]))}
+        path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        try:
+            yield
+        except BaseException:
+            path.unlink()
+            if earlier is not None:
+                path.write_bytes(earlier)
+            raise
 
     def _arm(self, name: str, folder: Path, words: list[str]) -> Arm:
         cfg = self.context.config_loader.load_sweep_config(self.config, list(words))
@@ -109,6 +130,8 @@ class ProcessLauncher(Launcher):
         from sdtrain.cli.run import Run
         from sdtrain.errors import UserError
 
+        if (self.folder / "config.yaml").exists():
+            raise UserError(f"{self.folder} is the folder of a run. Choose another hydra.sweep.dir.")
         chosen = self.config.hydra.runtime.choices.get("sweep")
         if len(arms) == 1 and (swept := [key for key, values in (self.config.hydra.sweeper.params or {}).items() if "," in values]):
             typed = next(word for word in arms[0].words if word.lstrip("+").partition("=")[0] in swept)
@@ -118,6 +141,12 @@ class ProcessLauncher(Launcher):
                 arm.cfg = Run(copy.deepcopy(arm.cfg), arm.words, arm.folder, Console(quiet=True), listens=False).cfg  # with what makes way
             except UserError as error:
                 raise UserError(f"In the arm {arm.name}: {error}") from error
+            if begun := arm.begun_otherwise():
+                changed = ", ".join(f"{key}: {old} -> {new}" for key, (old, new) in begun.items())
+                raise UserError(f"{arm.folder} holds a run with another configuration ({changed}). Set it back, or choose another hydra.sweep.dir.")
+        for place, arm in enumerate(arms):
+            if same := next((other for other in arms[:place] if other.cfg == arm.cfg), None):
+                raise UserError(f"The arms {same.name} and {arm.name} have the same configuration, and would give the same weights. Leave one out.")
 
     def _share_first_stage(self, folder: Path, arms: list[Arm]) -> None:
         """One autoencoder for all arms that would train the same one: else their latents could not be compared."""
@@ -179,9 +208,15 @@ class ProcessLauncher(Launcher):
                 running.remove(arm)
                 free.append(arm.slot)
                 arm.code = arm.process.returncode
-                said = "finished" if arm.code == 0 else f"left with {arm.code}, see {arm.folder / 'output.txt'}"
-                number = "" if arm.number() is None else f", {arm.number():.4f} bits per dimension"
-                print(f"{arm.name}: {said}, {time.monotonic() - arm.began:.0f} s{number}", flush=True)
+                seconds = f"{time.monotonic() - arm.began:.0f} s"
+                if arm.code == 0 and not arm.finished():  # a prefix has spoken for itself
+                    arm.code = 1
+                    print(f"{arm.name}: not finished after {seconds}, though its command has ended. Give a hydra.launcher.prefix that waits.", flush=True)
+                elif arm.code:
+                    print(f"{arm.name}: left with {arm.code} after {seconds}: {arm.said()}", flush=True)
+                else:
+                    number = "" if arm.number() is None else f", {arm.number():.4f} bits per dimension"
+                    print(f"{arm.name}: finished, {seconds}{number}", flush=True)
             if self.received and not getattr(self, "forwarded", False):
                 self.forwarded = True
                 for arm in running:
@@ -212,16 +247,46 @@ class ProcessLauncher(Launcher):
         return done
 
 
+def check_words(words: Sequence[str]) -> None:
+    """What Hydra would take in silence, and leave undone."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from sdtrain.errors import UserError
+
+    flags = {word.partition("=")[0] for word in words}
+    if flags & {"-m", "--multirun"} and flags & {"--cfg", "-c", "--info", "-i"}:
+        raise UserError("--cfg and --info show one run and not several. Remove them, or -m and the values after the first.")
+    parsed = OverridesParser.create().parse_overrides([word for word in words if not word.startswith("-") and "=" in word])
+    keys, several = [each.key_or_group for each in parsed], {each.key_or_group for each in parsed if each.is_sweep_override()}
+    if twice := next((key for key in keys if key in several and keys.count(key) > 1), None):
+        raise UserError(f"{twice} is given twice, and several values of it would be lost. Remove one of the two.")
+    if alone := next((key for key in keys if key in ("hydra.run.dir", "hydra.sweep.subdir")), None):
+        raise UserError(f"{alone} is not a sweep's: its folder is hydra.sweep.dir, and arms are named by what differs. Set hydra.sweep.dir.")
+    if "sweep" in several:
+        raise UserError("sweep=NAME,NAME names several sweeps. Start one after the other.")
+
+
 def earlier_sweep(words: Sequence[str]) -> Path | None:
     """The folder of the newest sweep that the same words have begun, here under runs/."""
     from sdtrain.redaction import redacted
 
     mine = same_sweep(redacted(list(words)))
-    for record in sorted(Path("runs").glob(f"*/*/{RECORD}"), key=lambda path: path.stat().st_mtime, reverse=True):
+    for record in sorted(sweeps_here(), key=lambda path: path.stat().st_mtime, reverse=True):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             if same_sweep(json.loads(record.read_text())["command"]) == mine:
                 return record.parent.resolve()
     return None
+
+
+def sweeps_here() -> list[Path]:
+    """The records of the sweeps under runs/."""
+    found = []
+    for folder, inside, files in os.walk("runs"):
+        if RECORD in files:
+            found.append(Path(folder, RECORD))
+        if {RECORD, "config.yaml"} & set(files):
+            inside.clear()  # a sweep's arms, and what a run holds
+    return found
 
 
 def same_sweep(words: Sequence[str]) -> list[str]:
@@ -229,12 +294,12 @@ def same_sweep(words: Sequence[str]) -> list[str]:
     return sorted(word for word in words if not re.match(r"[+~]*hydra[./](launcher|sweep[.]dir)", word))
 
 
-def sweep_nothing_left_behind() -> None:
-    """Removes folders of sweeps that were refused before an arm began: all that Hydra has written there is its own record."""
-    for record in Path("runs").glob("*/*/multirun.yaml"):
-        if len(list(record.parent.iterdir())) == 1:
-            record.unlink()
-            record.parent.rmdir()
+def nothing_left_behind(folder: Path) -> None:
+    """Removes Hydra's own record, which holds what an arm's config.yaml hides, and the folder of a sweep that was refused: it is empty."""
+    with contextlib.suppress(OSError):
+        (folder / "multirun.yaml").unlink()
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def register() -> None:

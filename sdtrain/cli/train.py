@@ -1,6 +1,5 @@
 """sdtrain: trains."""
 
-import atexit
 import os
 import signal
 import sys
@@ -11,6 +10,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from sdtrain.cli.arguments import is_sweep
 from sdtrain.cli.boundary import bounded_main, overrides_here
 from sdtrain.paths import config_dir
 
@@ -29,10 +29,10 @@ def run_folder(arguments: list[str]) -> list[str]:
         # Each rank that torchrun starts would resolve ${now:} by itself: only rank 0 owns the run's folder.
         return [f"hydra.run.dir={tempfile.mkdtemp()}"]
     asked = {key.lstrip("+"): value for key, _, value in (a.partition("=") for a in arguments)}
-    if "-m" in arguments or "--multirun" in arguments or asked.get("sweep", "null") != "null":
-        from sdtrain.cli.sweep import earlier_sweep, register, sweep_nothing_left_behind
+    if is_sweep(arguments):
+        from sdtrain.cli.sweep import check_words, earlier_sweep, register
 
-        atexit.register(sweep_nothing_left_behind)
+        check_words(arguments)
         register()
         found = None if "hydra.sweep.dir" in asked else earlier_sweep(arguments)
         return ([] if "hydra/launcher" in asked else ["hydra/launcher=process"]) + ([f"hydra.sweep.dir={found}"] if found else [])

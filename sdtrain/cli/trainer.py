@@ -33,11 +33,6 @@ class TrainerSettings:
         for name in ("max_images", "devices", "accumulate", "log_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"trainer.{name}={getattr(self, name)} must be at least 1.")
-        if self.accelerator == "gpu" and torch.cuda.device_count() < self.devices:
-            raise UserError(
-                f"trainer.accelerator=gpu with trainer.devices={self.devices}, but this machine has {torch.cuda.device_count()} GPUs. "
-                f"Set trainer.accelerator=auto or another trainer.devices."
-            )
         if self.max_skipped is not None and self.max_skipped < 0:
             raise UserError(f"trainer.max_skipped={self.max_skipped} must be at least 0, or null.")
         if self.precision == "16-mixed" and self.max_skipped is None:
@@ -49,6 +44,14 @@ class TrainerSettings:
             raise UserError(f"trainer.threads={self.threads} must be at least 1, or null for the machine's number.")
         if not self.gradient_clip > 0:
             raise UserError(f"trainer.gradient_clip={self.gradient_clip} must be above 0; .inf does not clip.")
+
+    def check_devices(self) -> None:
+        """Whether this machine has them. A sweep may be started on another."""
+        if self.accelerator == "gpu" and torch.cuda.device_count() < self.devices:
+            raise UserError(
+                f"trainer.accelerator=gpu with trainer.devices={self.devices}, but this machine has {torch.cuda.device_count()} GPUs. "
+                f"Set trainer.accelerator=auto or another trainer.devices."
+            )
 
 
 def single() -> str:
@@ -67,8 +70,6 @@ def ddp(*, timeout: int) -> DDPStrategy:
 def make_trainer(
     settings: TrainerSettings, strategy: str | DDPStrategy, batch_size: int, loggers: list, callbacks: list[L.Callback], run_dir: Path, io: FolderIO,
 ) -> L.Trainer:
-    if strategy == "auto" and settings.devices > 1:
-        raise UserError(f"trainer.devices={settings.devices} needs strategy=ddp; strategy=single is one process on one device.")
     trainer = L.Trainer(
         accelerator=settings.accelerator, devices=settings.devices, precision=settings.precision, strategy=strategy,
         max_steps=math.ceil(settings.max_images / batch_size), max_epochs=-1, accumulate_grad_batches=settings.accumulate, logger=loggers, callbacks=callbacks,

@@ -47,6 +47,17 @@ def deaf(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def micro_batch(batch_size: int, world: int, accumulate: int) -> int:
+    """Pictures of one rank's micro-batch. Raises UserError where batch_size cannot be divided so."""
+    size, rest = divmod(batch_size, world * accumulate)
+    if rest or size == 0:
+        raise UserError(
+            f"data.batch_size={batch_size} is the global batch; it must be a multiple of trainer.devices x trainer.accumulate = "
+            f"{world} x {accumulate}. Change data.batch_size."
+        )
+    return size
+
+
 class DataModule(L.LightningDataModule):
     """Training micro-batches without end, and the validation pictures in order.
 
@@ -75,13 +86,7 @@ class DataModule(L.LightningDataModule):
 
     def micro_batch(self, world: int) -> int:
         """Pictures of one rank's micro-batch."""
-        size, rest = divmod(self.batch_size, world * self.accumulate)
-        if rest or size == 0:
-            raise UserError(
-                f"data.batch_size={self.batch_size} is the global batch; it must be a multiple of trainer.devices x trainer.accumulate = "
-                f"{world} x {self.accumulate}. Change data.batch_size."
-            )
-        return size
+        return micro_batch(self.batch_size, world, self.accumulate)
 
     def train_dataloader(self) -> DataLoader:
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)

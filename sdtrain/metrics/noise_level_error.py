@@ -29,15 +29,15 @@ BITS = bits_over(torch.ones(len(LEVELS), dtype=torch.bool))
 """Over the whole range."""
 
 
-def network_errors(epsilon_error: Callable[[Tensor, Tensor, Tensor], Tensor], count: int, levels: Tensor, size: int = 256) -> Tensor:
-    """Errors [count, len(levels)] float64 of `count` pictures, each the mean of an antithetic pair (its noise, and minus its noise).
+def network_errors(epsilon_error: Callable[[Tensor, Tensor, Tensor], Tensor], pictures: Tensor, levels: Tensor, size: int = 256) -> Tensor:
+    """Errors [P, len(levels)] float64 of `pictures` [P] int64, each the mean of an antithetic pair (its noise, and minus its noise).
 
     epsilon_error: (picture [B] int64, log_snr [B], sign [B]) -> mean squared error of epsilon [B]; asked in batches of `size`.
     """
-    axes = torch.arange(count), torch.arange(len(levels)), torch.arange(2)
-    rows = torch.cartesian_prod(*axes)
-    found = [epsilon_error(picture, levels[level], 1 - 2 * flipped).double().cpu() for picture, level, flipped in (part.T for part in rows.split(size))]
-    return torch.cat(found).view(count, len(levels), 2).mean(2)
+    rows = torch.cartesian_prod(pictures, torch.arange(len(levels)), torch.arange(2))
+    parts = (part.T for part in rows.split(size) if len(part))
+    found = [epsilon_error(picture, levels[level], 1 - 2 * flipped).double().cpu() for picture, level, flipped in parts]
+    return torch.cat([torch.zeros(0, dtype=torch.float64), *found]).view(len(pictures), len(levels), 2).mean(2)
 
 
 def linear_errors(x0: Tensor, mean: Tensor, variance: Tensor, levels: Tensor = LEVELS) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sdtrain.errors import UserError
-from sdtrain.metrics.noise_level_error import BITS, LEVELS, bits_over, standard_error
+from sdtrain.metrics.noise_level_error import BITS, LEVELS, NoiseLevelErrors, bits_over, standard_error
 from sdtrain.report.runs import RunRecord
 
 # Quantiles .975 of Student's t by degrees of freedom.
@@ -53,6 +53,12 @@ class Arm:
     def inside(self) -> Tensor:
         return self.runs[0].last.found.inside
 
+    def mean(self, name: str) -> float:
+        """Of NoiseLevelErrors.summary() over the runs used, on the pictures that all arms have."""
+        found, count = [run.last.found for run in self.used], len(self.errors)
+        each = [NoiseLevelErrors(one.errors[:count], one.linear[:count], one.inside).summary()[name] for one in found]
+        return sum(each) / len(each)
+
 
 @dataclass
 class Comparison:
@@ -63,6 +69,11 @@ class Comparison:
     inside: Tensor
     refused: list[tuple[RunRecord, str]] = field(default_factory=list)
     unfinished: list[RunRecord] = field(default_factory=list)
+
+    @property
+    def over(self) -> str:
+        """What intervals are taken over."""
+        return sides(self.arms[0], self.arms[-1])[2]
 
 
 def compare(runs: list[RunRecord], baseline: str | None = None) -> Comparison:
@@ -88,6 +99,8 @@ def compare(runs: list[RunRecord], baseline: str | None = None) -> Comparison:
             kept.append(run)
             comparison.inside = both
     groups = grouped(kept)
+    if len(groups) == 1:  # runs that differ by their seed alone, and nothing to compare them with: then with each other
+        groups = {run.name: [run] for run in kept}
     seeds = set.intersection(*({seed(run) for run in group} for group in groups.values())) if groups else set()
     count, weights = min((len(run.last.pictures) for run in kept), default=0), bits_over(comparison.inside)
     for name, group in groups.items():
@@ -125,7 +138,9 @@ def grouped(runs: list[RunRecord]) -> dict[str, list[RunRecord]]:
         groups.setdefault((key, copy), []).append(run)
     named: dict[str, list[RunRecord]] = {}
     for group in groups.values():
-        name = group[0].name if len(group) == 1 else without_seed(group[0].name)
+        name = group[0].name
+        if len(group) > 1 and (name := without_seed(name)) == group[0].name:
+            name += f" and {len(group) - 1} other seed{'s' if len(group) > 2 else ''}"
         named[f"{name}, again" if name in named else name] = group
     return named
 
@@ -136,16 +151,27 @@ def difference(arm: Arm, base: Arm, weights: Tensor) -> Difference:
     From three seeds on the interval is over them, and so speaks of other trainings too; below, it is over validation pictures, and speaks of
     these trained networks. weights [L]: errors @ weights are bits.
     """
-    gaps = (arm.errors - base.errors) @ weights
-    count, others = len(gaps), {seed(run): run for run in base.used}
-    unpaired = t_quantile(max(1, count - 1)) * math.hypot(*(standard_error(each.errors @ weights) for each in (arm, base)))
-    pairs = [(run, others[seed(run)]) for run in arm.used if seed(run) in others]
-    means = [((one.last.found.errors[:count] - other.last.found.errors[:count]) @ weights).mean().item() for one, other in pairs]
-    if len(means) >= 3:
-        half = t_quantile(len(means) - 1) * standard_error(torch.tensor(means, dtype=torch.float64))
-        return Difference(gaps.mean().item(), half, "seeds", unpaired_half=unpaired)
-    half = t_quantile(max(1, count - 1)) * standard_error(gaps)
-    return Difference(gaps.mean().item(), half, "pictures", (min(means), max(means)) if len(means) == 2 else None, unpaired)
+    mine, theirs, over = sides(arm, base)
+    gaps, quantile = (mine - theirs) @ weights, t_quantile(max(1, len(mine) - 1))
+    unpaired = quantile * math.hypot(*(standard_error(each @ weights) for each in (mine, theirs)))
+    spread, pairs = None, paired(arm, base)
+    if len(pairs) == 2:
+        means = [((one - other) @ weights).item() for one, other in pairs]
+        spread = min(means), max(means)
+    return Difference(gaps.mean().item(), quantile * standard_error(gaps), over, spread, unpaired)
+
+
+def paired(arm: Arm, base: Arm) -> list[tuple[Tensor, Tensor]]:
+    """(mean errors [L] of a run of the one, of the other's of the same seed)."""
+    count, others = len(arm.errors), {seed(run): run for run in base.used}
+    mean = lambda run: run.last.found.errors[:count].mean(0)  # noqa: E731
+    return [(mean(run), mean(others[seed(run)])) for run in arm.used if seed(run) in others]
+
+
+def sides(arm: Arm, base: Arm) -> tuple[Tensor, Tensor, str]:
+    """(errors [R, L] of both, row by row; what a row is: "seeds" where they share three or more, else "pictures")."""
+    pairs = paired(arm, base)
+    return (arm.errors, base.errors, "pictures") if len(pairs) < 3 else (*map(torch.stack, zip(*pairs, strict=True)), "seeds")
 
 
 def winners(comparison: Comparison) -> list[tuple[float, str | None]]:
@@ -153,7 +179,8 @@ def winners(comparison: Comparison) -> list[tuple[float, str | None]]:
     found = []
     for place in comparison.inside.nonzero().flatten().tolist():
         best, *rest = sorted(comparison.arms, key=lambda arm: arm.errors[:, place].mean().item())
-        gap = (rest[0].errors - best.errors)[:, place] if rest else torch.ones(2)
+        theirs, mine, _ = sides(rest[0] if rest else best, best)
+        gap = (theirs - mine)[:, place]
         told = gap.mean() > t_quantile(max(1, len(gap) - 1)) * standard_error(gap)
         found.append((LEVELS[place].item(), best.name if told else None))
     return found

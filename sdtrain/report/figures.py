@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdtrain.metrics.noise_level_error import BITS, LEVELS, bits_over, standard_error
 from sdtrain.plots import canvas, rendered
-from sdtrain.report.compare import Arm, Comparison
+from sdtrain.report.compare import Arm, Comparison, seed, sides, t_quantile
 from sdtrain.report.runs import RunRecord
 
 WIDE, TALL = 9.0, 4.4  # inches
@@ -37,39 +37,44 @@ def levels(comparison: Comparison) -> Image.Image:
     """Error by level against the linear denoiser, and the difference to the baseline with its interval over pictures."""
     figure, (above, below) = canvas((WIDE, 1.7 * TALL), rows=2, sharex=True)
     base = comparison.baseline
-    above.plot(LEVELS, base.runs[0].last.found.linear.mean(0), color="0.6", linewidth=1, label="linear denoiser")
+    above.plot(LEVELS, base.used[0].last.found.linear[: len(base.errors)].mean(0), color="0.6", linewidth=1, label="linear denoiser")
     for number, arm in enumerate(comparison.arms):
         above.plot(LEVELS, torch.where(arm.inside, arm.errors.mean(0), math.nan), label=arm.name, linewidth=1.6, **colour(number))
         if arm is not base:
             both = arm.inside & base.inside
-            gap = (arm.errors - base.errors) * BITS
-            middle, half = gap.mean(0), 1.96 * gap.std(0) / math.sqrt(len(gap))
+            mine, theirs, _ = sides(arm, base)
+            gap = (mine - theirs) * BITS
+            middle, half = gap.mean(0), t_quantile(max(1, len(gap) - 1)) * gap.std(0) / math.sqrt(len(gap))
             below.plot(LEVELS, torch.where(both, middle, math.nan), linewidth=1.6, **colour(number))
             below.fill_between(LEVELS, middle - half, middle + half, where=both, alpha=0.2, color=colour(number)["color"])
     above.set(ylabel="mean squared error of epsilon", title="Error by noise level, where the schedule reaches", yscale="log")
     below.axhline(0, color="0.4", linewidth=1)
-    title = f"Less {textwrap.shorten(base.name.replace(',', ', '), 70, placeholder=' ...')}, with 95 %"
+    title = f"Less {textwrap.shorten(base.name.replace(',', ', '), 70, placeholder=' ...')}, with 95 % over {comparison.over}"
     below.set(xlabel="log_snr (noise on the left, data on the right)", ylabel="bits per dimension", title=title)
     legend(figure, above)
     return rendered(figure)
 
 
 def learning(comparison: Comparison) -> Image.Image:
-    """Bits on the common levels and the common pictures, against images and against time."""
+    """Bits on the common levels and the common pictures, against images and against time; bars are of the difference to the baseline."""
     figure, axes = canvas((WIDE, TALL), columns=2)
-    runs = [(number, run) for number, arm in enumerate(comparison.arms) for run in arm.runs]
+    runs, base = [(number, run) for number, arm in enumerate(comparison.arms) for run in arm.runs], comparison.baseline
     count = min(len(look.pictures) for _, run in runs for look in run.validations)
+    bits = {id(run): {look.images_seen: (look.found.errors @ bits_over(comparison.inside))[:count] for look in run.validations} for _, run in runs}
     for number, run in runs:
         seen, clock, _ = run.series("validation/bits_per_dim")
-        when = dict(zip(seen, clock, strict=True))
-        bits = [(look.found.errors @ bits_over(comparison.inside))[:count] for look in run.validations]
-        middle, half = torch.stack([each.mean() for each in bits]), [1.96 * standard_error(each) if count > 1 else 0 for each in bits]
+        when, mine = dict(zip(seen, clock, strict=True)), bits[id(run)]
+        theirs = next((bits[id(other)] for other in base.used if seed(other) == seed(run)), {})
+        half = [t_quantile(max(1, count - 1)) * standard_error(each - theirs[at]) if at in theirs else math.nan for at, each in mine.items()]
+        half = [each if 0 < each < math.inf else math.nan for each in half]  # none of the baseline itself
         label = comparison.arms[number].name if run is comparison.arms[number].runs[0] else None
-        images = [look.images_seen for look in run.validations]
-        for axis, x in zip(axes, (images, [when.get(seen, math.nan) / 60 for seen in images]), strict=True):
-            axis.errorbar(x, middle, yerr=half, marker="o", markersize=3, linewidth=1.4, capsize=2, label=label, **colour(number))
+        for axis, x in zip(axes, (list(mine), [when.get(at, math.nan) / 60 for at in mine]), strict=True):
+            drawn = {"marker": "o", "markersize": 3, "linewidth": 1.4, "capsize": 2, "label": label} | colour(number)
+            axis.errorbar(x, [each.mean() for each in mine.values()], yerr=half, **drawn)
     axes[0].set(xlabel="images seen", ylabel="bits per dimension", title=f"On the {count} pictures that every look has seen")
     axes[1].set(xlabel="minutes of training and looking")
+    if len(comparison.arms) > 1:
+        axes[1].set(title="Bars: 95 % of the difference to the baseline")
     legend(figure, axes[0])
     return rendered(figure)
 

@@ -23,6 +23,7 @@ class Validation:
     found: NoiseLevelErrors
     pictures: list[str]
     latents: dict[str, Any]
+    weights: str  # "averaged", or "raw" of a run that keeps no average
 
     def same_ground(self, other: "Validation") -> str | None:
         """Why its numbers mean something else than the other's, or None."""
@@ -113,8 +114,11 @@ def read_run(name: str, folder: Path) -> RunRecord:
         status = dict(json.loads((folder / "status.json").read_text()))
     with contextlib.suppress(OSError, ValueError, TypeError, YAMLError, OmegaConfBaseException):
         config = dict(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
-    state = status.get("state", "unknown") if config else "not begun"
-    run = RunRecord(name, folder, config, state, status.get("exit_code"), status.get("images_seen", 0), status.get("peak_memory_mb"))
+    state = str(status.get("state", "unknown"))
+    if not config:
+        state = "with a config.yaml that cannot be read" if (folder / "config.yaml").exists() else "not begun"
+    code, seen, memory = (status.get(key) if isinstance(status.get(key), int | float) else None for key in ("exit_code", "images_seen", "peak_memory_mb"))
+    run = RunRecord(name, folder, config, state, code, seen or 0, memory)
     run.lines = _lines(folder / "metrics.jsonl")
     if run.lines and state == "running":
         run.images_seen = run.lines[-1]["images_seen"]
@@ -139,12 +143,13 @@ def _validation(record: dict) -> Validation | None:
     """None of another version's levels, and of what is not whole."""
     if record["log_snr"] != LEVELS.tolist():
         return None
-    weights = record["errors"].get("ema") or record["errors"]["raw"]
-    errors, linear = (torch.tensor(rows, dtype=torch.float64) for rows in (weights, record["linear"]))
+    weights = "ema" if record["errors"].get("ema") else "raw"
+    errors, linear = (torch.tensor(rows, dtype=torch.float64) for rows in (record["errors"][weights], record["linear"]))
     found = NoiseLevelErrors(errors, linear, torch.tensor(record["inside"]))
     if not errors.shape == linear.shape == (len(record["pictures"]), len(LEVELS)) or found.inside.shape != LEVELS.shape:
         return None
-    return Validation(record["images_seen"], found, record["pictures"], {key: record[key] for key in ("autoencoder", "latent_scale", "mean", "variance")})
+    latents = {key: record[key] for key in ("autoencoder", "latent_scale", "mean", "variance")}
+    return Validation(record["images_seen"], found, record["pictures"], latents, "averaged" if weights == "ema" else "raw")
 
 
 def flat(node: dict, prefix: str = "") -> dict[str, Any]:
@@ -156,7 +161,7 @@ def flat(node: dict, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(runs: list[RunRecord]) -> dict[str, list[Any]]:
-    """{key: its value in each run} for what is not the same in all."""
+    """{key: its value in each run, "" where it has no such key} for what is not the same in all."""
     leaves = [flat(run.config) for run in runs]
     keys = dict.fromkeys(key for each in leaves for key in each)
-    return {key: [each.get(key) for each in leaves] for key in keys if len({json.dumps(each.get(key)) for each in leaves}) > 1}
+    return {key: [each.get(key, "") for each in leaves] for key in keys if len({json.dumps(each.get(key, "")) for each in leaves}) > 1}

@@ -198,6 +198,17 @@ def test_pictures_that_cannot_be_trained_on_are_3(here, tiny, tmp_path, make, sa
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+@pytest.mark.parametrize("word", [
+    "optimizer.lr=-1", "optimizer.weight_decay=-0.1", "trainer.max_images=-8", "lr_schedule.warmup_images=-1", "callbacks.samples.num_images=0",
+    "checkpoint.keep=1", "trainer.devices=2", "trainer.accumulate=3", "validation.num_images=0", "steps=0",
+])
+def test_what_the_second_stage_would_refuse_is_said_before_the_first(here, tiny, tmp_path, word):
+    pictures(tmp_path / "pictures")
+    result = here("sdtrain", *tiny("data=images", f"data.path={tmp_path}/pictures", word), f"hydra.run.dir={tmp_path}/run")
+    assert result.code == 2 and (word.partition("=")[0] in result.paragraph or word in result.paragraph), result.err
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_what_a_first_stage_refuses_is_said_once(command, tiny, tmp_path):
     result = command("sdtrain", *tiny("data=images", f"data.path={tmp_path}/nowhere"), f"hydra.run.dir={tmp_path}/run")

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from sdtrain.paths import config_dir
     ([["schedule=linear", "+x=1"], ["schedule=cosine", "+x=2"]], ["schedule=linear,x=1", "schedule=cosine,x=2"]),
     ([["prompt='a/b c'"], ["prompt='a/b d'"]], ["prompt=a_b_c", "prompt=a_b_d"]), ([["a='x y'"], ["a='x/y'"]], ["0_a=x_y", "1_a=x_y"]),
     ([["schedule=linear"]], ["0"]), ([["a=" + "x" * 200], ["a=" + "y" * 200]], ["0_a=" + "x" * 78, "1_a=" + "y" * 78]),
+    ([[f"model.unet.norm_groups={i}", f"callbacks.noise_levels.num_images={i}", f"lr_schedule.warmup_images={i}"] for i in (8, 9)],
+     [f"norm_groups={i},num_images={i},warmup_images={i}" for i in (8, 9)]),
     ([["modifiers=[]"], ["modifiers=[shift]"]], ["modifiers=", "modifiers=shift"]),
 ])
 def test_arms_are_called_by_what_differs(jobs, found):
@@ -35,6 +38,9 @@ def test_a_sweep_is_found_again_by_its_words(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     (folder / "sweep.json").write_text(json.dumps({"command": [*words, "hydra/launcher=process", "hydra.sweep.dir=x"], "arms": []}))
     assert earlier_sweep(words) == folder and earlier_sweep(["schedule=linear,cosine", "-m"]) == folder
+    (tmp_path / "runs" / "a").mkdir()
+    folder = folder.rename(tmp_path / "runs" / "a" / "b")  # a name may have slashes
+    assert earlier_sweep(words) == folder
     assert earlier_sweep([*words, "seed=1"]) is None and same_sweep(words) == ["-m", "schedule=linear,cosine"]
     (folder / "sweep.json").write_text("[")
     assert earlier_sweep(words) is None
@@ -106,11 +112,32 @@ def states(tmp_path) -> dict[str, str]:
     ("hydra.launcher.prefix=nowhere seed=0,1", "no command 'nowhere'"), ("hydra.launcher.prefix='\"a' seed=0,1", "cannot be read: No closing quotation"),
     ("hydra.launcher.devices={} seed=0,1", "hydra.launcher.devices"), ("optimizer.lr=0.1,x", "it should be a valid number. Change optimizer.lr"),
     ("sweep=schedules schedule=linear", "sweep=schedules varies schedule, and schedule=linear leaves a single arm"),
+    ("seed=glob(*)", "The sweep has no arm"), ("sweep=schedules,weightings", "names several sweeps"), ("seed=0,1 seed=0", "seed is given twice"),
+    ("optimizer.lr=0.001,-1", "In the arm optimizer.lr=-1: optimizer: Invalid learning rate: -1. Change optimizer.lr."),
+    ("trainer.max_images=8,-8", "In the arm trainer.max_images=-8: trainer.max_images=-8 must be at least 1"),
+    ("callbacks.noise_levels.share=1,2", "callbacks.noise_levels.share=2 must lie in"), ("data.batch_size=8,9 trainer.accumulate=2", "data.batch_size=9"),
+    ("optimizer.lr=1e-4,0.0001", "have the same configuration"), ("seed=0,1 hydra.run.dir=here", "Set hydra.sweep.dir"),
+    ("seed=0,1 --cfg job", "--cfg and --info show one run"), ("seed=0,1 hydra.sweep.dir=", "hydra.sweep.dir= is empty"),
     ("callbacks=default,none", "There is no key 'callbacks.samples.num_images' here: an option that was chosen leaves it out"),
 ])
 def test_what_no_arm_could_do_fails_before_any_begins(here, tiny, tmp_path, word, said):
     result = here("sdtrain", "-m", *tiny(*word.split()), cwd=tmp_path)
     assert result.code == 2 and said in result.err and not states(tmp_path)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "multirun.yaml"]  # that goes with the process
+
+
+def test_a_refused_sweep_leaves_nothing_and_a_prefix_may_hold_any_sign(command, tiny, tmp_path):
+    words = ("schedule=linear,flow", "hydra.launcher.prefix=env --unset=A", "hydra.sweep.dir=here")
+    result = command("sdtrain", "-m", *tiny(*words), cwd=tmp_path)
+    assert result.code == 2 and "In the arm schedule=flow" in result.err and not list(tmp_path.iterdir())
+
+
+def test_the_folder_of_something_else_takes_no_sweep(here, tiny, tiny_run, tmp_path):
+    (tmp_path / RECORD).write_text('{"foo": 1}')
+    result = here("sdtrain", "-m", *tiny("seed=0,1", f"hydra.sweep.dir={tmp_path}"))
+    assert result.code == 2 and "is no record of a sweep" in result.paragraph and (tmp_path / RECORD).read_text() == '{"foo": 1}'
+    result = here("sdtrain", "-m", *tiny("seed=0,1", f"hydra.sweep.dir={tiny_run}"))
+    assert result.code == 2 and "is the folder of a run. Choose another hydra.sweep.dir." in result.paragraph and not (tiny_run / RECORD).exists()
 
 
 def test_a_sweep_that_is_under_way_is_left_alone(here, tiny, tmp_path):
@@ -132,11 +159,30 @@ def test_arms_that_cannot_start_are_named_and_an_earlier_sweep_in_the_folder_sta
     assert json.loads((tmp_path / RECORD).read_text())["arms"] == ["earlier", "seed=0", "seed=1"]
 
 
+def test_a_folder_of_runs_with_another_budget_is_left_alone(here, tiny, tiny_run, tmp_path):
+    """Else one arm would have what others have not, and the last word of a run that was longer would pass for that of a shorter one."""
+    shutil.copytree(tiny_run, tmp_path / "seed=0")
+    result = here("sdtrain", "-m", *tiny("seed=0,1", "trainer.max_images=32", f"hydra.sweep.dir={tmp_path}"))
+    assert result.code == 2 and "holds a run with another configuration (trainer.max_images: 64 -> 32)" in result.paragraph
+    assert not (tmp_path / RECORD).exists() and not (tmp_path / "seed=1").exists()
+
+
+def test_a_command_that_leaves_before_its_arm_has_finished_is_not_believed(here, tiny, tmp_path):
+    result = here("sdtrain", "-m", *tiny("seed=0,1", f"hydra.sweep.dir={tmp_path}", "hydra.launcher.prefix=echo"))
+    assert result.code == 1 and "0 of 2 arms are finished" in result.out and "Give a hydra.launcher.prefix that waits" in result.out
+
+
+def test_a_place_that_cannot_be_made_is_the_sweeps(here, tiny):
+    result = here("sdtrain", "-m", *tiny("seed=0,1", "hydra.sweep.dir=/proc/x"))
+    assert result.code == 5 and "Set hydra.sweep.dir to another place" in result.paragraph
+
+
 @pytest.mark.slow
 def test_a_failed_arm_is_reported_while_others_go_on_and_the_same_command_finishes_the_rest(tiny, tmp_path):
     words = ["-m", *tiny("optimizer.lr=0.001,1e30", "callbacks.samples.every=0")]
     said, code = sweep(tmp_path, *words)
     assert code == 4 and states(tmp_path) == {"optimizer.lr=0.001": "finished", "optimizer.lr=1e+30": "diverged"}, said
+    assert "optimizer.lr=1e+30: left with 4 after" in said and "The loss or the gradient was not finite" in said
     assert "Not finished: optimizer.lr=1e+30 (4)" in said and "1 of 2 arms are finished" in said
     (done,) = tmp_path.glob("runs/*/*/optimizer.lr=0.001/status.json")
     before = done.stat().st_mtime_ns
@@ -184,7 +230,7 @@ def test_an_interrupted_sweep_goes_on_to_the_same_weights(tiny, saved, tmp_path)
     while not list(tmp_path.glob("runs/*/*/seed=0/checkpoints/[0-9]*/manifest.json")):
         assert running.poll() is None
         time.sleep(0.02)
-    running.send_signal(signal.SIGTERM)
+    running.send_signal(signal.SIGHUP)
     said = running.communicate(timeout=300)[0]
     assert running.returncode == 143 and "the same command goes on" in said and "seed=1: starts" not in said
     assert sweep(tmp_path, *words)[1] == 0

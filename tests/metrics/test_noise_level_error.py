@@ -61,7 +61,7 @@ def measured(schedule, prediction, count=64, seed=0, weighting=None, loss=None):
 
     errors = linear_errors(x0, torch.zeros(1), torch.full((1,), STD**2))
     linear = errors.clone()
-    errors[:, inside] = network_errors(error, count, LEVELS[inside])
+    errors[:, inside] = network_errors(error, torch.arange(count), LEVELS[inside])
     return NoiseLevelErrors(errors, linear, inside)
 
 
@@ -93,7 +93,8 @@ def test_a_wrong_network_is_charged_more():
     best, at = ideal(schedule, prediction), schedule.time_of
 
     def error(network):
-        return network_errors(lambda i, level, sign: objective.epsilon_error(network, x0[i], noise[i] * sign.view(-1, 1, 1, 1), at(level)), 64, levels).mean(0)
+        error = lambda i, level, sign: objective.epsilon_error(network, x0[i], noise[i] * sign.view(-1, 1, 1, 1), at(level))  # noqa: E731
+        return network_errors(error, torch.arange(64), levels).mean(0)
 
     assert (error(lambda x, t: 0.9 * best(x, t)) > error(best)).all()
     assert torch.allclose(error(lambda x, t: 0 * x), torch.ones(len(levels), dtype=torch.float64), rtol=0.05)
@@ -148,8 +149,10 @@ def test_each_picture_meets_each_level_once_with_both_signs():
         asked.extend(zip(picture.tolist(), log_snr.tolist(), sign.tolist(), strict=True))
         return picture * 100 + log_snr + 0.25 * sign
 
-    found = network_errors(error, 3, torch.tensor([-1.0, 2.0]), size=5)
+    found = network_errors(error, torch.arange(3), torch.tensor([-1.0, 2.0]), size=5)
     assert sorted(asked) == sorted((i, level, sign) for i in range(3) for level in (-1.0, 2.0) for sign in (-1, 1))
     assert found.tolist() == [[-1.0, 2.0], [99.0, 102.0], [199.0, 202.0]]
+    assert torch.equal(network_errors(error, torch.tensor([2, 0]), torch.tensor([-1.0, 2.0]), size=3), found[[2, 0]])
+    assert network_errors(error, torch.arange(0), torch.tensor([-1.0, 2.0])).shape == (0, 2)  # a rank for which there is no picture
 
 

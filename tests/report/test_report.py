@@ -4,12 +4,15 @@ import json
 import math
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 import yaml
 
 from sdtrain.cli import report as command
+from sdtrain.cli.lock import only_run
 from sdtrain.metrics.noise_level_error import BITS, LEVELS, bits_over
 from sdtrain.report.compare import Arm, T, compare, difference, t_quantile, winners
 from sdtrain.report.runs import find_runs
@@ -114,6 +117,63 @@ def test_a_seed_for_the_second_time_is_an_arm_of_its_own(write):
     assert {arm.name: arm.difference and arm.difference.mean > 0 for arm in comparison.arms} == {"a": None, "b": False, "c": True}
 
 
+def test_seeds_alone_are_one_arm_that_says_how_many(write):
+    for number, scale in enumerate((1.0, 1.1, 1.2)):
+        sweep = write(f"r{number}", errors(32, scale, seed=number, own=0.1), config={"seed": number}).parent
+    arms = compare(find_runs([sweep])).arms  # with nothing else to compare, they are compared with each other
+    assert [arm.name for arm in arms] == ["r0", "r1", "r2"] and arms[1].difference.told and arms[1].difference.over == "pictures"
+    write("s0", errors(32, 2.0), config={"seed": 0, "arm": "s"})
+    assert [arm.name for arm in compare(find_runs([sweep])).arms] == ["r0 and 2 other seeds", "s0"]
+
+
+def test_from_three_seeds_on_all_is_told_over_seeds(write, monkeypatch, capsys):
+    """b is better on each picture, and on average of two seeds of three: over seeds nothing is told, neither in sum nor by level."""
+    for number, (mine, theirs) in enumerate(((1.0, 0.7), (1.0, 0.7), (1.0, 1.4))):
+        sweep = write(f"arm=a,seed={number}", errors(64, mine, own=0.01), config={"seed": number, "arm": "a"}).parent
+        write(f"arm=b,seed={number}", errors(64, theirs, own=0.01), config={"seed": number, "arm": "b"})
+    comparison = compare(find_runs([sweep]), "arm=a")
+    found = next(arm.difference for arm in comparison.arms if arm.difference)
+    assert found.over == comparison.over == "seeds" and not found.told and {name for _, name in winners(comparison)} == {None}
+    assert found.unpaired_half == pytest.approx(found.half, rel=0.2)  # a is the same for all seeds: pairing gains nothing
+    run_command(monkeypatch, capsys, sweep)
+    assert "none that can be told from the next over seeds" in (sweep / "report" / "report.md").read_text()
+
+
+def test_numbers_side_by_side_are_of_the_same_pictures(write, monkeypatch, capsys):
+    """b has seen 16 pictures more, which are harder; and a has no average of its weights."""
+    more = errors(32, 1.0)
+    more[16:] *= 5
+    sweep = write("b", more, config={"x": 1}).parent
+    folder = write("a", errors(16, 1.0), config={"x": 2})
+    for path in folder.glob("validation/*.json"):
+        record = json.loads(path.read_text())
+        del record["errors"]["ema"]
+        path.write_text(json.dumps(record))
+    run_command(monkeypatch, capsys, sweep)
+    page = (sweep / "report" / "report.md").read_text()
+    rows = [line.split("|")[6:9] for line in page.splitlines() if line.startswith(("| a |", "| b |"))][:2]
+    assert rows[0] == rows[1] and "on the same 16 held-out pictures" in page and "Not all numbers are of averaged weights: a kept none" in page
+
+
+def test_prompt_accuracy_says_how_it_was_measured(write, monkeypatch, capsys):
+    def measured(folder, value, **how):
+        settings = {"checkpoint": "there/000000000200", "num_images": 8, "steps": 50, "sampler": "sdtrain.samplers.ddim.ddim"} | how
+        (folder / "evaluation").mkdir(exist_ok=True)
+        text = json.dumps({"prompt_accuracy": {"trained": {"colour": value}}, "settings": {"prompt_accuracy": settings}})
+        (folder / "evaluation" / "evaluation.json").write_text(text)
+
+    first, second = (write(name, errors(16, 1.0), config={"x": name}) for name in "ab")
+    measured(first, 0.5)
+    measured(second, 0.25)
+    run_command(monkeypatch, capsys, first.parent)
+    page = (first.parent / "report" / "report.md").read_text()
+    assert "Prompt accuracy is of trained combinations: num_images 8, steps 50, ddim, last checkpoint." in page and "colour 50.0 %" in page
+    measured(second, 0.25, checkpoint="there/000000000100", steps=1)
+    run_command(monkeypatch, capsys, first.parent)
+    page = (first.parent / "report" / "report.md").read_text()
+    assert "not measured alike" in page and "b: num_images 8, steps 1, ddim, checkpoint at 100 images" in page
+
+
 def test_seeds_that_disagree_tell_nothing(write):
     for seed, scales in ((0, (1.0, 1.5)), (1, (1.0, 0.8))):
         for name, scale in zip("ab", scales, strict=True):
@@ -187,8 +247,22 @@ def run_command(monkeypatch, capsys, *words) -> str:
 
 def test_an_arm_that_has_never_begun_is_in_the_report(write, monkeypatch, capsys):
     sweep = write("a", errors(16, 1.0)).parent
-    (sweep / "sweep.json").write_text(json.dumps({"command": [], "arms": ["a", "b"]}))
+    write("c", errors(16, 1.0), config={"x": 1})
+    (sweep / "sweep.json").write_text(json.dumps({"command": [], "arms": ["a", "b", "c"]}))
     assert "not finished: b, not begun at 0 images" in run_command(monkeypatch, capsys, sweep)
+    differ = (sweep / "report" / "report.md").read_text().partition("What differs in configuration")[2].partition("##")[0]
+    assert "| x |" in differ and "optimizer.lr" not in differ  # what b is not known to have is no difference
+
+
+def test_a_run_whose_process_is_gone_was_killed(write, monkeypatch, capsys):
+    sweep = write("a", errors(16, 1.0)).parent
+    (write("b", errors(16, 1.0), state="running") / ".lock").touch()
+    write("c", errors(16, 1.0), state="running")
+    with only_run(write("d", errors(16, 1.0), state="running"), print):
+        hold = "import sys, pathlib; from sdtrain.cli.lock import left_behind\nsys.exit(left_behind(pathlib.Path(sys.argv[1])))"
+        assert subprocess.run([sys.executable, "-c", hold, str(sweep / "d")], check=False).returncode == 0  # asked by another process, it is there
+    said = run_command(monkeypatch, capsys, sweep)
+    assert "not finished: b, killed at 200 images" in said and "not finished: c, running at 200 images" in said
 
 
 def test_the_page_needs_nothing_beside_it(write, monkeypatch, capsys):
