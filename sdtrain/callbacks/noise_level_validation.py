@@ -120,7 +120,7 @@ class NoiseLevelValidation(L.Callback):
             return module.epsilon_error(self.latents[picture], captions, self.labels[picture], noise, log_snr.to(module.device))
 
         count, found = min(count, len(self.latents)), {}
-        mine = torch.arange(trainer.global_rank, count, trainer.world_size)
+        mine = torch.arange(count)[trainer.global_rank :: trainer.world_size]
         module.eval()
         for weights in ("ema", "raw") if self.ema else ("raw",):
             with self.ema.average.applied(module.trained()) if weights == "ema" else nullcontext():

@@ -64,13 +64,13 @@ def test_the_errors_are_the_networks(run):
 
 @pytest.mark.slow
 def test_ranks_share_the_pictures(command, tiny, run, tmp_path):
-    """Three ranks, one of them without a picture at each look in mid-run, are told the same as one; nobody waits while another looks at all."""
-    words = ["strategy=ddp", "trainer.devices=3", "data.batch_size=9", "trainer.max_images=63", "optimizer.lr=0"]
+    """Four ranks, two of them without a picture at a look in mid-run, are told the same as one; nobody waits while another looks at all."""
+    words = ["strategy=ddp", "trainer.devices=4", "data.batch_size=8", "trainer.max_images=64", "optimizer.lr=0"]
     mid = ["callbacks.noise_levels.share=1e-9"]
-    result = command("sdtrain", *tiny(*LOOKS, *words, *mid), f"hydra.run.dir={tmp_path}/three")
+    result = command("sdtrain", *tiny(*LOOKS, *words, *mid), f"hydra.run.dir={tmp_path}/four")
     assert result.code == 0, result.err
     assert command("sdtrain", *tiny(*LOOKS, *words[2:], *mid), f"hydra.run.dir={tmp_path}/one").code == 0
-    ours, theirs = looks(tmp_path / "three"), looks(tmp_path / "one")
+    ours, theirs = looks(tmp_path / "four"), looks(tmp_path / "one")
     assert [len(look["pictures"]) for look in ours] == [2, 8] == [len(look["pictures"]) for look in theirs]
     for our, their in zip(ours, theirs, strict=True):
         for weights in ("ema", "raw"):
