@@ -85,6 +85,9 @@ def ranking(comparison: Comparison) -> Section:
         ])
     if accuracy:
         heads.append("prompt accuracy")
+    scope = "" if len(comparison.arms) < 2 or comparison.over == "seeds" else (
+        " Intervals are over pictures and speak of these trained networks; what other trainings would give is known from three seeds on, seed=0,1,2."
+    )
     by_level = sum(arm.errors.mean(0) for arm in comparison.arms) * bits_over(comparison.inside)
     fine = (by_level[LEVELS > 0].sum() / by_level.sum()).item()
     return Section("Ranking", [
@@ -92,7 +95,7 @@ def ranking(comparison: Comparison) -> Section:
         f"{len(comparison.inside)}, on the same {len(comparison.arms[0].errors)} held-out pictures with the same noise. The full sum runs from -12 to 12; "
         f"outside a schedule's range the best linear denoiser stands in for the network, and its share is beside it. {100 * fine:.0f} % of what is ranked "
         f"lies above level 0, where fine detail is; what a picture shows is decided below: see the error by noise level and the samples. Beside the "
-        f"interval stands how wide it were unpaired.",
+        f"interval stands how wide it were unpaired.{scope}",
         *unlike(comparison), *notes, Table(heads, rows),
     ])
 

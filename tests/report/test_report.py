@@ -136,7 +136,10 @@ def test_from_three_seeds_on_all_is_told_over_seeds(write, monkeypatch, capsys):
     assert found.over == comparison.over == "seeds" and not found.told and {name for _, name in winners(comparison)} == {None}
     assert found.unpaired_half == pytest.approx(found.half, rel=0.2)  # a is the same for all seeds: pairing gains nothing
     run_command(monkeypatch, capsys, sweep)
-    assert "none that can be told from the next over seeds" in (sweep / "report" / "report.md").read_text()
+    page = (sweep / "report" / "report.md").read_text()
+    assert "none that can be told from the next over seeds" in page and "speak of these trained networks" not in page
+    run_command(monkeypatch, capsys, sweep / "arm=a,seed=0", sweep / "arm=b,seed=0", "--output", sweep / "one")
+    assert "Intervals are over pictures and speak of these trained networks" in (sweep / "one" / "report.md").read_text()
 
 
 def test_numbers_side_by_side_are_of_the_same_pictures(write, monkeypatch, capsys):
