@@ -28,7 +28,7 @@ def is_file_of(key: str, value: str) -> bool:
 
 def is_sweep(arguments: list[str]) -> bool:
     """Whether several runs are asked for."""
-    return "-m" in arguments or "--multirun" in arguments or any(re.fullmatch(r"[+]*sweep=(?!null$).*", word) for word in arguments)
+    return "-m" in arguments or "--multirun" in arguments or any(re.fullmatch(r"[+]*sweep=(?!(null|none)$).*", word) for word in arguments)
 
 
 def prepared(arguments: list[str], repeatable: str | None = None) -> list[str]:

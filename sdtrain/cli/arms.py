@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -48,6 +49,8 @@ class Arm:
             config = OmegaConf.to_container(OmegaConf.load(self.folder / "config.yaml"))
         except (OSError, ValueError, YAMLError):
             return {}
+        if not isinstance(config, dict):
+            return {}
         mine = {key: value for key, value in self.cfg.items() if key not in ("resume", "resume_allow")}
         fixed = (*FIXED_ON_RESUME, "optimizer", "lr_schedule", "trainer", "callbacks.ema")
         free = [*FREE_ON_RESUME, "data.sha256", "model.autoencoder.sha256", *(f"trainer.{name}" for name in ("log_every", "threads", "accelerator", "devices"))]
@@ -55,13 +58,17 @@ class Arm:
         return {key: pair for key, pair in changes(config, redacted(mine))[0].items() if below(key, fixed) and not below(key, free)}
 
     def said(self) -> str:
-        """The paragraph with which its process has left, or where its words are."""
+        """Why its process has left: the paragraph it left with, or where its words are."""
+        if self.code in (130, 143):
+            return "interrupted"
+        if self.code == -signal.SIGKILL:
+            return "killed, perhaps because memory was short"
         with contextlib.suppress(OSError):
             with open(self.folder / OUTPUT, encoding="utf-8", errors="replace") as output:
                 output.seek(self.before)
-                lines = [line.strip() for line in output if line.startswith("sdtrain: ")]
-            if lines:
-                return lines[-1].removeprefix("sdtrain: ")
+                lines = [line.removeprefix("sdtrain: ").strip() for line in output if line.startswith("sdtrain: ")]
+            if lines := [line for line in lines if line != self.cfg["name"]]:  # that is the head of its table
+                return lines[-1]
         return f"see {self.folder / OUTPUT}"
 
     def start(self, prefix: str) -> None:
@@ -70,7 +77,7 @@ class Arm:
         from sdtrain.cli.first_stage import stop_with_parent
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        environment = {key: value for key, value in os.environ.items() if key not in RANKS} | {"WANDB_RUN_GROUP": self.folder.parent.name}
+        environment = {key: value for key, value in os.environ.items() if key not in RANKS} | {"WANDB_RUN_GROUP": self.folder.resolve().parent.name}
         if self.slot is not None:
             environment["CUDA_VISIBLE_DEVICES"] = self.slot
         command = [sys.executable, "-m", "sdtrain.cli.train", *self.words, "resume=auto", f"hydra.run.dir={quoted(str(self.folder))}"]

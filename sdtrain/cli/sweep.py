@@ -41,7 +41,9 @@ class ProcessLauncher(Launcher):
 
     def __init__(self, *, parallel: int | None = None, devices: list[str] | None = None, prefix: str = "") -> None:
         self.parallel, self.devices, self.prefix = parallel, OmegaConf.to_container(devices) if OmegaConf.is_config(devices) else devices, prefix
-        self.received = 0
+        from sdtrain.callbacks.checkpoint import Signals
+
+        self.signals = Signals()
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: DictConfig) -> None:
         self.context, self.config = hydra_context, config
@@ -66,7 +68,8 @@ class ProcessLauncher(Launcher):
         with only_run(folder, print, "hydra.sweep.dir"):
             with self._recorded(folder, arms):
                 self._check(arms)
-            handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)}
+            handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)}
+            self.signals.install()  # arms save and leave, and no more are started
             try:
                 self._share_first_stage(folder, arms)
                 self._run(arms)
@@ -97,6 +100,7 @@ class ProcessLauncher(Launcher):
     def _recorded(self, folder: Path, arms: list[Arm]) -> Iterator[None]:
         """Writes the words of the sweep and the names of its arms, after those of an earlier one in the same folder; takes it back where the
         sweep is refused. At once, so that the same command a moment later finds this one."""
+        from sdtrain.checkpoints import write_text
         from sdtrain.errors import UserError
         from sdtrain.redaction import redacted
 
@@ -107,7 +111,7 @@ class ProcessLauncher(Launcher):
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is no record of a sweep. Remove it, or choose another hydra.sweep.dir.") from error
         record = {"command": redacted(sys.argv[1:]), "arms": list(dict.fromkeys([*known, *(arm.name for arm in arms)]))}
-        path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
         try:
             yield
         except BaseException:
@@ -150,7 +154,6 @@ class ProcessLauncher(Launcher):
 
     def _share_first_stage(self, folder: Path, arms: list[Arm]) -> None:
         """One autoencoder for all arms that would train the same one: else their latents could not be compared."""
-        from sdtrain.callbacks.checkpoint import Interrupted, Signals
         from sdtrain.cli.arguments import quoted
         from sdtrain.cli.first_stage import FOLDER, first_stage_done, train_first_stage
 
@@ -159,12 +162,8 @@ class ProcessLauncher(Launcher):
             return
         if not first_stage_done(folder):
             print(f"First stage of all arms: sdtrain experiment={recipes[0][0]['experiment']}", flush=True)
-            signals = Signals()
-            signals.install()
-            if code := train_first_stage(arms[0].cfg, arms[0].words, folder, signals):
+            if code := train_first_stage(arms[0].cfg, arms[0].words, folder, self.signals):
                 raise SystemExit(code)
-            if signals.received:
-                raise Interrupted(143)
         for arm in arms:
             arm.words.append(f"model.autoencoder.path={quoted(str((folder / FOLDER / 'autoencoder').resolve()))}")
 
@@ -193,8 +192,8 @@ class ProcessLauncher(Launcher):
                 print(f"{arm.name}: done before", flush=True)
             else:
                 waiting.append(arm)
-        while running or waiting and not self.received:
-            while waiting and free and not self.received:
+        while running or waiting and not self.signals.received:
+            while waiting and free and not self.signals.received:
                 arm = waiting.pop(0)
                 arm.slot = free.pop(0)
                 try:
@@ -217,25 +216,18 @@ class ProcessLauncher(Launcher):
                 else:
                     number = "" if arm.number() is None else f", {arm.number():.4f} bits per dimension"
                     print(f"{arm.name}: finished, {seconds}{number}", flush=True)
-            if self.received and not getattr(self, "forwarded", False):
+            if self.signals.received and not getattr(self, "forwarded", False):
                 self.forwarded = True
                 for arm in running:
-                    arm.process.send_signal(self.received)
+                    arm.process.send_signal(self.signals.received)
             time.sleep(0.05)
-
-    def _stop(self, number: int, frame: object) -> None:
-        """Arms save and leave, no more are started. A second time they leave at once."""
-        if self.received:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        self.received = number
 
     def _leave_unless_done(self, folder: Path, arms: list[Arm]) -> None:
         failed, done = [arm for arm in arms if arm.code not in (0, None)], sum(arm.code == 0 for arm in arms)
         print(f"{done} of {len(arms)} arms are finished. Compare them with: sdtrain-report {shlex.quote(str(folder))}", flush=True)
-        if self.received:
+        if self.signals.received:
             print("Interrupted: the same command goes on.", flush=True)
-            raise SystemExit(130 if self.received == signal.SIGINT else 143)
+            raise SystemExit(130 if self.signals.received == signal.SIGINT else 143)
         if failed:
             print(f"Not finished: {', '.join(f'{arm.name} ({arm.code})' for arm in failed)}. The same command tries them again.", file=sys.stderr, flush=True)
             raise SystemExit(next(abs(arm.code) if arm.code > 0 else 128 - arm.code for arm in failed))
@@ -258,6 +250,8 @@ def check_words(words: Sequence[str]) -> None:
         raise UserError("--cfg and --info show one run and not several. Remove them, or -m and the values after the first.")
     parsed = OverridesParser.create().parse_overrides([word for word in words if not word.startswith("-") and "=" in word])
     keys, several = [each.key_or_group for each in parsed], {each.key_or_group for each in parsed if each.is_sweep_override()}
+    if searched := next((each.key_or_group for each in parsed if each.is_interval_sweep()), None):
+        raise UserError(f"{searched}=interval(...) names no values. Write them out, {searched}=value,value.")
     if twice := next((key for key in keys if key in several and keys.count(key) > 1), None):
         raise UserError(f"{twice} is given twice, and several values of it would be lost. Remove one of the two.")
     if alone := next((key for key in keys if key in ("hydra.run.dir", "hydra.sweep.subdir")), None):

@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
 
-from sdtrain.cli.arms import names, prefixed
+from sdtrain.cli.arguments import is_sweep
+from sdtrain.cli.arms import Arm, names, prefixed
 from sdtrain.cli.sweep import RECORD, ProcessLauncher, earlier_sweep, same_sweep
 from sdtrain.paths import config_dir
 
@@ -80,6 +82,36 @@ def test_what_ssh_makes_one_line_of_still_finds_its_folder_and_its_words(tmp_pat
         assert said == f"{tmp_path}/a folder {group} {command[3:]}\n"
 
 
+def test_a_sweep_still_hears_a_signal_after_the_first_stage_of_its_arms(tmp_path, monkeypatch):
+    heard, launcher, before = [], ProcessLauncher(), signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("sdtrain.cli.first_stage.train_first_stage", lambda cfg, words, folder, signals: heard.append(signals) or 0)
+    arm = Arm("a", tmp_path / "a", [], {"first_stage": {"experiment": "x"}, "data": {}})
+    launcher._share_first_stage(tmp_path, [arm])
+    assert heard == [launcher.signals] and signal.getsignal(signal.SIGTERM) is before and "model.autoencoder.path=" in arm.words[0]
+
+
+@pytest.mark.parametrize(("code", "said"), [
+    (-9, "killed, perhaps because memory was short"), (143, "interrupted"), (3, "data.path=x is missing."), (1, "see {folder}/output.txt"),
+])
+def test_why_an_arm_has_left(tmp_path, code, said):
+    arm = Arm("a", tmp_path, [], {"name": "shapes"}, code=code)
+    (tmp_path / "output.txt").write_text("sdtrain: shapes  \n  data  1\n" + ("sdtrain: data.path=x is missing.\n" if code == 3 else ""))
+    assert arm.said() == said.format(folder=tmp_path)
+
+
+def test_no_sweep_is_a_run():
+    assert is_sweep(["sweep=schedules"]) and not any(map(is_sweep, (["sweep=none"], ["sweep=null"], ["seed=1"])))
+
+
+def test_the_group_is_the_sweeps_folder_wherever_the_command_was_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sdtrain.cli.arms.prefixed", lambda prefix, command, environment: ["echo", environment["WANDB_RUN_GROUP"]])
+    arm = Arm("a", Path("a"), [], {})
+    arm.start("")
+    arm.process.wait()
+    assert (tmp_path / "a" / "output.txt").read_text() == f"{tmp_path.name}\n"
+
+
 def test_a_sweep_is_evaluated_arm_by_arm(here, tiny_run, tmp_path):
     (tmp_path / "a").symlink_to(tiny_run)
     (tmp_path / RECORD).write_text(json.dumps({"command": [], "arms": ["a", "b"]}))
@@ -118,6 +150,7 @@ def states(tmp_path) -> dict[str, str]:
     ("callbacks.noise_levels.share=1,2", "callbacks.noise_levels.share=2 must lie in"), ("data.batch_size=8,9 trainer.accumulate=2", "data.batch_size=9"),
     ("optimizer.lr=1e-4,0.0001", "have the same configuration"), ("seed=0,1 hydra.run.dir=here", "Set hydra.sweep.dir"),
     ("seed=0,1 --cfg job", "--cfg and --info show one run"), ("seed=0,1 hydra.sweep.dir=", "hydra.sweep.dir= is empty"),
+    ("optimizer.lr=interval(0,1)", "Write them out, optimizer.lr=value,value"),
     ("callbacks=default,none", "There is no key 'callbacks.samples.num_images' here: an option that was chosen leaves it out"),
 ])
 def test_what_no_arm_could_do_fails_before_any_begins(here, tiny, tmp_path, word, said):
