@@ -219,8 +219,13 @@ def test_resume_must_wants_something_to_resume(here, tiny, tmp_path):
     assert result.code == 2 and "resume=must" in result.paragraph
     result = here("sdtrain", *tiny("resume=must"), cwd=tmp_path)
     assert result.code == 2 and "resume=must" in result.paragraph
+    later = [tmp_path / "run" / name for name in ("validation/000000000064.json", "samples/pictures-000000064.png")]  # of a process that got further
+    mine = tmp_path / "run" / "samples" / "of-mine.png"
+    for path in (*later, mine):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
     result = here("sdtrain", *tiny("resume=auto", "trainer.max_images=8"), f"hydra.run.dir={tmp_path}/run")
-    assert result.code == 0 and "starts anew" in result.out
+    assert result.code == 0 and "starts anew" in result.out and mine.exists() and not any(path.exists() for path in later)
 
 
 def test_a_line_that_a_killed_run_left_half_written_is_no_obstacle(run_of, tiny_run, saved, tmp_path):

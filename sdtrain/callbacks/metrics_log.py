@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -28,6 +29,14 @@ def written_by(line: str, images_seen: int) -> bool:
         return False
 
 
+def drop_later(run_dir: Path, images_seen: int) -> None:
+    """Removes looks and samples of an earlier process that got further than the checkpoint: this one makes its own, or ends before."""
+    for path in (path for folder in ("validation", "samples") for path in (run_dir / folder).glob("*")):
+        if (number := re.fullmatch(r"(?:[a-z_]+-)?(\d{9,})[.](?:json|png)", path.name)) and int(number[1]) > images_seen:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
 class MetricsLog(L.Callback):
     """Loss, learning rate, gradient norm and speed, every `every` images seen.
 
@@ -47,6 +56,8 @@ class MetricsLog(L.Callback):
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.started = self.last = time.monotonic()
         self.seen = trainer.datamodule.images_seen  # at the last line, or the start
+        if trainer.is_global_zero:
+            drop_later(self.path.parent, self.seen)
         if trainer.is_global_zero and self.path.exists():
             kept = [line for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines() if written_by(line, self.seen)]
             try:
