@@ -2,6 +2,7 @@
 
 import io
 import math
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -52,5 +53,7 @@ def rendered(figure) -> Image.Image:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a name in another script is drawn as boxes
+        figure.savefig(file, format="png", dpi=110)
     return Image.open(file).convert("RGB")

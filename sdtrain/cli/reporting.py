@@ -1,6 +1,7 @@
 """What sdtrain-report says of a comparison, and how it is laid out."""
 
 import copy
+import os
 from pathlib import Path
 
 from rich.console import Console
@@ -32,7 +33,10 @@ def report(folders: list[Path], baseline: str | None, output: Path) -> None:
     writable(output, "--output")
     sections = [ranking(comparison), left_out(comparison)]
     if comparison.arms:
-        sections += [by_level(comparison), curves(comparison), objectives(*audited(comparison)), drawn(comparison)]
+        sections += [by_level(comparison), curves(comparison)]
+    sections.append(objectives(*audited(comparison)))
+    if comparison.arms:
+        sections.append(drawn(comparison))
     sections += [configuration(runs), cost(runs)]
     if len(runs) == 2:
         sections.append(where_they_part(*runs))
@@ -112,7 +116,9 @@ def unlike(comparison: Comparison) -> list[str]:
     if any(each != seeds[0] for each in seeds):
         notes.append("The arms have no seed in common: a difference is also one of initial weights, order and noise.")
     elif any(len(arm.used) < len(arm.runs) for arm in comparison.arms):
-        notes.append(f"Taken are the seeds that all arms have, {', '.join(sorted(seeds[0]))}; others are left out.")
+        short = [arm.name for arm in comparison.arms if len(arm.used) == len(arm.runs)]
+        why = f", as {', '.join(short)} {'has' if len(short) == 1 else 'have'} no other" if short else ""
+        notes.append(f"Taken are the seeds that all arms have, {', '.join(sorted(seeds[0]))}; others are left out{why}.")
     return notes
 
 
@@ -159,18 +165,20 @@ def left_out(comparison: Comparison) -> Section:
 
 
 def audited(comparison: Comparison) -> tuple[list[Entry], list[str]]:
-    """(what each arm trains, of its configuration, which may name only what is ours; a line for each that cannot be told)."""
+    """(what each trains, ranked or not, of its configuration, which may name only what is ours; a line for each that cannot be told)."""
     entries, untold = [], []
-    for arm in comparison.arms:
-        cfg = {group: copy.deepcopy(arm.runs[0].config.get(group)) or {} for group in GROUPS}
+    others = [*comparison.unfinished, *(run for run, _ in comparison.refused)]
+    known = {arm.name: arm.runs[0].config for arm in comparison.arms} | {run.name: run.config for run in others if run.config}
+    for name, config in known.items():
+        cfg = {group: copy.deepcopy(config.get(group)) or {} for group in GROUPS}
         try:
             if missing := [group for group in ("schedule", "prediction", "weighting", "times", "noise") if "_target_" not in cfg[group]]:
                 raise UserError(f"its configuration has no {missing[0]}")
             check_targets(cfg, [])
-            entry = Entry(arm.name, cfg, build_schedule(cfg))
+            entry = Entry(name, cfg, build_schedule(cfg))
             entry.log_snr, entry.weight = effective_weight(build_objective(cfg)) or (None, None)
         except UserError as error:
-            untold.append(f"{arm.name}: its effective weight is not shown: {error}")
+            untold.append(f"{name}: its effective weight is not shown: {error}")
         else:
             entries.append(entry)
     compare_weights(entries)
@@ -211,8 +219,14 @@ def drawn(comparison: Comparison) -> Section:
 def configuration(runs: list[RunRecord]) -> Section:
     runs = [run for run in runs if run.config]  # of one that has not begun nothing is known
     differ = {key: values for key, values in differences(runs).items() if not key.endswith("sha256")}
-    rows = [[key, *("null" if value is None else str(value)[:80] for value in values)] for key, values in differ.items()]
+    rows = [[key, *shown(["null" if value is None else str(value) for value in values])] for key, values in differ.items()]
     return Section("What differs in configuration", [Table(["key", *(run.name for run in runs)], rows)] if rows and len(runs) > 1 else [])
+
+
+def shown(values: list[str], width: int = 80) -> list[str]:
+    """At most `width` characters of each: from a little before the place where they begin to differ."""
+    start = max(0, len(os.path.commonprefix(values)) - 20) if max(map(len, values)) > width else 0
+    return [f"{'... ' if start else ''}{value[start : start + width]}{' ...' if len(value) > start + width else ''}" for value in values]
 
 
 def cost(runs: list[RunRecord]) -> Section:
@@ -227,5 +241,5 @@ def cost(runs: list[RunRecord]) -> Section:
 def where_they_part(one: RunRecord, other: RunRecord) -> Section:
     lines, seen = parting(one, other)
     said = f"The training losses part at {seen} images seen." if seen is not None else f"The training losses never part, in {lines} lines that both have."
-    said = said if lines else "The two runs have no line of the training loss at the same number of images."
+    said = said if lines else "The two runs have no line of the training loss over the same images (trainer.log_every)."
     return Section("Two runs", [said])

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -125,8 +126,8 @@ def unfit(run: RunRecord) -> str | None:
     return None if run.last.found.errors.isfinite().all() else "errors that are not finite"
 
 
-def seed(run: RunRecord) -> object:
-    return run.config.get("seed")
+def seed(run: RunRecord) -> str:
+    return str(run.config.get("seed"))
 
 
 def grouped(runs: list[RunRecord]) -> dict[str, list[RunRecord]]:
@@ -179,9 +180,11 @@ def winners(comparison: Comparison) -> list[tuple[float, str | None]]:
     found = []
     for place in comparison.inside.nonzero().flatten().tolist():
         best, *rest = sorted(comparison.arms, key=lambda arm: arm.errors[:, place].mean().item())
-        theirs, mine, _ = sides(rest[0] if rest else best, best)
-        gap = (theirs - mine)[:, place]
-        told = gap.mean() > t_quantile(max(1, len(gap) - 1)) * standard_error(gap)
+        following = rest[0] if rest else best
+        theirs, mine, _ = sides(following, best)
+        gap, pairs = (theirs - mine)[:, place], paired(following, best)
+        agree = len(pairs) != 2 or all(one[place] > other[place] for one, other in pairs)  # as in Difference.told
+        told = agree and gap.mean() > t_quantile(max(1, len(gap) - 1)) * standard_error(gap)
         found.append((LEVELS[place].item(), best.name if told else None))
     return found
 
@@ -191,7 +194,10 @@ def without_seed(name: str) -> str:
 
 
 def parting(one: RunRecord, other: RunRecord) -> tuple[int, int | None]:
-    """(lines of the training loss that both have, images_seen of the first at which they are not the same, None where they never part)."""
-    losses = [{line["images_seen"]: line["train/loss"] for line in run.lines if "train/loss" in line} for run in (one, other)]
+    """(training losses over the same images that both have, images_seen at the first that is not the same, None where they never part)."""
+    losses = []
+    for run in (one, other):  # a line is the mean since the one before it
+        lines = [(line["images_seen"], line["train/loss"]) for line in run.lines if "train/loss" in line]
+        losses.append({(before, seen): loss for (before, _), (seen, loss) in pairwise([(0, None), *lines])})
     both = sorted(losses[0].keys() & losses[1].keys())
-    return len(both), next((seen for seen in both if losses[0][seen] != losses[1][seen]), None)
+    return len(both), next((span[1] for span in both if losses[0][span] != losses[1][span]), None)

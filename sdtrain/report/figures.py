@@ -21,6 +21,11 @@ def colour(number: int) -> dict:
     return {"color": f"C{number % 10}", "linestyle": ("-", "--", ":", "-.")[number // 10 % 4]}
 
 
+def said(name: str) -> str:
+    """A name as matplotlib shows it: it takes what is between dollars for a formula, and what begins with _ for nothing."""
+    return f"{' ' if name.startswith('_') else ''}{name}".replace("$", r"\$")
+
+
 def legend(figure, axis) -> None:
     """Of the lines of one axis: in it, or below all axes where names are many or long."""
     handles, names = axis.get_legend_handles_labels()
@@ -39,7 +44,7 @@ def levels(comparison: Comparison) -> Image.Image:
     base = comparison.baseline
     above.plot(LEVELS, base.used[0].last.found.linear[: len(base.errors)].mean(0), color="0.6", linewidth=1, label="linear denoiser")
     for number, arm in enumerate(comparison.arms):
-        above.plot(LEVELS, torch.where(arm.inside, arm.errors.mean(0), math.nan), label=arm.name, linewidth=1.6, **colour(number))
+        above.plot(LEVELS, torch.where(arm.inside, arm.errors.mean(0), math.nan), label=said(arm.name), linewidth=1.6, **colour(number))
         if arm is not base:
             both = arm.inside & base.inside
             mine, theirs, _ = sides(arm, base)
@@ -49,7 +54,7 @@ def levels(comparison: Comparison) -> Image.Image:
             below.fill_between(LEVELS, middle - half, middle + half, where=both, alpha=0.2, color=colour(number)["color"])
     above.set(ylabel="mean squared error of epsilon", title="Error by noise level, where the schedule reaches", yscale="log")
     below.axhline(0, color="0.4", linewidth=1)
-    title = f"Less {textwrap.shorten(base.name.replace(',', ', '), 70, placeholder=' ...')}, with 95 % over {comparison.over}"
+    title = f"Less {said(textwrap.shorten(base.name.replace(',', ', '), 70, placeholder=' ...'))}, with 95 % over {comparison.over}"
     below.set(xlabel="log_snr (noise on the left, data on the right)", ylabel="bits per dimension", title=title)
     legend(figure, above)
     return rendered(figure)
@@ -67,7 +72,7 @@ def learning(comparison: Comparison) -> Image.Image:
         theirs = next((bits[id(other)] for other in base.used if seed(other) == seed(run)), {})
         half = [t_quantile(max(1, count - 1)) * standard_error(each - theirs[at]) if at in theirs else math.nan for at, each in mine.items()]
         half = [each if 0 < each < math.inf else math.nan for each in half]  # none of the baseline itself
-        label = comparison.arms[number].name if run is comparison.arms[number].runs[0] else None
+        label = said(comparison.arms[number].name) if run is comparison.arms[number].runs[0] else None
         for axis, x in zip(axes, (list(mine), [when.get(at, math.nan) / 60 for at in mine]), strict=True):
             drawn = {"marker": "o", "markersize": 3, "linewidth": 1.4, "capsize": 2, "label": label} | colour(number)
             axis.errorbar(x, [each.mean() for each in mine.values()], yerr=half, **drawn)
@@ -83,7 +88,7 @@ def weights(entries: list[tuple[str, Tensor, Tensor]]) -> Image.Image:
     """(name, log_snr [N], effective weight [N]) of each, of unit area."""
     figure, axis = canvas((WIDE, TALL))
     for number, (name, log_snr, weight) in enumerate(entries):
-        axis.plot(log_snr, weight, label=name, linewidth=1.6, **colour(number))
+        axis.plot(log_snr, weight, label=said(name), linewidth=1.6, **colour(number))
     axis.set(xlabel="log_snr", ylabel="density x weight, unit area", title="Effective weight on the error of epsilon", yscale="log", ylim=(1e-4, None))
     legend(figure, axis)
     return rendered(figure)
@@ -93,14 +98,11 @@ def samples(arms: list[Arm], columns: int = 8) -> tuple[Image.Image | None, list
     """(the last pictures of each arm, a row each, under common seeds and prompts; the arms that have none, or others)."""
     from sdtrain.pictures import strip_of_rows
 
-    rows, prompts, without = [], None, []
-    for arm in arms:
-        pictures, said = last_pictures(arm.used[0])
-        if pictures and (prompts is None or said == prompts):
-            rows.append((arm.name, pictures[:columns]))
-            prompts = said
-        else:
-            without.append(arm.name)
+    found = [(arm.name, *last_pictures(arm.used[0])) for arm in arms]
+    asked = [each for _, pictures, each in found if pictures]
+    prompts = max(asked, key=asked.count, default=None)  # what most were asked for
+    rows = [(name, pictures[:columns]) for name, pictures, each in found if pictures and each == prompts]
+    without = [name for name, pictures, each in found if not pictures or each != prompts]
     return strip_of_rows(rows, [each["prompt"] or f"seed {each['seed']}" for each in prompts[:columns]]) if rows else None, without
 
 

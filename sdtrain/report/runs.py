@@ -31,7 +31,7 @@ class Validation:
             if self.latents[key] != other.latents[key]:
                 return name
         for key in ("mean", "variance"):
-            mine, theirs = (torch.tensor(each.latents[key]) for each in (self, other))
+            mine, theirs = self.latents[key], other.latents[key]
             if mine.shape != theirs.shape or not torch.allclose(mine, theirs, rtol=1e-4, atol=1e-5):
                 return "latents of another mean or variance: other training pictures"
         count = min(len(self.pictures), len(other.pictures))
@@ -93,12 +93,17 @@ def find_runs(folders: list[Path]) -> list[RunRecord]:
         if not arms:
             raise UserError(f"{folder} holds no runs: a run has a config.yaml, a sweep has runs in it. Give the folder that `sdtrain` has written.")
         found += [(arm.name, arm) for arm in arms]
-    named = {folder.resolve(): name for name, folder in found}  # each once
+    named = {folder.resolve(): printable(name) for name, folder in found}  # each once
     parts = 1
     while len(set(named.values())) < len(named):  # of several folders: as much of the path as it takes
         parts += 1
-        named = {folder: "/".join(folder.parts[-parts:]) for folder in named}
+        named = {folder: printable("/".join(folder.parts[-parts:])) for folder in named}
     return [read_run(name, folder) for folder, name in named.items()]
+
+
+def printable(name: str) -> str:
+    """A folder may be called by bytes that are no text."""
+    return name.encode(errors="replace").decode()
 
 
 def sweep_arms(folder: Path) -> list[Path] | None:
@@ -115,16 +120,19 @@ def read_run(name: str, folder: Path) -> RunRecord:
     with contextlib.suppress(OSError, ValueError, TypeError, YAMLError, OmegaConfBaseException):
         config = dict(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
     state = str(status.get("state", "unknown"))
-    if not config:
-        state = "with a config.yaml that cannot be read" if (folder / "config.yaml").exists() else "not begun"
+    if not config and (folder / "config.yaml").exists():
+        state = "with a config.yaml that cannot be read"
+    elif not config and state in ("unknown", "finished"):  # one that was refused as it was built has failed
+        state = "not begun"
     code, seen, memory = (status.get(key) if isinstance(status.get(key), int | float) else None for key in ("exit_code", "images_seen", "peak_memory_mb"))
     run = RunRecord(name, folder, config, state, code, seen or 0, memory)
     run.lines = _lines(folder / "metrics.jsonl")
     if run.lines and state == "running":
         run.images_seen = run.lines[-1]["images_seen"]
     for path in sorted((folder / "validation").glob("*.json")):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-            if (read := _validation(json.loads(path.read_text()))) is not None:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
+            read = _validation(json.loads(path.read_text()))
+            if read is not None and (state != "finished" or read.images_seen <= run.images_seen):  # else of an earlier process, which went further
                 run.validations.append(read)
     return run
 
@@ -148,7 +156,7 @@ def _validation(record: dict) -> Validation | None:
     found = NoiseLevelErrors(errors, linear, torch.tensor(record["inside"]))
     if not errors.shape == linear.shape == (len(record["pictures"]), len(LEVELS)) or found.inside.shape != LEVELS.shape:
         return None
-    latents = {key: record[key] for key in ("autoencoder", "latent_scale", "mean", "variance")}
+    latents = {key: record[key] for key in ("autoencoder", "latent_scale")} | {key: torch.tensor(record[key]) for key in ("mean", "variance")}
     return Validation(record["images_seen"], found, record["pictures"], latents, "averaged" if weights == "ema" else "raw")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -10,10 +11,15 @@ import sys
 import pytest
 import torch
 import yaml
+from matplotlib.figure import Figure
+from PIL import Image
 
 from sdtrain.cli import report as command
 from sdtrain.cli.lock import only_run
+from sdtrain.cli.reporting import shown
 from sdtrain.metrics.noise_level_error import BITS, LEVELS, bits_over
+from sdtrain.pictures import write_png
+from sdtrain.report import figures
 from sdtrain.report.compare import Arm, T, compare, difference, t_quantile, winners
 from sdtrain.report.runs import find_runs
 
@@ -106,7 +112,7 @@ def test_arms_are_ranked_on_the_seeds_that_all_of_them_have(write, monkeypatch, 
     comparison = compare(find_runs([sweep]))
     assert [arm.name for arm in comparison.arms] == ["arm=a", "arm=b,seed=0"] and comparison.arms[1].difference.mean > 0
     run_command(monkeypatch, capsys, sweep)
-    assert "Taken are the seeds that all arms have, 0; others are left out." in (sweep / "report" / "report.md").read_text()
+    assert "Taken are the seeds that all arms have, 0; others are left out, as arm=b,seed=0 has no other." in (sweep / "report" / "report.md").read_text()
 
 
 def test_a_seed_for_the_second_time_is_an_arm_of_its_own(write):
@@ -183,6 +189,7 @@ def test_seeds_that_disagree_tell_nothing(write):
             sweep = write(f"arm={name},seed={seed}", errors(64, scale), config={"seed": seed, "arm": name}).parent
     (found,) = [arm.difference for arm in compare(find_runs([sweep]), "arm=a").arms if arm.difference]
     assert found.spread[0] < 0 < found.spread[1] and found.mean > found.half and not found.told
+    assert {name for _, name in winners(compare(find_runs([sweep])))} == {None}
 
 
 def test_a_level_has_a_winner_where_it_can_be_told(write):
@@ -257,6 +264,55 @@ def test_an_arm_that_has_never_begun_is_in_the_report(write, monkeypatch, capsys
     assert "| x |" in differ and "optimizer.lr" not in differ  # what b is not known to have is no difference
 
 
+def test_an_arm_that_was_refused_as_it_was_built_has_failed(write, monkeypatch, capsys):
+    sweep = write("a", errors(16, 1.0)).parent
+    (sweep / "b").mkdir()
+    (sweep / "b" / "status.json").write_text('{"state": "failed", "exit_code": 2}')
+    (sweep / "sweep.json").write_text(json.dumps({"command": [], "arms": ["a", "b"]}))
+    assert "not finished: b, failed at 0 images" in run_command(monkeypatch, capsys, sweep)
+
+
+def test_a_look_of_an_earlier_process_that_went_further_is_not_the_runs(write):
+    folder = write("a", errors(16, 1.0))
+    (folder / "status.json").write_text(json.dumps({"state": "finished", "images_seen": 100}))
+    (run,) = find_runs([folder])
+    assert run.last.images_seen == 100
+
+
+def test_two_runs_that_have_not_finished_are_told_by_what_they_train(write, monkeypatch, capsys):
+    first = write("a", errors(16, 1.0), state="interrupted")
+    weighting = {"weighting": {"_target_": "sdtrain.diffusion.weighting.min_snr.MinSNR", "gamma": 5.0}}
+    second = write("b", errors(16, 1.0), state="running", config=weighting)
+    run_command(monkeypatch, capsys, first, second)
+    assert "![effective_weights]" in (first / "report" / "report.md").read_text()
+
+
+def test_any_name_of_a_folder_is_shown(write, monkeypatch, capsys, recwarn):
+    sweep = write("a$_$b", errors(16, 1.0)).parent
+    for number, name in enumerate(("_x", os.fsdecode(b"c\xff"), "\u7eff")):
+        write(name, errors(16, 1.1 + number), config={"x": number})
+    said = run_command(monkeypatch, capsys, sweep)
+    assert "1. a$_$b: " in said and "2. _x: " in said and "3. c?: " in said and not [one for one in recwarn if "Glyph" in str(one.message)]
+    figure = Figure()
+    axis = figure.add_subplot()
+    axis.plot([0, 1], label=figures.said("_a$_$b"))
+    assert [text.get_text() for text in axis.legend().get_texts()] == [r" _a\$_\$b"]
+
+
+def test_what_differs_is_shown_where_it_differs():
+    assert shown(["a" * 90 + "b", "a" * 90 + "c"]) == ["... " + "a" * 20 + "b", "... " + "a" * 20 + "c"] and shown(["ab", "ac"]) == ["ab", "ac"]
+    assert shown(["x" * 90, "y"]) == ["x" * 80 + " ...", "y"]
+
+
+def test_samples_are_of_the_prompts_that_most_arms_have(write):
+    for name, prompt in (("a", "other"), ("b", "same"), ("c", "same")):
+        folder = write(name, errors(16, {"a": 0.5, "b": 1.0, "c": 1.1}[name]), config={"x": name})
+        (folder / "samples").mkdir()
+        write_png(Image.new("RGB", (8, 8)), folder / "samples" / "pictures-000000200.png", {"requests": [{"prompt": prompt, "seed": 0}]})
+    sheet, without = figures.samples(compare(find_runs([folder.parent])).arms)
+    assert without == ["a"] and sheet is not None
+
+
 def test_a_run_whose_process_is_gone_was_killed(write, monkeypatch, capsys):
     sweep = write("a", errors(16, 1.0)).parent
     (write("b", errors(16, 1.0), state="running") / ".lock").touch()
@@ -286,7 +342,7 @@ def test_the_page_needs_nothing_beside_it(write, monkeypatch, capsys):
     ("evaluation/evaluation.json", '{"prompt_accuracy": 5}'), ("evaluation/evaluation.json", '{"prompt_accuracy": {}}'),
     ("config.yaml", "- a"), ("config.yaml", "a: [\n"), ("config.yaml", "\xff"),
     ("metrics.jsonl", '[]\n{"seconds": "x"}\n{'),
-    ("validation/000000000200.json", "[]"), ("validation/000000000200.json", '{"log_snr": 1}'), ("evaluation", "a file"),
+    ("config.yaml", "seed: [0, 1]"), ("validation/000000000200.json", "[]"), ("validation/000000000200.json", '{"log_snr": 1}'), ("evaluation", "a file"),
 ])
 def test_a_run_that_is_odd_spoils_no_report(write, monkeypatch, capsys, file, content):
     sweep = write("a", errors(16, 1.0)).parent
@@ -339,6 +395,11 @@ def test_two_runs_part_where_their_losses_do(write, monkeypatch, capsys):
     (sweep / "b" / "metrics.jsonl").write_text("\n".join([lines[0].replace('"train/loss": 0.01', '"train/loss": null'), *lines[1:]]) + "\n")
     run_command(monkeypatch, capsys, sweep / "a", sweep / "b", "--output", sweep / "there")
     assert "part at 100 images seen" in (sweep / "there" / "report.md").read_text()
+    loss = lambda seen, value: json.dumps({"images_seen": seen, "seconds": 1.0, "train/loss": value}) + "\n"  # noqa: E731
+    (sweep / "a" / "metrics.jsonl").write_text(loss(16, 1.0) + loss(32, 2.0) + loss(48, 4.0))
+    (sweep / "b" / "metrics.jsonl").write_text(loss(32, 1.5) + loss(48, 4.0))  # means over longer stretches of the same losses
+    run_command(monkeypatch, capsys, sweep / "a", sweep / "b", "--output", sweep / "there")
+    assert "never part, in 1 lines" in (sweep / "there" / "report.md").read_text()
     (sweep / "b" / "metrics.jsonl").write_text("")
     run_command(monkeypatch, capsys, sweep / "a", sweep / "b", "--output", sweep / "there")
     assert "no line of the training loss" in (sweep / "there" / "report.md").read_text()
