@@ -240,6 +240,7 @@ def cost(runs: list[RunRecord]) -> Section:
 
 def where_they_part(one: RunRecord, other: RunRecord) -> Section:
     lines, seen = parting(one, other)
-    said = f"The training losses part at {seen} images seen." if seen is not None else f"The training losses never part, in {lines} lines that both have."
+    both = f"{lines} line{'s' if lines > 1 else ''} that both have"
+    said = f"The training losses never part, in {both}." if seen is None else f"The training losses part at {seen} images seen."
     said = said if lines else "The two runs have no line of the training loss over the same images (trainer.log_every)."
     return Section("Two runs", [said])

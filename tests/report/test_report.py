@@ -399,7 +399,7 @@ def test_two_runs_part_where_their_losses_do(write, monkeypatch, capsys):
     (sweep / "a" / "metrics.jsonl").write_text(loss(16, 1.0) + loss(32, 2.0) + loss(48, 4.0))
     (sweep / "b" / "metrics.jsonl").write_text(loss(32, 1.5) + loss(48, 4.0))  # means over longer stretches of the same losses
     run_command(monkeypatch, capsys, sweep / "a", sweep / "b", "--output", sweep / "there")
-    assert "never part, in 1 lines" in (sweep / "there" / "report.md").read_text()
+    assert "never part, in 1 line " in (sweep / "there" / "report.md").read_text()
     (sweep / "b" / "metrics.jsonl").write_text("")
     run_command(monkeypatch, capsys, sweep / "a", sweep / "b", "--output", sweep / "there")
     assert "no line of the training loss" in (sweep / "there" / "report.md").read_text()
