@@ -35,16 +35,30 @@ class AutoencoderModule(OptimisedModule):
     """
 
     def __init__(
-        self, *, optimisation: Optimisation, latent_channels: int, block_channels: list[int], layers_per_block: int, norm_groups: int,
-        mid_attention: bool, edge_weight: float, kl_weight: float,
+        self,
+        *,
+        optimisation: Optimisation,
+        latent_channels: int,
+        block_channels: list[int],
+        layers_per_block: int,
+        norm_groups: int,
+        mid_attention: bool,
+        edge_weight: float,
+        kl_weight: float,
     ) -> None:
         super().__init__()
         if any(channels % norm_groups for channels in block_channels):
-            raise UserError(f"model.block_channels={block_channels}: each must be a multiple of model.norm_groups={norm_groups}.")
+            raise UserError(
+                f"model.block_channels={block_channels}: each must be a multiple of model.norm_groups={norm_groups}."
+            )
         depth = len(block_channels)
         self.net: nn.Module = AutoencoderKL(
-            latent_channels=latent_channels, block_out_channels=tuple(block_channels), layers_per_block=layers_per_block,
-            down_block_types=("DownEncoderBlock2D",) * depth, up_block_types=("UpDecoderBlock2D",) * depth, norm_num_groups=norm_groups,
+            latent_channels=latent_channels,
+            block_out_channels=tuple(block_channels),
+            layers_per_block=layers_per_block,
+            down_block_types=("DownEncoderBlock2D",) * depth,
+            up_block_types=("UpDecoderBlock2D",) * depth,
+            norm_num_groups=norm_groups,
             mid_block_add_attention=mid_attention,
         )
         self.optimisation, self.edge_weight, self.kl_weight = optimisation, edge_weight, kl_weight
@@ -57,8 +71,14 @@ class AutoencoderModule(OptimisedModule):
     def latent_shape(self, image_size: int) -> tuple[int, int, int]:
         """(C, h, w) of the posterior for pictures of image_size x image_size."""
         if image_size % self.downsampling:
-            raise UserError(f"data.image_size={image_size} must be a multiple of {self.downsampling}: model.block_channels halves it at each step.")
-        return self.latent_channels, image_size // self.downsampling, image_size // self.downsampling
+            raise UserError(
+                f"data.image_size={image_size} must be a multiple of {self.downsampling}: model.block_channels halves it at each step."
+            )
+        return (
+            self.latent_channels,
+            image_size // self.downsampling,
+            image_size // self.downsampling,
+        )
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         self.trainer.datamodule.images_seen = batch.stream_end
@@ -74,7 +94,11 @@ class AutoencoderModule(OptimisedModule):
     @torch.no_grad()
     def validate(self, batch: Batch) -> dict[str, Tensor]:
         """Per picture [B]: psnr in dB, of the posterior's mean."""
-        return {"psnr": psnr(self.net.decode(self.net.encode(batch.image).latent_dist.mean).sample, batch.image)}
+        return {
+            "psnr": psnr(
+                self.net.decode(self.net.encode(batch.image).latent_dist.mean).sample, batch.image
+            )
+        }
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.optimisation.configure(self.parameters())

@@ -37,7 +37,11 @@ def fsync(path: Path) -> None:
 
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read()).hexdigest()
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else hashlib.sha256(file.read()).hexdigest()
+        )
 
 
 def snapshot(state):
@@ -46,23 +50,46 @@ def snapshot(state):
         return state.detach().to("cpu", copy=True)
     if isinstance(state, dict):
         return {key: snapshot(value) for key, value in state.items()}
-    return type(state)(snapshot(value) for value in state) if isinstance(state, list | tuple) else state
+    return (
+        type(state)(snapshot(value) for value in state)
+        if isinstance(state, list | tuple)
+        else state
+    )
 
 
 def size_of(state) -> int:
     """Bytes of all tensors in nested dicts and lists."""
     if isinstance(state, Tensor):
         return state.numel() * state.element_size()
-    values = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
+    values = (
+        state.values()
+        if isinstance(state, dict)
+        else state
+        if isinstance(state, list | tuple)
+        else ()
+    )
     return sum(map(size_of, values))
 
 
 def not_finite(tensors: dict[str, Tensor]) -> str | None:
     """The name of a tensor that holds NaN or infinity."""
-    return next((name for name, value in tensors.items() if value.is_floating_point() and not bool(value.isfinite().all())), None)
+    return next(
+        (
+            name
+            for name, value in tensors.items()
+            if value.is_floating_point() and not bool(value.isfinite().all())
+        ),
+        None,
+    )
 
 
-def write_checkpoint(folder: Path, model: dict[str, Tensor], ema: dict[str, Tensor] | None, trainer: dict, config: str) -> None:
+def write_checkpoint(
+    folder: Path,
+    model: dict[str, Tensor],
+    ema: dict[str, Tensor] | None,
+    trainer: dict,
+    config: str,
+) -> None:
     """Publishes one checkpoint at `folder`. Raises StorageError where the disk refuses; then nothing but a hidden .tmp folder is left.
 
     model and ema: parameters and buffers by name; trainer: plain state for an exact resume; config: the run's yaml.
@@ -73,18 +100,28 @@ def write_checkpoint(folder: Path, model: dict[str, Tensor], ema: dict[str, Tens
         beside.mkdir(parents=True)
         needed, free = size_of([model, ema, trainer]) + 2**20, shutil.disk_usage(beside).free
         if free < needed:
-            raise OSError(errno.ENOSPC, f"it takes {needed / 2**20:.0f} MiB and {free / 2**20:.0f} MiB are free")
+            raise OSError(
+                errno.ENOSPC,
+                f"it takes {needed / 2**20:.0f} MiB and {free / 2**20:.0f} MiB are free",
+            )
         for name, tensors in {"model": model, "ema": ema}.items():
             if tensors is not None:
-                save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, beside / f"{name}.safetensors")
+                save_file(
+                    {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
+                    beside / f"{name}.safetensors",
+                )
         torch.save(trainer, beside / "trainer.pt")
         (beside / "config.yaml").write_text(config, encoding="utf-8")
         files = sorted(beside.iterdir())
-        manifest = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files}
+        manifest = {
+            path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files
+        }
         (beside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         for path in [*files, beside / MANIFEST, beside]:
             fsync(path)
-        if folder.exists():  # a folder cannot be renamed onto one that has files: the old one steps aside first
+        if (
+            folder.exists()
+        ):  # a folder cannot be renamed onto one that has files: the old one steps aside first
             old = folder.with_name(f".{folder.name}.old.tmp")
             shutil.rmtree(old, ignore_errors=True)
             folder.rename(old)
@@ -93,9 +130,15 @@ def write_checkpoint(folder: Path, model: dict[str, Tensor], ema: dict[str, Tens
         else:
             beside.rename(folder)
         fsync(folder.parent)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own words for a full disk
+    except (
+        OSError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:  # torch and safetensors have their own words for a full disk
         shutil.rmtree(beside, ignore_errors=True)
-        raise StorageError(f"The checkpoint {folder} cannot be written: {error}. Free space or set hydra.run.dir to another place.") from error
+        raise StorageError(
+            f"The checkpoint {folder} cannot be written: {error}. Free space or set hydra.run.dir to another place."
+        ) from error
 
 
 def damage(folder: Path) -> str | None:
@@ -107,7 +150,9 @@ def damage(folder: Path) -> str | None:
         for name, wanted in manifest.items():
             if not (folder / name).is_file():
                 return f"{name} is missing"
-            if (folder / name).stat().st_size != wanted["bytes"] or _sha256(folder / name) != wanted["sha256"]:
+            if (folder / name).stat().st_size != wanted["bytes"] or _sha256(
+                folder / name
+            ) != wanted["sha256"]:
                 return f"{name} does not agree with {MANIFEST}"
     except FileNotFoundError:
         return f"it has no {MANIFEST}"
@@ -120,7 +165,10 @@ def published(run: Path) -> list[Path]:
     """The checkpoint folders of a run, oldest first, whole or not."""
     if not (run / "checkpoints").is_dir():
         return []
-    return sorted((p for p in (run / "checkpoints").iterdir() if p.is_dir() and p.name.isdigit()), key=lambda p: int(p.name))
+    return sorted(
+        (p for p in (run / "checkpoints").iterdir() if p.is_dir() and p.name.isdigit()),
+        key=lambda p: int(p.name),
+    )
 
 
 def newest_whole(run: Path) -> tuple[Path | None, list[str]]:
@@ -142,21 +190,34 @@ def set_aside(damaged: list[Path]) -> None:
 
 def find_checkpoint(path: Path) -> Path:
     """The whole checkpoint that `path`, a run or a checkpoint, names. Raises UserError naming the key checkpoint."""
-    said, path = path, path.expanduser().resolve()  # resolved: a name from inside the run leads to the run too
+    said, path = (
+        path,
+        path.expanduser().resolve(),
+    )  # resolved: a name from inside the run leads to the run too
     if (path / MANIFEST).is_file() or path.parent.name == "checkpoints":
         if reason := damage(path):
-            raise UserError(f"checkpoint={said} is not whole: {reason}. Give another checkpoint, or the run's folder for its newest whole one.")
+            raise UserError(
+                f"checkpoint={said} is not whole: {reason}. Give another checkpoint, or the run's folder for its newest whole one."
+            )
         return path
     folder, passed_over = newest_whole(path)
     if folder is None:
-        reason = f"no whole checkpoint, {passed_over[0]}" if passed_over else "it is no run of sdtrain: checkpoints/ with a checkpoint in it is missing"
-        raise UserError(f"checkpoint={said}: {reason}. Give the folder of a run, or of one checkpoint, in checkpoint.")
+        reason = (
+            f"no whole checkpoint, {passed_over[0]}"
+            if passed_over
+            else "it is no run of sdtrain: checkpoints/ with a checkpoint in it is missing"
+        )
+        raise UserError(
+            f"checkpoint={said}: {reason}. Give the folder of a run, or of one checkpoint, in checkpoint."
+        )
     return folder
 
 
 def unreadable(path: Path, error: Exception) -> StorageError:
     said = str(error).strip().partition("\n")[0] or type(error).__name__
-    return StorageError(f"{path} is not what sdtrain writes, and is not read: {said[:300]}. Give another checkpoint, or remove this one.")
+    return StorageError(
+        f"{path} is not what sdtrain writes, and is not read: {said[:300]}. Give another checkpoint, or remove this one."
+    )
 
 
 def read_trainer(folder: Path) -> dict:

@@ -21,14 +21,28 @@ class DiffusionModule(OptimisedModule):
     """
 
     def __init__(
-        self, *, unet: nn.Module, conditioner: nn.Module, autoencoder: nn.Module, objective: Objective, optimisation: Optimisation, caption_dropout: float,
+        self,
+        *,
+        unet: nn.Module,
+        conditioner: nn.Module,
+        autoencoder: nn.Module,
+        objective: Objective,
+        optimisation: Optimisation,
+        caption_dropout: float,
     ) -> None:
         super().__init__()
         if not 0 <= caption_dropout <= 1:
             raise ValueError(f"model.caption_dropout={caption_dropout:g} must lie in [0, 1].")
-        self.unet, self.conditioner, self.objective, self.optimisation = unet, conditioner, objective, optimisation
+        self.unet, self.conditioner, self.objective, self.optimisation = (
+            unet,
+            conditioner,
+            objective,
+            optimisation,
+        )
         self.caption_dropout = caption_dropout
-        self._frozen = [autoencoder]  # in a list: nn.Module would put it into state_dict, DDP and the optimizer
+        self._frozen = [
+            autoencoder
+        ]  # in a list: nn.Module would put it into state_dict, DDP and the optimizer
         self.norm, self.per_sample, self.window_loss, self.times = None, None, 0.0, None
 
     @property
@@ -45,13 +59,20 @@ class DiffusionModule(OptimisedModule):
 
     def losses(self, batch: Batch) -> Losses:
         latents = self.autoencoder.encode(batch.image, batch.posterior)
-        conditioning = self.conditioner(batch.caption, batch.label, batch.drop < self.caption_dropout)
-        return self.objective(self.network(conditioning), latents, batch.noise, batch.u, batch.input_noise)
+        conditioning = self.conditioner(
+            batch.caption, batch.label, batch.drop < self.caption_dropout
+        )
+        return self.objective(
+            self.network(conditioning), latents, batch.noise, batch.u, batch.input_noise
+        )
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         self.trainer.datamodule.images_seen = batch.stream_end
         losses = self.losses(batch)
-        self.times, self.per_sample = losses.t, losses.per_sample.detach()  # read by a callback: self.log would wait for the host in every step
+        self.times, self.per_sample = (
+            losses.t,
+            losses.per_sample.detach(),
+        )  # read by a callback: self.log would wait for the host in every step
         self.window_loss = self.window_loss + self.per_sample.sum()
         return losses.per_sample.mean()
 
@@ -61,10 +82,16 @@ class DiffusionModule(OptimisedModule):
         return {"loss": self.losses(batch).per_sample}
 
     @torch.no_grad()
-    def epsilon_error(self, latents: Tensor, captions: list[str], labels: Tensor, noise: Tensor, log_snr: Tensor) -> Tensor:
+    def epsilon_error(
+        self, latents: Tensor, captions: list[str], labels: Tensor, noise: Tensor, log_snr: Tensor
+    ) -> Tensor:
         """Mean squared error of epsilon [B] at levels log_snr [B] inside the schedule's range, no caption dropped."""
-        conditioning = self.conditioner(captions, labels, torch.zeros(len(latents), dtype=torch.bool, device=latents.device))
-        return self.objective.epsilon_error(self.network(conditioning), latents, noise, self.objective.schedule.time_of(log_snr))
+        conditioning = self.conditioner(
+            captions, labels, torch.zeros(len(latents), dtype=torch.bool, device=latents.device)
+        )
+        return self.objective.epsilon_error(
+            self.network(conditioning), latents, noise, self.objective.schedule.time_of(log_snr)
+        )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.optimisation.configure(self.trained().values())

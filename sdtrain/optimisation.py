@@ -26,7 +26,9 @@ class Cosine:
     def __call__(self, images_seen: int, max_images: int) -> float:
         if images_seen < self.warmup_images:
             return images_seen / self.warmup_images
-        share = min(1.0, (images_seen - self.warmup_images) / max(1, max_images - self.warmup_images))
+        share = min(
+            1.0, (images_seen - self.warmup_images) / max(1, max_images - self.warmup_images)
+        )
         return self.final_factor + (1 - self.final_factor) * 0.5 * (1 + math.cos(math.pi * share))
 
 
@@ -53,18 +55,33 @@ class Optimisation:
     """
 
     def __init__(
-        self, *, optimizer: Callable[[Iterable[nn.Parameter]], Optimizer], lr_schedule: Callable[[int, int], float], max_images: int, gradient_clip: float,
+        self,
+        *,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        lr_schedule: Callable[[int, int], float],
+        max_images: int,
+        gradient_clip: float,
         max_skipped: int | None = None,
     ) -> None:
-        self.make, self.lr_schedule, self.max_images, self.gradient_clip, self.max_skipped = optimizer, lr_schedule, max_images, gradient_clip, max_skipped
+        self.make, self.lr_schedule, self.max_images, self.gradient_clip, self.max_skipped = (
+            optimizer,
+            lr_schedule,
+            max_images,
+            gradient_clip,
+            max_skipped,
+        )
         self.skipped, self.stepped, self.judged = 0, True, None
 
     def configure(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
         optimizer = self.make(parameters)
-        self.settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        self.settings = [
+            {k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups
+        ]
         return optimizer
 
-    def set_learning_rate(self, optimizer: Optimizer, images_seen: int, batch_size: int = 0) -> None:
+    def set_learning_rate(
+        self, optimizer: Optimizer, images_seen: int, batch_size: int = 0
+    ) -> None:
         """images_seen: with the step that is about to be taken, so that the first step of a warm-up moves something. Those of steps that were
         left out do not count; batch_size: of one step.
 
@@ -80,7 +97,9 @@ class Optimisation:
         A norm, or a loss, that is not finite cancels the step and makes the norm NaN; both are kept as they were in `judged`. loss: the
         step's, the same on all ranks, as the gradients are; it may be infinite where they are not.
         """
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        parameters = [
+            p for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+        ]
         norm = nn.utils.clip_grad_norm_(parameters, self.gradient_clip, foreach=True)
         self.judged = loss, norm
         bad = (~(norm + loss).isfinite()).float()
@@ -105,8 +124,13 @@ class OptimisedModule(L.LightningModule):
 
     optimisation: Optimisation
 
-    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
-        data, loss = self.trainer.datamodule, self.trainer.strategy.reduce(self.window_loss, reduce_op="sum")
+    def configure_gradient_clipping(
+        self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
+    ) -> None:
+        data, loss = (
+            self.trainer.datamodule,
+            self.trainer.strategy.reduce(self.window_loss, reduce_op="sum"),
+        )
         self.optimisation.set_learning_rate(optimizer, data.images_seen, data.batch_size)
         self.norm, self.window_loss = self.optimisation.clip(optimizer, loss), 0.0
 

@@ -12,7 +12,9 @@ def shipped(name: str, marker: str) -> Path:
     for place in (PACKAGE / f"_{name}", PACKAGE.parent / name):
         if (place / marker).is_file():
             return place
-    raise UserError(f"sdtrain's own folder {name}/ lies neither in nor beside {PACKAGE}: the installation is incomplete. Install sdtrain again.")
+    raise UserError(
+        f"sdtrain's own folder {name}/ lies neither in nor beside {PACKAGE}: the installation is incomplete. Install sdtrain again."
+    )
 
 
 def config_dir() -> Path:

@@ -32,7 +32,9 @@ def latents_as_colours(latents: Tensor) -> Tensor:
 def tile(pixels: np.ndarray) -> Image.Image:
     """[H, W, 3] uint8 to a picture about TILE wide."""
     picture, factor = Image.fromarray(pixels), max(1, round(TILE / pixels.shape[1]))
-    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    return picture.resize(
+        (picture.width * factor, picture.height * factor), Image.Resampling.NEAREST
+    )
 
 
 def grid(images: Tensor, captions: list[str], columns: int = 4, title: str = "") -> Image.Image:
@@ -40,14 +42,25 @@ def grid(images: Tensor, captions: list[str], columns: int = 4, title: str = "")
     font = ImageFont.load_default(size=12)
     tiles = [tile(pixels) for pixels in to_uint8(images)]
     (side, height), columns = tiles[0].size, min(columns, len(tiles))
-    lines = [textwrap.wrap(caption, width=max(8, side // 6), max_lines=3, placeholder=" ...") for caption in captions]
-    text_height, rows = 15 * max((len(block) for block in lines), default=0), -(-len(tiles) // columns)
+    lines = [
+        textwrap.wrap(caption, width=max(8, side // 6), max_lines=3, placeholder=" ...")
+        for caption in captions
+    ]
+    text_height, rows = (
+        15 * max((len(block) for block in lines), default=0),
+        -(-len(tiles) // columns),
+    )
     top = 24 if title else GAP
-    sheet = Image.new("RGB", (GAP + columns * (side + GAP), top + rows * (height + text_height + GAP)), PAPER)
+    sheet = Image.new(
+        "RGB", (GAP + columns * (side + GAP), top + rows * (height + text_height + GAP)), PAPER
+    )
     draw = ImageDraw.Draw(sheet)
     draw.text((GAP, 5), title, fill=INK, font=font)
     for number, (picture, block) in enumerate(zip(tiles, lines, strict=True)):
-        x, y = GAP + number % columns * (side + GAP), top + number // columns * (height + text_height + GAP)
+        x, y = (
+            GAP + number % columns * (side + GAP),
+            top + number // columns * (height + text_height + GAP),
+        )
         sheet.paste(picture, (x, y))
         for row, line in enumerate(block):
             draw.text((x, y + height + 2 + 15 * row), line, fill=INK, font=font)
@@ -59,7 +72,9 @@ def strip(rows: list[tuple[str, Tensor]], heads: list[str]) -> Image.Image:
     font, left = ImageFont.load_default(size=12), 96
     tiles = [[tile(pixels) for pixels in to_uint8(images)] for _, images in rows]
     side = tiles[0][0].width
-    sheet = Image.new("RGB", (left + len(heads) * (side + GAP), 20 + len(rows) * (side + GAP)), PAPER)
+    sheet = Image.new(
+        "RGB", (left + len(heads) * (side + GAP), 20 + len(rows) * (side + GAP)), PAPER
+    )
     draw = ImageDraw.Draw(sheet)
     for column, head in enumerate(heads):
         draw.text((left + column * (side + GAP), 4), head, fill=INK, font=font)
@@ -74,15 +89,27 @@ def strip(rows: list[tuple[str, Tensor]], heads: list[str]) -> Image.Image:
 def strip_of_rows(rows: list[tuple[str, list[Image.Image]]], heads: list[str]) -> Image.Image:
     """Rows of pictures, each after its name, under common heads of several lines."""
     font, left, side = ImageFont.load_default(size=12), 150, tile(np.asarray(rows[0][1][0])).width
-    wrapped = [textwrap.wrap(head, width=max(8, side // 6), max_lines=4, placeholder=" ...") for head in heads]
+    wrapped = [
+        textwrap.wrap(head, width=max(8, side // 6), max_lines=4, placeholder=" ...")
+        for head in heads
+    ]
     top = 8 + 15 * max(map(len, wrapped))
-    sheet = Image.new("RGB", (left + len(heads) * (side + GAP), top + len(rows) * (side + GAP)), PAPER)
+    sheet = Image.new(
+        "RGB", (left + len(heads) * (side + GAP), top + len(rows) * (side + GAP)), PAPER
+    )
     draw = ImageDraw.Draw(sheet)
     for column, lines in enumerate(wrapped):
-        draw.multiline_text((left + column * (side + GAP), 4), "\n".join(lines), fill=INK, font=font)
+        draw.multiline_text(
+            (left + column * (side + GAP), 4), "\n".join(lines), fill=INK, font=font
+        )
     for row, (name, pictures) in enumerate(rows):
         y = top + row * (side + GAP)
-        draw.multiline_text((GAP, y + 8), "\n".join(textwrap.wrap(name, 22, break_long_words=True)), fill=INK, font=font)
+        draw.multiline_text(
+            (GAP, y + 8),
+            "\n".join(textwrap.wrap(name, 22, break_long_words=True)),
+            fill=INK,
+            font=font,
+        )
         for column, picture in enumerate(pictures):
             sheet.paste(tile(np.asarray(picture.convert("RGB"))), (left + column * (side + GAP), y))
     return sheet
@@ -108,11 +135,17 @@ def write_png(picture: Image.Image, path: Path, notes: dict[str, object] | None 
         raise
 
 
-def write_if_room(picture: Image.Image, path: Path, notes: dict[str, object] | None = None) -> Path | None:
+def write_if_room(
+    picture: Image.Image, path: Path, notes: dict[str, object] | None = None
+) -> Path | None:
     """The same while training: where the disk refuses it says so, and returns None."""
     try:
         write_png(picture, path, notes)
     except OSError as error:
-        print(f"sdtrain: {path} cannot be written: {error.strerror}. Training goes on without this picture.", file=sys.stderr, flush=True)
+        print(
+            f"sdtrain: {path} cannot be written: {error.strerror}. Training goes on without this picture.",
+            file=sys.stderr,
+            flush=True,
+        )
         return None
     return path

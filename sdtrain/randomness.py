@@ -32,8 +32,14 @@ class KeyedRandom:
         """The generator placed at (ordinal, index), both in [0, 2^64). Valid until the next call."""
         self._bits.state = {
             "bit_generator": "Philox",
-            "state": {"counter": np.array([0, 0, ordinal, index], dtype=np.uint64), "key": self._key},
-            "buffer": np.zeros(4, dtype=np.uint64), "buffer_pos": 4, "has_uint32": 0, "uinteger": 0,
+            "state": {
+                "counter": np.array([0, 0, ordinal, index], dtype=np.uint64),
+                "key": self._key,
+            },
+            "buffer": np.zeros(4, dtype=np.uint64),
+            "buffer_pos": 4,
+            "has_uint32": 0,
+            "uinteger": 0,
         }
         return self._generator
 

@@ -49,7 +49,11 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {k: v.to(device, non_blocking=non_blocking) for k, v in moved.items() if isinstance(v, Tensor)}
+        moved = {
+            k: v.to(device, non_blocking=non_blocking)
+            for k, v in moved.items()
+            if isinstance(v, Tensor)
+        }
         return replace(self, **moved)
 
 

@@ -17,11 +17,31 @@ from pathlib import Path
 import pytest
 
 TINY = [
-    "trainer.max_images=64", "trainer.accelerator=cpu", "trainer.threads=1", "trainer.log_every=16", "data.batch_size=8", "data.size=64",
-    "data.validation_size=16", "model.unet.block_channels=[16,16]", "model.unet.norm_groups=8", "model.unet.head_dim=8",
-    "model.conditioner.context_dim=16", "model.conditioner.layers=1", "model.block_channels=[8,8,8]", "model.norm_groups=4", "logger=none",
-    "callbacks.samples.num_images=2", "callbacks.samples.every=32", "callbacks.reconstructions.num_images=2", "steps=2", "checkpoint.every=16",
-    "validation.every=32", "callbacks.noise_levels.every=0", "callbacks.samples.guidance_scales=[]", "lr_schedule.warmup_images=16", "optimizer.lr=0.001",
+    "trainer.max_images=64",
+    "trainer.accelerator=cpu",
+    "trainer.threads=1",
+    "trainer.log_every=16",
+    "data.batch_size=8",
+    "data.size=64",
+    "data.validation_size=16",
+    "model.unet.block_channels=[16,16]",
+    "model.unet.norm_groups=8",
+    "model.unet.head_dim=8",
+    "model.conditioner.context_dim=16",
+    "model.conditioner.layers=1",
+    "model.block_channels=[8,8,8]",
+    "model.norm_groups=4",
+    "logger=none",
+    "callbacks.samples.num_images=2",
+    "callbacks.samples.every=32",
+    "callbacks.reconstructions.num_images=2",
+    "steps=2",
+    "checkpoint.every=16",
+    "validation.every=32",
+    "callbacks.noise_levels.every=0",
+    "callbacks.samples.guidance_scales=[]",
+    "lr_schedule.warmup_images=16",
+    "optimizer.lr=0.001",
 ]
 
 
@@ -54,6 +74,7 @@ def composed():
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             return OmegaConf.to_container(compose(config, list(overrides)), resolve=True)
+
     return cfg
 
 
@@ -69,8 +90,15 @@ def tiny(composed):
 
     def overrides(*more: str) -> list[str]:
         given = {word.partition("=")[0].lstrip("+~"): word for word in more}
-        chosen = [word for key, word in given.items() if (config_dir() / key / f"{word.partition('=')[2]}.yaml").is_file()]
-        return [word for word in TINY if word.partition("=")[0] in keys(*chosen) - given.keys()] + list(more)
+        chosen = [
+            word
+            for key, word in given.items()
+            if (config_dir() / key / f"{word.partition('=')[2]}.yaml").is_file()
+        ]
+        return [
+            word for word in TINY if word.partition("=")[0] in keys(*chosen) - given.keys()
+        ] + list(more)
+
     return overrides
 
 
@@ -96,6 +124,7 @@ def _undone():
 @pytest.fixture(scope="session")
 def here():
     """here("sdtrain", "seed=1", ...): the whole command, but in this process."""
+
     def run(name: str, *words: str, cwd: Path | None = None) -> Result:
         out, err, code = io.StringIO(), io.StringIO(), 0
         with _undone(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -103,10 +132,13 @@ def here():
             os.chdir(cwd or ".")
             sys.argv[:] = [name, *words]
             try:
-                importlib.import_module(f"sdtrain.cli.{ {'sdtrain': 'train'}.get(name, name.removeprefix('sdtrain-'))}").main()
+                importlib.import_module(
+                    f"sdtrain.cli.{ {'sdtrain': 'train'}.get(name, name.removeprefix('sdtrain-')) }"
+                ).main()
             except SystemExit as left:
                 code = left.code
         return Result(code or 0, out.getvalue(), err.getvalue())
+
     return run
 
 
@@ -144,7 +176,13 @@ class Command:
 def server():
     """The process that starts the others: (its input, its output). See preloaded.py."""
     preloaded = [sys.executable, str(Path(__file__).with_name("preloaded.py"))]
-    process = subprocess.Popen(preloaded, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        preloaded,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     yield process
     process.stdin.close()
     process.wait(60)
@@ -157,17 +195,37 @@ def start(request, tmp_path_factory):
     before=f"{__file__}:CALL()" calls a function of the test's file in that process, and in each rank that it starts, before the command begins.
     """
     home = tmp_path_factory.mktemp("home")
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "PYTEST"))}
+    kept = {
+        key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "PYTEST"))
+    }
     latest = None
 
-    def run(name: str, *words: str, cwd: Path | None = None, env: dict[str, str] | None = None, before: str = "") -> Command:
+    def run(
+        name: str,
+        *words: str,
+        cwd: Path | None = None,
+        env: dict[str, str] | None = None,
+        before: str = "",
+    ) -> Command:
         nonlocal latest
         if latest is not None:
             latest.end()
         server, folder = request.getfixturevalue("server"), tmp_path_factory.mktemp("command")
         script = str(Path(sysconfig.get_path("scripts")) / name)
-        environment = kept | {"HOME": str(home), "OMP_NUM_THREADS": "1", "BEFORE": before} | (env or {})
-        server.stdin.write(json.dumps({"argv": [script, *words], "cwd": str(cwd or folder), "env": environment, "output": str(folder)}) + "\n")
+        environment = (
+            kept | {"HOME": str(home), "OMP_NUM_THREADS": "1", "BEFORE": before} | (env or {})
+        )
+        server.stdin.write(
+            json.dumps(
+                {
+                    "argv": [script, *words],
+                    "cwd": str(cwd or folder),
+                    "env": environment,
+                    "output": str(folder),
+                }
+            )
+            + "\n"
+        )
         server.stdin.flush()
         latest = Command(server.stdout, folder)
         return latest
@@ -180,7 +238,9 @@ def start(request, tmp_path_factory):
 @pytest.fixture(scope="session")
 def command(start):
     """The same, to its end."""
-    return lambda name, *words, cwd=None, env=None, before="": start(name, *words, cwd=cwd, env=env, before=before).wait()
+    return lambda name, *words, cwd=None, env=None, before="": start(
+        name, *words, cwd=cwd, env=env, before=before
+    ).wait()
 
 
 @pytest.fixture(scope="session")
@@ -199,7 +259,16 @@ def saved():
 
     def tensors(run: Path) -> dict:
         folder = published(run)[-1]
-        found = {f"{name}/{key}": value for name in ("model", "ema") for key, value in (read_weights(folder, name) or {}).items()}
+        found = {
+            f"{name}/{key}": value
+            for name in ("model", "ema")
+            for key, value in (read_weights(folder, name) or {}).items()
+        }
         state = read_trainer(folder)["optimizer_states"][0]["state"]
-        return found | {f"optimizer/{number}/{key}": value for number, moments in state.items() for key, value in moments.items()}
+        return found | {
+            f"optimizer/{number}/{key}": value
+            for number, moments in state.items()
+            for key, value in moments.items()
+        }
+
     return tensors

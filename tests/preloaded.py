@@ -26,7 +26,9 @@ def become(job: dict) -> None:
     os.environ.clear()
     os.environ.update(job["env"])
     sys.path[:0] = [p for p in job["env"].get("PYTHONPATH", "").split(":") if p]
-    for number, path in enumerate(("/dev/null", f"{job['output']}/stdout", f"{job['output']}/stderr")):
+    for number, path in enumerate(
+        ("/dev/null", f"{job['output']}/stdout", f"{job['output']}/stderr")
+    ):
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), number)
     sys.argv = job["argv"]
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -46,7 +48,9 @@ def serve() -> None:
         importlib.import_module(module.name)
     for line in sys.stdin:
         if (pid := os.fork()) == 0:
-            return become(json.loads(line))  # by return, so that the interpreter leaves as it always does
+            return become(
+                json.loads(line)
+            )  # by return, so that the interpreter leaves as it always does
         os.setpgid(pid, pid)  # here as well as there: whoever comes first
         print(json.dumps({"pid": pid}), flush=True)
         print(json.dumps({"code": os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}), flush=True)

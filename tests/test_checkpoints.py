@@ -18,7 +18,15 @@ import pytest
 import torch
 
 from sdtrain.callbacks.checkpoint import FolderIO
-from sdtrain.checkpoints import damage, find_checkpoint, newest_whole, published, read_trainer, read_weights, write_checkpoint
+from sdtrain.checkpoints import (
+    damage,
+    find_checkpoint,
+    newest_whole,
+    published,
+    read_trainer,
+    read_weights,
+    write_checkpoint,
+)
 from sdtrain.errors import DivergedError, StorageError, UserError
 
 FILES = {"model.safetensors", "ema.safetensors", "trainer.pt", "config.yaml"}
@@ -27,7 +35,13 @@ FILES = {"model.safetensors", "ema.safetensors", "trainer.pt", "config.yaml"}
 def write(run, seen, numbers=1000):
     folder = run / "checkpoints" / f"{seen:012d}"
     tensors = {"a": torch.full((numbers,), float(seen)), "b": torch.arange(3)}
-    write_checkpoint(folder, tensors, {"a": tensors["a"] + 1}, {"steps": seen, "moments": torch.ones(2 * numbers)}, f"seed: {seen}\n")
+    write_checkpoint(
+        folder,
+        tensors,
+        {"a": tensors["a"] + 1},
+        {"steps": seen, "moments": torch.ones(2 * numbers)},
+        f"seed: {seen}\n",
+    )
     return folder
 
 
@@ -42,11 +56,18 @@ def test_what_is_written_is_read_back(run):
     folder = run / "checkpoints" / "000000000048"
     assert torch.equal(read_weights(folder, "model")["a"], torch.full((1000,), 48.0))
     assert torch.equal(read_weights(folder, "ema")["a"], torch.full((1000,), 49.0))
-    assert read_trainer(folder)["steps"] == 48 and (folder / "config.yaml").read_text() == "seed: 48\n"
+    assert (
+        read_trainer(folder)["steps"] == 48 and (folder / "config.yaml").read_text() == "seed: 48\n"
+    )
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest.keys() == FILES and {path.name for path in folder.iterdir()} == FILES | {"manifest.json"}
+    assert manifest.keys() == FILES and {path.name for path in folder.iterdir()} == FILES | {
+        "manifest.json"
+    }
     for name, entry in manifest.items():
-        assert entry == {"bytes": (folder / name).stat().st_size, "sha256": hashlib.sha256((folder / name).read_bytes()).hexdigest()}
+        assert entry == {
+            "bytes": (folder / name).stat().st_size,
+            "sha256": hashlib.sha256((folder / name).read_bytes()).hexdigest(),
+        }
     assert newest_whole(run) == (folder, []) and not list(run.rglob("*.tmp"))
 
 
@@ -64,20 +85,34 @@ def zero(path):
     path.write_bytes(bytes(path.stat().st_size))
 
 
-@pytest.mark.parametrize(("name", "harm", "reason"), [
-    ("model.safetensors", zero, "model.safetensors"), ("manifest.json", zero, "manifest.json"),
-    ("model.safetensors", truncate, "model.safetensors"), ("model.safetensors", flip, "model.safetensors"), ("trainer.pt", flip, "trainer.pt"),
-    ("config.yaml", flip, "config.yaml"), ("ema.safetensors", os.unlink, "ema.safetensors"), ("manifest.json", os.unlink, "manifest.json"),
-    ("manifest.json", truncate, "manifest.json"), ("manifest.json", lambda path: path.write_text("[]"), "manifest.json"),
-    ("manifest.json", lambda path: path.write_text("{}"), "manifest.json"),
-])
+@pytest.mark.parametrize(
+    ("name", "harm", "reason"),
+    [
+        ("model.safetensors", zero, "model.safetensors"),
+        ("manifest.json", zero, "manifest.json"),
+        ("model.safetensors", truncate, "model.safetensors"),
+        ("model.safetensors", flip, "model.safetensors"),
+        ("trainer.pt", flip, "trainer.pt"),
+        ("config.yaml", flip, "config.yaml"),
+        ("ema.safetensors", os.unlink, "ema.safetensors"),
+        ("manifest.json", os.unlink, "manifest.json"),
+        ("manifest.json", truncate, "manifest.json"),
+        ("manifest.json", lambda path: path.write_text("[]"), "manifest.json"),
+        ("manifest.json", lambda path: path.write_text("{}"), "manifest.json"),
+    ],
+)
 def test_a_damaged_one_is_passed_over_and_refused_by_name(run, name, harm, reason):
     newest, older = run / "checkpoints" / "000000000048", run / "checkpoints" / "000000000032"
     assert damage(newest) is None
     harm(newest / name)
     assert reason in damage(newest)
     folder, passed_over = newest_whole(run)
-    assert folder == older and len(passed_over) == 1 and str(newest) in passed_over[0] and reason in passed_over[0]
+    assert (
+        folder == older
+        and len(passed_over) == 1
+        and str(newest) in passed_over[0]
+        and reason in passed_over[0]
+    )
     assert find_checkpoint(run) == older and find_checkpoint(older) == older
     with pytest.raises(UserError, match="checkpoint=.*000000000048.*" + reason):
         find_checkpoint(newest)
@@ -94,7 +129,12 @@ def test_where_none_is_whole_it_says_why(run, tmp_path):
 
 
 def test_a_checkpoint_named_from_inside_its_run_belongs_to_that_run(run, monkeypatch):
-    for place, word in ((run / "checkpoints", "000000000048"), (run / "checkpoints" / "000000000048", "."), (run, "."), (run.parent, "run")):
+    for place, word in (
+        (run / "checkpoints", "000000000048"),
+        (run / "checkpoints" / "000000000048", "."),
+        (run, "."),
+        (run.parent, "run"),
+    ):
         monkeypatch.chdir(place)
         assert find_checkpoint(Path(word)).parent.parent.resolve() == run
 
@@ -120,11 +160,19 @@ def no_fsync():
         yield
 
 
-@pytest.mark.parametrize("refusal", [no_fsync(), files_at_most(2000), files_at_most(6000)], ids=["fsync", "weights", "trainer"])
+@pytest.mark.parametrize(
+    "refusal",
+    [no_fsync(), files_at_most(2000), files_at_most(6000)],
+    ids=["fsync", "weights", "trainer"],
+)
 def test_a_disk_that_refuses_leaves_the_older_ones_whole(run, refusal):
     with refusal, pytest.raises(StorageError, match=r"hydra\.run\.dir"):
         write(run, 64)
-    assert [folder.name for folder in published(run)] == ["000000000016", "000000000032", "000000000048"]
+    assert [folder.name for folder in published(run)] == [
+        "000000000016",
+        "000000000032",
+        "000000000048",
+    ]
     assert all(damage(folder) is None for folder in published(run))
     assert not [path for path in (run / "checkpoints").iterdir() if path not in published(run)]
     write(run, 64)
@@ -136,21 +184,33 @@ def test_a_refused_rewrite_keeps_the_one_that_was_there(run):
         write(run, 48)
     assert newest_whole(run) == (run / "checkpoints" / "000000000048", [])
     write(run, 48, numbers=7)
-    assert len(read_weights(run / "checkpoints" / "000000000048", "model")["a"]) == 7 and newest_whole(run)[1] == []
+    assert (
+        len(read_weights(run / "checkpoints" / "000000000048", "model")["a"]) == 7
+        and newest_whole(run)[1] == []
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("allowed", [9, 1])
-def test_a_full_disk_ends_a_run_with_5_and_the_older_checkpoint_stays(here, tiny, tmp_path, tiny_run, allowed):
+def test_a_full_disk_ends_a_run_with_5_and_the_older_checkpoint_stays(
+    here, tiny, tmp_path, tiny_run, allowed
+):
     """Training goes on to its end, where the last save must hold, or until too many saves in a row have failed, seen when the next one begins."""
     run = tmp_path / "run"
     shutil.copytree(published(tiny_run)[0], run / "checkpoints" / published(tiny_run)[0].name)
     with files_at_most(400_000):  # less than the weights
-        words = tiny("resume=must", "trainer.max_images=96", "checkpoint.every=8", f"checkpoint.max_failed_saves={allowed}")
+        words = tiny(
+            "resume=must",
+            "trainer.max_images=96",
+            "checkpoint.every=8",
+            f"checkpoint.max_failed_saves={allowed}",
+        )
         result = here("sdtrain", *words, f"hydra.run.dir={run}")
     assert result.code == 5 and "hydra.run.dir" in result.err, result.err
     assert f"Training goes on; 1 of at most {allowed} saves" in result.err
-    reached = 96 if allowed == 9 else int(published(run)[0].name) + 3 * 8  # two have failed, and a third begins
+    reached = (
+        96 if allowed == 9 else int(published(run)[0].name) + 3 * 8
+    )  # two have failed, and a third begins
     status = json.loads((run / "status.json").read_text())
     assert status["exit_code"] == 5 and status["images_seen"] == reached
     assert newest_whole(run) == (published(run)[0], []) and len(published(run)) == 1
@@ -158,31 +218,46 @@ def test_a_full_disk_ends_a_run_with_5_and_the_older_checkpoint_stays(here, tiny
 
 def saver(**changed):
     said = []
-    return FolderIO(**{"config": "seed: 0\n", "keep": 2, "max_failed_saves": 1, "report": said.append} | changed), said
+    return FolderIO(
+        **{"config": "seed: 0\n", "keep": 2, "max_failed_saves": 1, "report": said.append} | changed
+    ), said
 
 
 def lightnings(value, run):
     """(Lightning's checkpoint dictionary, the folder for it)."""
     own, average = ({"a": torch.full((300, 300), sign * float(value))} for sign in (1, -1))
     state = {"state_dict": own, "callbacks": {"ema": {"steps": value, "weights": average}}}
-    return state | {"moments": [torch.full((9,), float(value))]}, run / "checkpoints" / f"{value:012d}"
+    return state | {
+        "moments": [torch.full((9,), float(value))]
+    }, run / "checkpoints" / f"{value:012d}"
 
 
-@pytest.mark.parametrize("memory", [float("inf"), 0.0], ids=["a copy in the background", "no room for a copy"])
+@pytest.mark.parametrize(
+    "memory", [float("inf"), 0.0], ids=["a copy in the background", "no room for a copy"]
+)
 def test_what_training_does_meanwhile_is_not_in_the_checkpoint(tmp_path, memory):
     io, _ = saver(memory=lambda: memory)
     for value in (8, 16, 24):
         state, folder = lightnings(value, tmp_path)
         io.save_checkpoint(state, folder)
-        for tensor in (state["state_dict"]["a"], state["callbacks"]["ema"]["weights"]["a"], state["moments"][0]):
+        for tensor in (
+            state["state_dict"]["a"],
+            state["callbacks"]["ema"]["weights"]["a"],
+            state["moments"][0],
+        ):
             tensor.fill_(math.nan)  # at once, while the thread writes
     io.wait(last=True)
     assert [folder.name for folder in published(tmp_path)] == ["000000000016", "000000000024"]
     for folder in published(tmp_path):
         assert damage(folder) is None
         read = io.load_checkpoint(folder)
-        assert read["state_dict"]["a"].eq(int(folder.name)).all() and read["moments"][0].eq(int(folder.name)).all()
-        assert read["callbacks"]["ema"]["weights"]["a"].eq(-int(folder.name)).all() and read["callbacks"]["ema"]["steps"] == int(folder.name)
+        assert (
+            read["state_dict"]["a"].eq(int(folder.name)).all()
+            and read["moments"][0].eq(int(folder.name)).all()
+        )
+        assert read["callbacks"]["ema"]["weights"]["a"].eq(-int(folder.name)).all() and read[
+            "callbacks"
+        ]["ema"]["steps"] == int(folder.name)
 
 
 @pytest.mark.slow
@@ -196,11 +271,17 @@ def test_failed_saves_are_tried_again_reported_and_bounded(tmp_path):
     assert len(said) == 1 and "1 of at most 1 saves" in said[0] and "000000000016" in said[0]
     io.save_checkpoint(*lightnings(24, tmp_path))  # the disk has room again: the count begins anew
     io.wait(last=True)
-    assert io.failures == 0 and [folder.name for folder in published(tmp_path)] == ["000000000008", "000000000024"]
+    assert io.failures == 0 and [folder.name for folder in published(tmp_path)] == [
+        "000000000008",
+        "000000000024",
+    ]
     with files_at_most(2000), pytest.raises(StorageError):
         for value in (32, 40, 48):
             io.save_checkpoint(*lightnings(value, tmp_path))
-    with files_at_most(2000), pytest.raises(StorageError):  # the last one must hold, whatever is allowed
+    with (
+        files_at_most(2000),
+        pytest.raises(StorageError),
+    ):  # the last one must hold, whatever is allowed
         last, _ = saver(max_failed_saves=100)
         last.save_checkpoint(*lightnings(56, tmp_path))
         last.wait(last=True)
@@ -213,7 +294,9 @@ def test_weights_that_are_not_finite_never_replace_good_ones(tmp_path, which):
     state, folder = lightnings(8, tmp_path)
     io.save_checkpoint(state, folder)
     state, folder = lightnings(16, tmp_path)
-    (state["state_dict"] if which == "weights" else state["callbacks"]["ema"]["weights"])["a"][7, 7] = math.inf
+    (state["state_dict"] if which == "weights" else state["callbacks"]["ema"]["weights"])["a"][
+        7, 7
+    ] = math.inf
     with pytest.raises(DivergedError, match="not finite at 000000000016"):
         io.save_checkpoint(state, folder)
     io.wait(last=True)
@@ -223,8 +306,12 @@ def test_weights_that_are_not_finite_never_replace_good_ones(tmp_path, which):
 def test_free_space_is_looked_at_before_anything_is_written(run):
     """No disk has room for this one, which has no memory either: a tensor of one number, spread out."""
     with pytest.raises(StorageError, match="MiB are free"):
-        write_checkpoint(run / "checkpoints" / "000000000064", {"a": torch.zeros(1).expand(2**50)}, None, {}, "")
-    assert not list((run / "checkpoints").glob(".*")) and newest_whole(run)[0].name == "000000000048"
+        write_checkpoint(
+            run / "checkpoints" / "000000000064", {"a": torch.zeros(1).expand(2**50)}, None, {}, ""
+        )
+    assert (
+        not list((run / "checkpoints").glob(".*")) and newest_whole(run)[0].name == "000000000048"
+    )
 
 
 WRITER = """
@@ -246,8 +333,15 @@ while True:
 def test_killed_at_any_moment_of_a_save_a_whole_one_is_found(tmp_path, attempt):
     """The writer says each checkpoint that it has published; killed at a random moment, that one or a newer one is there, whole."""
     moment = random.Random(attempt).uniform(0.0, 0.15)
-    environment = os.environ | {"TMPDIR": "/dev/shm"}  # another file system: nothing is renamed across
-    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=environment)
+    environment = os.environ | {
+        "TMPDIR": "/dev/shm"
+    }  # another file system: nothing is renamed across
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
     assert int(writer.stdout.readline()) == 1
     time.sleep(moment)
     writer.kill()
@@ -280,27 +374,46 @@ def test_nothing_is_unpickled(run, tiny_run, tmp_path):
 def test_a_run_keeps_the_newest_and_sweeps_what_a_dead_one_left(here, tiny, tmp_path):
     run = tmp_path / "run"
     (run / "checkpoints" / ".000000000016.1.tmp").mkdir(parents=True)
-    assert here("sdtrain", *tiny("checkpoint.every=8", "checkpoint.keep=3"), f"hydra.run.dir={run}").code == 0
-    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["000000000048", "000000000056", "000000000064"]
+    assert (
+        here(
+            "sdtrain", *tiny("checkpoint.every=8", "checkpoint.keep=3"), f"hydra.run.dir={run}"
+        ).code
+        == 0
+    )
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
+        "000000000048",
+        "000000000056",
+        "000000000064",
+    ]
 
 
-def test_resume_goes_on_from_the_newest_whole_one_and_names_the_damaged(here, tiny, tiny_run, saved, tmp_path):
+def test_resume_goes_on_from_the_newest_whole_one_and_names_the_damaged(
+    here, tiny, tiny_run, saved, tmp_path
+):
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
     newest = published(run)[-1]
     flip(newest / "model.safetensors")
-    refused = here("sdtrain-sample", f"checkpoint={newest}", "prompt=a star", f"output={tmp_path}/drawn")
-    assert refused.code == 2 and "not whole" in refused.paragraph and not (tmp_path / "drawn").exists()
+    refused = here(
+        "sdtrain-sample", f"checkpoint={newest}", "prompt=a star", f"output={tmp_path}/drawn"
+    )
+    assert (
+        refused.code == 2 and "not whole" in refused.paragraph and not (tmp_path / "drawn").exists()
+    )
     result = here("sdtrain", *tiny("resume=must"), f"hydra.run.dir={run}")
     assert result.code == 0, result.err
     assert "passed over" in result.out and "model.safetensors" in result.out
     assert (newest.parent / f"{newest.name}.damaged").is_dir()
     straight, resumed = saved(tiny_run), saved(run)
-    assert damage(published(run)[-1]) is None and all(torch.equal(value, resumed[key]) for key, value in straight.items())
+    assert damage(published(run)[-1]) is None and all(
+        torch.equal(value, resumed[key]) for key, value in straight.items()
+    )
 
 
 @pytest.mark.slow
-def test_unlooked_at_a_damaged_one_would_be_gone_on_with(here, tiny, tiny_run, saved, tmp_path, monkeypatch):
+def test_unlooked_at_a_damaged_one_would_be_gone_on_with(
+    here, tiny, tiny_run, saved, tmp_path, monkeypatch
+):
     """The twin."""
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)

@@ -32,7 +32,9 @@ def default(composed, tmp_path_factory):
     run = Run(composed(*words), words, tmp_path_factory.mktemp("costs"), Console(quiet=True))
     run.build()
     torch.set_num_threads(1)
-    run.module.trainer = SimpleNamespace(datamodule=run.datamodule, strategy=SimpleNamespace(reduce=lambda value, **_: value))
+    run.module.trainer = SimpleNamespace(
+        datamodule=run.datamodule, strategy=SimpleNamespace(reduce=lambda value, **_: value)
+    )
     yield run
     torch.set_num_threads(threads)
 
@@ -54,7 +56,11 @@ def test_the_guards_cost_less_than_2_percent_of_a_step(default, times):
         optimizer.step()
 
     step()
-    saved = {"model": module.state_dict(), "ema": module.state_dict(), "optimizer": optimizer.state_dict()}
+    saved = {
+        "model": module.state_dict(),
+        "ema": module.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
     steps_between_saves = default.cfg["checkpoint"]["every"] / size
     norm = torch.ones(())
 
@@ -63,9 +69,17 @@ def test_the_guards_cost_less_than_2_percent_of_a_step(default, times):
         torch.where(bad.bool(), torch.full_like(norm, float("nan")), norm)
 
     parts = {
-        "clipping and its norm": (partial(nn.utils.clip_grad_norm_, parameters, 1e9, foreach=True), 1), "is it finite": (finite, 1),
-        "keyed draws": (partial(draws, data.collate, size), 1), "snapshot": (partial(snapshot, saved), steps_between_saves),
-        "is what is saved finite": (lambda: [not_finite(saved[name]) for name in ("model", "ema")], steps_between_saves),
+        "clipping and its norm": (
+            partial(nn.utils.clip_grad_norm_, parameters, 1e9, foreach=True),
+            1,
+        ),
+        "is it finite": (finite, 1),
+        "keyed draws": (partial(draws, data.collate, size), 1),
+        "snapshot": (partial(snapshot, saved), steps_between_saves),
+        "is what is saved finite": (
+            lambda: [not_finite(saved[name]) for name in ("model", "ema")],
+            steps_between_saves,
+        ),
     }
     spent = dict.fromkeys(["step", *parts], 0.0)
     for _ in range(ROUNDS):

@@ -30,7 +30,7 @@ ALONE = {"schedules", "diffusion", "samplers"}  # these need torch alone
 
 
 def room_of(dotted: str) -> str | None:
-    """"sdtrain.data.order" to "data"; None for the package itself and for what is not ours."""
+    """ "sdtrain.data.order" to "data"; None for the package itself and for what is not ours."""
     first, _, rest = dotted.partition(".")
     return rest.partition(".")[0] or None if first == "sdtrain" else None
 
@@ -59,13 +59,21 @@ def violations(sources: dict[str, str]) -> list[str]:
             there = room_of(name)
             if there is None or there == here or (here is not None and there == "__version__"):
                 continue
-            if here is None or here not in HEIGHT or there not in HEIGHT or HEIGHT[there] >= HEIGHT[here]:
+            if (
+                here is None
+                or here not in HEIGHT
+                or there not in HEIGHT
+                or HEIGHT[there] >= HEIGHT[here]
+            ):
                 found.append(f"sdtrain/{path}:{line} imports {name}")
     return found
 
 
 def sources() -> dict[str, str]:
-    return {path.relative_to(PACKAGE).as_posix(): path.read_text() for path in sorted(PACKAGE.rglob("*.py"))}
+    return {
+        path.relative_to(PACKAGE).as_posix(): path.read_text()
+        for path in sorted(PACKAGE.rglob("*.py"))
+    }
 
 
 def test_imports_go_down():
@@ -86,7 +94,10 @@ def test_every_room_has_its_line():
         ("schedules/made_up.py", "from ..samplers import ddim"),
         ("schedules/__init__.py", "from .. import models"),
         ("schedules/made_up.py", "def f():\n    from sdtrain.cli import build"),
-        ("schedules/made_up.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import sdtrain.module as m"),
+        (
+            "schedules/made_up.py",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import sdtrain.module as m",
+        ),
         ("samplers/made_up.py", "from sdtrain.diffusion import Denoise"),  # sideways
         ("diffusion/made_up.py", "from sdtrain.samplers import ddim"),
         ("data/made_up.py", "from sdtrain.models.autoencoder import Pixels"),
@@ -109,9 +120,18 @@ def test_the_walker_sees_an_import_that_goes_up(path, text):
 @pytest.mark.parametrize(
     ("path", "text"),
     [
-        ("cli/made_up.py", "import sdtrain.callbacks.ema, sdtrain.errors\nfrom sdtrain import __version__\nfrom sdtrain.cli.build import build"),
-        ("callbacks/made_up.py", "from sdtrain.generate import generate\nfrom sdtrain.module import DiffusionModule\nfrom . import ema"),
-        ("diffusion/made_up.py", "from ..schedules import Schedule\nfrom .forward import add_noise\nimport sdtrainer"),
+        (
+            "cli/made_up.py",
+            "import sdtrain.callbacks.ema, sdtrain.errors\nfrom sdtrain import __version__\nfrom sdtrain.cli.build import build",
+        ),
+        (
+            "callbacks/made_up.py",
+            "from sdtrain.generate import generate\nfrom sdtrain.module import DiffusionModule\nfrom . import ema",
+        ),
+        (
+            "diffusion/made_up.py",
+            "from ..schedules import Schedule\nfrom .forward import add_noise\nimport sdtrainer",
+        ),
         ("data/__init__.py", "from .order import permute\nfrom ..randomness import KeyedRandom"),
         ("paths.py", "from sdtrain.errors import UserError"),
     ],
@@ -127,7 +147,9 @@ def test_schedules_diffusion_and_samplers_need_torch_alone():
         + "".join(f"import sdtrain.{room}\n" for room in sorted(ALONE))
         + "print(*sorted({name.partition('.')[0] for name in set(sys.modules) - before} - sys.stdlib_module_names))"
     )
-    brought = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    brought = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert not {"lightning", "hydra", "diffusers", "transformers", "datasets"} & set(brought)
     assert set(brought) <= {"sdtrain", "torch"}
     assert "sdtrain" in brought

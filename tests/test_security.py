@@ -73,17 +73,29 @@ def with_file(run, tmp_path, name, content):
     return tmp_path / "run"
 
 
-def test_a_pickle_as_trainer_state_is_refused_on_resume_and_not_read_otherwise(here, tiny, tiny_run, tmp_path, marker, evil):
+def test_a_pickle_as_trainer_state_is_refused_on_resume_and_not_read_otherwise(
+    here, tiny, tiny_run, tmp_path, marker, evil
+):
     run = with_file(tiny_run, tmp_path, "trainer.pt", evil)
     result = here("sdtrain", *tiny("resume=must", "trainer.max_images=128"), f"hydra.run.dir={run}")
     assert result.code == 5 and "trainer.pt" in result.paragraph and not marker.exists()
-    assert here("sdtrain-sample", f"checkpoint={run}", *LOOK, f"output={tmp_path}/out").code == 0 and not marker.exists()
+    assert (
+        here("sdtrain-sample", f"checkpoint={run}", *LOOK, f"output={tmp_path}/out").code == 0
+        and not marker.exists()
+    )
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", pytest.param("ema.safetensors", marks=pytest.mark.slow)])
-def test_a_pickle_as_weights_of_a_checkpoint_is_refused(here, tiny, tiny_run, tmp_path, marker, evil, name):
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", pytest.param("ema.safetensors", marks=pytest.mark.slow)]
+)
+def test_a_pickle_as_weights_of_a_checkpoint_is_refused(
+    here, tiny, tiny_run, tmp_path, marker, evil, name
+):
     run = with_file(tiny_run, tmp_path, name, evil)
-    for words in (["sdtrain-sample", *LOOK], ["sdtrain-evaluate", "metrics=prompt_accuracy", *LOOK[1:]]):
+    for words in (
+        ["sdtrain-sample", *LOOK],
+        ["sdtrain-evaluate", "metrics=prompt_accuracy", *LOOK[1:]],
+    ):
         result = here(*words, f"checkpoint={run}", f"output={tmp_path}/out")
         assert result.code == 5 and name in result.paragraph and not marker.exists()
     result = here("sdtrain", *tiny("resume=must", "trainer.max_images=128"), f"hydra.run.dir={run}")
@@ -92,18 +104,30 @@ def test_a_pickle_as_weights_of_a_checkpoint_is_refused(here, tiny, tiny_run, tm
 
 def test_a_pickle_given_as_checkpoint_is_refused(here, tmp_path, marker, evil):
     (tmp_path / "model.tar").write_bytes(evil)
-    for words in (["sdtrain-sample", *LOOK], ["sdtrain-evaluate", "metrics=prompt_accuracy", *LOOK[1:]]):
+    for words in (
+        ["sdtrain-sample", *LOOK],
+        ["sdtrain-evaluate", "metrics=prompt_accuracy", *LOOK[1:]],
+    ):
         result = here(*words, f"checkpoint={tmp_path}/model.tar", f"output={tmp_path}/out")
         assert result.code == 2 and "checkpoint=" in result.paragraph and not marker.exists()
 
 
-@pytest.mark.parametrize("name", ["diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors"]
+)
 def test_a_pickle_as_weights_of_an_autoencoder_is_refused(here, tiny, tmp_path, marker, evil, name):
-    own = next(path.parent for path in shipped("data", "README.md").rglob("diffusion_pytorch_model.safetensors"))
+    own = next(
+        path.parent
+        for path in shipped("data", "README.md").rglob("diffusion_pytorch_model.safetensors")
+    )
     (tmp_path / "autoencoder").mkdir()
     shutil.copy(own / "config.json", tmp_path / "autoencoder")
     (tmp_path / "autoencoder" / name).write_bytes(evil)
-    result = here("sdtrain", *tiny(f"model.autoencoder.path={tmp_path}/autoencoder"), f"hydra.run.dir={tmp_path}/run")
+    result = here(
+        "sdtrain",
+        *tiny(f"model.autoencoder.path={tmp_path}/autoencoder"),
+        f"hydra.run.dir={tmp_path}/run",
+    )
     assert result.code == 2 and "model.autoencoder.path" in result.paragraph and not marker.exists()
 
 
@@ -113,12 +137,20 @@ def test_an_array_of_objects_as_table_is_refused(here, tiny, tmp_path, marker, k
     np.save(file, np.array([Evil(marker)], dtype=object), allow_pickle=True)
     np.load(file, allow_pickle=True)  # the twin
     marker.rmdir()
-    result = here("sdtrain", *tiny("schedule=table", f"schedule.{key}={file}"), f"hydra.run.dir={tmp_path}/run")
+    result = here(
+        "sdtrain",
+        *tiny("schedule=table", f"schedule.{key}={file}"),
+        f"hydra.run.dir={tmp_path}/run",
+    )
     assert result.code == 2 and f"schedule.{key}" in result.paragraph and not marker.exists()
 
 
-@pytest.mark.parametrize("text", ["schedule: !!python/object/apply:os.mkdir ['{marker}']\n", "- a list\n"])
-def test_a_configuration_that_is_no_plain_mapping_is_refused(here, tiny, tiny_run, tmp_path, marker, text):
+@pytest.mark.parametrize(
+    "text", ["schedule: !!python/object/apply:os.mkdir ['{marker}']\n", "- a list\n"]
+)
+def test_a_configuration_that_is_no_plain_mapping_is_refused(
+    here, tiny, tiny_run, tmp_path, marker, text
+):
     run = with_file(tiny_run, tmp_path, "config.yaml", text.format(marker=marker).encode())
     result = here("sdtrain-sample", f"checkpoint={run}", *LOOK, f"output={tmp_path}/out")
     assert result.code == 5 and "config.yaml" in result.paragraph and not marker.exists()
@@ -126,23 +158,39 @@ def test_a_configuration_that_is_no_plain_mapping_is_refused(here, tiny, tiny_ru
     assert result.code == 5 and "config.yaml" in result.paragraph and not marker.exists()
 
 
-TOKEN = "hunter2'hunter2 \"and\" more"  # with what yaml, json and a shell would each write in another way
+TOKEN = 'hunter2\'hunter2 "and" more'  # with what yaml, json and a shell would each write in another way
 LOGIN = "https://me:open-sesame@example.invalid/pictures"
 
 
 def left_in(run, said: str) -> set[str]:
     """Which secrets stand in what a run wrote, its checkpoints among it, or in `said`; in any of the ways they may be written."""
     texts = [path.read_text(errors="replace") for path in run.rglob("*") if path.is_file()] + [said]
-    return {secret for secret in ("hunter2", "open-sesame") if any(secret in text for text in texts)}
+    return {
+        secret for secret in ("hunter2", "open-sesame") if any(secret in text for text in texts)
+    }
 
 
-@pytest.mark.parametrize(("node", "found"), [
-    ({"data": {"token": "abc", "hub_token": "abc", "api_key": "y"}}, {"data": {"token": "***", "hub_token": "***", "api_key": "***"}}),
-    ({"tokenizer": "a", "max_tokens": 3, "keys": "a", "secret": None}, {"tokenizer": "a", "max_tokens": 3, "keys": "a", "secret": None}),
-    ("https://x.org/a?api_key=abc&size=3", "https://x.org/a?api_key=***&size=3"), ("sdtrain +data.token=abc seed=1", "sdtrain +data.token=*** seed=1"),
-    ("https://me:abc@x.org/", "https://***@x.org/"),
-    ({"_target_": "sdtrain.schedules.linear.linear", "name": "schedules"}, {"_target_": "sdtrain.schedules.linear.linear", "name": "***"}),
-], ids=["keys", "no secrets", "parameter", "command", "login", "target"])
+@pytest.mark.parametrize(
+    ("node", "found"),
+    [
+        (
+            {"data": {"token": "abc", "hub_token": "abc", "api_key": "y"}},
+            {"data": {"token": "***", "hub_token": "***", "api_key": "***"}},
+        ),
+        (
+            {"tokenizer": "a", "max_tokens": 3, "keys": "a", "secret": None},
+            {"tokenizer": "a", "max_tokens": 3, "keys": "a", "secret": None},
+        ),
+        ("https://x.org/a?api_key=abc&size=3", "https://x.org/a?api_key=***&size=3"),
+        ("sdtrain +data.token=abc seed=1", "sdtrain +data.token=*** seed=1"),
+        ("https://me:abc@x.org/", "https://***@x.org/"),
+        (
+            {"_target_": "sdtrain.schedules.linear.linear", "name": "schedules"},
+            {"_target_": "sdtrain.schedules.linear.linear", "name": "***"},
+        ),
+    ],
+    ids=["keys", "no secrets", "parameter", "command", "login", "target"],
+)
 def test_what_is_named_like_a_secret_is_hidden(monkeypatch, node, found):
     monkeypatch.setenv("MY_API_KEY", "schedules")
     assert redacted(node) == found
@@ -155,14 +203,26 @@ def test_no_secret_is_written(here, tiny, tmp_path, monkeypatch, guarded):
     if not guarded:
         for module in ("run", "errors", "session"):
             monkeypatch.setattr(f"sdtrain.cli.{module}.redacted", lambda node: node)
-    words = tiny("trainer.max_images=8", "callbacks.samples.every=0", "validation.every=0", f"name=typed {TOKEN}")
+    words = tiny(
+        "trainer.max_images=8",
+        "callbacks.samples.every=0",
+        "validation.every=0",
+        f"name=typed {TOKEN}",
+    )
     prompt = f"callbacks.samples.prompts=[\"${{oc.env:MY_TOKEN}}\",'{LOGIN}']"
     run = tmp_path / "run"
     first = here("sdtrain", *words, prompt, f"hydra.run.dir={run}")
     assert first.code == 0, first.err
     assert left_in(run, first.err) == (set() if guarded else {"hunter2", "open-sesame"})
-    again = here("sdtrain", *words, prompt, "resume=must", "trainer.max_images=16", f"hydra.run.dir={run}")
+    again = here(
+        "sdtrain", *words, prompt, "resume=must", "trainer.max_images=16", f"hydra.run.dir={run}"
+    )
     assert again.code == 0 and "prompts" not in again.out, again.err
-    failing = here("sdtrain", *words, f"model.conditioner.tokenizer={TOKEN}", f"hydra.run.dir={tmp_path}/failed")
+    failing = here(
+        "sdtrain",
+        *words,
+        f"model.conditioner.tokenizer={TOKEN}",
+        f"hydra.run.dir={tmp_path}/failed",
+    )
     assert failing.code == 2 and ("tokenizer=***" in failing.paragraph) == guarded, failing.err
     assert left_in(tmp_path / "failed", failing.err) == (set() if guarded else {"hunter2"})

@@ -26,7 +26,9 @@ class EMACallback(L.Callback):
             self.average.load_state_dict(self._loaded)
             self._loaded = None
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs, batch, batch_index: int) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs, batch, batch_index: int
+    ) -> None:
         if window_ended(trainer) and module.optimisation.stepped:
             self.average.update(module.trained())
 

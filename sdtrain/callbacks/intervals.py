@@ -10,7 +10,9 @@ def window_ended(trainer: L.Trainer) -> bool:
 
 def ended(trainer: L.Trainer, module: L.LightningModule) -> bool:
     """Whether the optimizer step that just ended was the last: by the budget of images, or because the time is up."""
-    return trainer.datamodule.images_seen >= min(module.optimisation.max_images, trainer.datamodule.ends_at)
+    return trainer.datamodule.images_seen >= min(
+        module.optimisation.max_images, trainer.datamodule.ends_at
+    )
 
 
 def due(every: int, trainer: L.Trainer) -> bool:

@@ -22,5 +22,8 @@ def by_level(schedule: Schedule, losses: Tensor, times: Tensor) -> Tensor:
 def described(found: Tensor) -> dict[str, list[float | None]]:
     """What a line of numbers says of it: the mean loss of each bin, None for an empty one and where it is not finite, and the realised histogram."""
     sums, counts = found.tolist()
-    means = [float(f"{total / count:.6g}") if count and math.isfinite(total) else None for total, count in zip(sums, counts, strict=True)]
+    means = [
+        float(f"{total / count:.6g}") if count and math.isfinite(total) else None
+        for total, count in zip(sums, counts, strict=True)
+    ]
     return {"train/loss_by_level": means, "train/count_by_level": [int(count) for count in counts]}

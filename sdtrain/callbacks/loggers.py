@@ -24,7 +24,9 @@ from sdtrain.errors import UserError
 
 REACH = 2.0  # seconds in which wandb's host has to be found
 LIMIT = 7.0  # and that its start, and each of its calls, may take: together less than the 10 s that a run waits for what it does not depend on
-FINISH = 300.0  # and its last upload, while the host is there; the run's own files are complete by then
+FINISH = (
+    300.0  # and its last upload, while the host is there; the run's own files are complete by then
+)
 
 
 def failure(call: Callable[[], object], limit: float) -> str | None:
@@ -79,9 +81,17 @@ class GuardedWandb(WandbLogger):
 
 def _leave_out(reason: str) -> None:
     """Says so, and ends wandb's process, for which the interpreter would wait at its exit without a limit. What it has written stays for `wandb sync`."""
-    print(f"sdtrain: wandb fails ({reason}) and is left out from now on; the run goes on, metrics.jsonl has every number.", file=sys.stderr, flush=True)
-    with contextlib.suppress(KeyError, AttributeError, OSError):  # private parts of wandb 0.31; without them the exit may take longer
-        connection = sys.modules["wandb.sdk.wandb_setup"]._singleton._connection  # an import or a lock may be what does not answer
+    print(
+        f"sdtrain: wandb fails ({reason}) and is left out from now on; the run goes on, metrics.jsonl has every number.",
+        file=sys.stderr,
+        flush=True,
+    )
+    with contextlib.suppress(
+        KeyError, AttributeError, OSError
+    ):  # private parts of wandb 0.31; without them the exit may take longer
+        connection = sys.modules[
+            "wandb.sdk.wandb_setup"
+        ]._singleton._connection  # an import or a lock may be what does not answer
         connection._proc._process.kill()
         connection._cleanup()
 
@@ -105,7 +115,14 @@ def reachable() -> bool:
     return failure(lambda: socket.create_connection(wandb_host()).close(), REACH) is None
 
 
-def wandb(*, project: str, mode: Literal["auto", "online", "offline"], run_dir: Path, name: str, resumed: int) -> Logger | None:
+def wandb(
+    *,
+    project: str,
+    mode: Literal["auto", "online", "offline"],
+    run_dir: Path,
+    name: str,
+    resumed: int,
+) -> Logger | None:
     """Weights & Biases: online where the user is logged in and the host answers, otherwise offline with one line that says so.
 
     resumed: images seen at the checkpoint that the run goes on from, 0 where it starts anew.
@@ -114,21 +131,42 @@ def wandb(*, project: str, mode: Literal["auto", "online", "offline"], run_dir: 
     if mode == "disabled":
         return None
     if rank_zero_only.rank > 0:
-        return GuardedWandb(save_dir=run_dir, offline=True)  # never asked for its run: rank 0's is the only one
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read by its import: these reports would hold up the exit for 10 s where the host is silent
-    importlib.import_module("wandb")  # before the clock runs: a slow disk is no reason to leave it out
-    why = "asked for" if mode == "offline" else "not logged in" if not logged_in() else None if reachable() else f"{wandb_host()[0]} cannot be reached"
+        return GuardedWandb(
+            save_dir=run_dir, offline=True
+        )  # never asked for its run: rank 0's is the only one
+    os.environ.setdefault(
+        "WANDB_ERROR_REPORTING", "false"
+    )  # read by its import: these reports would hold up the exit for 10 s where the host is silent
+    importlib.import_module(
+        "wandb"
+    )  # before the clock runs: a slow disk is no reason to leave it out
+    why = (
+        "asked for"
+        if mode == "offline"
+        else "not logged in"
+        if not logged_in()
+        else None
+        if reachable()
+        else f"{wandb_host()[0]} cannot be reached"
+    )
     if mode == "online" and why is not None:
         print(f"sdtrain: logger.mode=online, but {why}: going on offline.", flush=True)
     runs: list = []
-    limit = LIMIT if why is None else 3 * LIMIT  # offline it waits for this machine alone, which may be busy
-    if reason := failure(lambda: runs.append(_start_wandb(project, why is not None, run_dir, name, resumed)), limit):
+    limit = (
+        LIMIT if why is None else 3 * LIMIT
+    )  # offline it waits for this machine alone, which may be busy
+    if reason := failure(
+        lambda: runs.append(_start_wandb(project, why is not None, run_dir, name, resumed)), limit
+    ):
         _leave_out(reason)
         return None
     if why is not None:
         folder = Path(runs[0].dir).parent
         sessions = folder.with_name(f"offline-run-*-{runs[0].id}")  # a resumed run has several
-        print(f"wandb is offline ({why}). Look at the run with `wandb leet {folder}`, or upload it with `wandb sync {sessions}`.", flush=True)
+        print(
+            f"wandb is offline ({why}). Look at the run with `wandb leet {folder}`, or upload it with `wandb sync {sessions}`.",
+            flush=True,
+        )
     return GuardedWandb(experiment=runs[0], save_dir=run_dir)
 
 
@@ -151,9 +189,15 @@ def _start_wandb(project: str, offline: bool, run_dir: Path, name: str, resumed:
     # What waits for an upload lies in the run, not in the user's home: an offline run is one folder.
     os.environ.setdefault("WANDB_DATA_DIR", own_data_dir(run_dir))
     # Its metadata would hold the command line, and with it what was typed there in secret.
-    settings = library.Settings(silent=True, console="off", init_timeout=LIMIT, x_disable_stats=True, x_disable_meta=True)
+    settings = library.Settings(
+        silent=True, console="off", init_timeout=LIMIT, x_disable_stats=True, x_disable_meta=True
+    )
     # Offline, id and resume are kept in the run's file: `wandb sync` makes one run of its sessions.
-    given = {"id": os.environ.get("WANDB_RUN_ID") or _run_id(run_dir, resumed), "resume": "allow", "mode": "offline" if offline else "online"}
+    given = {
+        "id": os.environ.get("WANDB_RUN_ID") or _run_id(run_dir, resumed),
+        "resume": "allow",
+        "mode": "offline" if offline else "online",
+    }
     run = library.init(project=project, name=name, dir=run_dir, settings=settings, **given)
     run.define_metric("images_seen")
     run.define_metric("*", step_metric="images_seen")
@@ -181,8 +225,12 @@ def tensorboard(*, run_dir: Path, resumed: int) -> Logger:
     try:
         import tensorboard  # noqa: F401
     except ImportError:
-        raise UserError("logger=tensorboard needs the package tensorboard: pip install tensorboard, or choose another logger.") from None
-    return TensorBoardLogger(run_dir, name="tensorboard", version="", purge_step=resumed + 1 if resumed else None)
+        raise UserError(
+            "logger=tensorboard needs the package tensorboard: pip install tensorboard, or choose another logger."
+        ) from None
+    return TensorBoardLogger(
+        run_dir, name="tensorboard", version="", purge_step=resumed + 1 if resumed else None
+    )
 
 
 def log_picture(logger: Logger, key: str, picture: Image.Image, images_seen: int) -> None:
@@ -190,21 +238,34 @@ def log_picture(logger: Logger, key: str, picture: Image.Image, images_seen: int
     if isinstance(logger, GuardedWandb):
         import wandb as library
 
-        logger.answered(lambda: logger.experiment.log({key: library.Image(picture), "images_seen": images_seen}))
+        logger.answered(
+            lambda: logger.experiment.log({key: library.Image(picture), "images_seen": images_seen})
+        )
     elif isinstance(logger, TensorBoardLogger):
-        logger.experiment.add_image(key, torch.from_numpy(np.array(picture)), images_seen, dataformats="HWC")
+        logger.experiment.add_image(
+            key, torch.from_numpy(np.array(picture)), images_seen, dataformats="HWC"
+        )
 
 
-def log_levels(logger: Logger, lists: dict[str, list], edges: list[float], images_seen: int) -> None:
+def log_levels(
+    logger: Logger, lists: dict[str, list], edges: list[float], images_seen: int
+) -> None:
     """Training by noise level as two histograms over log_snr: how many samples each bin had, and their mean loss."""
     if isinstance(logger, GuardedWandb):
         import wandb as library
 
-        shown = {key: library.Histogram(np_histogram=(np.array([value or 0.0 for value in values]), np.array(edges))) for key, values in lists.items()}
+        shown = {
+            key: library.Histogram(
+                np_histogram=(np.array([value or 0.0 for value in values]), np.array(edges))
+            )
+            for key, values in lists.items()
+        }
         logger.answered(lambda: logger.experiment.log(shown | {"images_seen": images_seen}))
 
 
-def log_table(logger: Logger, key: str, columns: list[str], rows: list[list], images_seen: int) -> None:
+def log_table(
+    logger: Logger, key: str, columns: list[str], rows: list[list], images_seen: int
+) -> None:
     """A table to wandb; cells that are pictures ([H, W, 3] uint8 arrays) are shown as such.
 
     Offline, wandb keeps the table's pictures for the upload alone; so each is logged by itself too, where `wandb leet` and people find it.
@@ -213,8 +274,19 @@ def log_table(logger: Logger, key: str, columns: list[str], rows: list[list], im
         import wandb as library
 
         def log() -> None:
-            data = [[library.Image(cell) if isinstance(cell, np.ndarray) else cell for cell in row] for row in rows]
-            single = [library.Image(row[-1], caption=", ".join(map(str, row[1:-1]))) for row in rows]
-            logger.experiment.log({key: library.Table(columns=columns, data=data), f"{key}_pictures": single, "images_seen": images_seen})
+            data = [
+                [library.Image(cell) if isinstance(cell, np.ndarray) else cell for cell in row]
+                for row in rows
+            ]
+            single = [
+                library.Image(row[-1], caption=", ".join(map(str, row[1:-1]))) for row in rows
+            ]
+            logger.experiment.log(
+                {
+                    key: library.Table(columns=columns, data=data),
+                    f"{key}_pictures": single,
+                    "images_seen": images_seen,
+                }
+            )
 
         logger.answered(log)

@@ -2,7 +2,14 @@
 
 import lightning.pytorch as L
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from sdtrain.callbacks.intervals import window_ended
 from sdtrain.callbacks.metrics_log import MetricsLog
@@ -19,13 +26,21 @@ class ProgressBar(L.Callback):
         self.tenth = 10 * seen // total
         if trainer.is_global_zero and self.console.is_terminal:
             self.bar = Progress(
-                TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("images  {task.fields[numbers]}"), TimeElapsedColumn(),
-                TextColumn("left"), TimeRemainingColumn(), console=self.console,
+                TextColumn("training"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("images  {task.fields[numbers]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=self.console,
             )
             self.task = self.bar.add_task("training", total=total, completed=seen, numbers="")
             self.bar.start()
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs, batch, batch_index: int) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs, batch, batch_index: int
+    ) -> None:
         if not window_ended(trainer) or not trainer.is_global_zero:
             return
         total, seen = module.optimisation.max_images, trainer.datamodule.images_seen
@@ -37,7 +52,11 @@ class ProgressBar(L.Callback):
 
     def numbers(self) -> str:
         latest = self.metrics_log.latest
-        return f"loss {latest['train/loss']:.4f}  {latest['train/images_per_second']:.0f} images/s" if latest else ""
+        return (
+            f"loss {latest['train/loss']:.4f}  {latest['train/images_per_second']:.0f} images/s"
+            if latest
+            else ""
+        )
 
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         if self.bar is not None:

@@ -24,8 +24,20 @@ GRACE = 5.0  # seconds in which a rank may still say for itself what has happene
 
 def lost_a_peer(error: BaseException) -> bool:
     """Whether an error says no more than that another rank is gone."""
-    words = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "Timed out", "timed out", "recvValue failed", "sendBytes failed")
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))
+    words = (
+        "gloo",
+        "NCCL",
+        "Connection closed",
+        "Connection reset",
+        "Broken pipe",
+        "Timed out",
+        "timed out",
+        "recvValue failed",
+        "sendBytes failed",
+    )
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
 
 
 class Ranks(L.Callback):
@@ -39,12 +51,31 @@ class Ranks(L.Callback):
     """
 
     def __init__(
-        self, *, rank: int, timeout: float, run_dir: Path, config: str, compare: Callable[[list[str]], None], leave: Callable[[int, str], None],
+        self,
+        *,
+        rank: int,
+        timeout: float,
+        run_dir: Path,
+        config: str,
+        compare: Callable[[list[str]], None],
+        leave: Callable[[int, str], None],
     ) -> None:
-        self.timeout, self.run_dir, self.config, self.compare, self.leave = timeout, run_dir, config, compare, leave
+        self.timeout, self.run_dir, self.config, self.compare, self.leave = (
+            timeout,
+            run_dir,
+            config,
+            compare,
+            leave,
+        )
         self.rank, self.children, self.over, self.thread = rank, [], threading.Event(), None
-        self.launcher = os.getppid() if rank and "TORCHELASTIC_RUN_ID" not in os.environ else None  # rank 0 has started this one
-        self.began, self.last, self.images_seen = time.time(), math.inf, 0  # of the last step: the ranks' meeting has its own limit
+        self.launcher = (
+            os.getppid() if rank and "TORCHELASTIC_RUN_ID" not in os.environ else None
+        )  # rank 0 has started this one
+        self.began, self.last, self.images_seen = (
+            time.time(),
+            math.inf,
+            0,
+        )  # of the last step: the ranks' meeting has its own limit
         # Lightning's own observer kills this process as soon as a child has failed, before anybody has said why.
         assert callable(subprocess_script._launch_process_observer)
         subprocess_script._launch_process_observer = self.watch
@@ -56,7 +87,9 @@ class Ranks(L.Callback):
             self.thread.start()
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
-        self.run_dir = Path(trainer.strategy.broadcast(str(self.run_dir)))  # torchrun's ranks have folders of their own
+        self.run_dir = Path(
+            trainer.strategy.broadcast(str(self.run_dir))
+        )  # torchrun's ranks have folders of their own
         if self.thread is None:
             self.watch()
         configs: list = [None] * trainer.world_size
@@ -65,7 +98,9 @@ class Ranks(L.Callback):
         self.stack = open(self._stack_of(self.rank), "w", encoding="utf-8")
         self._made_a_step()
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs, batch, batch_index: int) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs, batch, batch_index: int
+    ) -> None:
         self.images_seen = trainer.datamodule.images_seen
         self._made_a_step()
 
@@ -109,21 +144,32 @@ class Ranks(L.Callback):
                 if not self.over.wait(grace):  # else the main thread has noticed, and says it
                     self._end(*self.verdict(None))
             elif time.monotonic() - self.last > self.timeout:
-                if not self.over.wait(grace if self.rank else 1.0):  # by now rank 0 has ended the run, unless it is what is stuck
+                if not self.over.wait(
+                    grace if self.rank else 1.0
+                ):  # by now rank 0 has ended the run, unless it is what is stuck
                     self._end(RankError.exit_code, self._stuck())
 
     def _place(self, rank: int) -> str:
         """Where a rank's main thread stands: its innermost line of code, and that outside of torch and Lightning which has led there."""
         stack = self._stack_of(rank).read_text(encoding="utf-8", errors="replace")
-        frames = re.findall(r'File "(.+)", line (\d+) in (\S+)', stack.rpartition("hread 0x")[2])  # the main one is the last
+        frames = re.findall(
+            r'File "(.+)", line (\d+) in (\S+)', stack.rpartition("hread 0x")[2]
+        )  # the main one is the last
         if not frames:
             return "gives no sign of life"
         file, line, name = frames[0]
-        outside = next((frame for frame in frames if not {"torch", "lightning"} & set(Path(frame[0]).parts)), frames[0])
-        return f"at {file} line {line}, in {name}" + (f", from {outside[0]} line {outside[1]}" if outside != frames[0] else "")
+        outside = next(
+            (frame for frame in frames if not {"torch", "lightning"} & set(Path(frame[0]).parts)),
+            frames[0],
+        )
+        return f"at {file} line {line}, in {name}" + (
+            f", from {outside[0]} line {outside[1]}" if outside != frames[0] else ""
+        )
 
     def _stuck(self) -> str:
-        places = "; ".join(f"rank {rank} {self._place(rank)}" for rank in range(int(os.environ["WORLD_SIZE"])))
+        places = "; ".join(
+            f"rank {rank} {self._place(rank)}" for rank in range(int(os.environ["WORLD_SIZE"]))
+        )
         return (
             f"No optimizer step has ended for {self.timeout:g} s, at {self.images_seen} images: {places}. The stacks are in "
             f"{self.run_dir}/stuck-rank-*.txt. If steps do take that long, raise strategy.timeout."
@@ -135,21 +181,35 @@ class Ranks(L.Callback):
         self.over.set()
         if error is not None and not lost_a_peer(error):
             # Code 6 from a rank above 0 means that it has lost another: it is not the one to blame.
-            return (1, f"{type(error).__name__}: {error}") if self.rank else (RankError.exit_code, f"On rank 0: {type(error).__name__}: {error}")
+            return (
+                (1, f"{type(error).__name__}: {error}")
+                if self.rank
+                else (RankError.exit_code, f"On rank 0: {type(error).__name__}: {error}")
+            )
         end, ended = time.monotonic() + min(GRACE, self.timeout), []
         while not ended and time.monotonic() < end:
             codes = [child.poll() for child in self.children]
-            ended = [(rank, code) for rank, code in enumerate(codes, 1) if code not in (None, RankError.exit_code)]
+            ended = [
+                (rank, code)
+                for rank, code in enumerate(codes, 1)
+                if code not in (None, RankError.exit_code)
+            ]
             if None not in codes:
                 break
             time.sleep(0.05)
         if not ended:
-            return RankError.exit_code, f"Rank {self.rank} has lost the others at {self.images_seen} images: {error or 'one of them lost its peers'}"
+            return (
+                RankError.exit_code,
+                f"Rank {self.rank} has lost the others at {self.images_seen} images: {error or 'one of them lost its peers'}",
+            )
         rank, code = ended[0]
         log = error_log(self.run_dir, rank)
         if -code in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
             # Before it listened: there is nothing to save yet.
-            return 130 if -code == signal.SIGINT else 143, f"Rank {rank} was ended by {signal.Signals(-code).name} while it started. Go on with resume=auto."
+            return (
+                130 if -code == signal.SIGINT else 143,
+                f"Rank {rank} was ended by {signal.Signals(-code).name} while it started. Go on with resume=auto.",
+            )
         if code < 0:
             said = f"Rank {rank} was killed by {signal.Signals(-code).name} at {self.images_seen} images."
         elif log.exists() and log.stat().st_mtime >= self.began:
@@ -163,7 +223,9 @@ class Ranks(L.Callback):
             child.kill()
             child.wait()
         if self.launcher and not self.orphaned:
-            os.kill(self.launcher, signal.SIGKILL)  # rank 0 should have ended this one by now: it is stuck beyond help
+            os.kill(
+                self.launcher, signal.SIGKILL
+            )  # rank 0 should have ended this one by now: it is stuck beyond help
             while not self.orphaned:
                 time.sleep(0.01)
         self._sweep("*")

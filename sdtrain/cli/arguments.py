@@ -2,16 +2,40 @@
 
 import re
 
-FREE_TEXT = {"prompt", "negative_prompt", "prompt_file", "checkpoint", "output", "name", "hydra.run.dir", "hydra.sweep.dir", "hydra.launcher.prefix"}
+FREE_TEXT = {
+    "prompt",
+    "negative_prompt",
+    "prompt_file",
+    "checkpoint",
+    "output",
+    "name",
+    "hydra.run.dir",
+    "hydra.sweep.dir",
+    "hydra.launcher.prefix",
+}
 FREE_TEXT_ENDS = (".path", ".font", ".tokenizer")
-TAKE_A_VALUE = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--experimental-rerun"}
+TAKE_A_VALUE = {
+    "--cfg",
+    "-c",
+    "--package",
+    "-p",
+    "--config-path",
+    "-cp",
+    "--config-name",
+    "-cn",
+    "--config-dir",
+    "-cd",
+    "--experimental-rerun",
+}
 QUOTED = re.compile(r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\s*""", re.DOTALL)
 QUOTED_LIST = re.compile(rf"\s*\[({QUOTED.pattern},)*{QUOTED.pattern}\]\s*", re.DOTALL)
 
 
 def quoted(value: str) -> str:
     """`value` as a Hydra string: nothing in it is read as syntax, not even ${...}."""
-    value = re.sub(r"(\\*)'", lambda m: m[1] * 2 + r"\'", value)  # a quote, and the backslashes that run into it
+    value = re.sub(
+        r"(\\*)'", lambda m: m[1] * 2 + r"\'", value
+    )  # a quote, and the backslashes that run into it
     value = re.sub(r"(\\+)\Z", lambda m: m[1] * 2, value)
     value = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + r"\${", value)  # OmegaConf's own escape
     return f"'{value}'"
@@ -23,12 +47,18 @@ def is_free_text(key: str) -> bool:
 
 def is_file_of(key: str, value: str) -> bool:
     """Whether a table was given by the name of its file, and not as a list."""
-    return key in ("schedule.betas", "schedule.alphas_cumprod") and not value.lstrip().startswith(("[", "'", '"'))
+    return key in ("schedule.betas", "schedule.alphas_cumprod") and not value.lstrip().startswith(
+        ("[", "'", '"')
+    )
 
 
 def is_sweep(arguments: list[str]) -> bool:
     """Whether several runs are asked for."""
-    return "-m" in arguments or "--multirun" in arguments or any(re.fullmatch(r"[+]*sweep=(?!(null|none)$).*", word) for word in arguments)
+    return (
+        "-m" in arguments
+        or "--multirun" in arguments
+        or any(re.fullmatch(r"[+]*sweep=(?!(null|none)$).*", word) for word in arguments)
+    )
 
 
 def prepared(arguments: list[str], repeatable: str | None = None) -> list[str]:
@@ -46,17 +76,25 @@ def prepared(arguments: list[str], repeatable: str | None = None) -> list[str]:
     for argument in words:
         key, equals, value = argument.partition("=")
         name = key.lstrip("+")
-        if not equals or not (is_free_text(name) or is_file_of(name, value)) or value in ("", "null"):
+        if (
+            not equals
+            or not (is_free_text(name) or is_file_of(name, value))
+            or value in ("", "null")
+        ):
             pass
         elif QUOTED.fullmatch(value) or QUOTED_LIST.fullmatch(value):
             value = value.strip()
-        elif not (name.startswith("hydra.") and "${" in value) and not (sweep and "," in value and not name.startswith("hydra.")):
+        elif not (name.startswith("hydra.") and "${" in value) and not (
+            sweep and "," in value and not name.startswith("hydra.")
+        ):
             value = quoted(value)
         if name == repeatable and equals:
             several += [value] if value != "null" else []
         else:
             rest.append(f"{key}{equals}{value}")
     if repeatable and several:
-        items = [item.strip()[1:-1] if QUOTED_LIST.fullmatch(item) else item or "''" for item in several]
+        items = [
+            item.strip()[1:-1] if QUOTED_LIST.fullmatch(item) else item or "''" for item in several
+        ]
         rest.append(f"{repeatable}=[{','.join(items)}]")
     return flags + rest

@@ -29,7 +29,11 @@ from sdtrain.schedules import Schedule
 
 STEPS = (10, 25, 50)
 GROUPS = ("schedule", "modifiers", "prediction", "weighting", "loss", "times", "noise", "grid")
-READ = {*GROUPS, "experiment", "sampler"}  # an experiment brings a weighting along, sampler=euler a grid
+READ = {
+    *GROUPS,
+    "experiment",
+    "sampler",
+}  # an experiment brings a weighting along, sampler=euler a grid
 PLOTTED = 20.0  # log_snr beyond it is not drawn and not compared
 
 
@@ -50,7 +54,10 @@ class Entry:
     @property
     def terminal(self) -> tuple[float, float]:
         """(alpha, sigma) at t = 1."""
-        return tuple(c.item() for c in self.schedule.alpha_sigma(torch.ones((), dtype=torch.float64), torch.float64))
+        return tuple(
+            c.item()
+            for c in self.schedule.alpha_sigma(torch.ones((), dtype=torch.float64), torch.float64)
+        )
 
     @property
     def steps(self) -> list[int]:
@@ -70,13 +77,29 @@ class Entry:
         alpha, sigma = self.terminal
         t = torch.linspace(0, 1, 101, dtype=torch.float64)
         return {
-            "name": self.name, "schedule": self.schedule.name, **{group: self.choice(group) for group in GROUPS if group not in ("schedule", "modifiers")},
-            "num_timesteps": self.schedule.num_timesteps, "terminal_snr": (alpha / sigma) ** 2, "terminal_alpha": alpha,
-            "leaked_mean": alpha, "leaked_variance": alpha**2 / (alpha**2 + sigma**2),
-            "log_snr_at_0": self.schedule.log_snr_max, "log_snr_at_1": self.schedule.log_snr_min,
-            "t": t.tolist(), "log_snr": self.schedule.log_snr(t).tolist(), "visited": {str(steps): self.visited(steps) for steps in self.steps},
-            "effective_weight": None if self.weight is None else {"log_snr": self.log_snr.tolist(), "weight": self.weight.tolist()},
-            "duplicate_of": self.duplicate_of, "same_objective_as": self.same_objective_as, "refused": self.refused,
+            "name": self.name,
+            "schedule": self.schedule.name,
+            **{
+                group: self.choice(group)
+                for group in GROUPS
+                if group not in ("schedule", "modifiers")
+            },
+            "num_timesteps": self.schedule.num_timesteps,
+            "terminal_snr": (alpha / sigma) ** 2,
+            "terminal_alpha": alpha,
+            "leaked_mean": alpha,
+            "leaked_variance": alpha**2 / (alpha**2 + sigma**2),
+            "log_snr_at_0": self.schedule.log_snr_max,
+            "log_snr_at_1": self.schedule.log_snr_min,
+            "t": t.tolist(),
+            "log_snr": self.schedule.log_snr(t).tolist(),
+            "visited": {str(steps): self.visited(steps) for steps in self.steps},
+            "effective_weight": None
+            if self.weight is None
+            else {"log_snr": self.log_snr.tolist(), "weight": self.weight.tolist()},
+            "duplicate_of": self.duplicate_of,
+            "same_objective_as": self.same_objective_as,
+            "refused": self.refused,
         }
 
 
@@ -86,13 +109,18 @@ def audit(words: list[str]) -> None:
         words.remove(word)
         output = str(OverridesParser.create().parse_override(word).value())
     if flags := [word for word in words if word.startswith("-")]:
-        raise UserError(f"sdtrain-schedule has no flag {flags[0]}: comma lists are expanded as they are. Remove it.")
+        raise UserError(
+            f"sdtrain-schedule has no flag {flags[0]}: comma lists are expanded as they are. Remove it."
+        )
     entries = [entry(name, overrides) for name, overrides in combinations(words)]
     shorten(entries)
     compare(entries)
     folder, console = writable(Path(output)), Console(markup=False, highlight=False)
     # An infinity is no JSON, but a number too large for a double is, and is read as one.
-    write_text(folder / "schedules.json", json.dumps([e.record() for e in entries], indent=1).replace("Infinity", "1e999") + "\n")
+    write_text(
+        folder / "schedules.json",
+        json.dumps([e.record() for e in entries], indent=1).replace("Infinity", "1e999") + "\n",
+    )
     draw(entries, folder / "schedules.png")
     console.print(table(entries))
     for each in entries:
@@ -109,11 +137,23 @@ def combinations(words: list[str]) -> list[tuple[str, list[str]]]:
     """(what varies, the overrides) of every combination of the comma lists, in the order in which they were typed."""
     parsed = OverridesParser.create().parse_overrides(words)
     choices = [list(o.sweep_string_iterator()) if o.is_sweep_override() else None for o in parsed]
-    each = [[f"{o.get_key_element()}={value}" for value in values] if values else [o.input_line] for o, values in zip(parsed, choices, strict=True)]
-    varied = [place for place, values in enumerate(choices) if values and parsed[place].get_key_element() not in ("schedule", "modifiers")]
+    each = [
+        [f"{o.get_key_element()}={value}" for value in values] if values else [o.input_line]
+        for o, values in zip(parsed, choices, strict=True)
+    ]
+    varied = [
+        place
+        for place, values in enumerate(choices)
+        if values and parsed[place].get_key_element() not in ("schedule", "modifiers")
+    ]
     found = []
     for combination in itertools.product(*each):
-        names = [combination[place].rpartition("=")[2] if "." not in combination[place].partition("=")[0] else combination[place] for place in varied]
+        names = [
+            combination[place].rpartition("=")[2]
+            if "." not in combination[place].partition("=")[0]
+            else combination[place]
+            for place in varied
+        ]
         found.append((", ".join(names), list(combination)))
     return found
 
@@ -147,13 +187,20 @@ def entry(varying: str, overrides: list[str]) -> Entry:
 def effective_weight(objective: Objective) -> tuple[Tensor, Tensor] | None:
     """(log_snr [N], density under the base law times w, [N]), of unit integral; None where all levels lie beyond what is drawn."""
     schedule = objective.schedule
-    ends = objective.times.quantile(torch.tensor([1.0, 0.0], dtype=torch.float64), schedule)  # a window of times sees a part alone
+    ends = objective.times.quantile(
+        torch.tensor([1.0, 0.0], dtype=torch.float64), schedule
+    )  # a window of times sees a part alone
     low, high = schedule.log_snr(ends).clamp(-PLOTTED, PLOTTED).tolist()
     if not low < high:
         return None
     log_snr = torch.linspace(low, high, 1001, dtype=torch.float64)
-    alpha, sigma = (c.flatten() for c in schedule.alpha_sigma(schedule.time_of(log_snr, clamp=True), torch.float64))
-    weight = Density(schedule, objective.times)(log_snr) * objective.weighting(log_snr, objective.prediction.jacobian(alpha, sigma))
+    alpha, sigma = (
+        c.flatten()
+        for c in schedule.alpha_sigma(schedule.time_of(log_snr, clamp=True), torch.float64)
+    )
+    weight = Density(schedule, objective.times)(log_snr) * objective.weighting(
+        log_snr, objective.prediction.jacobian(alpha, sigma)
+    )
     return log_snr, weight / torch.trapezoid(weight, log_snr)
 
 
@@ -170,19 +217,33 @@ def compare(entries: list[Entry]) -> None:
     else the same objective said otherwise."""
     for one, other in itertools.permutations([e for e in entries if e.weight is not None], 2):
         same_output = one.cfg["prediction"] == other.cfg["prediction"]
-        alike = one.cfg["loss"] == other.cfg["loss"] and one.cfg["noise"] == other.cfg["noise"] and one.schedule.num_timesteps == other.schedule.num_timesteps
+        alike = (
+            one.cfg["loss"] == other.cfg["loss"]
+            and one.cfg["noise"] == other.cfg["noise"]
+            and one.schedule.num_timesteps == other.schedule.num_timesteps
+        )
         if not same_output and one.choice("loss") != "mse":
             continue  # only squares turn from one output to another by a factor
-        if alike and torch.allclose(one.log_snr, other.log_snr, atol=1e-6) and torch.allclose(one.weight, other.weight, rtol=1e-6, atol=1e-12):
+        if (
+            alike
+            and torch.allclose(one.log_snr, other.log_snr, atol=1e-6)
+            and torch.allclose(one.weight, other.weight, rtol=1e-6, atol=1e-12)
+        ):
             (one.duplicate_of if same_output else one.same_objective_as).append(other.name)
     for each in entries:
         each.notes += [f"duplicate of {', '.join(each.duplicate_of)}"] if each.duplicate_of else []
-        each.notes += [f"same objective, other parameterisation: {', '.join(each.same_objective_as)}"] if each.same_objective_as else []
+        each.notes += (
+            [f"same objective, other parameterisation: {', '.join(each.same_objective_as)}"]
+            if each.same_objective_as
+            else []
+        )
 
 
 def table(entries: list[Entry]) -> Table:
     caption = "SNR, mean, variance: what is left of the data at t = 1. Half the loss: the middle half for a linear denoiser of unit-variance latents."
-    shown = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", padding=(0, 1, 0, 0))
+    shown = Table(
+        box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", padding=(0, 1, 0, 0)
+    )
     shown.add_column("", overflow="fold")
     for head in ("log_snr", "SNR", "mean", "variance", "half the loss"):
         shown.add_column(head, justify="right", no_wrap=True)
@@ -193,7 +254,11 @@ def table(entries: list[Entry]) -> Table:
             low, high = middle_half(each.log_snr, each.weight * each.log_snr.sigmoid())
             half = f"{low:.1f} .. {high:.1f}"
         variance = alpha**2 / (alpha**2 + sigma**2)
-        numbers = (f"{each.schedule.log_snr_max:.2f} .. {each.schedule.log_snr_min:.2f}", f"{(alpha / sigma) ** 2:.2g}", f"{100 * alpha:.2g} %")
+        numbers = (
+            f"{each.schedule.log_snr_max:.2f} .. {each.schedule.log_snr_min:.2f}",
+            f"{(alpha / sigma) ** 2:.2g}",
+            f"{100 * alpha:.2g} %",
+        )
         shown.add_row(each.name, *numbers, f"{100 * variance:.2g} %", half)
     return shown
 
@@ -201,7 +266,9 @@ def table(entries: list[Entry]) -> Table:
 def middle_half(x: Tensor, density: Tensor) -> tuple[float, float]:
     """The quartiles of an unnormalised density at rising x."""
     share = torch.cumulative_trapezoid(density, x)
-    return tuple(x[1:][(share >= quarter * share[-1]).nonzero()[0]].item() for quarter in (0.25, 0.75))
+    return tuple(
+        x[1:][(share >= quarter * share[-1]).nonzero()[0]].item() for quarter in (0.25, 0.75)
+    )
 
 
 def draw(entries: list[Entry], path: Path) -> None:
@@ -215,18 +282,38 @@ def draw(entries: list[Entry], path: Path) -> None:
     (curves, weights), levels = above.subplots(1, 2), below.subplots()
     t = torch.linspace(0, 1, 1001, dtype=torch.float64)
     for number, each in enumerate(entries):
-        style = {"color": f"C{number % 10}", "linestyle": ("-", "--", ":", "-.")[number // 10 % 4], "linewidth": 1.6}
+        style = {
+            "color": f"C{number % 10}",
+            "linestyle": ("-", "--", ":", "-.")[number // 10 % 4],
+            "linewidth": 1.6,
+        }
         curves.plot(t, each.schedule.log_snr(t).clamp(-PLOTTED, PLOTTED), label=each.name, **style)
         if each.weight is not None:
             weights.plot(each.log_snr, each.weight, label=each.name, **style)
         for row, steps in enumerate(each.steps):
             values = [min(max(v, -PLOTTED), PLOTTED) for v in each.visited(steps)]
-            levels.plot(values, [len(entries) - number - 0.25 * row] * len(values), "|", markersize=6, color=style["color"])
+            levels.plot(
+                values,
+                [len(entries) - number - 0.25 * row] * len(values),
+                "|",
+                markersize=6,
+                color=style["color"],
+            )
     curves.set(xlabel="t", ylabel="log_snr", title="log_snr over time")
-    weights.set(xlabel="log_snr", ylabel="density x weight, unit area", title="effective weight on the error of epsilon", yscale="log")
+    weights.set(
+        xlabel="log_snr",
+        ylabel="density x weight, unit area",
+        title="effective weight on the error of epsilon",
+        yscale="log",
+    )
     weights.set_ylim(bottom=1e-4)
-    levels.set(xlabel="log_snr", title=f"levels visited by {', '.join(map(str, STEPS))} steps (from the top), grid {entries[0].choice('grid')}")
-    levels.set_yticks([len(entries) - number - 0.25 for number in range(len(entries))], [e.name for e in entries])
+    levels.set(
+        xlabel="log_snr",
+        title=f"levels visited by {', '.join(map(str, STEPS))} steps (from the top), grid {entries[0].choice('grid')}",
+    )
+    levels.set_yticks(
+        [len(entries) - number - 0.25 for number in range(len(entries))], [e.name for e in entries]
+    )
     levels.set_ylim(0.2, len(entries) + 0.4)
     for axes in (weights, levels):
         axes.invert_xaxis()  # noise to the right, as over t

@@ -16,7 +16,9 @@ from sdtrain.paths import config_dir
 
 def overrides_here() -> list[str]:
     """What the user typed, inside a running command."""
-    return OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)  # an override may hold ${...} of its own
+    return OmegaConf.to_container(
+        HydraConfig.get().overrides.task, resolve=False
+    )  # an override may hold ${...} of its own
 
 
 def typed_keys(overrides: list[str]) -> set[str]:
@@ -24,7 +26,12 @@ def typed_keys(overrides: list[str]) -> set[str]:
 
 
 def bounded_main(
-    app: Callable[[], None], config: str, arguments: list[str], *, repeatable: str | None = None, more: Callable[[list[str]], list[str]] | None = None,
+    app: Callable[[], None],
+    config: str,
+    arguments: list[str],
+    *,
+    repeatable: str | None = None,
+    more: Callable[[list[str]], list[str]] | None = None,
 ) -> None:
     """Runs a Hydra command on the user's words; what Hydra itself refuses becomes one paragraph and exit code 2."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and leaving with 1
@@ -32,7 +39,9 @@ def bounded_main(
 
     try:
         words = prepared(arguments, repeatable)
-        if empty := next((word for word in words if word in ("hydra.run.dir=", "hydra.sweep.dir=")), None):
+        if empty := next(
+            (word for word in words if word in ("hydra.run.dir=", "hydra.sweep.dir=")), None
+        ):
             raise UserError(f"{empty} is empty. Give a folder.")
         sys.argv[1:] = words + prepared(more(words) if more else [])
         app()
@@ -42,7 +51,10 @@ def bounded_main(
         fail(error.exit_code, " ".join(str(error).split()))
     except OSError as error:  # the run's folder cannot be made
         key = "hydra.sweep.dir" if is_sweep(arguments) else "hydra.run.dir"
-        fail(5, f"{key} cannot be made: {error.strerror}: {error.filename}. Set {key} to another place.")
+        fail(
+            5,
+            f"{key} cannot be made: {error.strerror}: {error.filename}. Set {key} to another place.",
+        )
 
 
 def known_keys(config: str) -> list[str]:

@@ -22,10 +22,25 @@ from sdtrain.schedules import Schedule
 from sdtrain.schedules.table import read
 from sdtrain.types import PictureData
 
-LOADER = {"batch_size": int, "num_workers": int}  # keys under data that the loader reads, whatever the data set
+LOADER = {
+    "batch_size": int,
+    "num_workers": int,
+}  # keys under data that the loader reads, whatever the data set
 FILLED_IN = {  # arguments that sdtrain gives itself
-    "objective", "optimisation", "drawing", "data", "run_dir", "name", "ema", "metrics_log", "density", "schedule", "conditional", "unconditional",
-    "guidance_scale", "resumed",
+    "objective",
+    "optimisation",
+    "drawing",
+    "data",
+    "run_dir",
+    "name",
+    "ema",
+    "metrics_log",
+    "density",
+    "schedule",
+    "conditional",
+    "unconditional",
+    "guidance_scale",
+    "resumed",
 }
 
 
@@ -35,7 +50,11 @@ def build(node: Any, key: str, **given: Any) -> Any:
         return [build(item, f"{key}[{place}]") for place, item in enumerate(node)]
     if not isinstance(node, dict):
         return node
-    arguments = {name: build(value, f"{key}.{name}") for name, value in node.items() if name not in ("_target_", "_partial_")}
+    arguments = {
+        name: build(value, f"{key}.{name}")
+        for name, value in node.items()
+        if name not in ("_target_", "_partial_")
+    }
     if "_target_" not in node:
         return arguments
     target = target_of(node, key)
@@ -48,7 +67,9 @@ def build(node: Any, key: str, **given: Any) -> Any:
     except UserError:
         raise
     except (ValueError, TypeError, ArithmeticError) as error:
-        raise UserError(str(error) if str(error).startswith(f"{key}.") else f"{key}: {error}") from error
+        raise UserError(
+            str(error) if str(error).startswith(f"{key}.") else f"{key}: {error}"
+        ) from error
 
 
 @dataclass
@@ -60,11 +81,34 @@ class FirstStage:
 
 
 def root(
-    *, name: str, seed: int, data: object, model: object, optimizer: object, lr_schedule: object, trainer: object, strategy: object, checkpoint: dict,
-    resume: Literal["never", "auto", "must"], resume_allow: list[str], schedule: object = None, modifiers: dict | None = None, prediction: object = None,
-    weighting: object = None, loss: object = None, times: object = None, noise: object = None, sampler: object = None, grid: object = None,
-    guidance: object = None, steps: int = 30, guidance_scale: float = 1.0, callbacks: dict | None = None,
-    validation: object = None, logger: object = None, first_stage: FirstStage | None = None,
+    *,
+    name: str,
+    seed: int,
+    data: object,
+    model: object,
+    optimizer: object,
+    lr_schedule: object,
+    trainer: object,
+    strategy: object,
+    checkpoint: dict,
+    resume: Literal["never", "auto", "must"],
+    resume_allow: list[str],
+    schedule: object = None,
+    modifiers: dict | None = None,
+    prediction: object = None,
+    weighting: object = None,
+    loss: object = None,
+    times: object = None,
+    noise: object = None,
+    sampler: object = None,
+    grid: object = None,
+    guidance: object = None,
+    steps: int = 30,
+    guidance_scale: float = 1.0,
+    callbacks: dict | None = None,
+    validation: object = None,
+    logger: object = None,
+    first_stage: FirstStage | None = None,
 ) -> None:
     """The schema of the configuration's root: its keys are checked as a call of this function."""
 
@@ -81,7 +125,9 @@ def check_all(cfg: dict, typed: set[str]) -> list[str]:
                 if node[loader_key] < (1 if loader_key == "batch_size" else 0):
                     raise UserError(f"data.{loader_key}={node[loader_key]} is too small.")
             if "data.max_skipped" in typed and node.get("on_error") == "fail":
-                raise UserError("data.max_skipped has no effect with data.on_error=fail, which leaves none out. Set data.on_error=skip, or remove it.")
+                raise UserError(
+                    "data.max_skipped has no effect with data.on_error=fail, which leaves none out. Set data.on_error=skip, or remove it."
+                )
             node = {k: v for k, v in node.items() if k not in LOADER}
         notes += check(node, name, FILLED_IN, typed, beside=LOADER if name == "data" else ())
     return notes
@@ -89,7 +135,9 @@ def check_all(cfg: dict, typed: set[str]) -> list[str]:
 
 def build_data(node: dict) -> PictureData:
     """The data set; a saved configuration also holds the hash of its rows, which is no argument."""
-    return build({name: value for name, value in node.items() if name not in (*LOADER, "sha256")}, "data")
+    return build(
+        {name: value for name, value in node.items() if name not in (*LOADER, "sha256")}, "data"
+    )
 
 
 def seed_weights(seed: int, purpose: str) -> None:
@@ -127,7 +175,13 @@ def build_objective(cfg: dict) -> Objective:
     schedule, times = build_schedule(cfg), build(cfg["times"], "times")
     weighting = build(cfg["weighting"], "weighting", density=Density(schedule, times))
     loss = build(cfg["loss"], "loss") if cfg.get("loss") else None
-    return Objective(schedule=schedule, prediction=build(cfg["prediction"], "prediction"), weighting=weighting, times=times, loss=loss)
+    return Objective(
+        schedule=schedule,
+        prediction=build(cfg["prediction"], "prediction"),
+        weighting=weighting,
+        times=times,
+        loss=loss,
+    )
 
 
 def fitting_objective(cfg: dict, typed: set[str], notes: list[str]) -> Objective:
@@ -156,13 +210,20 @@ def build_diffusion(cfg: dict, run_dir: Path, optimisation=None) -> DiffusionMod
 
 def check_fit(module: DiffusionModule, data: PictureData) -> None:
     """Whether data, conditioner and unet fit together, before any time is spent."""
-    if isinstance(module.conditioner, ClassLabel) and module.conditioner.num_classes < data.num_classes:
+    if (
+        isinstance(module.conditioner, ClassLabel)
+        and module.conditioner.num_classes < data.num_classes
+    ):
         has, needs = module.conditioner.num_classes, data.num_classes
-        raise UserError(f"model.conditioner.num_classes={has}, but the data have {needs} classes. Set model.conditioner.num_classes={needs}.")
+        raise UserError(
+            f"model.conditioner.num_classes={has}, but the data have {needs} classes. Set model.conditioner.num_classes={needs}."
+        )
     shape = module.autoencoder.latent_shape(data.image_size)
     x, timestep = torch.zeros(2, *shape), torch.zeros(2)
     with torch.no_grad():
-        context = module.conditioner(["", ""], torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.bool)).context
+        context = module.conditioner(
+            ["", ""], torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.bool)
+        ).context
         try:
             output = module.unet(x, timestep, context)
         except Exception as error:  # the user's own network, or sizes that do not fit
@@ -172,13 +233,21 @@ def check_fit(module: DiffusionModule, data: PictureData) -> None:
             ) from error
     if getattr(output, "shape", None) != x.shape:
         returned = list(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-        raise UserError(f"model.unet must return a tensor of x's shape {list(x.shape)}; it returned {returned}. Change model.unet.")
+        raise UserError(
+            f"model.unet must return a tensor of x's shape {list(x.shape)}; it returned {returned}. Change model.unet."
+        )
 
 
 def cut_captions(module: DiffusionModule, data: PictureData) -> str | None:
     """A line that counts the training captions of which the conditioner reads only the beginning."""
-    captions = getattr(data.split("train"), "captions", None)  # drawn data have none in store, and theirs are short
-    if not captions or not isinstance(module.conditioner, Text) or not (cut := module.conditioner.cut(captions)):
+    captions = getattr(
+        data.split("train"), "captions", None
+    )  # drawn data have none in store, and theirs are short
+    if (
+        not captions
+        or not isinstance(module.conditioner, Text)
+        or not (cut := module.conditioner.cut(captions))
+    ):
         return None
     most = module.conditioner.max_length
     return f"{cut} of {len(captions)} captions have more than model.conditioner.max_length={most} tokens: of those the first {most - 2} are read."
@@ -193,16 +262,25 @@ def build_drawing(cfg: dict, schedule: Schedule) -> Drawing:
     if not math.isfinite(cfg["guidance_scale"]):
         raise UserError(f"guidance_scale={cfg['guidance_scale']} must be a number.")
     parts = {name: build(cfg[name], name) for name in ("sampler", "grid", "guidance")}
-    drawing = Drawing(**parts, steps=cfg["steps"], guidance_scale=cfg["guidance_scale"], batch_size=cfg.get("batch_size", 64))
+    drawing = Drawing(
+        **parts,
+        steps=cfg["steps"],
+        guidance_scale=cfg["guidance_scale"],
+        batch_size=cfg.get("batch_size", 64),
+    )
     nothing, identity = torch.zeros(1, 1, 1, 1), lambda x, t: x
     try:
         guided = drawing.guidance(identity, identity, drawing.guidance_scale, schedule)
         grid = drawing.grid(drawing.steps, schedule)
         if not bool((grid.diff() < 0).all()):
-            raise ValueError(f"steps={drawing.steps}: the grid visits a time twice, its levels lie too close for schedule={schedule.name}")
+            raise ValueError(
+                f"steps={drawing.steps}: the grid visits a time twice, its levels lie too close for schedule={schedule.name}"
+            )
         drawing.sampler(guided, nothing, grid[:2], schedule, lambda step: nothing)
     except (ValueError, TypeError) as error:
-        raise UserError(f"{str(error).rstrip('.')}. Change sampler, grid, steps or guidance.") from error
+        raise UserError(
+            f"{str(error).rstrip('.')}. Change sampler, grid, steps or guidance."
+        ) from error
     return drawing
 
 

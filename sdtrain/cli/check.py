@@ -7,7 +7,13 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, get_type_hints
 
 from hydra.utils import get_object
-from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
+from pydantic import (
+    ConfigDict,
+    PydanticSchemaGenerationError,
+    PydanticUserError,
+    TypeAdapter,
+    ValidationError,
+)
 
 from sdtrain.errors import UserError
 
@@ -35,13 +41,19 @@ def target_of(node: dict, key: str) -> Callable:
         target = get_object(node["_target_"])
     except Exception as error:  # whatever an import of the user's package raises
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{key}._target_={node['_target_']} cannot be imported: {reason}. Give package.module.Name in {key}._target_.") from error
+        raise UserError(
+            f"{key}._target_={node['_target_']} cannot be imported: {reason}. Give package.module.Name in {key}._target_."
+        ) from error
     if not callable(target):
-        raise UserError(f"{key}._target_={node['_target_']} is no class or function. Give package.module.Name in {key}._target_.")
+        raise UserError(
+            f"{key}._target_={node['_target_']} is no class or function. Give package.module.Name in {key}._target_."
+        )
     return target
 
 
-def check(node: Any, key: str, filled_in: set[str], typed: set[str], beside: Iterable[str] = ()) -> list[str]:
+def check(
+    node: Any, key: str, filled_in: set[str], typed: set[str], beside: Iterable[str] = ()
+) -> list[str]:
     """Checks a node and all below it. Returns notes to print.
 
     filled_in: arguments that sdtrain gives itself. typed: the keys that the user typed: what a yaml brought along for our own class, and the
@@ -60,7 +72,14 @@ def check(node: Any, key: str, filled_in: set[str], typed: set[str], beside: Ite
     return notes
 
 
-def check_call(node: dict, key: str, target: Callable, filled_in: set[str], typed: set[str], beside: Iterable[str] = ()) -> list[str]:
+def check_call(
+    node: dict,
+    key: str,
+    target: Callable,
+    filled_in: set[str],
+    typed: set[str],
+    beside: Iterable[str] = (),
+) -> list[str]:
     """Checks the arguments in `node` as a call of `target`. Raises UserError that names the key."""
     prefix, name = f"{key}." if key else "", node.get("_target_", "sdtrain")
     try:
@@ -69,7 +88,9 @@ def check_call(node: dict, key: str, target: Callable, filled_in: set[str], type
         return []  # a builtin without a signature
     try:
         hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    except Exception:  # a hint of foreign code that cannot be resolved says nothing about the user's value
+    except (
+        Exception
+    ):  # a hint of foreign code that cannot be resolved says nothing about the user's value
         hints = {}
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) and name.startswith("sdtrain."):
         raise AssertionError(f"{name} takes **kwargs, which swallow typos")
@@ -78,20 +99,30 @@ def check_call(node: dict, key: str, target: Callable, filled_in: set[str], type
         if argument in filled_in and argument in parameters:
             raise UserError(f"{prefix}{argument} cannot be set: sdtrain fills it in. Remove it.")
         if argument not in parameters and not open_ended:
-            if not name.startswith("sdtrain") and not any(t == f"{prefix}{argument}" or t.startswith(f"{prefix}{argument}.") for t in typed):
+            if not name.startswith("sdtrain") and not any(
+                t == f"{prefix}{argument}" or t.startswith(f"{prefix}{argument}.") for t in typed
+            ):
                 left_out.append(argument)
                 continue
             allowed = set(parameters) - filled_in | set(beside)
-            raise UserError(f"There is no key '{prefix}{argument}'{f': {name} has no argument of that name' if key else ''}.{nearest(argument, allowed)}")
+            raise UserError(
+                f"There is no key '{prefix}{argument}'{f': {name} has no argument of that name' if key else ''}.{nearest(argument, allowed)}"
+            )
         if argument in hints:
             check_value(node[argument], hints[argument], f"{prefix}{argument}")
     for argument in left_out:
         del node[argument]
-    required = [n for n, p in parameters.items() if p.default is p.empty and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    required = [
+        n
+        for n, p in parameters.items()
+        if p.default is p.empty and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
     missing = [n for n in required if n not in node and n not in filled_in]
     if missing and not node.get("_partial_"):
         wanted = " and ".join(f"{prefix}{n}" for n in missing)
-        raise UserError(f"{name} needs {wanted}. Set {'it' if len(missing) == 1 else 'them'}, as +{prefix}{missing[0]}=...")
+        raise UserError(
+            f"{name} needs {wanted}. Set {'it' if len(missing) == 1 else 'them'}, as +{prefix}{missing[0]}=..."
+        )
     return [f"{key}: {name} does not take {', '.join(left_out)}: left out."] if left_out else []
 
 
@@ -108,6 +139,12 @@ def check_value(value: Any, hint: Any, key: str) -> None:
     except (PydanticSchemaGenerationError, PydanticUserError, TypeError):
         return  # a hint that is no plain type: a protocol, a class of ours
     except ValidationError as error:
-        messages = dict.fromkeys(each["msg"].removeprefix("Input should be ") for each in error.errors())
-        reason = " or ".join(m for m in messages if not m.startswith("Cannot check")) or "an object"  # "Cannot check": of a class, as Tensor
-        raise UserError(f"{key}={json.dumps(value, ensure_ascii=False)} has the wrong type: it should be {reason}. Change {key}.") from None
+        messages = dict.fromkeys(
+            each["msg"].removeprefix("Input should be ") for each in error.errors()
+        )
+        reason = (
+            " or ".join(m for m in messages if not m.startswith("Cannot check")) or "an object"
+        )  # "Cannot check": of a class, as Tensor
+        raise UserError(
+            f"{key}={json.dumps(value, ensure_ascii=False)} has the wrong type: it should be {reason}. Change {key}."
+        ) from None

@@ -18,7 +18,9 @@ from sdtrain.redaction import redacted
 
 
 def global_rank() -> int:
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", os.environ.get("SLURM_PROCID", 0))))
+    return int(
+        os.environ.get("RANK", os.environ.get("LOCAL_RANK", os.environ.get("SLURM_PROCID", 0)))
+    )
 
 
 class Unbroken:
@@ -45,9 +47,15 @@ class Unbroken:
             yield
         except OSError as error:
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.stream.fileno())  # also for what its buffer still holds, and for the interpreter's last flush
+            os.dup2(
+                nowhere, self.stream.fileno()
+            )  # also for what its buffer still holds, and for the interpreter's last flush
             os.close(nowhere)
-            print(f"sdtrain: stdout cannot be written ({error.strerror}); the run goes on without it.", file=sys.stderr, flush=True)
+            print(
+                f"sdtrain: stdout cannot be written ({error.strerror}); the run goes on without it.",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def say(message: str, run_dir: Path | None = None, *, aloud: bool | None = None) -> None:
@@ -56,13 +64,18 @@ def say(message: str, run_dir: Path | None = None, *, aloud: bool | None = None)
     if run_dir is not None and run_dir.is_dir() and os.access(run_dir, os.W_OK):
         log = error_log(run_dir, global_rank())
         with contextlib.suppress(OSError):  # a full disk has no room for this either
-            log.write_text(redacted(f"{message}\n\n{traceback.format_exc() if sys.exc_info()[0] else ''}"), encoding="utf-8")
+            log.write_text(
+                redacted(f"{message}\n\n{traceback.format_exc() if sys.exc_info()[0] else ''}"),
+                encoding="utf-8",
+            )
             where = f" Traceback: {log}"
     if global_rank() == 0 if aloud is None else aloud:
         print(redacted(f"sdtrain: {message}{where}"), file=sys.stderr, flush=True)
 
 
-def fail(code: int, message: str, run_dir: Path | None = None, *, aloud: bool | None = None) -> NoReturn:
+def fail(
+    code: int, message: str, run_dir: Path | None = None, *, aloud: bool | None = None
+) -> NoReturn:
     """Says it, and leaves."""
     say(message, run_dir, aloud=aloud)
     sys.exit(code)

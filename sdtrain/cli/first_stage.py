@@ -24,13 +24,33 @@ def command_of(cfg: dict, overrides: list[str], run_dir: Path) -> list[str]:
     """sdtrain on the run's data; what was typed of devices, threads and logger holds for both stages."""
     stage, data = cfg["first_stage"], cfg["data"]
     without_effect = {"max_skipped"} if data.get("on_error") == "fail" else set()
-    same_data = {key: value for key, value in data.items() if key not in {"_target_", "batch_size"} | without_effect}
-    words = [f"++data.{key}={quoted(value) if isinstance(value, str) else json.dumps(value)}" for key, value in same_data.items()]
-    words.append(f"data.batch_size={min(16, data['batch_size'])}")  # the recipe's, unless there are few pictures
-    words += [word for word in overrides if word.startswith(("trainer.accelerator=", "trainer.threads=", "logger=", "logger."))]
+    same_data = {
+        key: value
+        for key, value in data.items()
+        if key not in {"_target_", "batch_size"} | without_effect
+    }
+    words = [
+        f"++data.{key}={quoted(value) if isinstance(value, str) else json.dumps(value)}"
+        for key, value in same_data.items()
+    ]
+    words.append(
+        f"data.batch_size={min(16, data['batch_size'])}"
+    )  # the recipe's, unless there are few pictures
+    words += [
+        word
+        for word in overrides
+        if word.startswith(("trainer.accelerator=", "trainer.threads=", "logger=", "logger."))
+    ]
     return [
-        sys.executable, "-m", "sdtrain.cli.train", f"experiment={stage['experiment']}", *words, f"seed={cfg['seed']}",
-        f"trainer.max_images={stage['max_images']}", "resume=auto", f"hydra.run.dir={run_dir / FOLDER}",
+        sys.executable,
+        "-m",
+        "sdtrain.cli.train",
+        f"experiment={stage['experiment']}",
+        *words,
+        f"seed={cfg['seed']}",
+        f"trainer.max_images={stage['max_images']}",
+        "resume=auto",
+        f"hydra.run.dir={run_dir / FOLDER}",
     ]
 
 
@@ -49,10 +69,17 @@ def train_first_stage(cfg: dict, overrides: list[str], run_dir: Path, signals: S
             f"model.autoencoder.path=RUN/autoencoder."
         )
     # In a session of its own: a signal reaches it from here, once, and not from the terminal as well.
-    process, forwarded = subprocess.Popen(command_of(cfg, overrides, run_dir), start_new_session=True, preexec_fn=stop_with_parent), False
+    process, forwarded = (
+        subprocess.Popen(
+            command_of(cfg, overrides, run_dir), start_new_session=True, preexec_fn=stop_with_parent
+        ),
+        False,
+    )
     while process.poll() is None:
         if signals.received and not forwarded:
-            process.send_signal(signal.SIGUSR1)  # which is no second signal, where it has had one like this process
+            process.send_signal(
+                signal.SIGUSR1
+            )  # which is no second signal, where it has had one like this process
             forwarded = True
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.2)

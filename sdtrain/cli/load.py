@@ -14,7 +14,16 @@ from sdtrain.errors import UserError
 from sdtrain.module import DiffusionModule
 from sdtrain.types import PictureData
 
-BUILT = ("data", "model", "schedule", "modifiers", "prediction", "weighting", "loss", "times")  # what is built of a checkpoint's configuration
+BUILT = (
+    "data",
+    "model",
+    "schedule",
+    "modifiers",
+    "prediction",
+    "weighting",
+    "loss",
+    "times",
+)  # what is built of a checkpoint's configuration
 READ = ("seed", "guidance_scale")
 
 
@@ -62,17 +71,25 @@ def check_targets(cfg: dict, allow: list[str]) -> None:
         if package in allow and package != "sdtrain" or is_ours(target):
             continue
         trust = f" If you trust the package, add allow=[{package}]." if package != "sdtrain" else ""
-        raise UserError(f"The checkpoint wants to build {target}, which is not a part that sdtrain builds.{trust}")
+        raise UserError(
+            f"The checkpoint wants to build {target}, which is not a part that sdtrain builds.{trust}"
+        )
 
 
-def load(checkpoint: str, *, ema: bool, device: str, allow: list[str], autoencoder: str | None) -> Loaded:
+def load(
+    checkpoint: str, *, ema: bool, device: str, allow: list[str], autoencoder: str | None
+) -> Loaded:
     """The model of `checkpoint`, a run or one checkpoint of it. UserError where that is none."""
     folder = find_checkpoint(Path(checkpoint))
     run_dir = folder.parent.parent
     cfg = read_config(folder)
     if not cfg.get("schedule"):
-        raise UserError(f"checkpoint={checkpoint} is an autoencoder's run: it draws nothing by itself. Give the run of a diffusion model in checkpoint.")
-    cfg = {key: value for key, value in cfg.items() if key in (*BUILT, *READ)}  # nothing else can be built, because nothing else is there
+        raise UserError(
+            f"checkpoint={checkpoint} is an autoencoder's run: it draws nothing by itself. Give the run of a diffusion model in checkpoint."
+        )
+    cfg = {
+        key: value for key, value in cfg.items() if key in (*BUILT, *READ)
+    }  # nothing else can be built, because nothing else is there
     check_targets(cfg, allow)
     if autoencoder is not None:
         cfg["model"]["autoencoder"]["path"] = autoencoder
@@ -81,7 +98,9 @@ def load(checkpoint: str, *, ema: bool, device: str, allow: list[str], autoencod
     if ema:
         average = read_weights(folder, "ema")
         if average is None:
-            raise UserError(f"checkpoint={checkpoint} has no averaged weights: it was trained without callbacks.ema. Set ema=false.")
+            raise UserError(
+                f"checkpoint={checkpoint} has no averaged weights: it was trained without callbacks.ema. Set ema=false."
+            )
         weights |= average
     module.load_state_dict(weights)
     return Loaded(module.to(device).eval(), build_data(cfg["data"]), cfg, run_dir, folder)

@@ -47,12 +47,16 @@ def no_noise(step: int) -> Tensor:
 def truth(count: int, steps: int = 4000) -> tuple[Tensor, Tensor]:
     """Starting points at LOW and where they arrive at HIGH, by the classical Runge-Kutta method along dy / dr = eps, y = x / alpha,
     r = sigma / alpha, taken in ln r. No code of the samplers."""
-    ring, start = GaussianMixture.ring(), torch.randn(count, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ring, start = (
+        GaussianMixture.ring(),
+        torch.randn(count, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
+    )
 
     def slope(y: Tensor, log_r: float) -> Tensor:
         r = math.exp(log_r)
         alpha = torch.tensor(1 / math.sqrt(1 + r * r), dtype=torch.float64)
         return r * ring.epsilon(alpha * y, alpha, r * alpha)
+
     y, log_r, h = start * math.sqrt(1 + math.exp(-LOW)), -LOW / 2, (LOW - HIGH) / 2 / steps
     for _ in range(steps):
         k1 = slope(y, log_r)
@@ -68,7 +72,14 @@ def walk(sampler: Sampler, start: Tensor, steps: int) -> Tensor:
     schedule, ring, seen = linear(), GaussianMixture.ring(), []
     grid = schedule.time_of(torch.linspace(LOW, HIGH, steps + 1, dtype=torch.float64))
     denoise: Callable = lambda x, t: ring.x0(x, *schedule.alpha_sigma(t, torch.float64))  # noqa: E731
-    sampler(denoise, start.reshape(-1, 2, 1, 1), grid, schedule, no_noise, lambda step, x, x0: seen.append(x))
+    sampler(
+        denoise,
+        start.reshape(-1, 2, 1, 1),
+        grid,
+        schedule,
+        no_noise,
+        lambda step, x, x0: seen.append(x),
+    )
     return seen[-1].flatten(1)
 
 
@@ -84,10 +95,19 @@ def orders(values: list[float]) -> list[float]:
 
 def main() -> None:
     steps = [int(word) for word in sys.argv[1:]] or [80, 160, 320, 640]
-    table = Table("sampler", *(f"error, {number} steps" for number in steps), "orders", title="convergence on the six-mode ring")
+    table = Table(
+        "sampler",
+        *(f"error, {number} steps" for number in steps),
+        "orders",
+        title="convergence on the six-mode ring",
+    )
     for name, sampler in deterministic().items():
         measured = errors(sampler, steps)
-        table.add_row(name, *(f"{value:.2e}" for value in measured), ", ".join(f"{order:.2f}" for order in orders(measured)))
+        table.add_row(
+            name,
+            *(f"{value:.2e}" for value in measured),
+            ", ".join(f"{order:.2f}" for order in orders(measured)),
+        )
     Console().print(table)
 
 

@@ -11,10 +11,16 @@ validation/bits_per_dim on the noise levels that all of them reach; differences 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("sdtrain-report", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "sdtrain-report", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
-    parser.add_argument("--baseline", metavar="NAME", help="the run that others are compared with (the first)")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="where to write (report/ in the first folder)")
+    parser.add_argument(
+        "--baseline", metavar="NAME", help="the run that others are compared with (the first)"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="where to write (report/ in the first folder)"
+    )
     asked = parser.parse_args()
     from sdtrain.cli.errors import fail
     from sdtrain.cli.reporting import report

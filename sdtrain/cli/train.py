@@ -35,7 +35,9 @@ def run_folder(arguments: list[str]) -> list[str]:
         check_words(arguments)
         register()
         found = None if "hydra.sweep.dir" in asked else earlier_sweep(arguments)
-        return ([] if "hydra/launcher" in asked else ["hydra/launcher=process"]) + ([f"hydra.sweep.dir={found}"] if found else [])
+        return ([] if "hydra/launcher" in asked else ["hydra/launcher=process"]) + (
+            [f"hydra.sweep.dir={found}"] if found else []
+        )
     if asked.get("resume") not in ("auto", "must") or "hydra.run.dir" in asked:
         return []
     # With resume=auto|must and no folder given: the newest unfinished run of the same name and configuration.
@@ -46,7 +48,9 @@ def run_folder(arguments: list[str]) -> list[str]:
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the run listens itself: Ctrl-C while it starts needs no traceback
+    signal.signal(
+        signal.SIGINT, signal.SIG_DFL
+    )  # until the run listens itself: Ctrl-C while it starts needs no traceback
     bounded_main(app, "train", sys.argv[1:], more=run_folder)
 
 

@@ -23,4 +23,6 @@ class ClassLabel(nn.Module):
 
     def forward(self, captions: list[str], labels: Tensor, drop: Tensor) -> Conditioning:
         """labels [B] int64 in [0, num_classes), drop [B] bool."""
-        return Conditioning(context=self.embedding(torch.where(drop, self.num_classes, labels))[:, None])
+        return Conditioning(
+            context=self.embedding(torch.where(drop, self.num_classes, labels))[:, None]
+        )

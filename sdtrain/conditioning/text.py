@@ -22,17 +22,31 @@ class Text(nn.Module):
 
     reads = "caption"
 
-    def __init__(self, *, context_dim: int, layers: int, heads: int, max_length: int, tokenizer: str) -> None:
+    def __init__(
+        self, *, context_dim: int, layers: int, heads: int, max_length: int, tokenizer: str
+    ) -> None:
         super().__init__()
         if context_dim % heads:
-            raise ValueError(f"model.conditioner.context_dim={context_dim} must be a multiple of model.conditioner.heads={heads}.")
-        self.tokenizer = CLIPTokenizer.from_pretrained(find_folder(tokenizer, "model.conditioner.tokenizer"), local_files_only=True)
+            raise ValueError(
+                f"model.conditioner.context_dim={context_dim} must be a multiple of model.conditioner.heads={heads}."
+            )
+        self.tokenizer = CLIPTokenizer.from_pretrained(
+            find_folder(tokenizer, "model.conditioner.tokenizer"), local_files_only=True
+        )
         self.context_dim, self.max_length = context_dim, max_length
-        self.net = CLIPTextModel(CLIPTextConfig(
-            vocab_size=len(self.tokenizer), hidden_size=context_dim, intermediate_size=4 * context_dim, num_hidden_layers=layers,
-            num_attention_heads=heads, max_position_embeddings=max_length, bos_token_id=self.tokenizer.bos_token_id,
-            eos_token_id=self.tokenizer.eos_token_id, pad_token_id=self.tokenizer.pad_token_id,
-        ))
+        self.net = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(self.tokenizer),
+                hidden_size=context_dim,
+                intermediate_size=4 * context_dim,
+                num_hidden_layers=layers,
+                num_attention_heads=heads,
+                max_position_embeddings=max_length,
+                bos_token_id=self.tokenizer.bos_token_id,
+                eos_token_id=self.tokenizer.eos_token_id,
+                pad_token_id=self.tokenizer.pad_token_id,
+            )
+        )
         # CLIP's embeddings start at a standard deviation of 0.02, meant for days of training: for the length of a short run all words
         # and all places would look alike. The layer norms set the scale of everything after them.
         for embedding in (self.net.get_input_embeddings(), self.net.embeddings.position_embedding):
@@ -44,6 +58,15 @@ class Text(nn.Module):
 
     def forward(self, captions: list[str], labels: Tensor, drop: Tensor) -> Conditioning:
         """captions: B strings, drop [B] bool."""
-        kept = ["" if dropped else caption for caption, dropped in zip(captions, drop.tolist(), strict=True)]
-        tokens = self.tokenizer(kept, padding="max_length", truncation=True, max_length=self.max_length, return_tensors="pt").input_ids
+        kept = [
+            "" if dropped else caption
+            for caption, dropped in zip(captions, drop.tolist(), strict=True)
+        ]
+        tokens = self.tokenizer(
+            kept,
+            padding="max_length",
+            truncation=True,
+            max_length=self.max_length,
+            return_tensors="pt",
+        ).input_ids
         return Conditioning(context=self.net(input_ids=tokens.to(drop.device)).last_hidden_state)

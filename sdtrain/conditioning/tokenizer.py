@@ -22,7 +22,9 @@ WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p
 
 def symbol_names() -> list[str]:
     """The lower-case names of Unicode's symbols, emoji among them."""
-    symbols = (chr(code) for code in range(0x2000, 0x20000) if unicodedata.category(chr(code)) == "So")
+    symbols = (
+        chr(code) for code in range(0x2000, 0x20000) if unicodedata.category(chr(code)) == "So"
+    )
     return [name.lower() for symbol in symbols if (name := unicodedata.name(symbol, ""))]
 
 
@@ -31,15 +33,27 @@ def train_tokenizer(captions: Iterable[str], vocabulary_size: int) -> CLIPTokeni
     bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    learner.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
-    learner.train_from_iterator(captions, trainers.BpeTrainer(
-        vocab_size=vocabulary_size - 2 * len(bytes_), initial_alphabet=bytes_, end_of_word_suffix="</w>", min_frequency=2, show_progress=False,
-    ))
+    learner.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    learner.train_from_iterator(
+        captions,
+        trainers.BpeTrainer(
+            vocab_size=vocabulary_size - 2 * len(bytes_),
+            initial_alphabet=bytes_,
+            end_of_word_suffix="</w>",
+            min_frequency=2,
+            show_progress=False,
+        ),
+    )
     merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
     words = bytes_ + [b + "</w>" for b in bytes_] + ["".join(pair) for pair in merges]
-    return CLIPTokenizer(vocab={word: i for i, word in enumerate(dict.fromkeys(words + MARKS))}, merges=merges)
+    return CLIPTokenizer(
+        vocab={word: i for i, word in enumerate(dict.fromkeys(words + MARKS))}, merges=merges
+    )
 
 
 def main() -> None:

@@ -21,7 +21,9 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def read_captions(folder: str, names: Sequence[str], missing_captions: str) -> list[tuple[str, str]]:
+def read_captions(
+    folder: str, names: Sequence[str], missing_captions: str
+) -> list[tuple[str, str]]:
     """(relative name, caption) of every picture in `names`, sorted by name. DataError for a caption that is missing where it may not be."""
     metadata = [name for name in METADATA if os.path.isfile(os.path.join(folder, name))]
     if len(metadata) == 2:
@@ -44,7 +46,11 @@ def read_captions(folder: str, names: Sequence[str], missing_captions: str) -> l
         rows = [(name, _caption_beside(folder, name)) for name in names]
     empty = [name for name, caption in rows if not caption]
     if empty and missing_captions == "error":
-        how_many = "none has a caption" if len(empty) == len(rows) else f"{len(empty)} of {len(rows)} have none"
+        how_many = (
+            "none has a caption"
+            if len(empty) == len(rows)
+            else f"{len(empty)} of {len(rows)} have none"
+        )
         raise DataError(
             f"Of the pictures in data.path={folder!r} {how_many}, first {empty[0]}; captions were looked for in {source}. "
             f"They must be in {LAYOUTS}. Write them, change data.path, or set data.missing_captions=empty to train with the empty caption."
@@ -66,7 +72,9 @@ def _text(path: str) -> str:
             f"Write the file anew as UTF-8, or change data.path."
         ) from error
     except OSError as error:
-        raise DataError(f"The captions in {path!r} cannot be read: {error.strerror}. Change its permissions, or data.path.") from error
+        raise DataError(
+            f"The captions in {path!r} cannot be read: {error.strerror}. Change its permissions, or data.path."
+        ) from error
 
 
 def _caption_beside(folder: str, name: str) -> str:
@@ -79,9 +87,14 @@ def _from_metadata(folder: str, source: str, names: Sequence[str]) -> list[tuple
     where = f"{source} of data.path={folder!r}"
     text = _text(os.path.join(folder, source))
     numbered = list(_jsonl(text, where) if source.endswith("jsonl") else _csv(text, where))
-    column = next((key for key in ("text", "caption") if any(key in row for _, row in numbered)), None)
+    column = next(
+        (key for key in ("text", "caption") if any(key in row for _, row in numbered)), None
+    )
     if column is None or not all("file_name" in row for _, row in numbered):
-        line, seen = next(((line, row) for line, row in numbered if "file_name" not in row), numbered[0] if numbered else (1, {}))
+        line, seen = next(
+            ((line, row) for line, row in numbered if "file_name" not in row),
+            numbered[0] if numbered else (1, {}),
+        )
         raise DataError(
             f"{where} needs the columns file_name and text (or caption); line {line} has {', '.join(map(str, seen)) or 'none'}. "
             f"Rename the columns, or change data.path."
@@ -89,8 +102,12 @@ def _from_metadata(folder: str, source: str, names: Sequence[str]) -> list[tuple
     known, rows, missing = set(names), [], []
     for line, row in numbered:
         name, caption = _inside(folder, row["file_name"], f"{where}, line {line}"), row.get(column)
-        if not isinstance(caption, str | None) or caption and re.search("[\ud800-\udfff]", caption):  # halves of a character are no text
-            raise DataError(f"{where}, line {line}: the caption must be text, and is {caption!r}. Correct the line, or change data.path.")
+        if (
+            not isinstance(caption, str | None) or caption and re.search("[\ud800-\udfff]", caption)
+        ):  # halves of a character are no text
+            raise DataError(
+                f"{where}, line {line}: the caption must be text, and is {caption!r}. Correct the line, or change data.path."
+            )
         if name not in known and not os.path.isfile(os.path.join(folder, name)):
             missing.append(name)
         rows.append((name, _clean(caption or "")))
@@ -104,13 +121,20 @@ def _from_metadata(folder: str, source: str, names: Sequence[str]) -> list[tuple
 
 def _jsonl(text: str, where: str) -> list[tuple[int, dict[str, Any]]]:
     numbered = []
-    for line, content in enumerate(text.split("\n"), 1):  # not splitlines: JSON allows U+2028 inside a string
+    for line, content in enumerate(
+        text.split("\n"), 1
+    ):  # not splitlines: JSON allows U+2028 inside a string
         if not content.strip():
             continue
         try:
             row = json.loads(content)
-        except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
-            raise DataError(f"{where}, line {line}, is not JSON that can be read: {error}. Correct the line, or change data.path.") from error
+        except (
+            ValueError,
+            RecursionError,
+        ) as error:  # a number of thousands of digits, brackets without end
+            raise DataError(
+                f"{where}, line {line}, is not JSON that can be read: {error}. Correct the line, or change data.path."
+            ) from error
         if not isinstance(row, dict):
             raise DataError(
                 f"{where}, line {line}, must be an object with file_name and text, and is {content[:60]}. Correct it, or change data.path."
@@ -125,7 +149,9 @@ def _csv(text: str, where: str) -> list[tuple[int, dict[str, Any]]]:
         reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
         numbered = [(reader.line_num, row) for row in reader]
     except csv.Error as error:
-        raise DataError(f"{where}, line {reader.reader.line_num}, is not CSV: {error}. Correct the line, or change data.path.") from error
+        raise DataError(
+            f"{where}, line {reader.reader.line_num}, is not CSV: {error}. Correct the line, or change data.path."
+        ) from error
     for line, row in numbered:
         if None in row:  # else the rest of the caption would be lost in silence
             raise DataError(
@@ -137,8 +163,14 @@ def _csv(text: str, where: str) -> list[tuple[int, dict[str, Any]]]:
 
 def _inside(folder: str, file_name: Any, where: str) -> str:
     """The relative name that a metadata row means. A metadata file may come from elsewhere: it must not reach outside the folder."""
-    if not isinstance(file_name, str) or not file_name.isprintable() or not 0 < len(file_name) < 4096:
-        raise DataError(f"{where}: file_name must be the name of a picture, and is {ascii(file_name)[:60]}. Correct the line, or change data.path.")
+    if (
+        not isinstance(file_name, str)
+        or not file_name.isprintable()
+        or not 0 < len(file_name) < 4096
+    ):
+        raise DataError(
+            f"{where}: file_name must be the name of a picture, and is {ascii(file_name)[:60]}. Correct the line, or change data.path."
+        )
     root = os.path.realpath(folder)
     resolved = os.path.realpath(os.path.join(folder, file_name))
     if os.path.commonpath([root, resolved]) != root or os.path.isabs(file_name):

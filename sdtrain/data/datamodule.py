@@ -13,7 +13,9 @@ from sdtrain.data.skipped import Skipped
 from sdtrain.errors import DataError, UserError
 from sdtrain.types import Batch, PictureData, Pictures, Row
 
-VALIDATION = 1 << 62  # ordinals from here on belong to validation pictures: no run of training gets that far
+VALIDATION = (
+    1 << 62
+)  # ordinals from here on belong to validation pictures: no run of training gets that far
 
 
 class Numbered(Dataset):
@@ -74,26 +76,56 @@ class DataModule(L.LightningDataModule):
     """
 
     def __init__(
-        self, *, data: PictureData, batch_size: int, num_workers: int, seed: int, collate: Collate, accumulate: int = 1, skipped: Skipped | None = None,
+        self,
+        *,
+        data: PictureData,
+        batch_size: int,
+        num_workers: int,
+        seed: int,
+        collate: Collate,
+        accumulate: int = 1,
+        skipped: Skipped | None = None,
     ) -> None:
         super().__init__()
-        self.data, self.batch_size, self.num_workers, self.seed, self.collate = data, batch_size, num_workers, seed, collate
+        self.data, self.batch_size, self.num_workers, self.seed, self.collate = (
+            data,
+            batch_size,
+            num_workers,
+            seed,
+            collate,
+        )
         self.accumulate, self.skipped, self.images_seen = accumulate, skipped, 0
         self.ends_at = math.inf  # images: set when the time is up
         self.train, self.validation = data.split("train"), data.split("validation")
         if batch_size > len(self.train):
-            raise DataError(f"data.batch_size={batch_size} is larger than the training set of {len(self.train)} pictures. Lower it or add pictures.")
+            raise DataError(
+                f"data.batch_size={batch_size} is larger than the training set of {len(self.train)} pictures. Lower it or add pictures."
+            )
 
     def micro_batch(self, world: int) -> int:
         """Pictures of one rank's micro-batch."""
         return micro_batch(self.batch_size, world, self.accumulate)
 
     def train_dataloader(self) -> DataLoader:
-        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        stream = Stream(length=len(self.train), seed=self.seed, start=self.images_seen, size=self.micro_batch(world), rank=rank, world=world)
+        world, rank = (
+            (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        )
+        stream = Stream(
+            length=len(self.train),
+            seed=self.seed,
+            start=self.images_seen,
+            size=self.micro_batch(world),
+            rank=rank,
+            world=world,
+        )
         return DataLoader(
-            Numbered(self.train), batch_sampler=stream, collate_fn=CollateBlock(self.collate, rank, world), worker_init_fn=deaf,
-            num_workers=self.num_workers, persistent_workers=self.num_workers > 0, pin_memory=torch.cuda.is_available(),
+            Numbered(self.train),
+            batch_sampler=stream,
+            collate_fn=CollateBlock(self.collate, rank, world),
+            worker_init_fn=deaf,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
         )
 
     def validation_batches(self, count: int, size: int = 64):
@@ -101,7 +133,11 @@ class DataModule(L.LightningDataModule):
         count = min(count, len(self.validation))
         for start in range(0, count, size):
             places = range(start, min(start + size, count))
-            batch = self.collate([self.validation[(i, i)] for i in places], [VALIDATION + i for i in places], start + len(places))
+            batch = self.collate(
+                [self.validation[(i, i)] for i in places],
+                [VALIDATION + i for i in places],
+                start + len(places),
+            )
             self.note(batch, count=False)
             yield batch
 
@@ -111,7 +147,9 @@ class DataModule(L.LightningDataModule):
             self.skipped.note(batch.skipped, count)
 
     def state_dict(self) -> dict:
-        return {"images_seen": self.images_seen} | ({"skipped": self.skipped.state_dict()} if self.skipped is not None else {})
+        return {"images_seen": self.images_seen} | (
+            {"skipped": self.skipped.state_dict()} if self.skipped is not None else {}
+        )
 
     def load_state_dict(self, state: dict) -> None:
         self.images_seen = state["images_seen"]

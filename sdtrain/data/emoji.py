@@ -19,12 +19,25 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from sdtrain.data.transforms import WHITE, PictureSplit, Transform, check_options, make_splits, resize_short_side, rows_hash
+from sdtrain.data.transforms import (
+    WHITE,
+    PictureSplit,
+    Transform,
+    check_options,
+    make_splits,
+    resize_short_side,
+    rows_hash,
+)
 from sdtrain.errors import DataError, UserError
 
 PLACES = (
-    "/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/.fonts",
-    "/System/Library/Fonts/Apple Color Emoji.ttc", "/Library/Fonts", "~/Library/Fonts",
+    "/usr/share/fonts",
+    "/usr/local/share/fonts",
+    "~/.local/share/fonts",
+    "~/.fonts",
+    "/System/Library/Fonts/Apple Color Emoji.ttc",
+    "/Library/Fonts",
+    "~/Library/Fonts",
 )
 INSTALL = "Install one, on Debian and Ubuntu with apt-get install fonts-noto-color-emoji, or set data.font to the file of one."
 # Bitmap fonts open in the sizes they hold only: Noto's 109, Apple's 160 and smaller. A scalable font opens in the first.
@@ -37,7 +50,10 @@ MARGIN = 4  # pixels of background around the largest glyph, on each side
 def code_points() -> list[int]:
     """Code points that may be an emoji by themselves: symbols and punctuation with a name, beyond ASCII, below the tags' plane."""
     alone = [c for c in range(0x80, 0x20000) if unicodedata.category(chr(c))[0] in "SP"]
-    modifiers = {*range(0x1F1E6, 0x1F200), *range(0x1F3FB, 0x1F400)}  # regional indicators; skin tones
+    modifiers = {
+        *range(0x1F1E6, 0x1F200),
+        *range(0x1F3FB, 0x1F400),
+    }  # regional indicators; skin tones
     return [c for c in alone if c not in modifiers and unicodedata.name(chr(c), "")]
 
 
@@ -45,10 +61,19 @@ def find_fonts() -> list[str]:
     """Files that may be colour emoji fonts, likeliest first. Asks fontconfig where there is one, then looks in PLACES."""
     found = []
     if shutil.which("fc-list"):
-        listed = subprocess.run(["fc-list", "--format=%{file}\n", ":color=true"], capture_output=True, text=True, check=False)
+        listed = subprocess.run(
+            ["fc-list", "--format=%{file}\n", ":color=true"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         found += listed.stdout.splitlines()
     for place in map(Path, map(os.path.expanduser, PLACES)):
-        found += [str(place)] if place.is_file() else [str(file) for file in place.rglob("*") if "emoji" in file.name.lower()]
+        found += (
+            [str(place)]
+            if place.is_file()
+            else [str(file) for file in place.rglob("*") if "emoji" in file.name.lower()]
+        )
     fonts = {file for file in found if file.lower().endswith((".ttf", ".otf", ".ttc"))}
     return sorted(fonts, key=lambda file: (Path(file).name != "NotoColorEmoji.ttf", file))
 
@@ -89,10 +114,14 @@ def draw_emoji(path: str, background: Sequence[int]) -> dict[int, Image.Image]:
     return {c: _centred(glyph, square, background) for c, glyph in glyphs.items()}
 
 
-def _draw(font: ImageFont.FreeTypeFont, text: str, side: int, background: Sequence[int]) -> Image.Image:
+def _draw(
+    font: ImageFont.FreeTypeFont, text: str, side: int, background: Sequence[int]
+) -> Image.Image:
     # Drawn over the background with alpha 0: the colours come out blended with it, and alpha is where the glyph is.
     canvas = Image.new("RGBA", (side, side), (*background, 0))
-    ImageDraw.Draw(canvas).text((side // 10, side // 10), text, font=font, fill=INK, embedded_color=True)
+    ImageDraw.Draw(canvas).text(
+        (side // 10, side // 10), text, font=font, fill=INK, embedded_color=True
+    )
     return canvas
 
 
@@ -141,19 +170,31 @@ class Emoji:
         background: Sequence[int] = WHITE,
         seed: int = 0,
     ) -> None:
-        check_options(image_size=image_size, validation_fraction=validation_fraction, background=background)
+        check_options(
+            image_size=image_size, validation_fraction=validation_fraction, background=background
+        )
         self.image_size, self.background = image_size, tuple(background)
         self.font, drawn = _draw_first(font, background)
         self.code_points = list(drawn)
         # Larger than drawn, they are kept as drawn and enlarged when asked for: 512 x 512 would take a gigabyte.
         side = min(image_size, next(iter(drawn.values())).width)
-        small = [F.pil_to_tensor(square.resize((side, side), Image.Resampling.LANCZOS)) for square in drawn.values()]
+        small = [
+            F.pil_to_tensor(square.resize((side, side), Image.Resampling.LANCZOS))
+            for square in drawn.values()
+        ]
         names, captions = [file_name(c) for c in drawn], [caption_of(c) for c in drawn]
         # Which emoji a font has, and how large: another font, not another rendering of the same one.
-        self.sha256 = rows_hash((name, caption, square.width) for name, caption, square in zip(names, captions, drawn.values(), strict=True))
+        self.sha256 = rows_hash(
+            (name, caption, square.width)
+            for name, caption, square in zip(names, captions, drawn.values(), strict=True)
+        )
         self._splits = make_splits(
-            names=names, captions=captions, read=GlyphReader(names, torch.stack(small), image_size),
-            fraction=validation_fraction, training=Transform(image_size=image_size, crop="center", flip=False, seed=seed), seed=seed,
+            names=names,
+            captions=captions,
+            read=GlyphReader(names, torch.stack(small), image_size),
+            fraction=validation_fraction,
+            training=Transform(image_size=image_size, crop="center", flip=False, seed=seed),
+            seed=seed,
         )
 
     def split(self, name: str) -> PictureSplit:
@@ -179,7 +220,9 @@ def _draw_first(font: str | None, background: Sequence[int]) -> tuple[str, dict[
     if font is not None:
         path = os.path.expanduser(font)
         if not os.path.isfile(path):
-            raise DataError(f"data.font={font!r} is not there; it must be the file of a colour emoji font. {INSTALL}")
+            raise DataError(
+                f"data.font={font!r} is not there; it must be the file of a colour emoji font. {INSTALL}"
+            )
         return path, draw_emoji(path, background)
     tried = []
     for path in find_fonts():
@@ -187,8 +230,14 @@ def _draw_first(font: str | None, background: Sequence[int]) -> tuple[str, dict[
             return path, draw_emoji(path, background)
         except DataError:
             tried.append(path)
-    looked = f"none of {', '.join(tried)} can be drawn" if tried else f"none is known to fc-list or lies in {', '.join(PLACES)}"
-    raise DataError(f"data.font is null and this machine has no colour emoji font that can be used: {looked}. {INSTALL}")
+    looked = (
+        f"none of {', '.join(tried)} can be drawn"
+        if tried
+        else f"none is known to fc-list or lies in {', '.join(PLACES)}"
+    )
+    raise DataError(
+        f"data.font is null and this machine has no colour emoji font that can be used: {looked}. {INSTALL}"
+    )
 
 
 def write_folder(data: Emoji, folder: Path, image_size: int | None = None) -> None:
@@ -197,21 +246,32 @@ def write_folder(data: Emoji, folder: Path, image_size: int | None = None) -> No
     UserError if the folder holds anything: pictures left there from before would be read with the new ones.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"The folder {str(folder)!r} is there and is not empty; the emoji need a new or empty one. Name another.")
+        raise UserError(
+            f"The folder {str(folder)!r} is there and is not empty; the emoji need a new or empty one. Name another."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     for c, square in draw_emoji(data.font, data.background).items():
         if image_size is not None:
             square = square.resize((image_size, image_size), Image.Resampling.LANCZOS)
         square.save(folder / file_name(c))
-        (folder / file_name(c)).with_suffix(".txt").write_text(caption_of(c) + "\n", encoding="utf-8")
+        (folder / file_name(c)).with_suffix(".txt").write_text(
+            caption_of(c) + "\n", encoding="utf-8"
+        )
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """The command with its arguments, None: those of the process. Returns the exit code: 0, or that of the UserError."""
-    parser = argparse.ArgumentParser(prog="python -m sdtrain.data.emoji", description="Write the emoji font as pictures with captions.")
+    parser = argparse.ArgumentParser(
+        prog="python -m sdtrain.data.emoji",
+        description="Write the emoji font as pictures with captions.",
+    )
     parser.add_argument("folder", type=Path, help="where to write: a new or empty folder")
     parser.add_argument("--font", help="a colour emoji font's file; without it, one is looked for")
-    parser.add_argument("--image-size", type=int, help="pixels a side; without it, as the font draws them (136 with Noto)")
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        help="pixels a side; without it, as the font draws them (136 with Noto)",
+    )
     arguments = parser.parse_args(words)
     try:
         data = Emoji(font=arguments.font)

@@ -27,7 +27,22 @@ from sdtrain.data.transforms import (
 from sdtrain.errors import DataError, UserError
 
 # The last three are not read: listed, they are refused by name instead of being left out in silence.
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jp2", ".avif", ".heic", ".heif", ".jxl")
+SUFFIXES = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".webp",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".jp2",
+    ".avif",
+    ".heic",
+    ".heif",
+    ".jxl",
+)
 CACHE_BYTES = 256 * 2**20
 
 
@@ -85,15 +100,26 @@ class Images:
         background: Sequence[int] = WHITE,
         seed: int = 0,
     ) -> None:
-        check_options(image_size=image_size, validation_fraction=validation_fraction, background=background)
-        for key, value, allowed in (("missing_captions", missing_captions, ("error", "empty")), ("on_error", on_error, ("fail", "skip"))):
+        check_options(
+            image_size=image_size, validation_fraction=validation_fraction, background=background
+        )
+        for key, value, allowed in (
+            ("missing_captions", missing_captions, ("error", "empty")),
+            ("on_error", on_error, ("fail", "skip")),
+        ):
             if value not in allowed:
-                raise UserError(f"data.{key}={value!r} is none of {', '.join(allowed)}. Change data.{key}.")
+                raise UserError(
+                    f"data.{key}={value!r} is none of {', '.join(allowed)}. Change data.{key}."
+                )
         if max_skipped < 0:
-            raise UserError(f"data.max_skipped={max_skipped} must be at least 0. Change data.max_skipped.")
+            raise UserError(
+                f"data.max_skipped={max_skipped} must be at least 0. Change data.max_skipped."
+            )
         training = Transform(image_size=image_size, crop=crop, flip=flip, seed=seed)
         self.image_size, self.notes = image_size, []
-        folder = os.path.abspath(os.path.expanduser(path)) if path else ""  # "" would become the working directory
+        folder = (
+            os.path.abspath(os.path.expanduser(path)) if path else ""
+        )  # "" would become the working directory
         rows = read_captions(folder, list_pictures(folder), missing_captions)
         names = sorted({name for name, _ in rows})
         good, bad = judge(folder, names, image_size)
@@ -101,7 +127,9 @@ class Images:
             refuse(folder, bad, len(names), image_size)
         if bad:
             first = next(reason for reason, _ in bad.values())
-            self.notes.append(f"data.on_error=skip: {len(bad)} of {len(names)} pictures are left out: {some(list(bad))}. The first: {first}")
+            self.notes.append(
+                f"data.on_error=skip: {len(bad)} of {len(names)} pictures are left out: {some(list(bad))}. The first: {first}"
+            )
         if len(bad) > max_skipped:
             last, (reason, _) = list(bad.items())[-1]
             raise DataError(
@@ -118,8 +146,13 @@ class Images:
         rows = [(name, caption) for name, caption in rows if name in good]
         self.sha256 = rows_hash((name, caption, good[name]) for name, caption in rows)
         self._splits = make_splits(
-            names=[name for name, _ in rows], captions=[caption for _, caption in rows], read=FolderReader(folder, image_size, background),
-            fraction=validation_fraction, training=training, seed=seed, max_skipped=self.max_skipped,
+            names=[name for name, _ in rows],
+            captions=[caption for _, caption in rows],
+            read=FolderReader(folder, image_size, background),
+            fraction=validation_fraction,
+            training=training,
+            seed=seed,
+            max_skipped=self.max_skipped,
         )
 
     def split(self, name: str) -> PictureSplit:
@@ -135,7 +168,9 @@ def list_pictures(folder: str) -> list[str]:
     """Sorted relative names, with slashes, of the picture files in `folder` and below; what begins with a dot is left out."""
     if not os.path.isdir(folder):
         wrong = "is a file" if os.path.exists(folder) else "does not exist"
-        raise DataError(f"data.path={folder!r} {wrong}; it must be a folder of pictures with captions ({LAYOUTS}). Change data.path.")
+        raise DataError(
+            f"data.path={folder!r} {wrong}; it must be a folder of pictures with captions ({LAYOUTS}). Change data.path."
+        )
 
     def unreadable(error: OSError) -> None:
         raise DataError(
@@ -146,10 +181,18 @@ def list_pictures(folder: str) -> list[str]:
     for parent, folders, files in os.walk(folder, onerror=unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
         inside = Path(parent).relative_to(folder)
-        names += [(inside / name).as_posix() for name in files if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
+        names += [
+            (inside / name).as_posix()
+            for name in files
+            if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+        ]
     if not names:
-        raise DataError(f"data.path={folder!r} holds no pictures; they must end in {', '.join(SUFFIXES[:-3])}. Change data.path.")
-    odd = [ascii(name) for name in sorted(names) if not name.isprintable()]  # bytes that are no UTF-8, line breaks
+        raise DataError(
+            f"data.path={folder!r} holds no pictures; they must end in {', '.join(SUFFIXES[:-3])}. Change data.path."
+        )
+    odd = [
+        ascii(name) for name in sorted(names) if not name.isprintable()
+    ]  # bytes that are no UTF-8, line breaks
     if odd:
         raise DataError(
             f"{len(odd)} file names in data.path={folder!r} are not printable text: {some(odd)}. Rename them, or change data.path."
@@ -157,7 +200,9 @@ def list_pictures(folder: str) -> list[str]:
     return sorted(names)
 
 
-def judge(folder: str, names: Sequence[str], image_size: int) -> tuple[dict[str, str], dict[str, tuple[str, int | None]]]:
+def judge(
+    folder: str, names: Sequence[str], image_size: int
+) -> tuple[dict[str, str], dict[str, tuple[str, int | None]]]:
     """By their headers: ({name: mark} of the pictures that can be used, {name: (why not, its shorter side where that can be read)} of others)."""
     good, bad = {}, {}
     for name in names:
@@ -172,7 +217,10 @@ def judge(folder: str, names: Sequence[str], image_size: int) -> tuple[dict[str,
             bad[name] = f"The picture {path!r} cannot be opened: {error.strerror}.", None
         else:
             if side < image_size:
-                bad[name] = f"The picture {path!r} is smaller than the crop: its shorter side is {side}, data.image_size={image_size}.", side
+                bad[name] = (
+                    f"The picture {path!r} is smaller than the crop: its shorter side is {side}, data.image_size={image_size}.",
+                    side,
+                )
             else:
                 good[name] = mark
     return good, bad
@@ -188,7 +236,9 @@ def file_mark(path: str) -> str:
     return f"{size} {hashlib.sha256(ends).hexdigest()}"
 
 
-def refuse(folder: str, bad: dict[str, tuple[str, int | None]], count: int, image_size: int) -> NoReturn:
+def refuse(
+    folder: str, bad: dict[str, tuple[str, int | None]], count: int, image_size: int
+) -> NoReturn:
     """One DataError for all of `count` pictures that cannot be opened, or else for all whose shorter side is below image_size."""
     broken = [name for name, (_, side) in bad.items() if side is None]
     if broken:

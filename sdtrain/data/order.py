@@ -20,7 +20,9 @@ def permute(place: int, size: int, seed: int, epoch: int) -> int:
     while True:  # at most 4 turns on average: 4^half < 4 size, or 4 where size is 1
         left, right = place >> half, place & mask
         for number in range(ROUNDS):
-            digest = hashlib.blake2b(right.to_bytes(8, "little") + bytes([number]), digest_size=8, key=key).digest()
+            digest = hashlib.blake2b(
+                right.to_bytes(8, "little") + bytes([number]), digest_size=8, key=key
+            ).digest()
             left, right = right, left ^ (int.from_bytes(digest, "little") & mask)
         place = (left << half) | right
         if place < size:
@@ -34,8 +36,17 @@ class Stream(Sampler[list[tuple[int, int]]]):
     neither skips batches after a resume nor cuts an accumulation window short.
     """
 
-    def __init__(self, *, length: int, seed: int, start: int, size: int, rank: int, world: int) -> None:
-        self.length, self.seed, self.start, self.size, self.rank, self.world = length, seed, start, size, rank, world
+    def __init__(
+        self, *, length: int, seed: int, start: int, size: int, rank: int, world: int
+    ) -> None:
+        self.length, self.seed, self.start, self.size, self.rank, self.world = (
+            length,
+            seed,
+            start,
+            size,
+            rank,
+            world,
+        )
 
     def index(self, ordinal: int) -> int:
         epoch, place = divmod(ordinal, self.length)

@@ -20,8 +20,14 @@ from sdtrain.types import Row
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 # Name -> RGB in [0, 255]. Any two are at least 89 apart (Euclidean): orange and yellow.
 COLOURS = {
-    "red": (215, 30, 45), "green": (30, 150, 70), "blue": (35, 85, 215), "yellow": (250, 215, 50),
-    "purple": (135, 50, 165), "orange": (250, 130, 25), "white": (250, 250, 250), "black": (20, 20, 25),
+    "red": (215, 30, 45),
+    "green": (30, 150, 70),
+    "blue": (35, 85, 215),
+    "yellow": (250, 215, 50),
+    "purple": (135, 50, 165),
+    "orange": (250, 130, 25),
+    "white": (250, 250, 250),
+    "black": (20, 20, 25),
 }
 SIZES = ("large", "small")
 # Size -> (lowest, highest) radius as a fraction of the picture's side. The radius is half the side of the shape's bounding box.
@@ -33,9 +39,15 @@ SPLITS = ("train", "validation", "held_out")
 _MARGIN = 2.0  # pixels: the sharpest antialiased tip, the star's, reaches 1.3 pixels beyond its box
 
 _WORDS = {
-    "large": ("large", "big", "huge"), "small": ("small", "little", "tiny"),
-    "circle": ("circle", "disc"), "square": ("square", "box"), "star": ("star", "five-pointed star"),
-    "cross": ("cross", "plus sign"), "ring": ("ring", "hoop"), "red": ("red", "scarlet"), "purple": ("purple", "violet"),
+    "large": ("large", "big", "huge"),
+    "small": ("small", "little", "tiny"),
+    "circle": ("circle", "disc"),
+    "square": ("square", "box"),
+    "star": ("star", "five-pointed star"),
+    "cross": ("cross", "plus sign"),
+    "ring": ("ring", "hoop"),
+    "red": ("red", "scarlet"),
+    "purple": ("purple", "violet"),
 }
 _TEMPLATES = (
     "a {size} {colour} {shape} on a {background} background",
@@ -67,12 +79,16 @@ class Attributes:
 
 def is_held_out(shape: str, colour: str, background: str) -> bool:
     """Whether the triple is kept out of training. The same for every seed, so that models of different seeds can be compared."""
-    digest = hashlib.blake2b(f"{shape}/{colour}/{background}".encode(), key=b"sdtrain shapes held out", digest_size=8).digest()
+    digest = hashlib.blake2b(
+        f"{shape}/{colour}/{background}".encode(), key=b"sdtrain shapes held out", digest_size=8
+    ).digest()
     return int.from_bytes(digest, "little") < HELD_OUT_SHARE * 2**64
 
 
 _TRIPLES = {
-    held_out: [t for t in product(SHAPES, COLOURS, COLOURS) if t[1] != t[2] and is_held_out(*t) == held_out]
+    held_out: [
+        t for t in product(SHAPES, COLOURS, COLOURS) if t[1] != t[2] and is_held_out(*t) == held_out
+    ]
     for held_out in (False, True)
 }
 
@@ -84,11 +100,17 @@ def label_of(attributes: Attributes) -> int:
 
 def canonical_caption(attributes: Attributes) -> str:
     """The plainest caption: "a large red star on a blue background"."""
-    return _fill(_TEMPLATES[0], attributes.size, attributes.colour, attributes.shape, attributes.background)
+    return _fill(
+        _TEMPLATES[0], attributes.size, attributes.colour, attributes.shape, attributes.background
+    )
 
 
 def coverage(
-    shape: str, x: float | np.ndarray, y: float | np.ndarray, radius: float | np.ndarray, image_size: int,
+    shape: str,
+    x: float | np.ndarray,
+    y: float | np.ndarray,
+    radius: float | np.ndarray,
+    image_size: int,
 ) -> np.ndarray:
     """How much of each pixel the shape covers, float32 [..., H, W] in [0, 1].
 
@@ -130,7 +152,10 @@ def _star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     folded = np.abs(angle - 2 * sector * np.round(angle / (2 * sector)))
     across, along = notch * math.sin(sector), outer - notch * math.cos(sector)
     edge = math.hypot(across, along)
-    return distance * (along / edge * np.sin(folded) + across / edge * np.cos(folded)) - outer * across / edge
+    return (
+        distance * (along / edge * np.sin(folded) + across / edge * np.cos(folded))
+        - outer * across / edge
+    )
 
 
 def _cross(u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -142,8 +167,18 @@ def _ring(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return np.abs(np.sqrt(u * u + v * v) - 0.75) - 0.25
 
 
-_DISTANCES = {"circle": _circle, "square": _square, "triangle": _triangle, "star": _star, "cross": _cross, "ring": _ring}
-_RGB = {name: np.array(rgb, dtype=np.float32)[:, None, None] / 127.5 - 1.0 for name, rgb in COLOURS.items()}
+_DISTANCES = {
+    "circle": _circle,
+    "square": _square,
+    "triangle": _triangle,
+    "star": _star,
+    "cross": _cross,
+    "ring": _ring,
+}
+_RGB = {
+    name: np.array(rgb, dtype=np.float32)[:, None, None] / 127.5 - 1.0
+    for name, rgb in COLOURS.items()
+}
 
 
 class ShapePictures:
@@ -169,8 +204,10 @@ class ShapePictures:
         # The depth's edge is sharp: a half covered pixel has no depth half way.
         depth = (covered > 0.5) * np.float32(radius / (RADII["large"][1] * self.image_size))
         return Row(
-            image=torch.from_numpy(background + covered * (colour - background)), caption=caption,
-            label=label_of(what), depth=torch.from_numpy(depth)[None],
+            image=torch.from_numpy(background + covered * (colour - background)),
+            caption=caption,
+            label=label_of(what),
+            depth=torch.from_numpy(depth)[None],
         )
 
     def attributes(self, index: int) -> Attributes:
@@ -204,11 +241,22 @@ class Shapes:
 
     num_classes = NUM_CLASSES
 
-    def __init__(self, *, seed: int = 0, size: int = 60000, validation_size: int = 1024, image_size: int = 32) -> None:
-        for key, value, least in (("size", size, 1), ("validation_size", validation_size, 1), ("image_size", image_size, 16)):
+    def __init__(
+        self, *, seed: int = 0, size: int = 60000, validation_size: int = 1024, image_size: int = 32
+    ) -> None:
+        for key, value, least in (
+            ("size", size, 1),
+            ("validation_size", validation_size, 1),
+            ("image_size", image_size, 16),
+        ):
             if value < least:
                 raise UserError(f"data.{key} is {value}: the shapes need at least {least}.")
-        self.seed, self.size, self.validation_size, self.image_size = seed, size, validation_size, image_size
+        self.seed, self.size, self.validation_size, self.image_size = (
+            seed,
+            size,
+            validation_size,
+            image_size,
+        )
 
     def split(self, name: str) -> ShapePictures:
         """The pictures of "train", "validation" or "held_out". Raises ValueError for any other name."""
@@ -224,7 +272,9 @@ class Shapes:
             # 24 steps visit half of the (shape, colour) pairs; i // 24 shifts the colours onto the other half.
             shape, colour = i % len(SHAPES), (i + i // 24) % len(colours)
             background = (colour + 1 + 3 * i % (len(colours) - 1)) % len(colours)
-            what = Attributes(SHAPES[shape], colours[colour], SIZES[i // len(SHAPES) % 2], colours[background])
+            what = Attributes(
+                SHAPES[shape], colours[colour], SIZES[i // len(SHAPES) % 2], colours[background]
+            )
             if not is_held_out(what.shape, what.colour, what.background):
                 prompts.append(canonical_caption(what))
             i += 1

@@ -35,7 +35,10 @@ class Skipped:
             told = [None] * dist.get_world_size()
             dist.all_gather_object(told, (self._mine, self._new))
         new = {name: reason for _, bad in told for name, reason in bad.items()}
-        self.replaced, self.names = self.replaced + sum(count for count, _ in told), self.names | new.keys()
+        self.replaced, self.names = (
+            self.replaced + sum(count for count, _ in told),
+            self.names | new.keys(),
+        )
         self._mine, self._new = 0, {}
         for reason in new.values():
             self.report(f"data.on_error=skip: {reason} Another takes its place.")

@@ -10,5 +10,16 @@ from sdtrain.diffusion.times import Times
 from sdtrain.diffusion.weighting import Weighting, charge
 
 __all__ = [
-    "Denoise", "Denoiser", "Density", "Network", "Objective", "Prediction", "Times", "Weighting", "WeightingError", "add_noise", "charge", "classifier_free",
+    "Denoise",
+    "Denoiser",
+    "Density",
+    "Network",
+    "Objective",
+    "Prediction",
+    "Times",
+    "Weighting",
+    "WeightingError",
+    "add_noise",
+    "charge",
+    "classifier_free",
 ]

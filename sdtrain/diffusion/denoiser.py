@@ -22,5 +22,7 @@ class Denoiser:
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         t = t.to(x.device).expand(len(x))
         alpha, sigma = self.schedule.alpha_sigma(t, torch.promote_types(x.dtype, torch.float32))
-        output = self.network(self.prediction.network_input(x, alpha, sigma), self.schedule.timestep(t)).to(x.dtype)
+        output = self.network(
+            self.prediction.network_input(x, alpha, sigma), self.schedule.timestep(t)
+        ).to(x.dtype)
         return self.prediction.x0(x, output, alpha, sigma)

@@ -23,15 +23,23 @@ class Density:
             share = times.cdf(torch.arange(size + 1, dtype=torch.float64) / size, schedule).diff()
             log_snr = schedule.log_snr(torch.arange(size, dtype=torch.float64) / (size - 1))
             edges = torch.cat([log_snr[:1], (log_snr[1:] + log_snr[:-1]) / 2, log_snr[-1:]])
-            self._of_point[torch.device("cpu")] = (share / -edges.diff()).nan_to_num(0.0)  # no density where the way is infinite
+            self._of_point[torch.device("cpu")] = (share / -edges.diff()).nan_to_num(
+                0.0
+            )  # no density where the way is infinite
 
     def __call__(self, log_snr: Tensor) -> Tensor:
         """log_snr of any shape, what lies outside the schedule's range is taken to its end; the same shape, float64."""
         if self._of_point:
-            if log_snr.device not in self._of_point:  # kept per device: a copy in every step would wait for the host
-                self._of_point[log_snr.device] = self._of_point[torch.device("cpu")].to(log_snr.device)
+            if (
+                log_snr.device not in self._of_point
+            ):  # kept per device: a copy in every step would wait for the host
+                self._of_point[log_snr.device] = self._of_point[torch.device("cpu")].to(
+                    log_snr.device
+                )
             t = self.schedule.time_of(log_snr, clamp=True)
-            return self._of_point[log_snr.device][(t * (self.schedule.num_timesteps - 1)).round().long()]
+            return self._of_point[log_snr.device][
+                (t * (self.schedule.num_timesteps - 1)).round().long()
+            ]
         # A curve has ends and may have corners, where autograd knows no slope: the mean of those a hair to either side.
         low, high = self.schedule.log_snr_min + 2 * HAIR, self.schedule.log_snr_max - 2 * HAIR
         level = log_snr.detach().double().clamp(low, high)

@@ -9,8 +9,15 @@ from sdtrain.schedules import Schedule
 
 
 def classifier_free(
-    conditional: Denoise, unconditional: Denoise, guidance_scale: float, schedule: Schedule, *, rescale: float = 0.0,
-    log_snr_min: float | None = None, log_snr_max: float | None = None, max_std: float | None = None,
+    conditional: Denoise,
+    unconditional: Denoise,
+    guidance_scale: float,
+    schedule: Schedule,
+    *,
+    rescale: float = 0.0,
+    log_snr_min: float | None = None,
+    log_snr_max: float | None = None,
+    max_std: float | None = None,
 ) -> Denoise:
     """x0 = x0_u + guidance_scale (x0_c - x0_u) (Ho and Salimans 2022, eq. 6, in the convention of Stable Diffusion: 1 is no guidance).
 
@@ -25,19 +32,32 @@ def classifier_free(
     """
     if max_std is not None:
         inner = classifier_free(
-            conditional, unconditional, guidance_scale, schedule, rescale=rescale, log_snr_min=log_snr_min, log_snr_max=log_snr_max,
+            conditional,
+            unconditional,
+            guidance_scale,
+            schedule,
+            rescale=rescale,
+            log_snr_min=log_snr_min,
+            log_snr_max=log_snr_max,
         )
         return bounded(inner, max_std)
-    low, high = -math.inf if log_snr_min is None else log_snr_min, math.inf if log_snr_max is None else log_snr_max
+    low, high = (
+        -math.inf if log_snr_min is None else log_snr_min,
+        math.inf if log_snr_max is None else log_snr_max,
+    )
     if not 0 <= rescale <= 1:
         raise ValueError(f"guidance.rescale={rescale:g} must lie in [0, 1].")
     if not low < high:
-        raise ValueError(f"guidance.log_snr_min={low:g} must lie below guidance.log_snr_max={high:g}.")
+        raise ValueError(
+            f"guidance.log_snr_min={low:g} must lie below guidance.log_snr_max={high:g}."
+        )
     if guidance_scale == 1:
         return conditional
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
-        if not low <= schedule.log_snr(t).item() <= high:  # t is on the CPU: nothing waits for the device
+        if (
+            not low <= schedule.log_snr(t).item() <= high
+        ):  # t is on the CPU: nothing waits for the device
             return conditional(x, t)
         without = unconditional(x, t)
         if guidance_scale == 0:
@@ -46,7 +66,9 @@ def classifier_free(
         guided = without + guidance_scale * (with_it - without)
         if not rescale:
             return guided
-        factor = with_it.std((1, 2, 3), keepdim=True, correction=0) / guided.std((1, 2, 3), keepdim=True, correction=0)
+        factor = with_it.std((1, 2, 3), keepdim=True, correction=0) / guided.std(
+            (1, 2, 3), keepdim=True, correction=0
+        )
         return guided * (1 + rescale * (factor - 1))
 
     return denoise

@@ -20,4 +20,6 @@ class Huber:
         self.delta = delta
 
     def __call__(self, error: Tensor) -> Tensor:
-        return torch.where(error.abs() <= self.delta, error.square(), self.delta * (2 * error.abs() - self.delta))
+        return torch.where(
+            error.abs() <= self.delta, error.square(), self.delta * (2 * error.abs() - self.delta)
+        )

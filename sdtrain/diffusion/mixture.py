@@ -21,7 +21,11 @@ class GaussianMixture:
         """`modes` Gaussians in the plane on a circle, of unequal weights, float64."""
         angle = torch.arange(modes, dtype=torch.float64) * (2 * math.pi / modes)
         weights = 1 + (torch.arange(modes, dtype=torch.float64) % 3)
-        return cls(radius * torch.stack([angle.cos(), angle.sin()], 1), torch.full((modes,), std, dtype=torch.float64), weights)
+        return cls(
+            radius * torch.stack([angle.cos(), angle.sin()], 1),
+            torch.full((modes,), std, dtype=torch.float64),
+            weights,
+        )
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """[count, D]."""
@@ -29,12 +33,16 @@ class GaussianMixture:
         noise = torch.randn(count, self.means.shape[1], generator=generator, dtype=self.means.dtype)
         return self.means[which] + self.stds[which, None] * noise
 
-    def _modes(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def _modes(
+        self, x: Tensor, alpha: Tensor, sigma: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """alpha, sigma [B, 1]; v [B, K], the variance of each mode at this level; x - alpha mu [B, K, D]; the share r [B, K] of each in x."""
         flat, alpha, sigma = x.flatten(1), alpha.reshape(-1, 1), sigma.reshape(-1, 1)
         v = alpha**2 * self.stds**2 + sigma**2
         offset = flat[:, None] - alpha[..., None] * self.means
-        share = (self.weights.log() - offset.square().sum(2) / (2 * v) - flat.shape[1] / 2 * v.log()).softmax(1)
+        share = (
+            self.weights.log() - offset.square().sum(2) / (2 * v) - flat.shape[1] / 2 * v.log()
+        ).softmax(1)
         return alpha, sigma, v, offset, share
 
     def epsilon(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -49,4 +57,8 @@ class GaussianMixture:
     def x0(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """E[x0 | x] = sum_k r_k (mu_k + alpha s_k^2 / v_k (x - alpha mu_k)), at alpha = 0 too. Shapes as in `epsilon`."""
         alpha, sigma, v, offset, share = self._modes(x, alpha, sigma)
-        return (share[..., None] * (self.means + (alpha * self.stds**2 / v)[..., None] * offset)).sum(1).reshape(x.shape)
+        return (
+            (share[..., None] * (self.means + (alpha * self.stds**2 / v)[..., None] * offset))
+            .sum(1)
+            .reshape(x.shape)
+        )

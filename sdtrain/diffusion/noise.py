@@ -25,7 +25,9 @@ class Offset:
 
     def __init__(self, *, strength: float = 0.1) -> None:
         if not strength > 0:
-            raise ValueError(f"noise.strength={strength:g} must be above 0; noise=gaussian has no offset.")
+            raise ValueError(
+                f"noise.strength={strength:g} must be above 0; noise=gaussian has no offset."
+            )
         self.strength = strength
 
     def __call__(self, draw: Draw, shape: tuple[int, int, int]) -> Drawn:
@@ -37,7 +39,9 @@ class InputPerturbation:
 
     def __init__(self, *, gamma: float = 0.1) -> None:
         if not gamma > 0:
-            raise ValueError(f"noise.gamma={gamma:g} must be above 0; noise=gaussian has no perturbation.")
+            raise ValueError(
+                f"noise.gamma={gamma:g} must be above 0; noise=gaussian has no perturbation."
+            )
         self.gamma = gamma
 
     def __call__(self, draw: Draw, shape: tuple[int, int, int]) -> Drawn:
@@ -60,6 +64,9 @@ class MultiResolution:
         while 2**level <= max(height, width):
             size = 2**level
             coarse = draw((channels, -(-height // size), -(-width // size)), level)
-            total += np.float32(self.discount**level) * coarse.repeat(size, 1).repeat(size, 2)[:, :height, :width]
+            total += (
+                np.float32(self.discount**level)
+                * coarse.repeat(size, 1).repeat(size, 2)[:, :height, :width]
+            )
             variance, level = variance + self.discount ** (2 * level), level + 1
         return total / np.float32(variance**0.5), None

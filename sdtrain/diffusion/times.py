@@ -55,10 +55,14 @@ class Uniform(Times):
 class Window(Times):
     """t uniform on [low, high]: a network for some of the noise levels alone."""
 
-    def __init__(self, *, low: float, high: float, continuous: bool = False, stratified: bool = True) -> None:
+    def __init__(
+        self, *, low: float, high: float, continuous: bool = False, stratified: bool = True
+    ) -> None:
         super().__init__(continuous=continuous, stratified=stratified)
         if not 0 <= low < high <= 1:
-            raise ValueError(f"times.low={low:g} and times.high={high:g} must be 0 <= low < high <= 1.")
+            raise ValueError(
+                f"times.low={low:g} and times.high={high:g} must be 0 <= low < high <= 1."
+            )
         self.low, self.high = low, high
 
     def quantile(self, u: Tensor, schedule: Schedule) -> Tensor:
@@ -71,10 +75,19 @@ class Window(Times):
 class LogitNormal(Times):
     """ln(t / (1 - t)) normal (Esser et al. 2024, eq. 19)."""
 
-    def __init__(self, *, mean: float = 0.0, std: float = 1.0, continuous: bool = False, stratified: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        mean: float = 0.0,
+        std: float = 1.0,
+        continuous: bool = False,
+        stratified: bool = True,
+    ) -> None:
         super().__init__(continuous=continuous, stratified=stratified)
         if not 0 < std < math.inf or not math.isfinite(mean):
-            raise ValueError(f"times.mean={mean:g} must be a number, and times.std={std:g} above 0.")
+            raise ValueError(
+                f"times.mean={mean:g} must be a number, and times.std={std:g} above 0."
+            )
         self.mean, self.std = mean, std
 
     def quantile(self, u: Tensor, schedule: Schedule) -> Tensor:
@@ -87,24 +100,40 @@ class LogitNormal(Times):
 class LogNormal(Times):
     """ln(sigma / alpha) normal (Karras et al. 2022, table 1), cut to the schedule's range: the same levels under every schedule."""
 
-    def __init__(self, *, mean: float = -1.2, std: float = 1.2, continuous: bool = False, stratified: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        mean: float = -1.2,
+        std: float = 1.2,
+        continuous: bool = False,
+        stratified: bool = True,
+    ) -> None:
         super().__init__(continuous=continuous, stratified=stratified)
         if not 0 < std < math.inf or not math.isfinite(mean):
-            raise ValueError(f"times.mean={mean:g} must be a number, and times.std={std:g} above 0.")
+            raise ValueError(
+                f"times.mean={mean:g} must be a number, and times.std={std:g} above 0."
+            )
         self.mean, self.std = mean, std
 
     def _normal_cdf(self, log_snr: Tensor | float) -> Tensor:
         return ndtr((-torch.as_tensor(log_snr, dtype=torch.float64) / 2 - self.mean) / self.std)
 
     def _ends(self, schedule: Schedule) -> tuple[float, float]:
-        low, high = self._normal_cdf(schedule.log_snr_max).item(), self._normal_cdf(schedule.log_snr_min).item()
+        low, high = (
+            self._normal_cdf(schedule.log_snr_max).item(),
+            self._normal_cdf(schedule.log_snr_min).item(),
+        )
         if high - low < 1e-6:
-            raise UserError(f"times.mean={self.mean:g} lies so far from the levels of schedule={schedule.name} that none of the law is left. Change it.")
+            raise UserError(
+                f"times.mean={self.mean:g} lies so far from the levels of schedule={schedule.name} that none of the law is left. Change it."
+            )
         return low, high
 
     def quantile(self, u: Tensor, schedule: Schedule) -> Tensor:
         low, high = self._ends(schedule)
-        return schedule.time_of(-2 * (self.mean + self.std * ndtri(low + (high - low) * u)), clamp=True)
+        return schedule.time_of(
+            -2 * (self.mean + self.std * ndtri(low + (high - low) * u)), clamp=True
+        )
 
     def cdf(self, t: Tensor, schedule: Schedule) -> Tensor:
         low, high = self._ends(schedule)

@@ -22,22 +22,36 @@ LEVELS = torch.linspace(-12, 12, 25, dtype=torch.float64)
 def bits_over(inside: Tensor) -> Tensor:
     """[L]: errors [..., L] @ bits_over(inside [L]) is the number over the range that `inside` names, by the trapezoid rule."""
     both = (inside[1:] & inside[:-1]).double() * LEVELS.diff() / 2
-    return (torch.nn.functional.pad(both, (0, 1)) + torch.nn.functional.pad(both, (1, 0))) / (2 * math.log(2))
+    return (torch.nn.functional.pad(both, (0, 1)) + torch.nn.functional.pad(both, (1, 0))) / (
+        2 * math.log(2)
+    )
 
 
 BITS = bits_over(torch.ones(len(LEVELS), dtype=torch.bool))
 """Over the whole range."""
 
 
-def network_errors(epsilon_error: Callable[[Tensor, Tensor, Tensor], Tensor], pictures: Tensor, levels: Tensor, size: int = 256) -> Tensor:
+def network_errors(
+    epsilon_error: Callable[[Tensor, Tensor, Tensor], Tensor],
+    pictures: Tensor,
+    levels: Tensor,
+    size: int = 256,
+) -> Tensor:
     """Errors [P, len(levels)] float64 of `pictures` [P] int64, each the mean of an antithetic pair (its noise, and minus its noise).
 
     epsilon_error: (picture [B] int64, log_snr [B], sign [B]) -> mean squared error of epsilon [B]; asked in batches of `size`.
     """
     rows = torch.cartesian_prod(pictures, torch.arange(len(levels)), torch.arange(2))
     parts = (part.T for part in rows.split(size) if len(part))
-    found = [epsilon_error(picture, levels[level], 1 - 2 * flipped).double().cpu() for picture, level, flipped in parts]
-    return torch.cat([torch.zeros(0, dtype=torch.float64), *found]).view(len(pictures), len(levels), 2).mean(2)
+    found = [
+        epsilon_error(picture, levels[level], 1 - 2 * flipped).double().cpu()
+        for picture, level, flipped in parts
+    ]
+    return (
+        torch.cat([torch.zeros(0, dtype=torch.float64), *found])
+        .view(len(pictures), len(levels), 2)
+        .mean(2)
+    )
 
 
 def linear_errors(x0: Tensor, mean: Tensor, variance: Tensor, levels: Tensor = LEVELS) -> Tensor:
@@ -53,7 +67,9 @@ def linear_errors(x0: Tensor, mean: Tensor, variance: Tensor, levels: Tensor = L
     per_level = []
     for level in levels.tolist():
         r, one = (math.exp(level), 1.0) if level < 0 else (1.0, math.exp(-level))
-        per_level.append((((r * variance) ** 2 + r * one * far) / (one + r * variance) ** 2).flatten(1).mean(1))
+        per_level.append(
+            (((r * variance) ** 2 + r * one * far) / (one + r * variance) ** 2).flatten(1).mean(1)
+        )
     return torch.stack(per_level, dim=1)
 
 
@@ -75,8 +91,11 @@ class NoiseLevelErrors:
         bits, saved = self.per_picture, (self.linear - self.errors) @ BITS
         by_level = self.errors.mean(0) * BITS
         return {
-            "bits_per_dim": bits.mean().item(), "bits_per_dim_error": standard_error(bits), "bits_saved": saved.mean().item(),
-            "bits_saved_error": standard_error(saved), "stand_in_share": (by_level[~self.inside].sum() / by_level.sum()).item(),
+            "bits_per_dim": bits.mean().item(),
+            "bits_per_dim_error": standard_error(bits),
+            "bits_saved": saved.mean().item(),
+            "bits_saved_error": standard_error(saved),
+            "stand_in_share": (by_level[~self.inside].sum() / by_level.sum()).item(),
         }
 
 

@@ -15,7 +15,9 @@ from torch import Tensor
 from torchmetrics import Metric
 
 NOTHING = "none"
-_FAINTEST = 0.2  # Euclidean distance in [-1, 1]^3 under which a foreground is not told from its background
+_FAINTEST = (
+    0.2  # Euclidean distance in [-1, 1]^3 under which a foreground is not told from its background
+)
 _POOREST = 0.6  # share of the foreground's energy that the best shape must explain; pure noise gives under 0.2
 
 
@@ -46,14 +48,23 @@ class Verifier:
     """
 
     def __init__(
-        self, *, shapes: Sequence[str], palette: dict[str, tuple[int, int, int]], radii: dict[str, tuple[float, float]],
+        self,
+        *,
+        shapes: Sequence[str],
+        palette: dict[str, tuple[int, int, int]],
+        radii: dict[str, tuple[float, float]],
         coverage: Callable[[str, np.ndarray, np.ndarray, np.ndarray, int], np.ndarray],
     ) -> None:
         self.shapes, self.radii, self.coverage = tuple(shapes), dict(radii), coverage
         self._names = tuple(palette)
-        self._rgb = np.array([palette[name] for name in self._names], dtype=np.float32) / 127.5 - 1.0
+        self._rgb = (
+            np.array([palette[name] for name in self._names], dtype=np.float32) / 127.5 - 1.0
+        )
         # Wider than the bands: a model may draw too small or too large. Steps of 10 % are refined later.
-        lowest, highest = 0.7 * min(low for low, _ in radii.values()), 1.3 * max(high for _, high in radii.values())
+        lowest, highest = (
+            0.7 * min(low for low, _ in radii.values()),
+            1.3 * max(high for _, high in radii.values()),
+        )
         self._grid = lowest * 1.1 ** np.arange(1 + np.ceil(np.log(highest / lowest) / np.log(1.1)))
         self._banks: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -62,18 +73,27 @@ class Verifier:
         """images [B, 3, H, H] in [-1, 1] -> B readings. A picture without a shape, or with a number that is not finite, gets
         NOTHING for what cannot be seen. Raises ValueError for another shape of tensor."""
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
-            raise ValueError(f"the verifier reads square pictures [B, 3, H, H], not {tuple(images.shape)}")
+            raise ValueError(
+                f"the verifier reads square pictures [B, 3, H, H], not {tuple(images.shape)}"
+            )
         return [self._read(image) for image in images.float().clamp(-1, 1).cpu().numpy()]
 
     def _read(self, image: np.ndarray) -> Reading:
         if not np.isfinite(image).all():
             return Reading(NOTHING, NOTHING, NOTHING, NOTHING)
-        ground = np.median(np.concatenate([image[:, 0], image[:, -1], image[:, 1:-1, 0], image[:, 1:-1, -1]], axis=1), axis=1)
+        ground = np.median(
+            np.concatenate(
+                [image[:, 0], image[:, -1], image[:, 1:-1, 0], image[:, 1:-1, -1]], axis=1
+            ),
+            axis=1,
+        )
         nothing = Reading(NOTHING, NOTHING, NOTHING, self._nearest(ground))
         difference = image - ground[:, None, None]
         # The colour of the shape: median of the 2 % of pixels that differ most from the background.
         distance = (difference**2).sum(0).ravel()
-        farthest = np.argpartition(distance, -max(distance.size // 50, 1))[-max(distance.size // 50, 1):]
+        farthest = np.argpartition(distance, -max(distance.size // 50, 1))[
+            -max(distance.size // 50, 1) :
+        ]
         axis = np.median(difference.reshape(3, -1)[:, farthest], axis=1)
         contrast = float((axis**2).sum())
         if contrast < _FAINTEST**2:
@@ -85,14 +105,21 @@ class Verifier:
             return nothing
         # The same equation the other way round: the colour given the fitted coverage, over all pixels of the shape.
         colour = ground + (difference * template).sum((1, 2)) / (template**2).sum()
-        return Reading(shape, self._nearest(colour), self._size(radius / image.shape[-1]), nothing.background)
+        return Reading(
+            shape, self._nearest(colour), self._size(radius / image.shape[-1]), nothing.background
+        )
 
     def _nearest(self, rgb: np.ndarray) -> str:
         return self._names[int(((self._rgb - rgb) ** 2).sum(1).argmin())]
 
     def _size(self, radius: float) -> str:
         """The band whose geometric middle is nearest in ratio."""
-        return min(self.radii, key=lambda name: abs(np.log(radius / np.sqrt(self.radii[name][0] * self.radii[name][1]))))
+        return min(
+            self.radii,
+            key=lambda name: abs(
+                np.log(radius / np.sqrt(self.radii[name][0] * self.radii[name][1]))
+            ),
+        )
 
     def _fit(self, covered: np.ndarray) -> tuple[str, float, float, np.ndarray]:
         """Best (shape, radius, explained energy, its coverage [H, W]) for measured coverage [H, W].
@@ -118,14 +145,20 @@ class Verifier:
                 best = (shape, *fitted)
         return best
 
-    def _refine(self, covered: np.ndarray, shape: str, start: tuple[float, float, float]) -> tuple[float, float, np.ndarray]:
+    def _refine(
+        self, covered: np.ndarray, shape: str, start: tuple[float, float, float]
+    ) -> tuple[float, float, np.ndarray]:
         """(radius, explained energy, coverage) of the best (x, y, radius) near start, to about 0.06 pixels and 0.6 %."""
         centre = np.array(start)
-        steps = np.stack(np.meshgrid(*[[-1.0, 0.0, 1.0]] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+        steps = np.stack(np.meshgrid(*[[-1.0, 0.0, 1.0]] * 3, indexing="ij"), axis=-1).reshape(
+            -1, 3
+        )
         step = np.array([0.5, 0.5, 0.05 * centre[2]])
         for _ in range(4):
             tried = centre + steps * step
-            templates = self.coverage(shape, tried[:, 0], tried[:, 1], tried[:, 2], covered.shape[0])
+            templates = self.coverage(
+                shape, tried[:, 0], tried[:, 1], tried[:, 2], covered.shape[0]
+            )
             match = np.maximum(np.einsum("nhw,hw->n", templates, covered), 0.0)
             explained = match**2 / np.maximum((templates**2).sum((1, 2)), 1e-6)
             k = int(explained.argmax())
@@ -136,7 +169,12 @@ class Verifier:
         """Spectra [shape, radius, H, H / 2 + 1] of all shapes in the middle of a picture, and their energies [shape, radius]."""
         if side not in self._banks:
             middle = np.full(len(self._grid), side / 2)
-            bank = np.stack([self.coverage(shape, middle, middle, self._grid * side, side) for shape in self.shapes])
+            bank = np.stack(
+                [
+                    self.coverage(shape, middle, middle, self._grid * side, side)
+                    for shape in self.shapes
+                ]
+            )
             self._banks[side] = np.fft.rfft2(bank), (bank**2).sum((2, 3))
         return self._banks[side]
 
@@ -157,7 +195,9 @@ class PromptAccuracy(Metric):
     def __init__(self, *, verifier: Verifier) -> None:
         super().__init__()
         self.verifier = verifier
-        self.add_state("right", default=torch.zeros(len(self.NAMES), dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state(
+            "right", default=torch.zeros(len(self.NAMES), dtype=torch.long), dist_reduce_fx="sum"
+        )
         self.add_state("total", default=torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, images: Tensor, expected: Sequence[Described]) -> None:

@@ -11,4 +11,7 @@ def nearest_picture_share(drawn: Tensor, pictures: Tensor, wanted: Tensor) -> di
     """
     distance = torch.cdist(drawn.flatten(1), pictures.flatten(1))
     nearer = (distance < distance.gather(1, wanted[:, None])).sum(1)
-    return {"top_1": (nearer < 1).double().mean().item(), "top_5": (nearer < 5).double().mean().item()}
+    return {
+        "top_1": (nearer < 1).double().mean().item(),
+        "top_5": (nearer < 5).double().mean().item(),
+    }

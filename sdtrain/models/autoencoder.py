@@ -30,13 +30,21 @@ class Autoencoder(nn.Module):
     """
 
     def __init__(
-        self, *, path: str, latent_channels: int, downsampling: int, latent_scale: float | None = None, sample_posterior: bool = False,
+        self,
+        *,
+        path: str,
+        latent_channels: int,
+        downsampling: int,
+        latent_scale: float | None = None,
+        sample_posterior: bool = False,
         sha256: str | None = None,
     ) -> None:
         super().__init__()
         folder = find_folder(path, "model.autoencoder.path")
         if not (folder / "config.json").is_file() or not (folder / WEIGHTS).is_file():
-            raise UserError(f"model.autoencoder.path={path} holds no autoencoder: config.json and {WEIGHTS} are needed, as diffusers writes them.")
+            raise UserError(
+                f"model.autoencoder.path={path} holds no autoencoder: config.json and {WEIGHTS} are needed, as diffusers writes them."
+            )
         self.sha256 = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
         if sha256 is not None and sha256 != self.sha256:
             raise UserError(
@@ -44,23 +52,50 @@ class Autoencoder(nn.Module):
                 f"({sha256[:12]}): its latents would not fit. Give the folder of the first ones in model.autoencoder.path."
             )
         config = json.loads((folder / "config.json").read_text())
-        found = {"latent_channels": config["latent_channels"], "downsampling": 2 ** (len(config["block_out_channels"]) - 1)}
-        for key, value in {"latent_channels": latent_channels, "downsampling": downsampling}.items():
+        found = {
+            "latent_channels": config["latent_channels"],
+            "downsampling": 2 ** (len(config["block_out_channels"]) - 1),
+        }
+        for key, value in {
+            "latent_channels": latent_channels,
+            "downsampling": downsampling,
+        }.items():
             if found[key] != value:
-                raise UserError(f"model.autoencoder.{key}={value}, but the autoencoder in {path} has {found[key]}. Set model.autoencoder.{key}={found[key]}.")
-        how = {"local_files_only": True, "use_safetensors": True, "torch_dtype": torch.float32, "low_cpu_mem_usage": False}
+                raise UserError(
+                    f"model.autoencoder.{key}={value}, but the autoencoder in {path} has {found[key]}. Set model.autoencoder.{key}={found[key]}."
+                )
+        how = {
+            "local_files_only": True,
+            "use_safetensors": True,
+            "torch_dtype": torch.float32,
+            "low_cpu_mem_usage": False,
+        }
         try:
             self.net = AutoencoderKL.from_pretrained(folder, **how).eval().requires_grad_(False)
         except (OSError, SafetensorError) as error:
-            raise UserError(f"model.autoencoder.path={path}: {WEIGHTS} holds no safetensors. Give a folder that does in model.autoencoder.path.") from error
-        self.latent_channels, self.downsampling, self.sample_posterior = latent_channels, downsampling, sample_posterior
-        self.latent_scale = float(latent_scale if latent_scale is not None else config["scaling_factor"])
+            raise UserError(
+                f"model.autoencoder.path={path}: {WEIGHTS} holds no safetensors. Give a folder that does in model.autoencoder.path."
+            ) from error
+        self.latent_channels, self.downsampling, self.sample_posterior = (
+            latent_channels,
+            downsampling,
+            sample_posterior,
+        )
+        self.latent_scale = float(
+            latent_scale if latent_scale is not None else config["scaling_factor"]
+        )
 
     def latent_shape(self, image_size: int) -> tuple[int, int, int]:
         """(C, h, w) for pictures of image_size x image_size. Raises UserError where that is not a multiple of the downsampling."""
         if image_size % self.downsampling:
-            raise UserError(f"data.image_size={image_size} must be a multiple of {self.downsampling}, the autoencoder's downsampling.")
-        return self.latent_channels, image_size // self.downsampling, image_size // self.downsampling
+            raise UserError(
+                f"data.image_size={image_size} must be a multiple of {self.downsampling}, the autoencoder's downsampling."
+            )
+        return (
+            self.latent_channels,
+            image_size // self.downsampling,
+            image_size // self.downsampling,
+        )
 
     @torch.no_grad()
     def encode(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -83,7 +118,9 @@ class Pixels(nn.Module):
     def __init__(self, *, latent_channels: int = 3) -> None:
         super().__init__()
         if latent_channels != 3:
-            raise UserError(f"model.autoencoder.latent_channels={latent_channels}: in pixel space it is 3, the colours.")
+            raise UserError(
+                f"model.autoencoder.latent_channels={latent_channels}: in pixel space it is 3, the colours."
+            )
 
     def latent_shape(self, image_size: int) -> tuple[int, int, int]:
         return 3, image_size, image_size
@@ -110,19 +147,27 @@ def check_latent_scale(autoencoder: Autoencoder | Pixels, image: Tensor) -> floa
     return std
 
 
-def write_autoencoder(net: AutoencoderKL, latent_scale: float, folder: Path, measured: dict | None = None) -> None:
+def write_autoencoder(
+    net: AutoencoderKL, latent_scale: float, folder: Path, measured: dict | None = None
+) -> None:
     """Writes config.json with scaling_factor and fp16 weights, in diffusers' layout, and measured.json. Beside, then renamed: never a half one.
 
     Raises StorageError where the disk refuses."""
     beside = folder.with_name(f".{folder.name}.tmp")
-    config = {k: v for k, v in net.config.items() if not k.startswith("_")} | {"scaling_factor": latent_scale, "_class_name": "AutoencoderKL"}
+    config = {k: v for k, v in net.config.items() if not k.startswith("_")} | {
+        "scaling_factor": latent_scale,
+        "_class_name": "AutoencoderKL",
+    }
     try:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         (beside / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
         if measured is not None:
             (beside / "measured.json").write_text(json.dumps(measured, indent=1) + "\n")
-        save_file({k: v.detach().half().cpu().contiguous() for k, v in net.state_dict().items()}, beside / WEIGHTS)
+        save_file(
+            {k: v.detach().half().cpu().contiguous() for k, v in net.state_dict().items()},
+            beside / WEIGHTS,
+        )
         (beside / WEIGHTS).chmod(0o644)  # safetensors leaves it readable to its owner alone
         for file in beside.iterdir():
             fsync(file)
@@ -130,4 +175,6 @@ def write_autoencoder(net: AutoencoderKL, latent_scale: float, folder: Path, mea
         beside.rename(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(beside, ignore_errors=True)
-        raise StorageError(f"{folder} cannot be written: {getattr(error, 'strerror', None) or error}. Free space, and go on with resume=auto.") from error
+        raise StorageError(
+            f"{folder} cannot be written: {getattr(error, 'strerror', None) or error}. Free space, and go on with resume=auto."
+        ) from error

@@ -23,7 +23,11 @@ class EMA:
     def update(self, parameters: dict[str, nn.Parameter]) -> None:
         self.steps += 1
         rate = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
-        torch._foreach_lerp_(list(self.weights.values()), [parameters[name].detach().float() for name in self.weights], rate)
+        torch._foreach_lerp_(
+            list(self.weights.values()),
+            [parameters[name].detach().float() for name in self.weights],
+            rate,
+        )
 
     @contextmanager
     def applied(self, parameters: dict[str, nn.Parameter]) -> Iterator[None]:
@@ -42,9 +46,17 @@ class EMA:
 
     def load_state_dict(self, state: dict) -> None:
         if missing := self.weights.keys() ^ state["weights"].keys():
-            raise ValueError(f"the stored average and the model differ in {len(missing)} parameters, the first is {sorted(missing)[0]}")
-        if different := [name for name, value in state["weights"].items() if value.shape != self.weights[name].shape]:
-            raise ValueError(f"the stored average of {different[0]} has another shape than the model's")
+            raise ValueError(
+                f"the stored average and the model differ in {len(missing)} parameters, the first is {sorted(missing)[0]}"
+            )
+        if different := [
+            name
+            for name, value in state["weights"].items()
+            if value.shape != self.weights[name].shape
+        ]:
+            raise ValueError(
+                f"the stored average of {different[0]} has another shape than the model's"
+            )
         self.steps = state["steps"]
         for name, value in state["weights"].items():
             self.weights[name].copy_(value)

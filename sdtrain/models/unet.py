@@ -20,22 +20,41 @@ class UNet(nn.Module):
     """
 
     def __init__(
-        self, *, latent_channels: int, context_dim: int, block_channels: list[int], layers_per_block: int, attention: list[bool],
-        head_dim: int, norm_groups: int, pooled_context: bool,
+        self,
+        *,
+        latent_channels: int,
+        context_dim: int,
+        block_channels: list[int],
+        layers_per_block: int,
+        attention: list[bool],
+        head_dim: int,
+        norm_groups: int,
+        pooled_context: bool,
     ) -> None:
         super().__init__()
         if len(attention) != len(block_channels):
-            raise ValueError(f"model.unet.attention has {len(attention)} entries, model.unet.block_channels {len(block_channels)}: give one per resolution.")
+            raise ValueError(
+                f"model.unet.attention has {len(attention)} entries, model.unet.block_channels {len(block_channels)}: give one per resolution."
+            )
         for channels in block_channels:
             if channels % norm_groups or channels % head_dim:
-                raise ValueError(f"model.unet.block_channels has {channels}: each must be a multiple of norm_groups={norm_groups} and of head_dim={head_dim}.")
+                raise ValueError(
+                    f"model.unet.block_channels has {channels}: each must be a multiple of norm_groups={norm_groups} and of head_dim={head_dim}."
+                )
         down = ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attention]
         up = ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)]
         self.net = UNet2DConditionModel(
-            in_channels=latent_channels, out_channels=latent_channels, cross_attention_dim=context_dim,
-            block_out_channels=tuple(block_channels), layers_per_block=layers_per_block, down_block_types=tuple(down), up_block_types=tuple(up),
-            norm_num_groups=norm_groups, resnet_time_scale_shift="scale_shift",
-            addition_embed_type="text" if pooled_context else None, addition_embed_type_num_heads=max(1, context_dim // head_dim),
+            in_channels=latent_channels,
+            out_channels=latent_channels,
+            cross_attention_dim=context_dim,
+            block_out_channels=tuple(block_channels),
+            layers_per_block=layers_per_block,
+            down_block_types=tuple(down),
+            up_block_types=tuple(up),
+            norm_num_groups=norm_groups,
+            resnet_time_scale_shift="scale_shift",
+            addition_embed_type="text" if pooled_context else None,
+            addition_embed_type_num_heads=max(1, context_dim // head_dim),
             # diffusers reads `attention_head_dim` as the number of heads, one entry per resolution (its own comment says so).
             attention_head_dim=tuple(c // head_dim for c in block_channels),
         )

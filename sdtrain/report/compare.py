@@ -9,17 +9,48 @@ import torch
 from torch import Tensor
 
 from sdtrain.errors import UserError
-from sdtrain.metrics.noise_level_error import BITS, LEVELS, NoiseLevelErrors, bits_over, standard_error
+from sdtrain.metrics.noise_level_error import (
+    BITS,
+    LEVELS,
+    NoiseLevelErrors,
+    bits_over,
+    standard_error,
+)
 from sdtrain.report.runs import RunRecord
 
 # Quantiles .975 of Student's t by degrees of freedom.
-T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086)
+T = (
+    12.706,
+    4.303,
+    3.182,
+    2.776,
+    2.571,
+    2.447,
+    2.365,
+    2.306,
+    2.262,
+    2.228,
+    2.201,
+    2.179,
+    2.160,
+    2.145,
+    2.131,
+    2.120,
+    2.110,
+    2.101,
+    2.093,
+    2.086,
+)
 
 
 def t_quantile(freedom: int) -> float:
     """.975; beyond the table by the first terms of its expansion in 1 / freedom (Abramowitz and Stegun 26.7.5), right to 1e-3."""
     z = 1.959964
-    return T[freedom - 1] if freedom <= len(T) else z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    return (
+        T[freedom - 1]
+        if freedom <= len(T)
+        else z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    )
 
 
 @dataclass
@@ -30,12 +61,16 @@ class Difference:
     half: float
     over: str
     spread: tuple[float, float] | None = None  # of two seeds, too few for an interval over them
-    unpaired_half: float = math.nan  # what the interval over pictures were, had each arm its own pictures and noise
+    unpaired_half: float = (
+        math.nan
+    )  # what the interval over pictures were, had each arm its own pictures and noise
 
     @property
     def told(self) -> bool:
         """Whether it can be told from nothing at all; seeds that do not agree in its sign cannot."""
-        return abs(self.mean) > self.half and (self.spread is None or self.spread[0] * self.spread[1] > 0)
+        return abs(self.mean) > self.half and (
+            self.spread is None or self.spread[0] * self.spread[1] > 0
+        )
 
 
 @dataclass
@@ -57,7 +92,10 @@ class Arm:
     def mean(self, name: str) -> float:
         """Of NoiseLevelErrors.summary() over the runs used, on the pictures that all arms have."""
         found, count = [run.last.found for run in self.used], len(self.errors)
-        each = [NoiseLevelErrors(one.errors[:count], one.linear[:count], one.inside).summary()[name] for one in found]
+        each = [
+            NoiseLevelErrors(one.errors[:count], one.linear[:count], one.inside).summary()[name]
+            for one in found
+        ]
         return sum(each) / len(each)
 
 
@@ -82,10 +120,18 @@ def compare(runs: list[RunRecord], baseline: str | None = None) -> Comparison:
     reasons = {id(run): unfit(run) for run in runs if run.state == "finished"}
     refused = [(run, reasons[id(run)]) for run in runs if reasons.get(id(run))]
     ready = [run for run in runs if id(run) in reasons and not reasons[id(run)]]
-    comparison = Comparison([], None, torch.zeros(len(BITS), dtype=torch.bool), refused, [run for run in runs if run.state != "finished"])
+    comparison = Comparison(
+        [],
+        None,
+        torch.zeros(len(BITS), dtype=torch.bool),
+        refused,
+        [run for run in runs if run.state != "finished"],
+    )
     named = [run for run in runs if baseline in (run.name, without_seed(run.name))]
     if named and not any(run in ready for run in named):
-        raise UserError(f"--baseline {baseline} cannot be compared: {reasons.get(id(named[0])) or named[0].state}. Choose another run.")
+        raise UserError(
+            f"--baseline {baseline} cannot be compared: {reasons.get(id(named[0])) or named[0].state}. Choose another run."
+        )
     if not ready:
         return comparison
     first, kept = next((run for run in ready if run in named), ready[0]), []
@@ -95,20 +141,36 @@ def compare(runs: list[RunRecord], baseline: str | None = None) -> Comparison:
         if reason := run.last.same_ground(first.last):
             refused.append((run, f"{reason} than {first.name}"))
         elif both.sum() < 2:
-            refused.append((run, f"its schedule has not two noise levels in common with {first.name} and those between"))
+            refused.append(
+                (
+                    run,
+                    f"its schedule has not two noise levels in common with {first.name} and those between",
+                )
+            )
         else:
             kept.append(run)
             comparison.inside = both
     groups = grouped(kept)
-    if len(groups) == 1:  # runs that differ by their seed alone, and nothing to compare them with: then with each other
+    if (
+        len(groups) == 1
+    ):  # runs that differ by their seed alone, and nothing to compare them with: then with each other
         groups = {run.name: [run] for run in kept}
-    seeds = set.intersection(*({seed(run) for run in group} for group in groups.values())) if groups else set()
-    count, weights = min((len(run.last.pictures) for run in kept), default=0), bits_over(comparison.inside)
+    seeds = (
+        set.intersection(*({seed(run) for run in group} for group in groups.values()))
+        if groups
+        else set()
+    )
+    count, weights = (
+        min((len(run.last.pictures) for run in kept), default=0),
+        bits_over(comparison.inside),
+    )
     for name, group in groups.items():
         used = [run for run in group if seed(run) in seeds] or group
         errors = torch.stack([run.last.found.errors[:count] for run in used]).mean(0)
         bits = errors @ weights
-        comparison.arms.append(Arm(name, group, used, errors, bits.mean().item(), standard_error(bits)))
+        comparison.arms.append(
+            Arm(name, group, used, errors, bits.mean().item(), standard_error(bits))
+        )
     comparison.baseline = next((arm for arm in comparison.arms if first in arm.runs), None)
     for arm in comparison.arms:
         if arm is not comparison.baseline:
@@ -134,8 +196,15 @@ def grouped(runs: list[RunRecord]) -> dict[str, list[RunRecord]]:
     """{name: the runs of one arm}: of one configuration, and each of another seed. A seed for the second time is an arm of its own."""
     groups: dict[tuple[str, int], list[RunRecord]] = {}
     for run in runs:
-        key = json.dumps({key: value for key, value in run.config.items() if key != "seed"}, sort_keys=True)
-        copy = sum(seed(run) == seed(each) for (other, _), group in groups.items() if other == key for each in group)
+        key = json.dumps(
+            {key: value for key, value in run.config.items() if key != "seed"}, sort_keys=True
+        )
+        copy = sum(
+            seed(run) == seed(each)
+            for (other, _), group in groups.items()
+            if other == key
+            for each in group
+        )
         groups.setdefault((key, copy), []).append(run)
     named: dict[str, list[RunRecord]] = {}
     for group in groups.values():
@@ -172,7 +241,11 @@ def paired(arm: Arm, base: Arm) -> list[tuple[Tensor, Tensor]]:
 def sides(arm: Arm, base: Arm) -> tuple[Tensor, Tensor, str]:
     """(errors [R, L] of both, row by row; what a row is: "seeds" where they share three or more, else "pictures")."""
     pairs = paired(arm, base)
-    return (arm.errors, base.errors, "pictures") if len(pairs) < 3 else (*map(torch.stack, zip(*pairs, strict=True)), "seeds")
+    return (
+        (arm.errors, base.errors, "pictures")
+        if len(pairs) < 3
+        else (*map(torch.stack, zip(*pairs, strict=True)), "seeds")
+    )
 
 
 def winners(comparison: Comparison) -> list[tuple[float, str | None]]:
@@ -183,7 +256,9 @@ def winners(comparison: Comparison) -> list[tuple[float, str | None]]:
         following = rest[0] if rest else best
         theirs, mine, _ = sides(following, best)
         gap, pairs = (theirs - mine)[:, place], paired(following, best)
-        agree = len(pairs) != 2 or all(one[place] > other[place] for one, other in pairs)  # as in Difference.told
+        agree = len(pairs) != 2 or all(
+            one[place] > other[place] for one, other in pairs
+        )  # as in Difference.told
         told = agree and gap.mean() > t_quantile(max(1, len(gap) - 1)) * standard_error(gap)
         found.append((LEVELS[place].item(), best.name if told else None))
     return found
@@ -197,7 +272,11 @@ def parting(one: RunRecord, other: RunRecord) -> tuple[int, int | None]:
     """(training losses over the same images that both have, images_seen at the first that is not the same, None where they never part)."""
     losses = []
     for run in (one, other):  # a line is the mean since the one before it
-        lines = [(line["images_seen"], line["train/loss"]) for line in run.lines if "train/loss" in line]
-        losses.append({(before, seen): loss for (before, _), (seen, loss) in pairwise([(0, None), *lines])})
+        lines = [
+            (line["images_seen"], line["train/loss"]) for line in run.lines if "train/loss" in line
+        ]
+        losses.append(
+            {(before, seen): loss for (before, _), (seen, loss) in pairwise([(0, None), *lines])}
+        )
     both = sorted(losses[0].keys() & losses[1].keys())
     return len(both), next((span[1] for span in both if losses[0][span] != losses[1][span]), None)

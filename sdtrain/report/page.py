@@ -42,7 +42,10 @@ def markdown(title: str, sections: list[Section]) -> str:
         for part in section.parts:
             if isinstance(part, Table):
                 cells = [part.heads, ["---"] + ["---:"] * (len(part.heads) - 1), *part.rows]
-                lines += ["| " + " | ".join(_plain(cell).replace("|", "\\|") for cell in row) + " |" for row in cells] + [""]
+                lines += [
+                    "| " + " | ".join(_plain(cell).replace("|", "\\|") for cell in row) + " |"
+                    for row in cells
+                ] + [""]
             elif isinstance(part, tuple):
                 lines += [f"![{part[0]}]({part[0]}.png)", ""]
             else:
@@ -58,16 +61,28 @@ def page(title: str, sections: list[Section]) -> str:
         for part in section.parts:
             if isinstance(part, Table):
                 head = "".join(f"<th>{html.escape(cell)}</th>" for cell in part.heads)
-                rows = "".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in part.rows)
-                body.append(f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>')
+                rows = "".join(
+                    "<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in part.rows
+                )
+                body.append(
+                    f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+                )
             elif isinstance(part, tuple):
                 data = base64.b64encode(png(part[1])).decode()
-                body.append(f'<div class="wide"><img alt="{html.escape(part[0])}" src="data:image/png;base64,{data}"></div>')
+                body.append(
+                    f'<div class="wide"><img alt="{html.escape(part[0])}" src="data:image/png;base64,{data}"></div>'
+                )
             else:
                 body.append(f'<p class="note">{html.escape(part)}</p>')
-    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    )
     head += f"<title>{html.escape(title)}</title><style>{STYLE}</style>"
-    return f"<!doctype html>\n<html lang=\"en\"><head>{head}</head>\n<body>\n" + "\n".join(body) + "\n</body></html>\n"
+    return (
+        f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n'
+        + "\n".join(body)
+        + "\n</body></html>\n"
+    )
 
 
 def _plain(text: str) -> str:
@@ -76,4 +91,8 @@ def _plain(text: str) -> str:
 
 
 def _cell(text: str) -> str:
-    return f'<td class="text">{html.escape(text)}</td>' if len(text) > 40 else f"<td>{html.escape(text)}</td>"
+    return (
+        f'<td class="text">{html.escape(text)}</td>'
+        if len(text) > 40
+        else f"<td>{html.escape(text)}</td>"
+    )

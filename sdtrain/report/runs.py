@@ -27,7 +27,10 @@ class Validation:
 
     def same_ground(self, other: "Validation") -> str | None:
         """Why its numbers mean something else than the other's, or None."""
-        for key, name in (("autoencoder", "another autoencoder"), ("latent_scale", "another latent scale")):
+        for key, name in (
+            ("autoencoder", "another autoencoder"),
+            ("latent_scale", "another latent scale"),
+        ):
             if self.latents[key] != other.latents[key]:
                 return name
         for key in ("mean", "variance"):
@@ -35,7 +38,9 @@ class Validation:
             if mine.shape != theirs.shape or not torch.allclose(mine, theirs, rtol=1e-4, atol=1e-5):
                 return "latents of another mean or variance: other training pictures"
         count = min(len(self.pictures), len(other.pictures))
-        return None if self.pictures[:count] == other.pictures[:count] else "other validation pictures"
+        return (
+            None if self.pictures[:count] == other.pictures[:count] else "other validation pictures"
+        )
 
 
 @dataclass
@@ -58,7 +63,11 @@ class RunRecord:
 
     def series(self, key: str) -> tuple[list[int], list[float], list[float]]:
         """(images seen, seconds, values) of the lines that have the key."""
-        rows = [(line["images_seen"], line["seconds"], line[key]) for line in self.lines if isinstance(line.get(key), int | float)]
+        rows = [
+            (line["images_seen"], line["seconds"], line[key])
+            for line in self.lines
+            if isinstance(line.get(key), int | float)
+        ]
         return tuple(map(list, zip(*rows, strict=True))) if rows else ([], [], [])
 
     @property
@@ -89,13 +98,21 @@ def find_runs(folders: list[Path]) -> list[RunRecord]:
         if (folder / "config.yaml").is_file():
             found.append((folder.resolve().name, folder))
             continue
-        arms = sweep_arms(folder) or sorted(path.parent for path in folder.glob("*/config.yaml") if path.parent.name != "first_stage")
+        arms = sweep_arms(folder) or sorted(
+            path.parent
+            for path in folder.glob("*/config.yaml")
+            if path.parent.name != "first_stage"
+        )
         if not arms:
-            raise UserError(f"{folder} holds no runs: a run has a config.yaml, a sweep has runs in it. Give the folder that `sdtrain` has written.")
+            raise UserError(
+                f"{folder} holds no runs: a run has a config.yaml, a sweep has runs in it. Give the folder that `sdtrain` has written."
+            )
         found += [(arm.name, arm) for arm in arms]
     named = {folder.resolve(): printable(name) for name, folder in found}  # each once
     parts = 1
-    while len(set(named.values())) < len(named):  # of several folders: as much of the path as it takes
+    while len(set(named.values())) < len(
+        named
+    ):  # of several folders: as much of the path as it takes
         parts += 1
         named = {folder: printable("/".join(folder.parts[-parts:])) for folder in named}
     return [read_run(name, folder) for folder, name in named.items()]
@@ -122,17 +139,27 @@ def read_run(name: str, folder: Path) -> RunRecord:
     state = str(status.get("state", "unknown"))
     if not config and (folder / "config.yaml").exists():
         state = "with a config.yaml that cannot be read"
-    elif not config and state in ("unknown", "finished"):  # one that was refused as it was built has failed
+    elif not config and state in (
+        "unknown",
+        "finished",
+    ):  # one that was refused as it was built has failed
         state = "not begun"
-    code, seen, memory = (status.get(key) if isinstance(status.get(key), int | float) else None for key in ("exit_code", "images_seen", "peak_memory_mb"))
+    code, seen, memory = (
+        status.get(key) if isinstance(status.get(key), int | float) else None
+        for key in ("exit_code", "images_seen", "peak_memory_mb")
+    )
     run = RunRecord(name, folder, config, state, code, seen or 0, memory)
     run.lines = _lines(folder / "metrics.jsonl")
     if run.lines and state == "running":
         run.images_seen = run.lines[-1]["images_seen"]
     for path in sorted((folder / "validation").glob("*.json")):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
+        with contextlib.suppress(
+            OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError
+        ):
             read = _validation(json.loads(path.read_text()))
-            if read is not None and (state != "finished" or read.images_seen <= run.images_seen):  # else of an earlier process, which went further
+            if read is not None and (
+                state != "finished" or read.images_seen <= run.images_seen
+            ):  # else of an earlier process, which went further
                 run.validations.append(read)
     return run
 
@@ -143,7 +170,10 @@ def _lines(path: Path) -> list[dict]:
         for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError):
                 line = json.loads(text)
-                found.append(line | {"seconds": float(line["seconds"]), "images_seen": int(line["images_seen"])})
+                found.append(
+                    line
+                    | {"seconds": float(line["seconds"]), "images_seen": int(line["images_seen"])}
+                )
     return found
 
 
@@ -152,19 +182,35 @@ def _validation(record: dict) -> Validation | None:
     if record["log_snr"] != LEVELS.tolist():
         return None
     weights = "ema" if record["errors"].get("ema") else "raw"
-    errors, linear = (torch.tensor(rows, dtype=torch.float64) for rows in (record["errors"][weights], record["linear"]))
+    errors, linear = (
+        torch.tensor(rows, dtype=torch.float64)
+        for rows in (record["errors"][weights], record["linear"])
+    )
     found = NoiseLevelErrors(errors, linear, torch.tensor(record["inside"]))
-    if not errors.shape == linear.shape == (len(record["pictures"]), len(LEVELS)) or found.inside.shape != LEVELS.shape:
+    if (
+        not errors.shape == linear.shape == (len(record["pictures"]), len(LEVELS))
+        or found.inside.shape != LEVELS.shape
+    ):
         return None
-    latents = {key: record[key] for key in ("autoencoder", "latent_scale")} | {key: torch.tensor(record[key]) for key in ("mean", "variance")}
-    return Validation(record["images_seen"], found, record["pictures"], latents, "averaged" if weights == "ema" else "raw")
+    latents = {key: record[key] for key in ("autoencoder", "latent_scale")} | {
+        key: torch.tensor(record[key]) for key in ("mean", "variance")
+    }
+    return Validation(
+        record["images_seen"],
+        found,
+        record["pictures"],
+        latents,
+        "averaged" if weights == "ema" else "raw",
+    )
 
 
 def flat(node: dict, prefix: str = "") -> dict[str, Any]:
     """Leaves of nested dicts by dotted key."""
     found = {}
     for key, value in node.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        found |= (
+            flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        )
     return found
 
 
@@ -172,4 +218,8 @@ def differences(runs: list[RunRecord]) -> dict[str, list[Any]]:
     """{key: its value in each run, "" where it has no such key} for what is not the same in all."""
     leaves = [flat(run.config) for run in runs]
     keys = dict.fromkeys(key for each in leaves for key in each)
-    return {key: [each.get(key, "") for each in leaves] for key in keys if len({json.dumps(each.get(key, "")) for each in leaves}) > 1}
+    return {
+        key: [each.get(key, "") for each in leaves]
+        for key in keys
+        if len({json.dumps(each.get(key, "")) for each in leaves}) > 1
+    }

@@ -8,7 +8,16 @@ from sdtrain.samplers.walk import Noise, Show, level, look, posterior_std, step_
 from sdtrain.schedules import Schedule
 
 
-def ddim(denoise, x: Tensor, grid: Tensor, schedule: Schedule, noise: Noise, show: Show | None = None, *, eta: float = 0.0) -> Tensor:
+def ddim(
+    denoise,
+    x: Tensor,
+    grid: Tensor,
+    schedule: Schedule,
+    noise: Noise,
+    show: Show | None = None,
+    *,
+    eta: float = 0.0,
+) -> Tensor:
     """x_s = alpha_s x0 + sqrt(sigma_s^2 - std^2) eps + std z,  std = eta times that of the posterior (Song et al. 2021, eq. 12 and 16).
 
     eta = 0 is deterministic: Euler's method in x / alpha over sigma / alpha. eta = 1 is ddpm on the same grid, and the ancestral Euler
@@ -19,5 +28,7 @@ def ddim(denoise, x: Tensor, grid: Tensor, schedule: Schedule, noise: Noise, sho
     for step, (t, s) in enumerate(pairwise(grid)):
         x0 = look(denoise, x, t, step, show)
         now, then = level(schedule, t, x), level(schedule, s, x)
-        x = step_to(x, x0, now, then, eta * posterior_std(now, then), noise(step) if eta > 0 else None)
+        x = step_to(
+            x, x0, now, then, eta * posterior_std(now, then), noise(step) if eta > 0 else None
+        )
     return look(denoise, x, grid[-1], len(grid) - 1, show)

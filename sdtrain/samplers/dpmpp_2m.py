@@ -8,7 +8,9 @@ from sdtrain.samplers.walk import Noise, Show, half_log_snr, level, look, step_t
 from sdtrain.schedules import Schedule
 
 
-def dpmpp_2m(denoise, x: Tensor, grid: Tensor, schedule: Schedule, noise: Noise, show: Show | None = None) -> Tensor:
+def dpmpp_2m(
+    denoise, x: Tensor, grid: Tensor, schedule: Schedule, noise: Noise, show: Show | None = None
+) -> Tensor:
     """Second order with one denoising a step: ddim's step with x0 extrapolated half a step ahead from the one before.
 
     x0 + h / (2 h_before) (x0 - x0_before), h the step in ln(alpha / sigma). First order where a step is infinite: from alpha = 0, to sigma = 0.

@@ -9,7 +9,16 @@ from sdtrain.samplers.walk import Noise, Show, half_log_snr, level, look, step_t
 from sdtrain.schedules import Schedule
 
 
-def dpmpp_2m_sde(denoise, x: Tensor, grid: Tensor, schedule: Schedule, noise: Noise, show: Show | None = None, *, eta: float = 1.0) -> Tensor:
+def dpmpp_2m_sde(
+    denoise,
+    x: Tensor,
+    grid: Tensor,
+    schedule: Schedule,
+    noise: Noise,
+    show: Show | None = None,
+    *,
+    eta: float = 1.0,
+) -> Tensor:
     """dpmpp_2m's step with std = sigma_s sqrt(1 - exp(-2 eta h)) of fresh noise, h the step in ln(alpha / sigma). eta = 0 is dpmpp_2m."""
     if not eta >= 0:
         raise ValueError(f"sampler.eta={eta:g} must be at least 0")
@@ -20,5 +29,8 @@ def dpmpp_2m_sde(denoise, x: Tensor, grid: Tensor, schedule: Schedule, noise: No
         if before is not None and h < math.inf:
             ahead = x0 + h / (2 * (clock[step] - clock[step - 1])) * (x0 - before)
         std = then[1] * math.sqrt(-math.expm1(-2 * eta * h)) if eta else 0.0
-        x, before = step_to(x, ahead, level(schedule, t, x), then, std, noise(step) if eta else None), x0
+        x, before = (
+            step_to(x, ahead, level(schedule, t, x), then, std, noise(step) if eta else None),
+            x0,
+        )
     return look(denoise, x, grid[-1], len(grid) - 1, show)

@@ -8,7 +8,9 @@ from sdtrain.samplers.walk import Noise, Show, half_log_snr, level, look, step_t
 from sdtrain.schedules import Schedule
 
 
-def unipc(denoise, x: Tensor, grid: Tensor, schedule: Schedule, noise: Noise, show: Show | None = None) -> Tensor:
+def unipc(
+    denoise, x: Tensor, grid: Tensor, schedule: Schedule, noise: Noise, show: Show | None = None
+) -> Tensor:
     """dpmpp_2m's step, taken again when the x0 at its end is known, which costs no denoising: third order in effect.
 
     With h the step in ln(alpha / sigma), the exact step is ddim's with the mean of x0 under weights exp(l - h), l in [0, h]; the second
@@ -18,10 +20,19 @@ def unipc(denoise, x: Tensor, grid: Tensor, schedule: Schedule, noise: Noise, sh
     start, x0, was = x, x, None
     for step, t in enumerate(grid):
         after, now = look(denoise, x, t, step, show), level(schedule, t, x)
-        if math.isfinite(h):  # the step that led here, corrected; mean of l and of l^2 under its weights
+        if math.isfinite(
+            h
+        ):  # the step that led here, corrected; mean of l and of l^2 under its weights
             of_l, new = h / -math.expm1(-h) - 1, (after - x0) / h
             of_l2, half = h * h / -math.expm1(-h) - 2 * of_l, x0 + new * h / 2
-            x = step_to(start, half if slope is None else x0 + slope * of_l + (new - slope) / (h + h_before) * (of_l2 + h_before * of_l), was, now)
+            x = step_to(
+                start,
+                half
+                if slope is None
+                else x0 + slope * of_l + (new - slope) / (h + h_before) * (of_l2 + h_before * of_l),
+                was,
+                now,
+            )
             slope, h_before = new, h
         if step + 1 < len(grid):
             h, start, x0, was = clock[step + 1] - clock[step], x, after, now

@@ -33,7 +33,14 @@ def half_log_snr(schedule: Schedule, grid: Tensor) -> list[float]:
     return (schedule.log_snr(grid) / 2).tolist()
 
 
-def step_to(x: Tensor, x0: Tensor, now: Level, then: Level, std: Tensor | float = 0.0, z: Tensor | None = None) -> Tensor:
+def step_to(
+    x: Tensor,
+    x0: Tensor,
+    now: Level,
+    then: Level,
+    std: Tensor | float = 0.0,
+    z: Tensor | None = None,
+) -> Tensor:
     """x_s = alpha_s x0 + sqrt(sigma_s^2 - std^2) eps + std z, with the eps that x and x0 imply."""
     (alpha_t, sigma_t), (alpha_s, sigma_s) = now, then
     eps = (x - alpha_t * x0) / sigma_t
@@ -60,4 +67,12 @@ def look(denoise, x: Tensor, t: Tensor, step: int, show: Show | None) -> Tensor:
 
 
 class Sampler(Protocol):
-    def __call__(self, denoise, x: Tensor, grid: Tensor, schedule: Schedule, noise: Noise, show: Show | None = None) -> Tensor: ...
+    def __call__(
+        self,
+        denoise,
+        x: Tensor,
+        grid: Tensor,
+        schedule: Schedule,
+        noise: Noise,
+        show: Show | None = None,
+    ) -> Tensor: ...

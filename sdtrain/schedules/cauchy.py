@@ -10,12 +10,22 @@ from sdtrain.schedules.schedule import Schedule
 
 
 def cauchy(
-    *, centre: float = 0.0, scale: float = 1.0, log_snr_min: float = -10.0, log_snr_max: float = 10.0, num_timesteps: int = 1000,
+    *,
+    centre: float = 0.0,
+    scale: float = 1.0,
+    log_snr_min: float = -10.0,
+    log_snr_max: float = 10.0,
+    num_timesteps: int = 1000,
 ) -> Schedule:
     """log_snr = centre + scale tan(pi / 2 (1 - 2 t)): it follows a Cauchy law, cut to its bounds (Hang and Gu 2024, table 1)."""
     if not scale > 0:
         raise UserError(f"schedule.scale={scale:g} must be above 0.")
     return symmetric(
-        "cauchy", lambda share: scale / torch.tan(math.pi * share), lambda x: torch.atan2(torch.full_like(x, scale), x) / math.pi,
-        centre=centre, log_snr_min=log_snr_min, log_snr_max=log_snr_max, num_timesteps=num_timesteps,
+        "cauchy",
+        lambda share: scale / torch.tan(math.pi * share),
+        lambda x: torch.atan2(torch.full_like(x, scale), x) / math.pi,
+        centre=centre,
+        log_snr_min=log_snr_min,
+        log_snr_max=log_snr_max,
+        num_timesteps=num_timesteps,
     )

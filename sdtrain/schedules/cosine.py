@@ -9,7 +9,9 @@ from sdtrain.schedules.schedule import Schedule
 from sdtrain.schedules.table import from_betas, timesteps
 
 
-def cosine(*, offset: float = 0.008, max_beta: float = 0.999, num_timesteps: int = 1000) -> Schedule:
+def cosine(
+    *, offset: float = 0.008, max_beta: float = 0.999, num_timesteps: int = 1000
+) -> Schedule:
     """alpha_bar(r) = cos^2(pi/2 (r + offset) / (1 + offset)), beta_i = min(1 - alpha_bar((i+1)/T) / alpha_bar(i/T), max_beta).
 
     Nichol and Dhariwal 2021, eq. 17. cosine_log_snr is its continuous form.
@@ -18,4 +20,8 @@ def cosine(*, offset: float = 0.008, max_beta: float = 0.999, num_timesteps: int
         raise UserError(f"schedule.max_beta={max_beta:g} must be at most 1.")
     r = torch.linspace(0, 1, timesteps(num_timesteps) + 1, dtype=torch.float64)
     alpha_bar = torch.cos((r + offset) / (1 + offset) * math.pi / 2) ** 2
-    return from_betas("cosine", (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta), "schedule.offset or schedule.max_beta")
+    return from_betas(
+        "cosine",
+        (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta),
+        "schedule.offset or schedule.max_beta",
+    )

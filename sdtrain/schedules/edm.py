@@ -10,14 +10,26 @@ from sdtrain.schedules.schedule import Schedule
 
 
 def edm(
-    *, log_sigma_mean: float = -1.2, log_sigma_std: float = 1.2, sigma_min: float = 0.002, sigma_max: float = 80.0, num_timesteps: int = 1000,
+    *,
+    log_sigma_mean: float = -1.2,
+    log_sigma_std: float = 1.2,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    num_timesteps: int = 1000,
 ) -> Schedule:
     """ln(sigma / alpha) follows a normal law (Karras et al. 2022, table 1), cut to [sigma_min, sigma_max]; log_snr is -2 times it."""
     if not 0 < sigma_min or not 0 < sigma_max or not log_sigma_std > 0:
-        raise UserError(f"schedule.sigma_min={sigma_min:g}, schedule.sigma_max={sigma_max:g} and schedule.log_sigma_std={log_sigma_std:g} must be above 0.")
+        raise UserError(
+            f"schedule.sigma_min={sigma_min:g}, schedule.sigma_max={sigma_max:g} and schedule.log_sigma_std={log_sigma_std:g} must be above 0."
+        )
     std = 2 * log_sigma_std
     return symmetric(
-        "edm", lambda share: -std * torch.special.ndtri(share), lambda x: torch.special.ndtr(-x / std), centre=-2 * log_sigma_mean,
-        log_snr_min=-2 * math.log(sigma_max), log_snr_max=-2 * math.log(sigma_min), num_timesteps=num_timesteps,
+        "edm",
+        lambda share: -std * torch.special.ndtri(share),
+        lambda x: torch.special.ndtr(-x / std),
+        centre=-2 * log_sigma_mean,
+        log_snr_min=-2 * math.log(sigma_max),
+        log_snr_max=-2 * math.log(sigma_min),
+        num_timesteps=num_timesteps,
         keys="schedule.sigma_min or schedule.sigma_max",
     )

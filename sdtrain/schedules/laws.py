@@ -17,12 +17,20 @@ BOUNDS = "schedule.log_snr_min or schedule.log_snr_max"
 
 def check_bounds(name: str, log_snr_min: float, log_snr_max: float, keys: str) -> None:
     if not -math.inf < log_snr_min < log_snr_max < math.inf:
-        raise UserError(f"schedule={name} has its bounds reversed or not finite: log_snr from {log_snr_max:g} down to {log_snr_min:g}. Change {keys}.")
+        raise UserError(
+            f"schedule={name} has its bounds reversed or not finite: log_snr from {log_snr_max:g} down to {log_snr_min:g}. Change {keys}."
+        )
 
 
 def cut(
-    name: str, log_snr_of: Callable[[Tensor, Tensor], Tensor], shares: Callable[[Tensor], tuple[Tensor, Tensor]], *, log_snr_min: float, log_snr_max: float,
-    num_timesteps: int, keys: str = BOUNDS,
+    name: str,
+    log_snr_of: Callable[[Tensor, Tensor], Tensor],
+    shares: Callable[[Tensor], tuple[Tensor, Tensor]],
+    *,
+    log_snr_min: float,
+    log_snr_max: float,
+    num_timesteps: int,
+    keys: str = BOUNDS,
 ) -> Schedule:
     """The schedule of a law between two bounds.
 
@@ -30,15 +38,30 @@ def cut(
     1 - share keeps nothing of a tail.
     """
     check_bounds(name, log_snr_min, log_snr_max, keys)
-    (above0, above1), (below0, below1) = (s.tolist() for s in shares(torch.tensor([log_snr_max, log_snr_min], dtype=torch.float64)))
+    (above0, above1), (below0, below1) = (
+        s.tolist() for s in shares(torch.tensor([log_snr_max, log_snr_min], dtype=torch.float64))
+    )
     return Schedule(
-        name, lambda t: log_snr_of((1 - t) * above0 + t * above1, (1 - t) * below0 + t * below1).clamp(log_snr_min, log_snr_max),
-        lambda log_snr: (shares(log_snr)[0] - above0) / (above1 - above0), num_timesteps=num_timesteps, keys=keys,
+        name,
+        lambda t: log_snr_of((1 - t) * above0 + t * above1, (1 - t) * below0 + t * below1).clamp(
+            log_snr_min, log_snr_max
+        ),
+        lambda log_snr: (shares(log_snr)[0] - above0) / (above1 - above0),
+        num_timesteps=num_timesteps,
+        keys=keys,
     )
 
 
 def symmetric(
-    name: str, quantile: Curve, tail: Curve, *, log_snr_min: float, log_snr_max: float, num_timesteps: int, centre: float = 0.0, keys: str = BOUNDS,
+    name: str,
+    quantile: Curve,
+    tail: Curve,
+    *,
+    log_snr_min: float,
+    log_snr_max: float,
+    num_timesteps: int,
+    centre: float = 0.0,
+    keys: str = BOUNDS,
 ) -> Schedule:
     """The schedule of a law that is symmetric about its centre. tail: a distance x >= 0 from the centre to the share of the law beyond
     it, in (0, 1/2]; quantile: its inverse. The rest as in `cut`. A bound beyond which less than 1e-9 of the law lies is moved in to there:
@@ -46,15 +69,28 @@ def symmetric(
     check_bounds(name, log_snr_min, log_snr_max, keys)
     reach = quantile(torch.tensor(1e-9, dtype=torch.float64)).item()
     if not log_snr_min < centre + reach or not log_snr_max > centre - reach:  # NaN too
-        raise UserError(f"schedule={name} lies around log_snr = {centre:g} and leaves nothing between its bounds {log_snr_min:g} and {log_snr_max:g}. "
-                        f"Change {keys}, or what centres it.")
+        raise UserError(
+            f"schedule={name} lies around log_snr = {centre:g} and leaves nothing between its bounds {log_snr_min:g} and {log_snr_max:g}. "
+            f"Change {keys}, or what centres it."
+        )
     log_snr_min, log_snr_max = max(log_snr_min, centre - reach), min(log_snr_max, centre + reach)
 
     def log_snr_of(above: Tensor, below: Tensor) -> Tensor:
-        return centre + torch.where(above < below, 1.0, -1.0) * quantile(torch.minimum(above, below))
+        return centre + torch.where(above < below, 1.0, -1.0) * quantile(
+            torch.minimum(above, below)
+        )
 
     def shares(log_snr: Tensor) -> tuple[Tensor, Tensor]:
         beyond = tail((log_snr - centre).abs())
         upper = log_snr >= centre
         return torch.where(upper, beyond, 1 - beyond), torch.where(upper, 1 - beyond, beyond)
-    return cut(name, log_snr_of, shares, log_snr_min=log_snr_min, log_snr_max=log_snr_max, num_timesteps=num_timesteps, keys=keys)
+
+    return cut(
+        name,
+        log_snr_of,
+        shares,
+        log_snr_min=log_snr_min,
+        log_snr_max=log_snr_max,
+        num_timesteps=num_timesteps,
+        keys=keys,
+    )

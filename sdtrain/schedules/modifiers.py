@@ -15,8 +15,12 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
     Lin et al. 2024, "Common diffusion noise schedules and sample steps are flawed", algorithm 1.
     """
     if schedule.log_snr_min == -math.inf:
-        raise UserError(f"modifiers=[zero_terminal_snr] has no effect: schedule={schedule.name} already ends in alpha = 0. Remove it from modifiers.")
-    first, last = (schedule.alpha_sigma(torch.tensor(float(t)), torch.float64)[0].item() for t in (0, 1))
+        raise UserError(
+            f"modifiers=[zero_terminal_snr] has no effect: schedule={schedule.name} already ends in alpha = 0. Remove it from modifiers."
+        )
+    first, last = (
+        schedule.alpha_sigma(torch.tensor(float(t)), torch.float64)[0].item() for t in (0, 1)
+    )
 
     # alpha' = alpha - lost. sigma' follows without a difference that would cancel at t = 0: 1 - alpha' = sigma + lost on a straight path,
     # else 1 - alpha'^2 = sigma^2 + lost (alpha + alpha').
@@ -31,7 +35,12 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
         new, sigma = schedule.split(log_snr)
         lost = last * (first - new) / first
         variance = (sigma - lost) ** 2 if schedule.straight else sigma**2 - lost * (2 * new + lost)
-        return torch.where(log_snr == -math.inf, 1.0, schedule.time_of(2 * (new + lost).log() - variance.log(), clamp=True))
+        return torch.where(
+            log_snr == -math.inf,
+            1.0,
+            schedule.time_of(2 * (new + lost).log() - variance.log(), clamp=True),
+        )
+
     return schedule.modified("zero_terminal_snr", log_snr, time_of, "schedule")
 
 
@@ -41,9 +50,16 @@ def shift(schedule: Schedule, *, factor: float = 3.0) -> Schedule:
     Hoogeboom et al. 2023, "Simple diffusion", eq. 4; under flow it is Esser et al. 2024, eq. 23.
     """
     if not 1e-3 <= factor <= 1e3 or factor == 1:
-        raise UserError(f"modifiers.shift.factor={factor:g} must lie between 0.001 and 1000, and not be 1, which changes nothing.")
+        raise UserError(
+            f"modifiers.shift.factor={factor:g} must lie between 0.001 and 1000, and not be 1, which changes nothing."
+        )
     by = -2 * math.log(factor)
-    return schedule.modified("shift", lambda t: schedule.log_snr(t) + by, lambda log_snr: schedule.time_of(log_snr - by, clamp=True), "modifiers.shift.factor")
+    return schedule.modified(
+        "shift",
+        lambda t: schedule.log_snr(t) + by,
+        lambda log_snr: schedule.time_of(log_snr - by, clamp=True),
+        "modifiers.shift.factor",
+    )
 
 
 def clip(schedule: Schedule, *, log_snr_min: float = -10.0, log_snr_max: float = 10.0) -> Schedule:
@@ -51,12 +67,18 @@ def clip(schedule: Schedule, *, log_snr_min: float = -10.0, log_snr_max: float =
     keys = "modifiers.clip.log_snr_min or modifiers.clip.log_snr_max"
     low, high = max(log_snr_min, schedule.log_snr_min), min(log_snr_max, schedule.log_snr_max)
     if not low < high:
-        raise UserError(f"modifiers.clip leaves nothing of schedule={schedule.name}, whose log_snr runs from {schedule.log_snr_max:g} to "
-                        f"{schedule.log_snr_min:g}: the bounds {log_snr_min:g} and {log_snr_max:g} are reversed or beyond it. Change {keys}.")
+        raise UserError(
+            f"modifiers.clip leaves nothing of schedule={schedule.name}, whose log_snr runs from {schedule.log_snr_max:g} to "
+            f"{schedule.log_snr_min:g}: the bounds {log_snr_min:g} and {log_snr_max:g} are reversed or beyond it. Change {keys}."
+        )
     if (low, high) == (schedule.log_snr_min, schedule.log_snr_max):
-        raise UserError(f"modifiers.clip has no effect: schedule={schedule.name} lies between {low:g} and {high:g}. Change {keys}, or remove it.")
+        raise UserError(
+            f"modifiers.clip has no effect: schedule={schedule.name} lies between {low:g} and {high:g}. Change {keys}, or remove it."
+        )
     start, end = schedule.time_of(torch.tensor([high, low], dtype=torch.float64)).tolist()
     return schedule.modified(
-        "clip", lambda t: schedule.log_snr(torch.lerp(*t.new_tensor([start, end]), t)),
-        lambda log_snr: (schedule.time_of(log_snr, clamp=True) - start) / (end - start), keys,
+        "clip",
+        lambda t: schedule.log_snr(torch.lerp(*t.new_tensor([start, end]), t)),
+        lambda log_snr: (schedule.time_of(log_snr, clamp=True) - start) / (end - start),
+        keys,
     )

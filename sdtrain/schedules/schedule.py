@@ -1,6 +1,6 @@
 """A schedule is log_snr as a function of time t in [0, 1]; alpha and sigma are views of it.
 
-    x_t = alpha x0 + sigma eps,  log_snr = ln(alpha^2 / sigma^2),  falling as t rises.
+x_t = alpha x0 + sigma eps,  log_snr = ln(alpha^2 / sigma^2),  falling as t rises.
 """
 
 from collections.abc import Callable
@@ -28,15 +28,32 @@ class Schedule:
     """
 
     def __init__(
-        self, name: str, log_snr: Curve, time_of: Curve, *, num_timesteps: int = 1000, points: bool = False, straight: bool = False, keys: str = "schedule",
+        self,
+        name: str,
+        log_snr: Curve,
+        time_of: Curve,
+        *,
+        num_timesteps: int = 1000,
+        points: bool = False,
+        straight: bool = False,
+        keys: str = "schedule",
     ) -> None:
         if num_timesteps < 2:
             raise UserError(f"schedule.num_timesteps={num_timesteps} must be at least 2.")
-        self.name, self.num_timesteps, self.points, self.straight = name, num_timesteps, points, straight
+        self.name, self.num_timesteps, self.points, self.straight = (
+            name,
+            num_timesteps,
+            points,
+            straight,
+        )
         self._log_snr, self._time_of = log_snr, time_of
         curve = self.log_snr(torch.linspace(0, 1, num_timesteps, dtype=torch.float64))
-        if not bool((curve[1:] < curve[:-1]).all()) or not bool(curve[1:-1].isfinite().all()):  # NaN falls nowhere
-            raise UserError(f"schedule={name}: log_snr must fall from every timestep to the next, and be finite between the ends. Change {keys}.")
+        if not bool((curve[1:] < curve[:-1]).all()) or not bool(
+            curve[1:-1].isfinite().all()
+        ):  # NaN falls nowhere
+            raise UserError(
+                f"schedule={name}: log_snr must fall from every timestep to the next, and be finite between the ends. Change {keys}."
+            )
         self.log_snr_max, self.log_snr_min = curve[0].item(), curve[-1].item()
 
     def log_snr(self, t: Tensor) -> Tensor:
@@ -49,9 +66,13 @@ class Schedule:
         if clamp:
             wanted = wanted.clamp(self.log_snr_min, self.log_snr_max)
         elif bool(((wanted > self.log_snr_max) | (wanted < self.log_snr_min)).any()):
-            raise ValueError(f"log_snr lies outside the range [{self.log_snr_min:.4f}, {self.log_snr_max:.4f}] of schedule={self.name}")
+            raise ValueError(
+                f"log_snr lies outside the range [{self.log_snr_min:.4f}, {self.log_snr_max:.4f}] of schedule={self.name}"
+            )
         t = self._time_of(wanted).clamp(0, 1)
-        return torch.where(wanted >= self.log_snr_max, 0.0, torch.where(wanted <= self.log_snr_min, 1.0, t))  # the ends exactly
+        return torch.where(
+            wanted >= self.log_snr_max, 0.0, torch.where(wanted <= self.log_snr_min, 1.0, t)
+        )  # the ends exactly
 
     def alpha_sigma(self, t: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         """(alpha, sigma) at times t [B] or a scalar, each [B, 1, 1, 1]; exactly (0, 1) where log_snr is -inf.
@@ -73,10 +94,18 @@ class Schedule:
 
     def nearest_point(self, t: Tensor) -> Tensor:
         """Times in [0, 1] to the T points, an equal stretch of time to each: floor(t T) / (T - 1)."""
-        return (t * self.num_timesteps).floor().clamp(max=self.num_timesteps - 1) / (self.num_timesteps - 1)
+        return (t * self.num_timesteps).floor().clamp(max=self.num_timesteps - 1) / (
+            self.num_timesteps - 1
+        )
 
     def modified(self, how: str, log_snr: Curve, time_of: Curve, keys: str) -> "Schedule":
         """The same in everything but the curve."""
         return Schedule(
-            f"{self.name}+{how}", log_snr, time_of, num_timesteps=self.num_timesteps, points=self.points, straight=self.straight, keys=keys,
+            f"{self.name}+{how}",
+            log_snr,
+            time_of,
+            num_timesteps=self.num_timesteps,
+            points=self.points,
+            straight=self.straight,
+            keys=keys,
         )

@@ -9,10 +9,61 @@ from omegaconf import OmegaConf
 from sdtrain.cli.arguments import QUOTED, QUOTED_LIST, prepared
 
 NASTY = [
-    "a, b, and c", "it's", 'say "hi"', """both ' and " """, "[x]", "[a, b]", "{a: 1}", "a: b", "a=b", "x=[1,2]", "${x}", "$${x}", "\\${x}", "\\\\${x}",
-    "${oc.env:HOME}", "\\", "\\\\", "a\\", "a\\'", "\\'", "'", '"', "'a", "a'", '"a', 'a"', "''x", "'a' or 'b'", "'a','b'", " lead", "trail ",
-    "two\nlines", "line\n", "\\\n", "tab\there", "é ü ß", "日本の星", "🎨 a star", "#1", "~", "@home", "100%", "(a)", "null ", "true", "1e3", "0x10", "$", "${",
-    "}", "]", "['a", "???", "a\\b\\c", "C:\\pictures\\",
+    "a, b, and c",
+    "it's",
+    'say "hi"',
+    """both ' and " """,
+    "[x]",
+    "[a, b]",
+    "{a: 1}",
+    "a: b",
+    "a=b",
+    "x=[1,2]",
+    "${x}",
+    "$${x}",
+    "\\${x}",
+    "\\\\${x}",
+    "${oc.env:HOME}",
+    "\\",
+    "\\\\",
+    "a\\",
+    "a\\'",
+    "\\'",
+    "'",
+    '"',
+    "'a",
+    "a'",
+    '"a',
+    'a"',
+    "''x",
+    "'a' or 'b'",
+    "'a','b'",
+    " lead",
+    "trail ",
+    "two\nlines",
+    "line\n",
+    "\\\n",
+    "tab\there",
+    "é ü ß",
+    "日本の星",
+    "🎨 a star",
+    "#1",
+    "~",
+    "@home",
+    "100%",
+    "(a)",
+    "null ",
+    "true",
+    "1e3",
+    "0x10",
+    "$",
+    "${",
+    "}",
+    "]",
+    "['a",
+    "???",
+    "a\\b\\c",
+    "C:\\pictures\\",
 ]
 parser = OverridesParser.create()
 
@@ -35,10 +86,20 @@ def test_a_value_arrives_as_typed(value):
 
 def test_any_value_arrives_as_typed():
     draw = random.Random(0)
-    values = ["".join(draw.choices("ab ,'\"\\${}[]():=~#\né🎨", k=draw.randint(1, 9))) for _ in range(500)]
-    values = [value for value in values if not QUOTED.fullmatch(value) and not QUOTED_LIST.fullmatch(value)]
+    values = [
+        "".join(draw.choices("ab ,'\"\\${}[]():=~#\né🎨", k=draw.randint(1, 9))) for _ in range(500)
+    ]
+    values = [
+        value
+        for value in values
+        if not QUOTED.fullmatch(value) and not QUOTED_LIST.fullmatch(value)
+    ]
     assert len(values) > 480
-    wrong = {value: word for value in values if (word := prepared([f"prompt={value}"])[0]) and _arriving_or_error(word) != value}
+    wrong = {
+        value: word
+        for value in values
+        if (word := prepared([f"prompt={value}"])[0]) and _arriving_or_error(word) != value
+    }
     assert not wrong
 
 
@@ -54,20 +115,25 @@ def _arriving_or_error(word: str) -> object:
         return error
 
 
-@pytest.mark.parametrize(("words", "prompts"), [
-    (["prompt=a, b", "prompt=c"], ["a, b", "c"]),
-    (["seed=1", "prompt=a", "steps=2", "prompt='b, c'"], ["a", "b, c"]),
-    (['prompt=["a","b, [c]"]'], ["a", "b, [c]"]),
-    (["prompt=['a','b']", "prompt=[c]"], ["a", "b", "[c]"]),
-    (["prompt="], [""]),
-])
+@pytest.mark.parametrize(
+    ("words", "prompts"),
+    [
+        (["prompt=a, b", "prompt=c"], ["a, b", "c"]),
+        (["seed=1", "prompt=a", "steps=2", "prompt='b, c'"], ["a", "b, c"]),
+        (['prompt=["a","b, [c]"]'], ["a", "b, [c]"]),
+        (["prompt=['a','b']", "prompt=[c]"], ["a", "b", "[c]"]),
+        (["prompt="], [""]),
+    ],
+)
 def test_repeated_prompts_become_one_list(words, prompts):
     found = [word for word in prepared(words, repeatable="prompt") if word.startswith("prompt=")]
     assert len(found) == 1 and arriving(found[0]) == prompts
 
 
 def test_no_prompt_is_no_prompt(composed):
-    assert composed(*prepared(["checkpoint=x", "prompt=null"], repeatable="prompt"), config="sample")["prompt"] in (None, [])
+    assert composed(
+        *prepared(["checkpoint=x", "prompt=null"], repeatable="prompt"), config="sample"
+    )["prompt"] in (None, [])
 
 
 @pytest.mark.parametrize("value", ["'a, b'", '"a, b"', " 'a, b' ", "'a, b'\n"])
@@ -77,7 +143,13 @@ def test_a_quoted_value_stays_quoted(value):
 
 def test_flags_come_first_and_other_words_stay_as_they_are():
     words = ["a=1,2", "-m", "optimizer.lr=choice(1,2)", "~callbacks.ema", "--help"]
-    assert prepared(words) == ["-m", "--help", "a=1,2", "optimizer.lr=choice(1,2)", "~callbacks.ema"]
+    assert prepared(words) == [
+        "-m",
+        "--help",
+        "a=1,2",
+        "optimizer.lr=choice(1,2)",
+        "~callbacks.ema",
+    ]
 
 
 def test_a_sweep_over_prompts_stays_a_sweep_and_a_folder_keeps_its_interpolation():

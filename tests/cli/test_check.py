@@ -56,7 +56,10 @@ REFUSED = [  # what is typed, and what the paragraph must say
     ("callbacks.samples.every=-1", ["callbacks.samples.every=-1"]),
     ("callbacks.samples.sampler_steps=[50]", ["callbacks.samples.sampler_steps=[50]"]),
     ("callbacks.samples.sampler_steps=[50,5000]", ["callbacks.samples.sampler_steps", "5000"]),
-    ("callbacks.samples.sampler_steps=[50,100] sampler=ddpm", ["callbacks.samples.sampler_steps", "sampler=ddim"]),
+    (
+        "callbacks.samples.sampler_steps=[50,100] sampler=ddpm",
+        ["callbacks.samples.sampler_steps", "sampler=ddim"],
+    ),
     ("validation.num_images=0", ["validation.num_images=0"]),
     ("lr_schedule.warmup_images=-1", ["lr_schedule.warmup_images=-1"]),
     ("trainer.accelerator=tpu", ["trainer.accelerator", "'cpu'"]),
@@ -78,17 +81,29 @@ def test_refused_in_one_paragraph(here, tiny, tmp_path, word, said):
 
 
 def test_the_same_words_spelt_right_are_taken(here, tiny, tmp_path):
-    words = tiny("++model.unet.layers_per_block=2", "optimizer.lr=1", "seed=3", "trainer.max_images=8", "++steps=3")
+    words = tiny(
+        "++model.unet.layers_per_block=2",
+        "optimizer.lr=1",
+        "seed=3",
+        "trainer.max_images=8",
+        "++steps=3",
+    )
     result = here("sdtrain", *words, f"hydra.run.dir={tmp_path}/run")
     assert result.code == 0, result.err
 
 
 def test_adding_a_key_that_is_there_says_so(here, tiny, tmp_path):
     result = here("sdtrain", *tiny("+seed=3"), f"hydra.run.dir={tmp_path}/run")
-    assert result.code == 2 and "seed" in result.paragraph and "There is no key" not in result.paragraph
+    assert (
+        result.code == 2
+        and "seed" in result.paragraph
+        and "There is no key" not in result.paragraph
+    )
 
 
-@pytest.mark.parametrize(("word", "said"), [("modl=x", "'model'"), ("optimizer.lr=abc", "optimizer.lr")])
+@pytest.mark.parametrize(
+    ("word", "said"), [("modl=x", "'model'"), ("optimizer.lr=abc", "optimizer.lr")]
+)
 def test_the_command_itself(command, word, said):
     result = command("sdtrain", word, "logger=none")
     assert result.code == 2 and said in result.paragraph
@@ -99,9 +114,14 @@ def test_a_signature_is_a_schema():
 
     check_call({"width": 3, "rate": 1, "names": ["a"]}, "it", target, set(), set())
     for node, said in [
-        ({}, "it.width"), ({"width": 3.5}, "it.width=3.5"), ({"width": True}, "it.width=true"), ({"width": "3"}, 'it.width="3"'),
-        ({"width": None}, "it.width=null"), ({"width": 3, "rate": "fast"}, "it.rate"),
-        ({"width": 3, "names": "a"}, "it.names"), ({"width": 3, "names": [1]}, "it.names"),
+        ({}, "it.width"),
+        ({"width": 3.5}, "it.width=3.5"),
+        ({"width": True}, "it.width=true"),
+        ({"width": "3"}, 'it.width="3"'),
+        ({"width": None}, "it.width=null"),
+        ({"width": 3, "rate": "fast"}, "it.rate"),
+        ({"width": 3, "names": "a"}, "it.names"),
+        ({"width": 3, "names": [1]}, "it.names"),
         ({"width": 3, "_target_": "sdtrain.x", "widht": 3}, "Did you mean 'width'?"),
     ]:
         with pytest.raises(UserError) as error:
@@ -158,17 +178,42 @@ def package(tmp_path, monkeypatch):
     sys.modules.pop("networks_of_mine", None)
 
 
-def test_a_network_of_ones_own_trains_and_its_checkpoint_is_drawn_from_on_request_alone(here, tiny, tmp_path, package):
+def test_a_network_of_ones_own_trains_and_its_checkpoint_is_drawn_from_on_request_alone(
+    here, tiny, tmp_path, package
+):
     run, output = tmp_path / "run", tmp_path / "output"
     words = [word for word in tiny() if not word.startswith("model.unet.")]
-    result = here("sdtrain", *words, f"model.unet._target_={package}.Mine", "+model.unet.width=12", f"hydra.run.dir={run}")
+    result = here(
+        "sdtrain",
+        *words,
+        f"model.unet._target_={package}.Mine",
+        "+model.unet.width=12",
+        f"hydra.run.dir={run}",
+    )
     assert result.code == 0, result.err
-    assert "model.unet" in result.out and "context_dim" in result.out and "block_channels" in result.out and "left out" in result.out
+    assert (
+        "model.unet" in result.out
+        and "context_dim" in result.out
+        and "block_channels" in result.out
+        and "left out" in result.out
+    )
     cfg = yaml.safe_load((run / "config.yaml").read_text())
-    assert cfg["model"]["unet"] == {"_target_": f"{package}.Mine", "latent_channels": 4, "width": 12}
+    assert cfg["model"]["unet"] == {
+        "_target_": f"{package}.Mine",
+        "latent_channels": 4,
+        "width": 12,
+    }
     assert published(run)
 
-    asked = ["sdtrain-sample", f"checkpoint={run}", "prompt=a red star", "num_images=1", "steps=2", "accelerator=cpu", f"output={output}"]
+    asked = [
+        "sdtrain-sample",
+        f"checkpoint={run}",
+        "prompt=a red star",
+        "num_images=1",
+        "steps=2",
+        "accelerator=cpu",
+        f"output={output}",
+    ]
     sys.modules.pop(package)
     result = here(*asked)
     assert result.code == 2 and f"allow=[{package}]" in result.paragraph
@@ -178,24 +223,44 @@ def test_a_network_of_ones_own_trains_and_its_checkpoint_is_drawn_from_on_reques
     assert package in sys.modules and len(list(output.glob("*-seed0.png"))) == 1
 
 
-@pytest.mark.parametrize(("words", "said"), [
-    (["+model.unet.widht=3"], ["'model.unet.widht'", "'width'"]),
-    (["model.unet.norm_groups=8"], ["'model.unet.norm_groups'"]),
-    (["+model.unet.width=wide"], ['model.unet.width="wide"', "integer"]),
-    (["model.unet._target_=networks_of_mine.Wrong"], ["model.unet", "[2, 4, 8, 8]", "[2, 8, 8]"]),
-    (["model.unet._target_=networks_of_mine.Failing"], ["model.unet", "TypeError"]),
-    (["model.unet._target_=networks_of_mine.Nobody"], ["model.unet._target_", "Nobody"]),
-    (["model.unet._target_=networks_of_mine.torch.pi"], ["model.unet._target_"]),
-])
-def test_a_network_of_ones_own_that_does_not_fit_is_refused_before_training(here, tiny, tmp_path, package, words, said):
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["+model.unet.widht=3"], ["'model.unet.widht'", "'width'"]),
+        (["model.unet.norm_groups=8"], ["'model.unet.norm_groups'"]),
+        (["+model.unet.width=wide"], ['model.unet.width="wide"', "integer"]),
+        (
+            ["model.unet._target_=networks_of_mine.Wrong"],
+            ["model.unet", "[2, 4, 8, 8]", "[2, 8, 8]"],
+        ),
+        (["model.unet._target_=networks_of_mine.Failing"], ["model.unet", "TypeError"]),
+        (["model.unet._target_=networks_of_mine.Nobody"], ["model.unet._target_", "Nobody"]),
+        (["model.unet._target_=networks_of_mine.torch.pi"], ["model.unet._target_"]),
+    ],
+)
+def test_a_network_of_ones_own_that_does_not_fit_is_refused_before_training(
+    here, tiny, tmp_path, package, words, said
+):
     first = [word for word in tiny() if not word.startswith("model.unet.")]
-    result = here("sdtrain", *first, f"model.unet._target_={package}.Mine", *words, f"hydra.run.dir={tmp_path}/run")
+    result = here(
+        "sdtrain",
+        *first,
+        f"model.unet._target_={package}.Mine",
+        *words,
+        f"hydra.run.dir={tmp_path}/run",
+    )
     assert result.code == 2 and all(part in result.paragraph for part in said), result.err
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_another_optimizer_gets_what_it_takes(here, tiny, tmp_path):
-    result = here("sdtrain", *tiny("optimizer._target_=torch.optim.SGD", "+optimizer.momentum=0.9", "trainer.max_images=16"), f"hydra.run.dir={tmp_path}/run")
+    result = here(
+        "sdtrain",
+        *tiny(
+            "optimizer._target_=torch.optim.SGD", "+optimizer.momentum=0.9", "trainer.max_images=16"
+        ),
+        f"hydra.run.dir={tmp_path}/run",
+    )
     assert result.code == 0 and "SGD does not take betas" in result.out
     cfg = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert "betas" not in cfg["optimizer"] and cfg["optimizer"]["momentum"] == 0.9

@@ -16,11 +16,26 @@ SHAPE = (4, 2, 2)
 
 
 def make(**changed):
-    return Collate(**{"seed": 3, "latent_shape": SHAPE, "posterior": True, "stratified": True, "global_batch": 8, "noise": Gaussian()} | changed)
+    return Collate(
+        **{
+            "seed": 3,
+            "latent_shape": SHAPE,
+            "posterior": True,
+            "stratified": True,
+            "global_batch": 8,
+            "noise": Gaussian(),
+        }
+        | changed
+    )
 
 
 def row(ordinal, depth=False):
-    return Row(image=torch.full((3, 2, 2), float(ordinal)), caption=f"picture {ordinal}", label=ordinal % 5, depth=torch.ones(1, 2, 2) if depth else None)
+    return Row(
+        image=torch.full((3, 2, 2), float(ordinal)),
+        caption=f"picture {ordinal}",
+        label=ordinal % 5,
+        depth=torch.ones(1, 2, 2) if depth else None,
+    )
 
 
 def collated(collate, ordinals):
@@ -30,7 +45,14 @@ def collated(collate, ordinals):
 def draws(batch):
     """Every random number of a batch, by ordinal."""
     return {
-        ordinal: torch.cat([batch.noise[i].flatten().double(), batch.posterior[i].flatten().double(), batch.u[i : i + 1], batch.drop[i : i + 1]])
+        ordinal: torch.cat(
+            [
+                batch.noise[i].flatten().double(),
+                batch.posterior[i].flatten().double(),
+                batch.u[i : i + 1],
+                batch.drop[i : i + 1],
+            ]
+        )
         for i, ordinal in enumerate(batch.ordinal.tolist())
     }
 
@@ -41,8 +63,12 @@ def test_numbers_depend_on_the_ordinal_alone(stratified):
     groupings = {
         "one by one": [[ordinal] for ordinal in range(64)],
         "odd micro-batches": [range(at, min(at + 5, 64)) for at in range(0, 64, 5)],
-        "shuffled": torch.randperm(64, generator=torch.Generator().manual_seed(0)).reshape(4, 16).tolist(),
-        "blocks of two ranks": [range(at, at + 4) for rank in range(2) for at in range(4 * rank, 64, 8)],
+        "shuffled": torch.randperm(64, generator=torch.Generator().manual_seed(0))
+        .reshape(4, 16)
+        .tolist(),
+        "blocks of two ranks": [
+            range(at, at + 4) for rank in range(2) for at in range(4 * rank, 64, 8)
+        ],
     }
     for name, groups in groupings.items():
         collate, seen = make(stratified=stratified), {}
@@ -55,7 +81,9 @@ def test_numbers_depend_on_the_ordinal_alone(stratified):
 def test_purposes_and_seeds_share_nothing():
     batch, other = collated(make(), range(64)), collated(make(seed=4), range(64))
     numbers = [batch.noise, batch.posterior, other.noise, other.posterior]
-    assert len(torch.cat([n.flatten() for n in numbers]).unique()) > 0.999 * 4 * 64 * 16  # float32 normals meet by chance now and then
+    assert (
+        len(torch.cat([n.flatten() for n in numbers]).unique()) > 0.999 * 4 * 64 * 16
+    )  # float32 normals meet by chance now and then
     assert not (batch.u == other.u).any()
     assert not (batch.drop == other.drop).any()
 
@@ -64,7 +92,9 @@ def test_stratified_one_u_in_each_stratum_of_every_global_batch():
     u = collated(make(latent_shape=(1, 1, 1)), range(8 * 400)).u.reshape(400, 8)
     strata = (u * 8).floor().long()
     assert torch.equal(strata.sort(1).values, torch.arange(8).expand(400, 8))
-    assert len({tuple(one) for one in strata.tolist()}) > 380  # 400 of 8! = 40320 orders: two of them meet about twice
+    assert (
+        len({tuple(one) for one in strata.tolist()}) > 380
+    )  # 400 of 8! = 40320 orders: two of them meet about twice
     jitter = (u * 8 - strata).flatten()
     assert len(jitter.unique()) == 3200
     assert abs(jitter.mean().item() - 0.5) < 4 / math.sqrt(12 * 3200)
@@ -98,11 +128,17 @@ def test_plain_u_is_uniform_and_not_stratified():
 @pytest.mark.parametrize("rate", [0.1, 0.5])
 def test_caption_drop_has_its_rate_and_is_independent(stratified, rate):
     count = 16000
-    batch = collated(make(stratified=stratified, latent_shape=(1, 1, 1), posterior=False), range(count))
+    batch = collated(
+        make(stratified=stratified, latent_shape=(1, 1, 1), posterior=False), range(count)
+    )
     dropped = (batch.drop < rate).double()
     assert abs(dropped.mean().item() - rate) < 4 * math.sqrt(rate * (1 - rate) / count)
     other = {f"its neighbour at {lag}": (dropped[lag:], dropped[:-lag]) for lag in (1, 2, 8)}
-    other |= {"u": (dropped, batch.u), "u, the extremes": (dropped, (batch.u - 0.5).abs()), "noise": (dropped, batch.noise.flatten().double())}
+    other |= {
+        "u": (dropped, batch.u),
+        "u, the extremes": (dropped, (batch.u - 0.5).abs()),
+        "noise": (dropped, batch.noise.flatten().double()),
+    }
     for name, (a, b) in other.items():
         assert abs(np.corrcoef(a, b)[0, 1]) < 4 / math.sqrt(len(a)), name
 
@@ -127,6 +163,12 @@ def test_a_batch_carries_its_rows():
 def test_every_rank_knows_where_the_run_stands(world):
     """After micro-batch k all ranks together have seen start + (k + 1) x world x size ordinals, and each rank says so."""
     for rank in range(world):
-        stream, collate = iter(Stream(length=10, seed=0, start=30, size=3, rank=rank, world=world)), CollateBlock(make(), rank, world)
-        ends = [collate([(row(ordinal), ordinal) for _, ordinal in next(stream)]).stream_end for _ in range(5)]
+        stream, collate = (
+            iter(Stream(length=10, seed=0, start=30, size=3, rank=rank, world=world)),
+            CollateBlock(make(), rank, world),
+        )
+        ends = [
+            collate([(row(ordinal), ordinal) for _, ordinal in next(stream)]).stream_end
+            for _ in range(5)
+        ]
         assert ends == [30 + (k + 1) * world * 3 for k in range(5)]

@@ -12,7 +12,9 @@ from sdtrain.data.emoji import Emoji, find_fonts, main, write_folder
 from sdtrain.data.images import Images
 from sdtrain.errors import DataError, UserError
 
-installed = pytest.mark.skipif(not find_fonts(), reason="no colour emoji font: apt-get install fonts-noto-color-emoji")
+installed = pytest.mark.skipif(
+    not find_fonts(), reason="no colour emoji font: apt-get install fonts-noto-color-emoji"
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +31,14 @@ def test_enough_and_each_once(data):
     assert {"grinning face", "dog face", "red apple", "rocket"} <= set(captions)
     for part in ("regional indicator", "fitzpatrick", "digit", "tag ", "selector", "joiner"):
         assert not [caption for caption in captions if part in caption and "keycap" not in caption]
-    pictures = {split[i, 0].image.numpy().tobytes() for split in (train, validation) for i in range(len(split))}
-    assert len(pictures) > 0.99 * len(captions)  # distinct as drawn; at 32 pixels a few may fall together
+    pictures = {
+        split[i, 0].image.numpy().tobytes()
+        for split in (train, validation)
+        for i in range(len(split))
+    }
+    assert len(pictures) > 0.99 * len(
+        captions
+    )  # distinct as drawn; at 32 pixels a few may fall together
 
 
 @installed
@@ -67,18 +75,31 @@ def test_deterministic_and_blind_to_the_ordinal(data):
 def test_a_run_does_not_go_on_with_the_emoji_of_another_font(here, tiny, tmp_path, monkeypatch):
     few = list(range(0x1F600, 0x1F610))
     monkeypatch.setattr("sdtrain.data.emoji.code_points", lambda: few)
-    words = tiny("data=emoji", "model/autoencoder=pixels", "data.image_size=16", "trainer.max_images=16", "callbacks=none", "validation=none")
+    words = tiny(
+        "data=emoji",
+        "model/autoencoder=pixels",
+        "data.image_size=16",
+        "trainer.max_images=16",
+        "callbacks=none",
+        "validation=none",
+    )
     run = f"hydra.run.dir={tmp_path}/run"
     assert here("sdtrain", *words, run).code == 0
     assert here("sdtrain", *words, run, "resume=must").code == 0
     few.append(0x1F610)
     result = here("sdtrain", *words, run, "resume=must")
-    assert result.code == 2 and "data.sha256: " in result.err and "the emoji of data.font changed" in result.err
+    assert (
+        result.code == 2
+        and "data.sha256: " in result.err
+        and "the emoji of data.font changed" in result.err
+    )
 
 
 @installed
 def test_options_are_seen(data):
-    small = Emoji(image_size=200, background=[0, 0, 255], seed=1, validation_fraction=0.1)  # larger than the font draws
+    small = Emoji(
+        image_size=200, background=[0, 0, 255], seed=1, validation_fraction=0.1
+    )  # larger than the font draws
     assert small.split("train")[0, 0].image.shape == (3, 200, 200)
     assert small.split("train")[0, 0].image[:, 0, 0].tolist() == [-1, -1, 1]
     assert len(small.split("validation")) == round(0.1 * len(small.code_points))
@@ -102,7 +123,9 @@ def test_folder_reads_back(data, tmp_path):
 def test_no_font_on_the_machine(monkeypatch):
     monkeypatch.setattr(emoji, "PLACES", ("/nowhere",))
     monkeypatch.setenv("PATH", "/nowhere")  # nor fc-list
-    with pytest.raises(DataError, match=r"data\.font.*apt-get install fonts-noto-color-emoji") as caught:
+    with pytest.raises(
+        DataError, match=r"data\.font.*apt-get install fonts-noto-color-emoji"
+    ) as caught:
         Emoji()
     assert "\n" not in str(caught.value)
 
@@ -110,13 +133,18 @@ def test_no_font_on_the_machine(monkeypatch):
 def plain_font():
     """A font without colours, which comes with matplotlib."""
     import matplotlib
+
     return Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
 
 
-@pytest.mark.parametrize(("font", "words"), [
-    (lambda: Path("/nowhere/font.ttf"), "is not there"), (lambda: Path(__file__), "cannot be opened as a font"),
-    (plain_font, "no colour glyphs"),
-])
+@pytest.mark.parametrize(
+    ("font", "words"),
+    [
+        (lambda: Path("/nowhere/font.ttf"), "is not there"),
+        (lambda: Path(__file__), "cannot be opened as a font"),
+        (plain_font, "no colour glyphs"),
+    ],
+)
 def test_fonts_that_are_none(font, words):
     with pytest.raises(DataError, match=rf"data\.font=.*{words}.*apt-get install") as caught:
         Emoji(font=str(font()))

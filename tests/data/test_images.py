@@ -19,7 +19,9 @@ CAPTIONS = ["a cat, asleep", 'the "second"', "drei: Bäume [x]", "日本", "last
 
 def paint(file, size=(40, 36), seed=0):
     file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)).save(file)
+    Image.fromarray(
+        np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    ).save(file)
 
 
 def captioned(folder, layout="txt", names=NAMES, captions=CAPTIONS):
@@ -30,17 +32,25 @@ def captioned(folder, layout="txt", names=NAMES, captions=CAPTIONS):
             (folder / name).with_suffix(".txt").write_text(caption + "\n", encoding="utf-8")
     elif layout == "jsonl":
         rows = [{"file_name": n, "text": c} for n, c in zip(names, captions, strict=True)]
-        (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+        (folder / "metadata.jsonl").write_text(
+            "\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8"
+        )
     else:
         quoted = ['"' + c.replace('"', '""') + '"' for c in captions]
-        text = "file_name,caption\r\n" + "".join(f"{n},{c}\r\n" for n, c in zip(names, quoted, strict=True))
-        (folder / "metadata.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())  # with a BOM, as Excel writes it
+        text = "file_name,caption\r\n" + "".join(
+            f"{n},{c}\r\n" for n, c in zip(names, quoted, strict=True)
+        )
+        (folder / "metadata.csv").write_bytes(
+            b"\xef\xbb\xbf" + text.encode()
+        )  # with a BOM, as Excel writes it
     return folder
 
 
 def pairs(data):
     splits = data.split("train"), data.split("validation")
-    return sorted(pair for split in splits for pair in zip(split.names, split.captions, strict=True))
+    return sorted(
+        pair for split in splits for pair in zip(split.names, split.captions, strict=True)
+    )
 
 
 @pytest.mark.parametrize("layout", ["txt", "jsonl", "csv"])
@@ -56,15 +66,25 @@ def test_layouts_give_the_same_captions(tmp_path, layout):
 
 
 def test_small_things_that_captions_carry(tmp_path):
-    captioned(tmp_path, captions=["\ufeffwith BOM", "nul\0inside", "two\r\nlines", " spaces  ", "plain"])
+    captioned(
+        tmp_path, captions=["\ufeffwith BOM", "nul\0inside", "two\r\nlines", " spaces  ", "plain"]
+    )
     (tmp_path / ".hidden.png").write_bytes(b"")
     (tmp_path / "README.txt").write_text("no caption")
-    assert [c for _, c in pairs(Images(path=str(tmp_path)))] == ["with BOM", "nulinside", "two lines", "spaces", "plain"]
+    assert [c for _, c in pairs(Images(path=str(tmp_path)))] == [
+        "with BOM",
+        "nulinside",
+        "two lines",
+        "spaces",
+        "plain",
+    ]
 
 
 def test_two_captions_of_a_picture_stay_in_one_split(tmp_path):
     names = [f"{i}.png" for i in range(8)] * 2
-    data = Images(path=str(captioned(tmp_path, "jsonl", names, [f"caption {i}" for i in range(16)])))
+    data = Images(
+        path=str(captioned(tmp_path, "jsonl", names, [f"caption {i}" for i in range(16)]))
+    )
     assert len(pairs(data)) == 16
     assert len(data.split("validation")) == 4
     assert not set(data.split("train").names) & set(data.split("validation").names)
@@ -76,7 +96,10 @@ def write(name, content):
 
 
 def rows(*values):
-    return write("metadata.jsonl", "\n".join(v if isinstance(v, str) else json.dumps(v) for v in values).encode())
+    return write(
+        "metadata.jsonl",
+        "\n".join(v if isinstance(v, str) else json.dumps(v) for v in values).encode(),
+    )
 
 
 def sound(*more):
@@ -93,32 +116,120 @@ def shrink(folder):
 
 
 MISTAKES = {
-    "no caption at all": ("txt", drop_captions(*NAMES), ["data.path", "none has a caption", "data.missing_captions=empty"]),
-    "two without caption": ("txt", drop_captions("b c.jpg", "z.PNG"), ["data.missing_captions=empty", "2 of 5", "first b c.jpg"]),
-    "empty caption": ("txt", write("a.txt", b" \n"), ["data.missing_captions=empty", "1 of 5", "first a.png"]),
-    "not UTF-8": ("txt", write("a.txt", b"caf\xe9"), ["data.path", "a.txt", "UTF-8", "byte 3 is 0xe9"]),
-    "both metadata": ("csv", sound(), ["data.path", "metadata.jsonl and metadata.csv"]),
-    "rows of missing pictures": ("jsonl", sound({"file_name": "x.png", "text": "x"}), ["data.path", "1 of 6 rows", "x.png"]),
-    "picture without row": ("jsonl", lambda f: paint(f / "e.png"), ["data.missing_captions=empty", "1 of 6 pictures", "no row", "e.png"]),
-    "null caption": ("jsonl", sound({"file_name": "a.png", "text": None}), ["data.missing_captions=empty", "1 of 6", "first a.png"]),
-    "malformed JSON": ("jsonl", sound("{'file_name': 1}"), ["data.path", "metadata.jsonl", "line 6", "not JSON"]),
-    "JSON but no object": ("jsonl", sound([1, 2]), ["data.path", "line 6", "must be an object", "[1, 2]"]),
-    "no file_name": ("jsonl", sound({"image": "a.png", "text": "x"}), ["data.path", "file_name", "line 6 has image, text"]),
-    "no text": ("jsonl", rows({"file_name": "a.png", "label": 3}), ["data.path", "text (or caption)", "line 1 has file_name, label"]),
-    "empty metadata": ("jsonl", rows(), ["data.path", "text (or caption)", "has none"]),
-    "caption is a number": ("jsonl", sound({"file_name": "a.png", "text": 3}), ["data.path", "line 6", "must be text, and is 3"]),
-    "file_name is a number": ("jsonl", sound({"file_name": 3, "text": "x"}), ["data.path", "line 6", "file_name", "and is 3"]),
-    "path leads outside": ("jsonl", sound({"file_name": "sub/../../x.png", "text": "x"}), ["data.path", "line 6", "outside the folder"]),
-    "absolute path": ("jsonl", sound({"file_name": "/etc/x.png", "text": "x"}), ["data.path", "line 6", "outside the folder"]),
-    "unquoted comma": (
-        "csv", write("metadata.csv", b"file_name,text\na.png,a cat, asleep\n"), ["data.path", "line 2", "3 fields", "double quotes"],
+    "no caption at all": (
+        "txt",
+        drop_captions(*NAMES),
+        ["data.path", "none has a caption", "data.missing_captions=empty"],
     ),
-    "open quote": ("csv", write("metadata.csv", b'file_name,text\na.png,"a cat\n'), ["data.path", "metadata.csv", "line 2", "not CSV"]),
-    "semicolons": ("csv", write("metadata.csv", b"file_name;text\na.png;a cat\n"), ["data.path", "line 2 has file_name;text"]),
-    "unreadable picture": ("txt", write("a.png", b"nothing"), ["data.path", "1 of 5 pictures", "a.png", "PNG, JPEG"]),
+    "two without caption": (
+        "txt",
+        drop_captions("b c.jpg", "z.PNG"),
+        ["data.missing_captions=empty", "2 of 5", "first b c.jpg"],
+    ),
+    "empty caption": (
+        "txt",
+        write("a.txt", b" \n"),
+        ["data.missing_captions=empty", "1 of 5", "first a.png"],
+    ),
+    "not UTF-8": (
+        "txt",
+        write("a.txt", b"caf\xe9"),
+        ["data.path", "a.txt", "UTF-8", "byte 3 is 0xe9"],
+    ),
+    "both metadata": ("csv", sound(), ["data.path", "metadata.jsonl and metadata.csv"]),
+    "rows of missing pictures": (
+        "jsonl",
+        sound({"file_name": "x.png", "text": "x"}),
+        ["data.path", "1 of 6 rows", "x.png"],
+    ),
+    "picture without row": (
+        "jsonl",
+        lambda f: paint(f / "e.png"),
+        ["data.missing_captions=empty", "1 of 6 pictures", "no row", "e.png"],
+    ),
+    "null caption": (
+        "jsonl",
+        sound({"file_name": "a.png", "text": None}),
+        ["data.missing_captions=empty", "1 of 6", "first a.png"],
+    ),
+    "malformed JSON": (
+        "jsonl",
+        sound("{'file_name': 1}"),
+        ["data.path", "metadata.jsonl", "line 6", "not JSON"],
+    ),
+    "JSON but no object": (
+        "jsonl",
+        sound([1, 2]),
+        ["data.path", "line 6", "must be an object", "[1, 2]"],
+    ),
+    "no file_name": (
+        "jsonl",
+        sound({"image": "a.png", "text": "x"}),
+        ["data.path", "file_name", "line 6 has image, text"],
+    ),
+    "no text": (
+        "jsonl",
+        rows({"file_name": "a.png", "label": 3}),
+        ["data.path", "text (or caption)", "line 1 has file_name, label"],
+    ),
+    "empty metadata": ("jsonl", rows(), ["data.path", "text (or caption)", "has none"]),
+    "caption is a number": (
+        "jsonl",
+        sound({"file_name": "a.png", "text": 3}),
+        ["data.path", "line 6", "must be text, and is 3"],
+    ),
+    "file_name is a number": (
+        "jsonl",
+        sound({"file_name": 3, "text": "x"}),
+        ["data.path", "line 6", "file_name", "and is 3"],
+    ),
+    "path leads outside": (
+        "jsonl",
+        sound({"file_name": "sub/../../x.png", "text": "x"}),
+        ["data.path", "line 6", "outside the folder"],
+    ),
+    "absolute path": (
+        "jsonl",
+        sound({"file_name": "/etc/x.png", "text": "x"}),
+        ["data.path", "line 6", "outside the folder"],
+    ),
+    "unquoted comma": (
+        "csv",
+        write("metadata.csv", b"file_name,text\na.png,a cat, asleep\n"),
+        ["data.path", "line 2", "3 fields", "double quotes"],
+    ),
+    "open quote": (
+        "csv",
+        write("metadata.csv", b'file_name,text\na.png,"a cat\n'),
+        ["data.path", "metadata.csv", "line 2", "not CSV"],
+    ),
+    "semicolons": (
+        "csv",
+        write("metadata.csv", b"file_name;text\na.png;a cat\n"),
+        ["data.path", "line 2 has file_name;text"],
+    ),
+    "unreadable picture": (
+        "txt",
+        write("a.png", b"nothing"),
+        ["data.path", "1 of 5 pictures", "a.png", "PNG, JPEG"],
+    ),
     "a format not read": ("txt", write("i.heic", b"nothing"), ["data.path", "i.heic"]),
-    "too small": ("txt", shrink, ["data.image_size", "smaller than the crop", "2 of 5", "a.png, sub/d.webp", "smallest seen is 20"]),
-    "file name of bytes": ("txt", lambda f: os.rename(f / "a.png", os.fsdecode(bytes(f) + b"/\xff.png")), ["data.path", r"\udcff.png"]),
+    "too small": (
+        "txt",
+        shrink,
+        [
+            "data.image_size",
+            "smaller than the crop",
+            "2 of 5",
+            "a.png, sub/d.webp",
+            "smallest seen is 20",
+        ],
+    ),
+    "file name of bytes": (
+        "txt",
+        lambda f: os.rename(f / "a.png", os.fsdecode(bytes(f) + b"/\xff.png")),
+        ["data.path", r"\udcff.png"],
+    ),
 }
 
 
@@ -152,17 +263,28 @@ def test_folders_that_are_none(tmp_path):
     (tmp_path / "one" / "a.txt").write_text("one")
     (tmp_path / "empty" / "sub").mkdir(parents=True)
     for path, words in [
-        (tmp_path / "none", "does not exist"), ("", "does not exist"), (tmp_path / "one" / "a.png", "is a file"),
-        (tmp_path / "empty", "holds no pictures"), (tmp_path / "one", "at least 2"),
+        (tmp_path / "none", "does not exist"),
+        ("", "does not exist"),
+        (tmp_path / "one" / "a.png", "is a file"),
+        (tmp_path / "empty", "holds no pictures"),
+        (tmp_path / "one", "at least 2"),
     ]:
         with pytest.raises(DataError, match=r"data\.path=.*" + words):
             Images(path=str(path))
 
 
-@pytest.mark.parametrize(("key", "value"), [
-    ("image_size", 0), ("crop", "middle"), ("validation_fraction", 0.0), ("validation_fraction", 0.3), ("missing_captions", "skip"),
-    ("background", [0, 0]), ("background", [0, 0, 256]),
-])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("image_size", 0),
+        ("crop", "middle"),
+        ("validation_fraction", 0.0),
+        ("validation_fraction", 0.3),
+        ("missing_captions", "skip"),
+        ("background", [0, 0]),
+        ("background", [0, 0, 256]),
+    ],
+)
 def test_bad_options(tmp_path, key, value):
     with pytest.raises(UserError, match=rf"^data\.{key}=.*Change data\.{key}\.$") as caught:
         Images(path=str(captioned(tmp_path)), **{key: value})
@@ -172,7 +294,10 @@ def test_bad_options(tmp_path, key, value):
 def test_missing_captions_may_be_empty(tmp_path):
     captioned(tmp_path)
     drop_captions("a.png")(tmp_path)
-    assert dict(pairs(Images(path=str(tmp_path), missing_captions="empty"))) == {**dict(zip(NAMES, CAPTIONS, strict=True)), "a.png": ""}
+    assert dict(pairs(Images(path=str(tmp_path), missing_captions="empty"))) == {
+        **dict(zip(NAMES, CAPTIONS, strict=True)),
+        "a.png": "",
+    }
     sound()(tmp_path)
     paint(tmp_path / "new.png")
     assert dict(pairs(Images(path=str(tmp_path), missing_captions="empty")))["new.png"] == ""
@@ -191,7 +316,9 @@ def test_broken_pixels_name_the_picture(tmp_path):
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
     names = [f"{i:03d}.png" for i in range(100)]
-    return captioned(tmp_path_factory.mktemp("many"), "jsonl", names, [f"caption {name}" for name in names])
+    return captioned(
+        tmp_path_factory.mktemp("many"), "jsonl", names, [f"caption {name}" for name in names]
+    )
 
 
 def test_splits(many):
@@ -216,7 +343,11 @@ def test_example_prompts(many):
 
 def test_pixels_are_those_of_the_file(many):
     split = Images(path=str(many), image_size=36, crop="center", flip=False).split("train")
-    expected = torch.from_numpy(np.array(Image.open(many / split.names[7]))).permute(2, 0, 1)[:, :, 2:38] / 127.5 - 1
+    expected = (
+        torch.from_numpy(np.array(Image.open(many / split.names[7]))).permute(2, 0, 1)[:, :, 2:38]
+        / 127.5
+        - 1
+    )
     assert torch.allclose(split[7, 0].image, expected, atol=1e-6)
 
 
@@ -236,7 +367,9 @@ def test_cache_changes_nothing_and_keeps_to_its_limit(many, monkeypatch):
     copy = pickle.loads(pickle.dumps(split))
     assert not copy._read._cache
     assert torch.equal(copy[5, 7].image, first[5])
-    monkeypatch.setattr(images, "CACHE_BYTES", 3 * 32 * 36 * 4)  # 40 x 36 becomes 36 x 32: room for four at most
+    monkeypatch.setattr(
+        images, "CACHE_BYTES", 3 * 32 * 36 * 4
+    )  # 40 x 36 becomes 36 x 32: room for four at most
     split = Images(path=str(many)).split("train")
     assert all(torch.equal(split[i, 7].image, first[i]) for i in range(10))
     assert 0 < len(split._read._cache) <= 4
@@ -244,15 +377,25 @@ def test_cache_changes_nothing_and_keeps_to_its_limit(many, monkeypatch):
 
 def test_pictures_decode_in_loader_workers(many):
     split = Images(path=str(many)).split("train")
-    loader = torch.utils.data.DataLoader(split, batch_size=None, sampler=[(i, i) for i in range(6)], num_workers=1)
+    loader = torch.utils.data.DataLoader(
+        split, batch_size=None, sampler=[(i, i) for i in range(6)], num_workers=1
+    )
     assert all(torch.equal(row.image, split[i, i].image) for i, row in enumerate(loader))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("change", ["caption", "size", "pixels", "removed", "none"])
 def test_a_run_goes_on_with_the_same_pictures_and_captions_only(change, here, tiny, tmp_path):
-    folder = captioned(tmp_path / "pictures", names=[f"{i:02}.png" for i in range(12)], captions=["a cat"] * 12)
-    words = tiny("data=images", f"data.path={folder}", "model/autoencoder=pixels", "data.num_workers=0", "trainer.max_images=16")
+    folder = captioned(
+        tmp_path / "pictures", names=[f"{i:02}.png" for i in range(12)], captions=["a cat"] * 12
+    )
+    words = tiny(
+        "data=images",
+        f"data.path={folder}",
+        "model/autoencoder=pixels",
+        "data.num_workers=0",
+        "trainer.max_images=16",
+    )
     run = f"hydra.run.dir={tmp_path}/run"
     assert here("sdtrain", *words, run).code == 0
     if change == "caption":
@@ -269,6 +412,20 @@ def test_a_run_goes_on_with_the_same_pictures_and_captions_only(change, here, ti
     result = here("sdtrain", *words, run, "resume=auto", "trainer.max_images=32")
     if change == "none":
         assert result.code == 0, result.err
-        assert here("sdtrain-sample", f"checkpoint={tmp_path}/run", f"output={tmp_path}/drawn", "num_images=1", "steps=2", 'prompt="a cat"').code == 0
+        assert (
+            here(
+                "sdtrain-sample",
+                f"checkpoint={tmp_path}/run",
+                f"output={tmp_path}/drawn",
+                "num_images=1",
+                "steps=2",
+                'prompt="a cat"',
+            ).code
+            == 0
+        )
     else:
-        assert result.code == 2 and "data.sha256: " in result.err and "the pictures or captions in data.path changed" in result.err
+        assert (
+            result.code == 2
+            and "data.sha256: " in result.err
+            and "the pictures or captions in data.path changed" in result.err
+        )

@@ -28,7 +28,12 @@ def test_every_epoch_and_seed_has_its_own_order():
     assert len({tuple(one) for one in orders}) == len(orders)
     assert order(64, 5, 2) == order(64, 5, 2)
     # Two random orders agree in one place on average; 120 pairs in 120, with a standard deviation of sqrt(120).
-    agreements = sum(a == b for i, one in enumerate(orders) for other in orders[:i] for a, b in zip(one, other, strict=True))
+    agreements = sum(
+        a == b
+        for i, one in enumerate(orders)
+        for other in orders[:i]
+        for a, b in zip(one, other, strict=True)
+    )
     assert abs(agreements - 120) < 4 * math.sqrt(120)
 
 
@@ -46,8 +51,13 @@ def test_a_place_lands_everywhere_equally_often(size, place):
 
 def test_neighbours_are_scattered():
     """Where places 0 and 1 land together, on a coarse board of 8 x 8: 64 cells, over 6400 epochs of 1000 places."""
-    cells = Counter(permute(0, 1000, 1, epoch) // 125 * 8 + permute(1, 1000, 1, epoch) // 125 for epoch in range(6400))
-    assert abs(chi_square(cells, 64, 6400) - 63) < 4 * math.sqrt(2 * 63)  # the two never land on one place: a bias of 1e-3, unseen here
+    cells = Counter(
+        permute(0, 1000, 1, epoch) // 125 * 8 + permute(1, 1000, 1, epoch) // 125
+        for epoch in range(6400)
+    )
+    assert abs(chi_square(cells, 64, 6400) - 63) < 4 * math.sqrt(
+        2 * 63
+    )  # the two never land on one place: a bias of 1e-3, unseen here
 
 
 def test_within_one_epoch_it_looks_shuffled():
@@ -56,7 +66,9 @@ def test_within_one_epoch_it_looks_shuffled():
         image = order(1000, 0, epoch)
         covariance = sum((place - 499.5) * (at - 499.5) for place, at in enumerate(image)) / 1000
         assert abs(covariance / ((1000**2 - 1) / 12)) < 4 / math.sqrt(999)
-        rises = sum(a < b for a, b in zip(image, image[1:], strict=False))  # mean 499.5, variance 1001 / 12
+        rises = sum(
+            a < b for a, b in zip(image, image[1:], strict=False)
+        )  # mean 499.5, variance 1001 / 12
         assert abs(rises - 499.5) < 4 * math.sqrt(1001 / 12)
 
 
@@ -70,11 +82,23 @@ def test_a_billion_costs_what_a_thousand_costs():
     assert spent < 2
     assert peak < 2**20
     assert len(set(images)) == 2000
-    assert 0 <= min(images) < 10**7 < 10**9 - 10**7 < max(images) < 10**9  # 2000 uniform draws miss a hundredth once in 10^8
+    assert (
+        0 <= min(images) < 10**7 < 10**9 - 10**7 < max(images) < 10**9
+    )  # 2000 uniform draws miss a hundredth once in 10^8
 
 
 def blocks(count, **arguments):
-    return list(islice(iter(Stream(**{"length": 10, "seed": 0, "start": 0, "size": 4, "rank": 0, "world": 1} | arguments)), count))
+    return list(
+        islice(
+            iter(
+                Stream(
+                    **{"length": 10, "seed": 0, "start": 0, "size": 4, "rank": 0, "world": 1}
+                    | arguments
+                )
+            ),
+            count,
+        )
+    )
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
@@ -83,7 +107,9 @@ def test_blocks_of_the_ranks_tile_the_stream(world, start):
     """Length 10 and micro-batches of 3 x world: epoch ends fall inside them. Each ordinal occurs once, in order, and each block is full."""
     ranks = [blocks(20, start=start, size=3, rank=rank, world=world) for rank in range(world)]
     assert all(len(block) == 3 for rank in ranks for block in rank)
-    stream = [item for micro_batch in zip(*ranks, strict=True) for block in micro_batch for item in block]
+    stream = [
+        item for micro_batch in zip(*ranks, strict=True) for block in micro_batch for item in block
+    ]
     assert [ordinal for _, ordinal in stream] == list(range(start, start + 60 * world))
     one = [item for block in blocks(60 * world, start=start, size=1) for item in block]
     assert stream == one
@@ -91,7 +117,9 @@ def test_blocks_of_the_ranks_tile_the_stream(world, start):
 
 def test_every_epoch_shows_every_picture_once():
     items = [item for block in blocks(40, length=7) for item in block]
-    epochs = [[index for index, ordinal in items if ordinal // 7 == epoch] for epoch in range(160 // 7)]
+    epochs = [
+        [index for index, ordinal in items if ordinal // 7 == epoch] for epoch in range(160 // 7)
+    ]
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 20
     assert [item for block in blocks(40, length=7, seed=1) for item in block] != items

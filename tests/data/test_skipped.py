@@ -27,7 +27,9 @@ def folder(tmp_path):
     folder.mkdir()
     for i in range(16):
         file = folder / f"{i:02}.png"
-        Image.fromarray(np.random.default_rng(i).integers(0, 256, (36, 40, 3), dtype=np.uint8)).save(file)
+        Image.fromarray(
+            np.random.default_rng(i).integers(0, 256, (36, 40, 3), dtype=np.uint8)
+        ).save(file)
         file.with_suffix(".txt").write_text(f"number {i}\n")
         if file.name in BROKEN:
             file.write_bytes(file.read_bytes()[:2000])
@@ -35,7 +37,11 @@ def folder(tmp_path):
 
 
 def split_with(data, name):
-    return next((split, split.names.index(name)) for split in map(data.split, ("train", "validation")) if name in split.names)
+    return next(
+        (split, split.names.index(name))
+        for split in map(data.split, ("train", "validation"))
+        if name in split.names
+    )
 
 
 def test_another_of_the_split_with_its_own_caption_takes_the_place(folder):
@@ -43,10 +49,18 @@ def test_another_of_the_split_with_its_own_caption_takes_the_place(folder):
     assert not data.notes  # the headers are sound
     for name in BROKEN:
         split, index = split_with(data, name)
-        sound = {caption for caption, file in zip(split.captions, split.names, strict=True) if file not in BROKEN}
+        sound = {
+            caption
+            for caption, file in zip(split.captions, split.names, strict=True)
+            if file not in BROKEN
+        }
         for ordinal in range(20):
             row = split[index, ordinal]
-            assert row.caption in sound and name in dict(row.skipped) and str(folder / name) in dict(row.skipped)[name]
+            assert (
+                row.caption in sound
+                and name in dict(row.skipped)
+                and str(folder / name) in dict(row.skipped)[name]
+            )
             assert torch.equal(row.image, split[split.captions.index(row.caption), ordinal].image)
         assert len({split[index, ordinal].caption for ordinal in range(100)}) == len(sound)
         fresh, _ = split_with(Images(path=str(folder), on_error="skip"), name)
@@ -65,7 +79,13 @@ def test_a_picture_that_vanishes_is_replaced_too(folder):
 
 def captions(folder, workers):
     split = Images(path=str(folder), on_error="skip").split("train")
-    loader = DataLoader(split, batch_size=None, sampler=[(i % len(split), i) for i in range(48)], num_workers=workers, collate_fn=lambda row: row.caption)
+    loader = DataLoader(
+        split,
+        batch_size=None,
+        sampler=[(i % len(split), i) for i in range(48)],
+        num_workers=workers,
+        collate_fn=lambda row: row.caption,
+    )
     return list(loader)
 
 
@@ -75,7 +95,9 @@ def test_workers_change_no_replacement(folder):
 
 def test_with_a_generator_of_the_process_they_would(folder, monkeypatch):
     """The twin."""
-    monkeypatch.setattr(KeyedRandom, "uniform", lambda self, ordinal, count, index=0: [random.random()] * count)
+    monkeypatch.setattr(
+        KeyedRandom, "uniform", lambda self, ordinal, count, index=0: [random.random()] * count
+    )
     random.seed(0)
     alone = captions(folder, 0)
     random.seed(0)
@@ -91,9 +113,13 @@ def test_a_picture_vanishing_while_the_headers_are_read(folder, monkeypatch):
         Images(path=str(folder))
 
 
-@pytest.mark.parametrize(("options", "words"), [
-    ({"on_error": "ignore"}, "none of fail, skip"), ({"on_error": "skip", "max_skipped": -1}, "must be at least 0"),
-])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"on_error": "ignore"}, "none of fail, skip"),
+        ({"on_error": "skip", "max_skipped": -1}, "must be at least 0"),
+    ],
+)
 def test_bad_options(folder, options, words):
     with pytest.raises(UserError, match=words):
         Images(path=str(folder), **options)
@@ -106,7 +132,10 @@ def test_left_out_at_start_they_count_against_the_bound(folder):
     assert data.max_skipped == 2 and len(data.notes) == 1
     assert all(words in data.notes[0] for words in ("4 of 16", "00.png, 01.png, 02.png and 1 more"))
     assert not {"00.png", "04.png"} & {*data.split("train").names, *data.split("validation").names}
-    with pytest.raises(DataError, match=r"4 of 16 .*data\.max_skipped=3 .*The last is 04\.png.*raise data\.max_skipped"):
+    with pytest.raises(
+        DataError,
+        match=r"4 of 16 .*data\.max_skipped=3 .*The last is 04\.png.*raise data\.max_skipped",
+    ):
         Images(path=str(folder), on_error="skip", max_skipped=3)
 
 
@@ -136,14 +165,34 @@ def test_the_bound_counts_different_pictures():
 @pytest.fixture
 def train(here, tiny, folder, tmp_path):
     """train("key=value", ..., run="run"): a run of 64 pictures, without workers."""
-    words = tiny("data=images", f"data.path={folder}", "model/autoencoder=pixels", "data.image_size=16", "data.num_workers=0", "callbacks.samples.every=0",
-                 "validation.num_images=4", "data.validation_fraction=0.25")
-    return lambda *more, run="run": here("sdtrain", *[word for word in words if word.partition("=")[0] not in {m.partition("=")[0] for m in more}], *more,
-                                         f"hydra.run.dir={tmp_path}/{run}")
+    words = tiny(
+        "data=images",
+        f"data.path={folder}",
+        "model/autoencoder=pixels",
+        "data.image_size=16",
+        "data.num_workers=0",
+        "callbacks.samples.every=0",
+        "validation.num_images=4",
+        "data.validation_fraction=0.25",
+    )
+    return lambda *more, run="run": here(
+        "sdtrain",
+        *[
+            word
+            for word in words
+            if word.partition("=")[0] not in {m.partition("=")[0] for m in more}
+        ],
+        *more,
+        f"hydra.run.dir={tmp_path}/{run}",
+    )
 
 
 def numbers(run):
-    return [line["data/skipped"] for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "data/skipped" in line]
+    return [
+        line["data/skipped"]
+        for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+        if "data/skipped" in line
+    ]
 
 
 def test_a_run_ends_or_goes_on_and_counts(train, tmp_path):
@@ -158,7 +207,9 @@ def test_a_run_ends_or_goes_on_and_counts(train, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("on_error", "code"), [("fail", 3), ("skip", 0)])
-def test_pixels_that_a_worker_finds_broken_in_the_middle_of_a_run(train, folder, tmp_path, on_error, code):
+def test_pixels_that_a_worker_finds_broken_in_the_middle_of_a_run(
+    train, folder, tmp_path, on_error, code
+):
     for i in range(16, 100):  # the first 64 of training are read before the first step
         (folder / f"{i}.png").write_bytes((folder / "00.png").read_bytes())
         (folder / f"{i}.txt").write_text(f"number {i}\n")
@@ -168,12 +219,25 @@ def test_pixels_that_a_worker_finds_broken_in_the_middle_of_a_run(train, folder,
     late = folder / split.names[-1]
     assert len(split) == 75
     late.write_bytes(late.read_bytes()[:2000])
-    result = train(f"data.on_error={on_error}", "data.num_workers=1", "data.batch_size=4", "trainer.max_images=80", "trainer.log_every=4")
+    result = train(
+        f"data.on_error={on_error}",
+        "data.num_workers=1",
+        "data.batch_size=4",
+        "trainer.max_images=80",
+        "trainer.log_every=4",
+    )
     assert result.code == code, result.err
     status = json.loads((tmp_path / "run" / "status.json").read_text())
-    assert result.err.count(f"{late}'") == 1 and "Traceback (" not in result.err and status["images_seen"] > 0
+    assert (
+        result.err.count(f"{late}'") == 1
+        and "Traceback (" not in result.err
+        and status["images_seen"] > 0
+    )
     if code:
-        assert "truncated" in result.paragraph and (status["state"], status["exit_code"]) == ("failed", 3)
+        assert "truncated" in result.paragraph and (status["state"], status["exit_code"]) == (
+            "failed",
+            3,
+        )
     else:
         assert numbers(tmp_path / "run")[-1] == 1
 
@@ -182,27 +246,40 @@ def test_pixels_that_a_worker_finds_broken_in_the_middle_of_a_run(train, folder,
 def test_a_resumed_run_goes_on_counting_and_ends_in_the_same_weights(train, saved, tmp_path):
     words = ("data.on_error=skip", "lr_schedule=constant")
     assert train(*words, "trainer.max_images=32", run="two").code == 0
-    assert train(*words, "resume=must", "data.max_skipped=50", run="two").code == 0  # another bound makes no other run
+    assert (
+        train(*words, "resume=must", "data.max_skipped=50", run="two").code == 0
+    )  # another bound makes no other run
     assert train(*words, run="one").code == 0
     one, two = saved(tmp_path / "one"), saved(tmp_path / "two")
-    assert numbers(tmp_path / "two") == numbers(tmp_path / "one") and all(torch.equal(one[key], two[key]) for key in one)
+    assert numbers(tmp_path / "two") == numbers(tmp_path / "one") and all(
+        torch.equal(one[key], two[key]) for key in one
+    )
 
 
 def test_a_bound_on_nothing_is_refused(train):
     result = train("data.max_skipped=2")
-    assert result.code == 2 and "data.max_skipped has no effect with data.on_error=fail" in result.paragraph
+    assert (
+        result.code == 2
+        and "data.max_skipped has no effect with data.on_error=fail" in result.paragraph
+    )
 
 
 @pytest.mark.parametrize("bounded", [True, False])
 def test_a_run_with_too_many_ends(train, monkeypatch, bounded):
     """And the twin: without the bound it goes on."""
     if not bounded:
-        monkeypatch.setattr("sdtrain.cli.run.Skipped", lambda limit, report: Skipped(limit=10**6, report=report))
+        monkeypatch.setattr(
+            "sdtrain.cli.run.Skipped", lambda limit, report: Skipped(limit=10**6, report=report)
+        )
     result = train("data.on_error=skip", "data.max_skipped=2")
     assert result.code == (3 if bounded else 0)
     if bounded:
         said = result.err.splitlines()[-1]
-        assert "may still be left out (2)" in said and "data.max_skipped" in said and any(name in said for name in BROKEN)
+        assert (
+            "may still be left out (2)" in said
+            and "data.max_skipped" in said
+            and any(name in said for name in BROKEN)
+        )
 
 
 WATCHED = '''
@@ -246,14 +323,45 @@ def watched(tiny, folder, saved, tmp_path):
     def run(ranks, workers, **env):
         place = tmp_path / f"{ranks}-{workers}"
         place.mkdir()
-        words = tiny("data=images", f"data.path={folder}", "model/autoencoder=pixels", "data.image_size=16", f"data.num_workers={workers}",
-                     "data.on_error=skip", "callbacks.samples.every=0", "validation.num_images=4", "trainer.max_images=96")
+        words = tiny(
+            "data=images",
+            f"data.path={folder}",
+            "model/autoencoder=pixels",
+            "data.image_size=16",
+            f"data.num_workers={workers}",
+            "data.on_error=skip",
+            "callbacks.samples.every=0",
+            "validation.num_images=4",
+            "trainer.max_images=96",
+        )
         words += ["strategy=ddp", f"trainer.devices={ranks}"] if ranks > 1 else []
-        command = [sys.executable, str(tmp_path / "watched.py"), *words, f"hydra.run.dir={place}/run"]
-        done = subprocess.run(command, env=os.environ | {"SEEN": str(place), "OMP_NUM_THREADS": "1"} | env, capture_output=True, text=True)
+        command = [
+            sys.executable,
+            str(tmp_path / "watched.py"),
+            *words,
+            f"hydra.run.dir={place}/run",
+        ]
+        done = subprocess.run(
+            command,
+            env=os.environ | {"SEEN": str(place), "OMP_NUM_THREADS": "1"} | env,
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stderr
-        weights = torch.cat([value.double().flatten() for key, value in saved(place / "run").items() if key.startswith("model/")])
-        given = [[tuple(map(int, line.split())) for line in (place / f"rank-{rank}").read_text().splitlines()] for rank in range(ranks)]
+        weights = torch.cat(
+            [
+                value.double().flatten()
+                for key, value in saved(place / "run").items()
+                if key.startswith("model/")
+            ]
+        )
+        given = [
+            [
+                tuple(map(int, line.split()))
+                for line in (place / f"rank-{rank}").read_text().splitlines()
+            ]
+            for rank in range(ranks)
+        ]
         return weights, given, numbers(place / "run"), done.stderr
 
     return run
@@ -267,7 +375,9 @@ def apart(one, other):
 def test_two_ranks_and_workers_equal_one(watched):
     one, two, loaded = watched(1, 0), watched(2, 0), watched(1, 2)
     for rank in two[1]:
-        assert {(captions, images) for captions, images, _ in rank} == {(4, 4)} and sum(replaced for *_, replaced in rank) > 0
+        assert {(captions, images) for captions, images, _ in rank} == {(4, 4)} and sum(
+            replaced for *_, replaced in rank
+        ) > 0
     assert apart(one[0], two[0]) < 1e-5 and torch.equal(one[0], loaded[0])
     assert one[2] == two[2] == loaded[2]
     assert one[2][-1] == sum(replaced for rank in two[1] for *_, replaced in rank)

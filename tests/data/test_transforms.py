@@ -9,7 +9,14 @@ import torch
 from PIL import Image
 
 from sdtrain.data import transforms
-from sdtrain.data.transforms import Transform, hold_out, hold_out_count, open_picture, picture_size, resize_short_side
+from sdtrain.data.transforms import (
+    Transform,
+    hold_out,
+    hold_out_count,
+    open_picture,
+    picture_size,
+    resize_short_side,
+)
 from sdtrain.errors import DataError, UserError
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
@@ -52,7 +59,11 @@ def test_palette_with_and_without_a_transparent_entry():
 
 def test_cmyk():
     # No ink is white, all of yellow and magenta is red; JPEG is lossy by a little.
-    for ink, colour in [((0, 0, 0, 0), (255, 255, 255)), ((0, 255, 255, 0), RED), ((0, 0, 0, 255), (0, 0, 0))]:
+    for ink, colour in [
+        ((0, 0, 0, 0), (255, 255, 255)),
+        ((0, 255, 255, 0), RED),
+        ((0, 0, 0, 255), (0, 0, 0)),
+    ]:
         seen = corner(encoded(Image.new("CMYK", (16, 16), ink), "JPEG", quality=95))
         assert np.abs(np.subtract(seen, colour)).max() <= 3
 
@@ -65,19 +76,41 @@ def test_alpha_is_laid_over_the_background(mode):
 
 
 def test_half_alpha():
-    assert corner(encoded(Image.new("RGBA", (4, 4), (*RED, 51))), background=GREEN) == (51, 204, 0)  # 51 / 255 = 0.2
+    assert corner(encoded(Image.new("RGBA", (4, 4), (*RED, 51))), background=GREEN) == (
+        51,
+        204,
+        0,
+    )  # 51 / 255 = 0.2
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF"])
-@pytest.mark.parametrize(("orientation", "stored"), [
-    (1, lambda a: a), (2, np.fliplr), (3, lambda a: np.rot90(a, 2)), (4, np.flipud), (5, lambda a: a.swapaxes(0, 1)),
-    (6, lambda a: np.rot90(a, 1)), (7, lambda a: np.rot90(a, 2).swapaxes(0, 1)), (8, lambda a: np.rot90(a, -1)),
-])
+@pytest.mark.parametrize(
+    ("orientation", "stored"),
+    [
+        (1, lambda a: a),
+        (2, np.fliplr),
+        (3, lambda a: np.rot90(a, 2)),
+        (4, np.flipud),
+        (5, lambda a: a.swapaxes(0, 1)),
+        (6, lambda a: np.rot90(a, 1)),
+        (7, lambda a: np.rot90(a, 2).swapaxes(0, 1)),
+        (8, lambda a: np.rot90(a, -1)),
+    ],
+)
 def test_exif_rotation_is_undone(format, orientation, stored):
-    upright = np.random.default_rng(0).integers(0, 256, (3, 5, 3), dtype=np.uint8).repeat(16, 0).repeat(16, 1)
+    upright = (
+        np.random.default_rng(0)
+        .integers(0, 256, (3, 5, 3), dtype=np.uint8)
+        .repeat(16, 0)
+        .repeat(16, 1)
+    )
     exif = Image.Exif()
     exif[0x0112] = orientation
-    seen = np.asarray(open_picture(encoded(Image.fromarray(np.ascontiguousarray(stored(upright))), format, exif=exif)))
+    seen = np.asarray(
+        open_picture(
+            encoded(Image.fromarray(np.ascontiguousarray(stored(upright))), format, exif=exif)
+        )
+    )
     assert seen.shape == upright.shape
     assert np.abs(seen.astype(int) - upright).mean() < (20 if format == "JPEG" else 1e-9)
 
@@ -85,7 +118,10 @@ def test_exif_rotation_is_undone(format, orientation, stored):
 def test_16_bit_picture_is_rotated_too():
     exif = Image.Exif()
     exif[0x0112] = 6
-    assert open_picture(encoded(Image.fromarray(np.zeros((4, 6), np.uint16)), exif=exif)).size == (4, 6)
+    assert open_picture(encoded(Image.fromarray(np.zeros((4, 6), np.uint16)), exif=exif)).size == (
+        4,
+        6,
+    )
 
 
 def test_a_picture_in_memory_is_taken_and_left_as_it_was():
@@ -99,11 +135,16 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, monkeypat
     file = tmp_path / "large.png"
     Image.new("1", (9000, 9000)).save(file)
     assert file.stat().st_size < 20000
+
     def decode(picture):
         raise AssertionError("decoded")
+
     monkeypatch.setattr(Image.Image, "load", decode)
     for read in (open_picture, picture_size):
-        with pytest.raises(DataError, match=r"large\.png.*9000 x 9000 = 81000000"), warnings.catch_warnings():
+        with (
+            pytest.raises(DataError, match=r"large\.png.*9000 x 9000 = 81000000"),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("error")
             read(file)
     monkeypatch.setattr(transforms, "PIXEL_LIMIT", 81_000_000)
@@ -118,10 +159,18 @@ def test_pillows_own_limit_is_a_data_error(tmp_path, monkeypatch):
             picture_size(tmp_path / "a.png")
 
 
-@pytest.mark.parametrize("content", [
-    b"", b"no picture", encoded(Image.effect_noise((64, 64), 50))[:-400], encoded(Image.effect_noise((64, 64), 50), "JPEG")[:-400],
-    encoded(Image.new("F", (4, 4), 0.5), "TIFF"), encoded(Image.new("I", (4, 4), 70000), "TIFF"), None,
-])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no picture",
+        encoded(Image.effect_noise((64, 64), 50))[:-400],
+        encoded(Image.effect_noise((64, 64), 50), "JPEG")[:-400],
+        encoded(Image.new("F", (4, 4), 0.5), "TIFF"),
+        encoded(Image.new("I", (4, 4), 70000), "TIFF"),
+        None,
+    ],
+)
 def test_broken_files_name_their_path(tmp_path, content):
     file = tmp_path / "this one.png"
     if content is not None:
@@ -138,7 +187,9 @@ def test_short_side_becomes_image_size():
 
 def test_resize_is_antialiased():
     stripes = torch.tensor([0, 0, 0, 255, 255, 0, 0, 0], dtype=torch.uint8).repeat(3, 64, 8)
-    assert (resize_short_side(stripes, 8).float() - 63.75).abs().max() < 20  # picked pixels would be 255
+    assert (
+        resize_short_side(stripes, 8).float() - 63.75
+    ).abs().max() < 20  # picked pixels would be 255
 
 
 def coordinates():
@@ -156,6 +207,7 @@ def place(image):
 def test_transform_is_a_function_of_seed_and_ordinal():
     def make(seed):
         return Transform(image_size=32, crop="random", flip=True, seed=seed)
+
     once, again, other = make(0), make(0), make(1)
     forwards = [once(coordinates(), ordinal) for ordinal in range(20)]
     for ordinal in reversed(range(20)):
@@ -168,7 +220,9 @@ def test_transform_is_a_function_of_seed_and_ordinal():
 def test_every_crop_and_both_flips_come_at_their_rate():
     transform = Transform(image_size=32, crop="random", flip=True, seed=0)
     n = 2000
-    tops, lefts, flips = map(np.array, zip(*[place(transform(coordinates(), o)) for o in range(n)], strict=True))
+    tops, lefts, flips = map(
+        np.array, zip(*[place(transform(coordinates(), o)) for o in range(n)], strict=True)
+    )
     for seen, places in ((tops, 9), (lefts, 19), (flips, 2)):
         counts = np.bincount(seen, minlength=places)
         assert len(counts) == places
@@ -182,13 +236,19 @@ def test_centre_and_no_flip():
 
 
 def test_flip_does_not_depend_on_the_crop():
-    random, centred = (Transform(image_size=32, crop=crop, flip=True, seed=3) for crop in ("random", "center"))
-    assert [place(random(coordinates(), o))[2] for o in range(50)] == [place(centred(coordinates(), o))[2] for o in range(50)]
+    random, centred = (
+        Transform(image_size=32, crop=crop, flip=True, seed=3) for crop in ("random", "center")
+    )
+    assert [place(random(coordinates(), o))[2] for o in range(50)] == [
+        place(centred(coordinates(), o))[2] for o in range(50)
+    ]
 
 
 def test_black_and_white_are_the_ends_of_the_range():
     transform = Transform(image_size=1, crop="center", flip=False, seed=0)
-    assert transform(torch.tensor([0, 255, 51], dtype=torch.uint8).reshape(3, 1, 1), 0).flatten().tolist() == pytest.approx([-1, 1, -0.6])
+    assert transform(
+        torch.tensor([0, 255, 51], dtype=torch.uint8).reshape(3, 1, 1), 0
+    ).flatten().tolist() == pytest.approx([-1, 1, -0.6])
 
 
 def test_unknown_crop():
@@ -196,7 +256,10 @@ def test_unknown_crop():
         Transform(image_size=8, crop="middle", flip=False, seed=0)
 
 
-@pytest.mark.parametrize(("pictures", "held_out"), [(2, 1), (3, 1), (8, 2), (100, 25), (256, 64), (1000, 64), (1280, 64), (10000, 500)])
+@pytest.mark.parametrize(
+    ("pictures", "held_out"),
+    [(2, 1), (3, 1), (8, 2), (100, 25), (256, 64), (1000, 64), (1280, 64), (10000, 500)],
+)
 def test_hold_out_count(pictures, held_out):
     assert hold_out_count(pictures, 0.05) == held_out
     assert len(hold_out([str(i) for i in range(pictures)], 0.05, 0)) == held_out

@@ -23,7 +23,10 @@ TABLES = (Path(__file__).parents[2] / "data" / "README.md").read_text(encoding="
 COLOUR, BLUE, WHITE = (200, 40, 90), (0, 0, 255), (255, 255, 255)
 PLAIN, OTHER = Image.new("RGB", (40, 40), COLOUR), Image.new("RGB", (40, 40), BLUE)
 NOISY = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
-INVERSE = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}  # of UPRIGHT; the others are their own
+INVERSE = {
+    6: Image.Transpose.ROTATE_90,
+    8: Image.Transpose.ROTATE_270,
+}  # of UPRIGHT; the others are their own
 
 
 def encoded(picture, format="PNG", **options):
@@ -33,13 +36,20 @@ def encoded(picture, format="PNG", **options):
 
 
 def chunk(kind, content):
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return (
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+    )
 
 
 def png(*extra, width=40, height=40, depth=8, colour=2, pixels=(b"\0" + bytes(COLOUR) * 40) * 40):
     """A PNG by hand; pixels None: without any."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
-    body = b"".join(chunk(*each) for each in extra) + (b"" if pixels is None else chunk(b"IDAT", zlib.compress(pixels)))
+    body = b"".join(chunk(*each) for each in extra) + (
+        b"" if pixels is None else chunk(b"IDAT", zlib.compress(pixels))
+    )
     return b"\x89PNG\r\n\x1a\n" + header + body + chunk(b"IEND", b"")
 
 
@@ -59,7 +69,10 @@ def turned(orientation):
 
 def without_adobe(content):
     place = content.index(b"\xff\xee")
-    return content[:place] + content[place + 2 + struct.unpack(">H", content[place + 2 : place + 4])[0] :]
+    return (
+        content[:place]
+        + content[place + 2 + struct.unpack(">H", content[place + 2 : place + 4])[0] :]
+    )
 
 
 INK = Image.new("CMYK", (40, 40), (55, 215, 165, 0))
@@ -68,54 +81,140 @@ DATA = SOUND.index(b"IDAT") + 4
 DATA_BYTES = struct.unpack(">I", SOUND[DATA - 8 : DATA - 4])[0]
 # The picture's name in the table -> (file name, its bytes or what makes it, the colour of its top left third or words of the refusal).
 PICTURES = {
-    "grey PNG of 16 bits": ("x.png", encoded(Image.fromarray(np.full((40, 40), 90 * 257, np.uint16))), (90, 90, 90)),
-    "RGB PNG of 16 bits": ("x.png", png(depth=16, pixels=(b"\0" + struct.pack(">HHH", *(v * 257 for v in COLOUR)) * 40) * 40), COLOUR),
-    "TIFF of int32 in 0..65535": ("x.tif", encoded(Image.new("I", (40, 40), 90 * 257), "TIFF"), (90, 90, 90)),
-    "TIFF of int32 beyond 65535": ("x.tif", encoded(Image.new("I", (40, 40), 900_000), "TIFF"), "grey values go from 900000"),
-    "TIFF of floating point": ("x.tiff", encoded(Image.new("F", (40, 40), 0.5), "TIFF"), "floating-point"),
-    "TIFF of several pages": ("x.tif", encoded(PLAIN, "TIFF", save_all=True, append_images=[OTHER]), COLOUR),
+    "grey PNG of 16 bits": (
+        "x.png",
+        encoded(Image.fromarray(np.full((40, 40), 90 * 257, np.uint16))),
+        (90, 90, 90),
+    ),
+    "RGB PNG of 16 bits": (
+        "x.png",
+        png(depth=16, pixels=(b"\0" + struct.pack(">HHH", *(v * 257 for v in COLOUR)) * 40) * 40),
+        COLOUR,
+    ),
+    "TIFF of int32 in 0..65535": (
+        "x.tif",
+        encoded(Image.new("I", (40, 40), 90 * 257), "TIFF"),
+        (90, 90, 90),
+    ),
+    "TIFF of int32 beyond 65535": (
+        "x.tif",
+        encoded(Image.new("I", (40, 40), 900_000), "TIFF"),
+        "grey values go from 900000",
+    ),
+    "TIFF of floating point": (
+        "x.tiff",
+        encoded(Image.new("F", (40, 40), 0.5), "TIFF"),
+        "floating-point",
+    ),
+    "TIFF of several pages": (
+        "x.tif",
+        encoded(PLAIN, "TIFF", save_all=True, append_images=[OTHER]),
+        COLOUR,
+    ),
     "CMYK JPEG": ("x.jpg", encoded(INK, "JPEG", quality=95), COLOUR),
-    "CMYK JPEG without Adobe's mark": ("x.jpg", without_adobe(encoded(INK, "JPEG", quality=95)), COLOUR),
-    "YCbCr TIFF": ("x.tif", encoded(Image.new("YCbCr", (40, 40), (90, 128, 128)), "TIFF"), (90, 90, 90)),
+    "CMYK JPEG without Adobe's mark": (
+        "x.jpg",
+        without_adobe(encoded(INK, "JPEG", quality=95)),
+        COLOUR,
+    ),
+    "YCbCr TIFF": (
+        "x.tif",
+        encoded(Image.new("YCbCr", (40, 40), (90, 128, 128)), "TIFF"),
+        (90, 90, 90),
+    ),
     "progressive JPEG": ("x.jpg", encoded(PLAIN, "JPEG", progressive=True, quality=95), COLOUR),
     "grey JPEG": ("x.jpeg", encoded(Image.new("L", (40, 40), 90), "JPEG"), (90, 90, 90)),
     "JPEG 2000": ("x.jp2", encoded(PLAIN, "JPEG2000"), COLOUR),
     "BMP": ("x.bmp", encoded(PLAIN, "BMP"), COLOUR),
     "PPM": ("x.ppm", encoded(PLAIN, "PPM"), COLOUR),
     "palette": ("x.png", encoded(PLAIN.quantize(4)), COLOUR),
-    "palette with a transparent entry": ("x.gif", encoded(Image.new("P", (40, 40), 0), "GIF", transparency=0), WHITE),
+    "palette with a transparent entry": (
+        "x.gif",
+        encoded(Image.new("P", (40, 40), 0), "GIF", transparency=0),
+        WHITE,
+    ),
     "RGBA": ("x.png", encoded(Image.new("RGBA", (40, 40), (*COLOUR, 0))), WHITE),
     "grey with alpha": ("x.png", encoded(Image.new("LA", (40, 40), (0, 0))), WHITE),
     "one bit": ("x.png", encoded(Image.new("1", (40, 40), 1)), WHITE),
-    **{f"EXIF orientation {orientation}": ("x.png", turned(orientation), COLOUR) for orientation in range(1, 9)},
+    **{
+        f"EXIF orientation {orientation}": ("x.png", turned(orientation), COLOUR)
+        for orientation in range(1, 9)
+    },
     "broken EXIF": ("x.jpg", encoded(PLAIN, "JPEG", quality=95, exif=b"Exif\0\0nonsense"), COLOUR),
     "broken ICC profile": ("x.png", encoded(PLAIN, icc_profile=b"nonsense"), COLOUR),
     "animated GIF": ("x.gif", encoded(PLAIN, "GIF", save_all=True, append_images=[OTHER]), COLOUR),
-    "animated WebP": ("x.webp", encoded(PLAIN, "WEBP", save_all=True, append_images=[OTHER], lossless=True), COLOUR),
+    "animated WebP": (
+        "x.webp",
+        encoded(PLAIN, "WEBP", save_all=True, append_images=[OTHER], lossless=True),
+        COLOUR,
+    ),
     "animated PNG": ("x.png", encoded(PLAIN, save_all=True, append_images=[OTHER]), COLOUR),
     "JPEG named .png": ("x.png", encoded(PLAIN, "JPEG", quality=95), COLOUR),
-    "PNG with a wrong checksum of pixels that inflate well": ("x.png", spoilt(SOUND, DATA + DATA_BYTES), COLOUR),
-    "PNG with a wrong checksum of its header": ("x.png", spoilt(SOUND, 29), "no format that can be read"),
+    "PNG with a wrong checksum of pixels that inflate well": (
+        "x.png",
+        spoilt(SOUND, DATA + DATA_BYTES),
+        COLOUR,
+    ),
+    "PNG with a wrong checksum of its header": (
+        "x.png",
+        spoilt(SOUND, 29),
+        "no format that can be read",
+    ),
     "PNG with broken pixels": ("x.png", spoilt(SOUND, DATA + 4), "broken data stream"),
     "PNG without pixels": ("x.png", png(pixels=None), "cannot load this image"),
-    "PNG with a text chunk of 2 MB": ("x.png", png((b"tEXt", b"Comment\0" + b"x" * 2_000_000)), COLOUR),
-    "PNG with a text chunk that inflates to 5 MB": ("x.png", png((b"zTXt", b"C\0\0" + zlib.compress(bytes(5_000_000)))), "Decompressed data too large"),
+    "PNG with a text chunk of 2 MB": (
+        "x.png",
+        png((b"tEXt", b"Comment\0" + b"x" * 2_000_000)),
+        COLOUR,
+    ),
+    "PNG with a text chunk that inflates to 5 MB": (
+        "x.png",
+        png((b"zTXt", b"C\0\0" + zlib.compress(bytes(5_000_000)))),
+        "Decompressed data too large",
+    ),
     "cut JPEG": ("x.jpg", encoded(NOISY, "JPEG")[:-900], "truncated"),
     "cut PNG": ("x.png", encoded(NOISY)[:2000], "truncated"),
     "no bytes": ("x.png", b"", "no format that can be read"),
     "text named .png": ("x.png", b"a cat", "no format that can be read"),
-    "SVG named .png": ("x.png", b'<svg xmlns="http://www.w3.org/2000/svg"/>', "no format that can be read"),
-    "EPS named .png": ("x.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n", "no format that can be read"),
+    "SVG named .png": (
+        "x.png",
+        b'<svg xmlns="http://www.w3.org/2000/svg"/>',
+        "no format that can be read",
+    ),
+    "EPS named .png": (
+        "x.png",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n",
+        "no format that can be read",
+    ),
     "HEIC": ("x.heic", b"\0\0\0\x18ftypheic", "no format that can be read"),
-    "144 megapixels in 17 kB": ("x.png", png(width=12_000, height=12_000, depth=1, colour=0, pixels=bytes(1501 * 12_000)), "144000000"),
+    "144 megapixels in 17 kB": (
+        "x.png",
+        png(width=12_000, height=12_000, depth=1, colour=0, pixels=bytes(1501 * 12_000)),
+        "144000000",
+    ),
     "one pixel": ("x.png", encoded(Image.new("RGB", (1, 1))), "smaller than the crop"),
     "1 x 5000": ("x.png", encoded(Image.new("RGB", (1, 5000))), "smaller than the crop"),
     "16 x 5000": ("x.png", encoded(Image.new("RGB", (16, 5000), COLOUR)), COLOUR),
     "link to nothing": ("x.png", lambda file: file.symlink_to("nowhere.png"), "link to none"),
     "pipe": ("x.png", os.mkfifo, "no file"),
-    "without permission": ("x.png", lambda file: (file.write_bytes(SOUND), file.chmod(0)), "Permission denied"),
-    "link to a picture outside the folder": ("x.png", lambda file: ((file.parents[1] / "out.png").write_bytes(SOUND), file.symlink_to("../out.png")), COLOUR),
-    "folder named x.png": ("x.png/y.png", lambda file: (file.parent.mkdir(), file.write_bytes(SOUND)), COLOUR),
+    "without permission": (
+        "x.png",
+        lambda file: (file.write_bytes(SOUND), file.chmod(0)),
+        "Permission denied",
+    ),
+    "link to a picture outside the folder": (
+        "x.png",
+        lambda file: (
+            (file.parents[1] / "out.png").write_bytes(SOUND),
+            file.symlink_to("../out.png"),
+        ),
+        COLOUR,
+    ),
+    "folder named x.png": (
+        "x.png/y.png",
+        lambda file: (file.parent.mkdir(), file.write_bytes(SOUND)),
+        COLOUR,
+    ),
     "vanishes after the start": ("x.png", SOUND, "No such file"),
 }
 
@@ -123,7 +222,9 @@ PICTURES = {
 def rows(head):
     """The table under `head` as {name: what it is}."""
     table = TABLES.partition(f"| {head} | is | how |\n|---|---|---|\n")[2].partition("\n\n")[0]
-    return dict(re.fullmatch(r"\| (.+?) \| (.+?) \|.*\|", row).groups() for row in table.splitlines())
+    return dict(
+        re.fullmatch(r"\| (.+?) \| (.+?) \|.*\|", row).groups() for row in table.splitlines()
+    )
 
 
 @pytest.fixture
@@ -139,7 +240,11 @@ def folder(tmp_path):
 
 def everywhere(data):
     """Each row of both splits: (name, row)."""
-    return [(name, split[i, i]) for split in map(data.split, ("train", "validation")) for i, name in enumerate(split.names)]
+    return [
+        (name, split[i, i])
+        for split in map(data.split, ("train", "validation"))
+        for i, name in enumerate(split.names)
+    ]
 
 
 @pytest.mark.parametrize("name", PICTURES)
@@ -157,7 +262,9 @@ def test_odd_pictures(folder, name):
             Images(**options)
         assert expected in str(refused.value) and "data.on_error=skip" in str(refused.value)
         data = Images(**options, on_error="skip")
-        assert file_name in data.notes[0] and expected in data.notes[0] and len(everywhere(data)) == 8
+        assert (
+            file_name in data.notes[0] and expected in data.notes[0] and len(everywhere(data)) == 8
+        )
         return
     failing, skipping = Images(**options), Images(**options, on_error="skip")
     if name == "vanishes after the start":
@@ -167,7 +274,11 @@ def test_odd_pictures(folder, name):
     if is_ == "while training":
         with pytest.raises(DataError, match=file_name) as refused:
             everywhere(failing)
-        assert expected in str(refused.value) and found[file_name].caption == "plain" and found[file_name].skipped[0][0] == file_name
+        assert (
+            expected in str(refused.value)
+            and found[file_name].caption == "plain"
+            and found[file_name].skipped[0][0] == file_name
+        )
     else:
         assert is_ == "read" and found[file_name].caption == "odd" and not found[file_name].skipped
         colour = (found[file_name].image[:, :5, :5].mean((1, 2)) + 1) * 127.5
@@ -189,12 +300,17 @@ def line_of(*more):
 
 
 def renamed(name):
-    return lambda folder: [(folder / f"0{end}").rename(folder / f"{name}{end}") for end in (".png", ".txt")]
+    return lambda folder: [
+        (folder / f"0{end}").rename(folder / f"{name}{end}") for end in (".png", ".txt")
+    ]
 
 
 def comma(folder):
     (folder / "0.png").rename(folder / 'a, "b".png')
-    (folder / "metadata.csv").write_text('file_name,text\n"a, ""b"".png","one, two"\n' + "".join(f"{i}.png,plain\n" for i in range(1, 8)))
+    (folder / "metadata.csv").write_text(
+        'file_name,text\n"a, ""b"".png","one, two"\n'
+        + "".join(f"{i}.png,plain\n" for i in range(1, 8))
+    )
 
 
 # The caption's name in the table -> (what to do to the folder, the captions that are not "plain", or words of the refusal).
@@ -215,14 +331,35 @@ CAPTIONS = {
     "file name with comma and quotes": (comma, ["one, two"]),
     "file name with a line break": (renamed("a\nb"), "not printable text"),
     ".txt without a picture": (lambda folder: (folder / "README.txt").write_text("odd"), []),
-    "row without a picture": (listed({"file_name": "0.png", "text": "plain"}, {"file_name": "x.png", "text": "odd"}), "pictures that are not there"),
-    "two rows of a picture": (listed({"file_name": "0.png", "text": "odd"}, {"file_name": "0.png", "text": "odder"}), ["odd", "odder"]),
-    "row that leads outside": (listed({"file_name": "../0.png", "text": "odd"}), "leads outside the folder"),
+    "row without a picture": (
+        listed({"file_name": "0.png", "text": "plain"}, {"file_name": "x.png", "text": "odd"}),
+        "pictures that are not there",
+    ),
+    "two rows of a picture": (
+        listed({"file_name": "0.png", "text": "odd"}, {"file_name": "0.png", "text": "odder"}),
+        ["odd", "odder"],
+    ),
+    "row that leads outside": (
+        listed({"file_name": "../0.png", "text": "odd"}),
+        "leads outside the folder",
+    ),
     "number for a caption": (listed({"file_name": "0.png", "text": 3}), "must be text"),
-    "half a character": (listed({"file_name": "0.png", "text": "a \ud800 cat"}), "line 8: the caption must be text"),
-    "NUL in a row's file name": (listed({"file_name": "0.png\0", "text": "odd"}), "line 8: file_name must be the name of a picture"),
-    "row with a number of 5000 digits": (line_of('{"file_name": "0.png", "text": "odd", "size": ' + "9" * 5000 + "}"), "line 8, is not JSON that can be read"),
-    "row of 100000 brackets": (line_of("[" * 100_000 + "]" * 100_000), "line 8, is not JSON that can be read"),
+    "half a character": (
+        listed({"file_name": "0.png", "text": "a \ud800 cat"}),
+        "line 8: the caption must be text",
+    ),
+    "NUL in a row's file name": (
+        listed({"file_name": "0.png\0", "text": "odd"}),
+        "line 8: file_name must be the name of a picture",
+    ),
+    "row with a number of 5000 digits": (
+        line_of('{"file_name": "0.png", "text": "odd", "size": ' + "9" * 5000 + "}"),
+        "line 8, is not JSON that can be read",
+    ),
+    "row of 100000 brackets": (
+        line_of("[" * 100_000 + "]" * 100_000),
+        "line 8, is not JSON that can be read",
+    ),
 }
 
 
@@ -237,11 +374,17 @@ def test_odd_captions(folder, name, on_error):
             Images(path=str(folder), image_size=16, on_error=on_error)
     else:
         data = Images(path=str(folder), image_size=16, on_error=on_error)
-        assert rows("caption")[name] == "read" and sorted(row.caption for _, row in everywhere(data) if row.caption != "plain") == expected
+        assert (
+            rows("caption")[name] == "read"
+            and sorted(row.caption for _, row in everywhere(data) if row.caption != "plain")
+            == expected
+        )
 
 
 def test_the_tables_and_these_lists_have_the_same_rows():
-    assert list(rows("picture")) == list(dict.fromkeys(re.sub(r"orientation \d", "orientation 1 to 8", name) for name in PICTURES))
+    assert list(rows("picture")) == list(
+        dict.fromkeys(re.sub(r"orientation \d", "orientation 1 to 8", name) for name in PICTURES)
+    )
     assert list(rows("caption")) == list(CAPTIONS)
     assert len(PICTURES["144 megapixels in 17 kB"][1]) < 20_000
 
@@ -250,11 +393,24 @@ def test_the_tables_and_these_lists_have_the_same_rows():
 def test_captions_that_are_cut_are_counted_at_the_start(here, tiny, folder, tmp_path):
     for file in folder.glob("*.txt"):
         file.write_text("cat " * (500 if file.name < "4" else 5))
-    words = ["data=images", f"data.path={folder}", "model/autoencoder=pixels", "data.image_size=16", "data.num_workers=0", "data.batch_size=4"]
-    result = here("sdtrain", *tiny(*words, "trainer.max_images=4", "callbacks=none", "validation=none"), f"hydra.run.dir={tmp_path}/run")
+    words = [
+        "data=images",
+        f"data.path={folder}",
+        "model/autoencoder=pixels",
+        "data.image_size=16",
+        "data.num_workers=0",
+        "data.batch_size=4",
+    ]
+    result = here(
+        "sdtrain",
+        *tiny(*words, "trainer.max_images=4", "callbacks=none", "validation=none"),
+        f"hydra.run.dir={tmp_path}/run",
+    )
     assert result.code == 0, result.err
     cut = sum(name < "4" for name in Images(path=str(folder), image_size=16).split("train").names)
-    assert f"{cut} of 6 captions have more than model.conditioner.max_length=24 tokens" in " ".join(result.out.split())
+    assert f"{cut} of 6 captions have more than model.conditioner.max_length=24 tokens" in " ".join(
+        result.out.split()
+    )
 
 
 MEASURED = '''
@@ -291,8 +447,15 @@ print(refused, (peak() - before) / 1024)
 def growth(folder, **env):
     (folder / "large.png").write_bytes(PICTURES["144 megapixels in 17 kB"][1])
     (folder / "measured.py").write_text(MEASURED)
-    command = [sys.executable, str(folder / "measured.py"), str(folder / "0.png"), str(folder / "large.png")]
-    refused, megabytes = subprocess.run(command, env=os.environ | env, capture_output=True, text=True, check=True).stdout.split()
+    command = [
+        sys.executable,
+        str(folder / "measured.py"),
+        str(folder / "0.png"),
+        str(folder / "large.png"),
+    ]
+    refused, megabytes = subprocess.run(
+        command, env=os.environ | env, capture_output=True, text=True, check=True
+    ).stdout.split()
     return refused == "True", float(megabytes)
 
 

@@ -41,7 +41,9 @@ def at(timestep):
 @pytest.mark.parametrize("scale", [0, 1, 0.0, 1.0])
 def test_0_and_1_ask_one_network_and_pass_its_answer_on(scale, rescale, x):
     conditional, unconditional = pair()
-    answer = classifier_free(conditional, unconditional, scale, linear(), rescale=rescale)(x, at(300))
+    answer = classifier_free(conditional, unconditional, scale, linear(), rescale=rescale)(
+        x, at(300)
+    )
     assert torch.equal(answer, x.sin() * 3.1 if scale else x.cos() / 7)
     assert (conditional.calls, unconditional.calls) == ((1, 0) if scale else (0, 1))
 
@@ -52,20 +54,32 @@ def test_linear_and_the_same_in_epsilon(scale, x):
     networks = [lambda x, timestep: x.sin() * 3.1, lambda x, timestep: x.cos() / 7]
     conditional, unconditional = (Denoiser(network, linear(), Epsilon()) for network in networks)
     answer = classifier_free(conditional, unconditional, scale, linear())(x, at(600))
-    torch.testing.assert_close(answer, (1 - scale) * unconditional(x, at(600)) + scale * conditional(x, at(600)), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        answer,
+        (1 - scale) * unconditional(x, at(600)) + scale * conditional(x, at(600)),
+        rtol=0,
+        atol=1e-12,
+    )
     alpha, sigma = ALPHA_BAR[600] ** 0.5, (1 - ALPHA_BAR[600]) ** 0.5
     eps = x.cos() / 7 + scale * (x.sin() * 3.1 - x.cos() / 7)
-    torch.testing.assert_close(answer, (x - sigma * eps) / alpha, rtol=0, atol=1e-11)  # float64 over alpha = 0.16, values up to 200
+    torch.testing.assert_close(
+        answer, (x - sigma * eps) / alpha, rtol=0, atol=1e-11
+    )  # float64 over alpha = 0.16, values up to 200
 
 
 @pytest.mark.parametrize("rescale", [0.25, 0.5, 1.0])
 def test_rescale_brings_each_picture_to_the_conditional_deviation(rescale, x):
     """Wholly at 1; at 0.5 halfway; each picture by its own factor, and nothing but a factor."""
-    plain, rescaled = (classifier_free(*pair(), 5.0, linear(), rescale=r)(x, at(600)).numpy() for r in (0.0, rescale))
+    plain, rescaled = (
+        classifier_free(*pair(), 5.0, linear(), rescale=r)(x, at(600)).numpy()
+        for r in (0.0, rescale)
+    )
     wanted = (1 - rescale) * plain.std((1, 2, 3)) + rescale * (x.sin() * 3.1).numpy().std((1, 2, 3))
     np.testing.assert_allclose(rescaled.std((1, 2, 3)), wanted, rtol=1e-14)
     factor = rescaled / plain
-    np.testing.assert_allclose(factor, np.broadcast_to(factor[:, :1, :1, :1], factor.shape), rtol=1e-14)
+    np.testing.assert_allclose(
+        factor, np.broadcast_to(factor[:, :1, :1, :1], factor.shape), rtol=1e-14
+    )
     assert np.ptp(factor[:, 0, 0, 0]) > 1e-4  # the pictures differ
     one = classifier_free(*pair(), 5.0, linear(), rescale=rescale)(x[1:2], at(600)).numpy()
     np.testing.assert_allclose(rescaled[1:2], one, rtol=1e-14)  # whatever else is in the batch
@@ -78,17 +92,31 @@ def test_outside_its_interval_only_the_conditional_network_is_asked(schedule, x)
     for low, high in ((-2.0, 3.0), (None, 3.0), (-2.0, None), (None, None)):
         for place, log_snr in zip(t, levels, strict=True):
             conditional, unconditional = pair()
-            answer = classifier_free(conditional, unconditional, 5.0, schedule, log_snr_min=low, log_snr_max=high)(x, place)
-            inside = (-math.inf if low is None else low) <= log_snr <= (math.inf if high is None else high)
+            answer = classifier_free(
+                conditional, unconditional, 5.0, schedule, log_snr_min=low, log_snr_max=high
+            )(x, place)
+            inside = (
+                (-math.inf if low is None else low)
+                <= log_snr
+                <= (math.inf if high is None else high)
+            )
             assert (conditional.calls, unconditional.calls) == (1, int(inside))
-            torch.testing.assert_close(answer, x.cos() / 7 + 5 * (x.sin() * 3.1 - x.cos() / 7) if inside else x.sin() * 3.1, rtol=0, atol=1e-13)
+            torch.testing.assert_close(
+                answer,
+                x.cos() / 7 + 5 * (x.sin() * 3.1 - x.cos() / 7) if inside else x.sin() * 3.1,
+                rtol=0,
+                atol=1e-13,
+            )
 
 
 @pytest.mark.parametrize(
     ("key", "arguments"),
     [
-        ("rescale", {"rescale": -0.1}), ("rescale", {"rescale": 1.1}), ("rescale", {"rescale": math.nan}),
-        ("log_snr_min", {"log_snr_min": 1.0, "log_snr_max": 1.0}), ("log_snr_max", {"log_snr_min": 2.0, "log_snr_max": -2.0}),
+        ("rescale", {"rescale": -0.1}),
+        ("rescale", {"rescale": 1.1}),
+        ("rescale", {"rescale": math.nan}),
+        ("log_snr_min", {"log_snr_min": 1.0, "log_snr_max": 1.0}),
+        ("log_snr_max", {"log_snr_min": 2.0, "log_snr_max": -2.0}),
         ("log_snr_min", {"log_snr_min": math.nan}),
     ],
 )

@@ -9,15 +9,24 @@ from sdtrain.diffusion.noise import Gaussian, InputPerturbation, MultiResolution
 from sdtrain.paths import config_dir
 from sdtrain.randomness import KeyedRandom
 
-LAWS = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((config_dir() / "noise").glob("*.yaml")) if path.stem != "none"}
+LAWS = {
+    path.stem: yaml.safe_load(path.read_text())
+    for path in sorted((config_dir() / "noise").glob("*.yaml"))
+    if path.stem != "none"
+}
 SHAPE, COUNT = (2, 5, 8), 20000
 
 
 def drawn(law, count=COUNT, seed=0, shape=SHAPE):
     """(noise [N, C, h, w], what is added [N, C, h, w]) of the ordinals 0, 1, ..."""
     keyed = KeyedRandom(seed, "noise")
-    pairs = [law(lambda shape, index, o=o: keyed.normal(o, shape, index), shape) for o in range(count)]
-    return tuple(np.stack([noise if which == 0 or added is None else added for noise, added in pairs]) for which in (0, 1))
+    pairs = [
+        law(lambda shape, index, o=o: keyed.normal(o, shape, index), shape) for o in range(count)
+    ]
+    return tuple(
+        np.stack([noise if which == 0 or added is None else added for noise, added in pairs])
+        for which in (0, 1)
+    )
 
 
 @pytest.mark.parametrize("name", LAWS)
@@ -29,7 +38,9 @@ def test_keyed_by_ordinal_and_of_the_claimed_shape(name):
     assert np.array_equal(noise, again[0]) and np.array_equal(added, again[1])
     assert not np.array_equal(noise[0], noise[1])
     assert not np.array_equal(drawn(law, 1, seed=1)[0], noise[:1])
-    assert abs(drawn(law, 3000)[0].mean()) < 4 * 1.5 / np.sqrt(3000)  # one shared normal a sample at worst
+    assert abs(drawn(law, 3000)[0].mean()) < 4 * 1.5 / np.sqrt(
+        3000
+    )  # one shared normal a sample at worst
 
 
 def covariance(values):
@@ -68,11 +79,20 @@ def test_perturbation_reaches_the_input_alone():
 def test_multi_resolution_has_unit_variance_and_the_covariance_of_nested_squares():
     noise, _ = drawn(MultiResolution(discount=0.6))
     y, x = np.divmod(np.arange(40), 8)
-    one = sum(0.36**k * ((y[:, None] >> k == y >> k) & (x[:, None] >> k == x >> k)) for k in range(4)) / sum(0.36**k for k in range(4))
+    one = sum(
+        0.36**k * ((y[:, None] >> k == y >> k) & (x[:, None] >> k == x >> k)) for k in range(4)
+    ) / sum(0.36**k for k in range(4))
     assert close(covariance(noise), np.kron(np.eye(2), one))
 
 
-@pytest.mark.parametrize(("law", "bad"), [(Offset, {"strength": 0.0}), (InputPerturbation, {"gamma": -1.0}), (MultiResolution, {"discount": 1.0})])
+@pytest.mark.parametrize(
+    ("law", "bad"),
+    [
+        (Offset, {"strength": 0.0}),
+        (InputPerturbation, {"gamma": -1.0}),
+        (MultiResolution, {"discount": 1.0}),
+    ],
+)
 def test_what_would_have_no_effect_is_refused(law, bad):
     with pytest.raises(ValueError, match=f"noise.{next(iter(bad))}"):
         law(**bad)

@@ -19,18 +19,29 @@ from sdtrain.schedules.modifiers import clip
 
 
 def nodes(group):
-    return {path.stem: yaml.safe_load(path.read_text()) for path in sorted((config_dir() / group).glob("*.yaml")) if path.stem != "none"}
+    return {
+        path.stem: yaml.safe_load(path.read_text())
+        for path in sorted((config_dir() / group).glob("*.yaml"))
+        if path.stem != "none"
+    }
 
 
 SCHEDULES, TIMES = nodes("schedule"), nodes("times")
 SCHEDULES["table"]["betas"] = (1e-4 + 0.015 * np.linspace(0, 1, 1000) ** 2).tolist()
-ELSEWHERE = {"log_normal": {"mean": -0.4, "std": 1.0}, "logit_normal": {"mean": 0.5, "std": 0.8}, "window": {"low": 0.3, "high": 0.9}}
+ELSEWHERE = {
+    "log_normal": {"mean": -0.4, "std": 1.0},
+    "logit_normal": {"mean": 0.5, "std": 0.8},
+    "window": {"low": 0.3, "high": 0.9},
+}
 
 
 def made(node, **given):
     target = get_object(node["_target_"])
     takes = inspect.signature(target).parameters
-    return target(**{key: value for key, value in node.items() if key != "_target_"}, **{key: value for key, value in given.items() if key in takes})
+    return target(
+        **{key: value for key, value in node.items() if key != "_target_"},
+        **{key: value for key, value in given.items() if key in takes},
+    )
 
 
 @functools.cache
@@ -41,14 +52,21 @@ def schedule_of(name):
 def log_normal_cdf(t, schedule, *, mean, std):
     """Of ln(sigma / alpha), cut to the schedule's levels."""
     law = NormalDist(mean, std)
-    low, high = (law.cdf(-x / 2) if math.isfinite(x) else float(x < 0) for x in (schedule.log_snr_max, schedule.log_snr_min))
-    return (law.cdf(-schedule.log_snr(torch.tensor(t, dtype=torch.float64)).item() / 2) - low) / (high - low)
+    low, high = (
+        law.cdf(-x / 2) if math.isfinite(x) else float(x < 0)
+        for x in (schedule.log_snr_max, schedule.log_snr_min)
+    )
+    return (law.cdf(-schedule.log_snr(torch.tensor(t, dtype=torch.float64)).item() / 2) - low) / (
+        high - low
+    )
 
 
 CDF = {
     "uniform": lambda t, schedule: t,
     "window": lambda t, schedule, *, low, high: min(max((t - low) / (high - low), 0), 1),
-    "logit_normal": lambda t, schedule, *, mean, std: NormalDist(mean, std).cdf(math.log(t / (1 - t))),
+    "logit_normal": lambda t, schedule, *, mean, std: NormalDist(mean, std).cdf(
+        math.log(t / (1 - t))
+    ),
     "log_normal": log_normal_cdf,
 }
 
@@ -72,7 +90,9 @@ def test_quantile_and_cdf_are_inverse(name, law):
     torch.testing.assert_close(times.cdf(t, schedule), u, rtol=0, atol=1e-11)
     ends = times.quantile(torch.tensor([0.0, np.nextafter(1, 0)], dtype=torch.float64), schedule)
     assert ends.isfinite().all() and ends[0] >= 0 and ends[1] <= 1
-    assert times.cdf(torch.tensor([0.0, 1.0], dtype=torch.float64), schedule).tolist() == pytest.approx([0, 1], abs=1e-12)
+    assert times.cdf(
+        torch.tensor([0.0, 1.0], dtype=torch.float64), schedule
+    ).tolist() == pytest.approx([0, 1], abs=1e-12)
 
 
 @pytest.mark.parametrize("changed", [False, True])
@@ -80,10 +100,16 @@ def test_quantile_and_cdf_are_inverse(name, law):
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_cdf_by_hand(name, law, changed):
     node = TIMES[law] | (ELSEWHERE.get(law, {}) if changed else {})
-    arguments = {key: value for key, value in node.items() if key not in ("_target_", "continuous", "stratified")}
+    arguments = {
+        key: value
+        for key, value in node.items()
+        if key not in ("_target_", "continuous", "stratified")
+    }
     t = torch.linspace(0.001, 0.999, 101, dtype=torch.float64)
     wanted = [CDF[law](place, schedule_of(name), **arguments) for place in t.tolist()]
-    np.testing.assert_allclose(made(node).cdf(t, schedule_of(name)).numpy(), wanted, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(
+        made(node).cdf(t, schedule_of(name)).numpy(), wanted, rtol=0, atol=1e-13
+    )
 
 
 @pytest.mark.parametrize("law", CDF)
@@ -91,11 +117,17 @@ def test_cdf_by_hand(name, law, changed):
 def test_realised_times_follow_the_law(name, law):
     """20,000 evenly spread uniforms: the share below each level is the law's to one draw, on points to half a point's share."""
     schedule, count = schedule_of(name), 20000
-    arguments = {key: value for key, value in TIMES[law].items() if key not in ("_target_", "continuous", "stratified")}
+    arguments = {
+        key: value
+        for key, value in TIMES[law].items()
+        if key not in ("_target_", "continuous", "stratified")
+    }
     levels = np.linspace(0.002, 0.998, 61)
     wanted = np.array([CDF[law](place, schedule, **arguments) for place in levels.tolist()])
     realised = np.sort(made(TIMES[law] | {"continuous": True})(evenly(count), schedule).numpy())
-    np.testing.assert_allclose(np.searchsorted(realised, levels) / count, wanted, rtol=0, atol=1.01 / count)
+    np.testing.assert_allclose(
+        np.searchsorted(realised, levels) / count, wanted, rtol=0, atol=1.01 / count
+    )
     twin = np.searchsorted(realised, levels + 0.002) / count
     assert np.abs(twin - wanted).max() > 2 / count, "the twin: times moved by 0.002 would be seen"
 
@@ -107,14 +139,18 @@ def test_training_on_a_table_draws_its_points_with_the_laws_shares(name, law):
     schedule, times, count = schedule_of(name), made(TIMES[law]), 100000
     assert times.on_points(schedule) == (schedule.points and not times.continuous)
     if not schedule.points:
-        torch.testing.assert_close(times(evenly(999), schedule), times.quantile(evenly(999), schedule), rtol=0, atol=0)
+        torch.testing.assert_close(
+            times(evenly(999), schedule), times.quantile(evenly(999), schedule), rtol=0, atol=0
+        )
         return
     place = times(evenly(count), schedule) * (schedule.num_timesteps - 1)
     torch.testing.assert_close(place, place.round(), rtol=0, atol=1e-9)
     edges = torch.arange(schedule.num_timesteps + 1, dtype=torch.float64) / schedule.num_timesteps
     share = times.cdf(edges, schedule).diff()
     found = place.round().long().bincount(minlength=schedule.num_timesteps) / count
-    torch.testing.assert_close(found.double(), share, rtol=0, atol=1.01 / count + 1e-7)  # one draw, in float32
+    torch.testing.assert_close(
+        found.double(), share, rtol=0, atol=1.01 / count + 1e-7
+    )  # one draw, in float32
     times.continuous = True
     free = times(evenly(count), schedule) * (schedule.num_timesteps - 1)
     assert ((free - free.round()).abs() > 1e-3).double().mean() > 0.9
@@ -124,7 +160,9 @@ def test_every_argument_of_a_law_counts():
     u, schedule = evenly(100), linear()
     for law, changes in ELSEWHERE.items():
         for key, value in changes.items():
-            assert not torch.equal(made(TIMES[law])(u, schedule), made(TIMES[law] | {key: value})(u, schedule)), f"{law}.{key}"
+            assert not torch.equal(
+                made(TIMES[law])(u, schedule), made(TIMES[law] | {key: value})(u, schedule)
+            ), f"{law}.{key}"
 
 
 def test_window_stays_inside():
@@ -146,14 +184,23 @@ def test_log_normal_gives_the_same_levels_under_every_schedule():
 
 def test_uniform_is_uniform_on_every_schedule():
     for name in SCHEDULES:
-        torch.testing.assert_close(Uniform(continuous=True)(evenly(100).float(), schedule_of(name)), evenly(100), rtol=0, atol=1e-7)
+        torch.testing.assert_close(
+            Uniform(continuous=True)(evenly(100).float(), schedule_of(name)),
+            evenly(100),
+            rtol=0,
+            atol=1e-7,
+        )
 
 
 @pytest.mark.parametrize(
     ("law", "key", "value"),
     [
-        (LogNormal, "std", 0.0), (LogNormal, "std", -1.0), (LogitNormal, "std", 0.0), (LogitNormal, "std", math.nan),
-        (functools.partial(Window, high=0.5), "low", 0.5), (functools.partial(Window, high=0.5), "low", -0.1),
+        (LogNormal, "std", 0.0),
+        (LogNormal, "std", -1.0),
+        (LogitNormal, "std", 0.0),
+        (LogitNormal, "std", math.nan),
+        (functools.partial(Window, high=0.5), "low", 0.5),
+        (functools.partial(Window, high=0.5), "low", -0.1),
         (functools.partial(Window, low=0.5), "high", 1.1),
     ],
 )

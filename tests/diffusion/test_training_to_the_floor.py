@@ -31,7 +31,9 @@ class MLP(nn.Module):
 
     def forward(self, x, timestep):
         t = timestep[:, None] / 999
-        time = self.time(torch.cat([t, (t * self.frequencies).sin(), (t * self.frequencies).cos()], 1))
+        time = self.time(
+            torch.cat([t, (t * self.frequencies).sin(), (t * self.frequencies).cos()], 1)
+        )
         hidden = nn.functional.silu(self.first(x.flatten(1)) + time)
         for layer in self.middle:
             hidden = hidden + nn.functional.silu(layer(hidden) + time)
@@ -40,11 +42,18 @@ class MLP(nn.Module):
 
 def exact(objective):
     """The best output at x_t, from the mixture's own formulas. alpha and sigma of the timestep are the schedule's."""
+
     def network(x, timestep):
         alpha, sigma = objective.schedule.alpha_sigma(timestep.double() / 999, torch.float64)
         x0, eps = RING.x0(x.double(), alpha, sigma), RING.epsilon(x.double(), alpha, sigma)
-        targets = {Epsilon: lambda: eps, X0: lambda: x0, V: lambda: alpha * eps - sigma * x0, Flow: lambda: eps - x0}
+        targets = {
+            Epsilon: lambda: eps,
+            X0: lambda: x0,
+            V: lambda: alpha * eps - sigma * x0,
+            Flow: lambda: eps - x0,
+        }
         return targets[type(objective.prediction)]()
+
     return network
 
 
@@ -55,8 +64,14 @@ def excess(objective, network, count=200000):
     with torch.no_grad():
         for _ in range(count // 20000):
             x0 = RING.sample(20000, generator).float()[..., None, None]
-            noise, u = torch.randn(20000, 2, 1, 1, generator=generator), torch.rand(20000, generator=generator, dtype=torch.float64)
-            mine, best = (objective(which, x0, noise, u).per_sample.double() for which in (network, exact(objective)))
+            noise, u = (
+                torch.randn(20000, 2, 1, 1, generator=generator),
+                torch.rand(20000, generator=generator, dtype=torch.float64),
+            )
+            mine, best = (
+                objective(which, x0, noise, u).per_sample.double()
+                for which in (network, exact(objective))
+            )
             differences.append(mine - best)
     difference = torch.cat(differences)
     return difference.mean().item(), difference.std().item() / math.sqrt(len(difference))
@@ -65,13 +80,18 @@ def excess(objective, network, count=200000):
 def trained(objective, steps=6000, batch=512):
     torch.manual_seed(0)
     network, generator = MLP(), torch.Generator().manual_seed(0)
-    averaged = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995))
+    averaged = torch.optim.swa_utils.AveragedModel(
+        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995)
+    )
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3, betas=(0.9, 0.99))
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
         x0 = RING.sample(batch, generator).float()[..., None, None]
         noise = torch.randn(batch, 2, 1, 1, generator=generator)
-        u = (torch.arange(batch, dtype=torch.float64) + torch.rand(batch, generator=generator, dtype=torch.float64)) / batch
+        u = (
+            torch.arange(batch, dtype=torch.float64)
+            + torch.rand(batch, generator=generator, dtype=torch.float64)
+        ) / batch
         optimizer.zero_grad()
         objective(network, x0, noise, u).per_sample.mean().backward()
         optimizer.step()
@@ -87,7 +107,12 @@ def objective_of(schedule, prediction):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("schedule", "prediction", "close"),
-    [(linear, Epsilon, 0.005), (cosine_log_snr, V, 0.005), (flow, Flow, 0.005), (cosine_log_snr, X0, 0.02)],
+    [
+        (linear, Epsilon, 0.005),
+        (cosine_log_snr, V, 0.005),
+        (flow, Flow, 0.005),
+        (cosine_log_snr, X0, 0.02),
+    ],
     ids=["linear-epsilon", "cosine_log_snr-v", "flow-flow", "cosine_log_snr-x0"],
 )
 def test_a_small_network_reaches_the_floor(schedule, prediction, close):
@@ -108,5 +133,7 @@ def test_the_exact_network_is_the_floor(prediction):
     assert excess(objective, best, 20000)[0] == 0
     above, error = excess(objective, lambda x, timestep: best(x, timestep) + 0.1, 20000)
     assert abs(above - 0.01) < 4 * error  # by Pythagoras: the error squared
-    late, error = excess(objective, lambda x, timestep: best(x, (timestep + 100).clamp(max=999)), 20000)
+    late, error = excess(
+        objective, lambda x, timestep: best(x, (timestep + 100).clamp(max=999)), 20000
+    )
     assert late > 0.005 + 4 * error

@@ -13,7 +13,9 @@ VERIFIER = Verifier(shapes=SHAPES, palette=COLOURS, radii=RADII, coverage=covera
 
 def drawn(count: int, image_size: int = 32):
     split = Shapes(image_size=image_size, seed=11).split("validation")
-    return torch.stack([split[(i, i)].image for i in range(count)]), [split.attributes(i) for i in range(count)]
+    return torch.stack([split[(i, i)].image for i in range(count)]), [
+        split.attributes(i) for i in range(count)
+    ]
 
 
 def accuracy(images, expected) -> dict[str, float]:
@@ -41,9 +43,17 @@ def test_wrong_pictures_are_told():
 def test_shares_are_counted_per_attribute():
     images, expected = drawn(4)
     other = {"circle": "square"}
-    altered = [Attributes(other.get(a.shape, "circle"), a.colour, a.size, a.background) for a in expected[:2]] + expected[2:]
+    altered = [
+        Attributes(other.get(a.shape, "circle"), a.colour, a.size, a.background)
+        for a in expected[:2]
+    ] + expected[2:]
     found = accuracy(images, altered)
-    assert (found["shape"], found["colour"], found["background_colour"], found["all_three"]) == (0.5, 1, 1, 0.5)
+    assert (found["shape"], found["colour"], found["background_colour"], found["all_three"]) == (
+        0.5,
+        1,
+        1,
+        0.5,
+    )
     with pytest.raises(ValueError, match="4 pictures, but 3"):
         accuracy(images, expected[:3])
 
@@ -59,5 +69,7 @@ def test_garbage_shows_nothing():
 def test_nearest_picture_share_by_hand():
     pictures = torch.tensor([[0.0], [1.0], [2.0], [10.0], [11.0], [12.0], [13.0]])
     drawn_ = torch.tensor([[0.1], [1.9], [1.0]])
-    found = nearest_picture_share(drawn_, pictures, torch.tensor([0, 1, 6]))  # right; second nearest; farthest
+    found = nearest_picture_share(
+        drawn_, pictures, torch.tensor([0, 1, 6])
+    )  # right; second nearest; farthest
     assert found == pytest.approx({"top_1": 1 / 3, "top_5": 2 / 3})

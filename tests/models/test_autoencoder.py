@@ -19,7 +19,9 @@ SHIPPED = {"path": "data/shapes_autoencoder", "latent_channels": 4, "downsamplin
 @pytest.fixture(scope="module")
 def held_out():
     split = Shapes().split("held_out")  # triples that no recipe has seen
-    return torch.stack([split[(i, i)].image for i in range(256)]), [split.attributes(i) for i in range(256)]
+    return torch.stack([split[(i, i)].image for i in range(256)]), [
+        split.attributes(i) for i in range(256)
+    ]
 
 
 def test_held_out_pictures_come_back(held_out):
@@ -29,8 +31,12 @@ def test_held_out_pictures_come_back(held_out):
     # PSNR by its definition, in float64, beside our function.
     error = (decoded.double() - images.double()).square().mean((1, 2, 3))
     assert (20 * torch.log10(2 / error.sqrt())).mean() >= 38
-    torch.testing.assert_close(psnr(decoded, images).double(), 20 * torch.log10(2 / error.sqrt()), atol=1e-3, rtol=0)
-    metric = PromptAccuracy(verifier=Verifier(shapes=SHAPES, palette=COLOURS, radii=RADII, coverage=coverage))
+    torch.testing.assert_close(
+        psnr(decoded, images).double(), 20 * torch.log10(2 / error.sqrt()), atol=1e-3, rtol=0
+    )
+    metric = PromptAccuracy(
+        verifier=Verifier(shapes=SHAPES, palette=COLOURS, radii=RADII, coverage=coverage)
+    )
     metric.update(decoded, attributes)
     assert metric.compute()["all_four"] >= 0.95
     assert find_folder(SHIPPED["path"], "").joinpath(WEIGHTS).stat().st_size < 2e6
@@ -44,7 +50,12 @@ def test_latents_have_unit_variance_and_a_wrong_scale_is_refused_with_the_right_
         check_latent_scale(Autoencoder(**SHIPPED, latent_scale=2.0), images)
     # Scaling is undone by the decoder.
     other = Autoencoder(**SHIPPED, latent_scale=2.0)
-    torch.testing.assert_close(other.decode(other.encode(images[:4])), right.decode(right.encode(images[:4])), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        other.decode(other.encode(images[:4])),
+        right.decode(right.encode(images[:4])),
+        atol=1e-5,
+        rtol=0,
+    )
 
 
 def test_posterior_draws_have_the_posteriors_spread(held_out):
@@ -68,17 +79,24 @@ def test_what_does_not_fit_is_refused(tmp_path):
     (folder / "config.json").unlink()
     with pytest.raises(UserError, match=r"model\.autoencoder\.path=.* holds no autoencoder"):
         Autoencoder(path=str(folder), latent_channels=4, downsampling=4)
-    with pytest.raises(UserError, match=r"model\.autoencoder\.path=nowhere: there is no such folder"):
+    with pytest.raises(
+        UserError, match=r"model\.autoencoder\.path=nowhere: there is no such folder"
+    ):
         Autoencoder(path="nowhere", latent_channels=4, downsampling=4)
 
 
 def test_the_stored_figures_are_those_of_the_weights():
     folder = find_folder(SHIPPED["path"], "")
-    measured, config = json.loads((folder / "measured.json").read_text()), json.loads((folder / "config.json").read_text())
+    measured, config = (
+        json.loads((folder / "measured.json").read_text()),
+        json.loads((folder / "config.json").read_text()),
+    )
     assert config["scaling_factor"] == measured["latent_scale"] and measured["psnr"] >= 30
 
 
 def test_pixel_space_changes_nothing(held_out):
     images, _ = held_out
     pixels = Pixels()
-    assert torch.equal(pixels.decode(pixels.encode(images)), images) and pixels.latent_shape(32) == (3, 32, 32)
+    assert torch.equal(pixels.decode(pixels.encode(images)), images) and pixels.latent_shape(
+        32
+    ) == (3, 32, 32)

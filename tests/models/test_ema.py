@@ -19,7 +19,9 @@ def drifting(steps, seed=0):
 def average(values, decay):
     """decay_n = min(decay, (1 + n) / (10 + n)): p_0 weighs prod d_j, p_k weighs (1 - d_k) prod_{j > k} d_j."""
     decays = np.array([min(decay, (1 + n) / (10 + n)) for n in range(1, len(values))])
-    later = np.append(np.cumprod(decays[::-1])[::-1], 1.0)  # later[k] = prod of the decays of the steps after k
+    later = np.append(
+        np.cumprod(decays[::-1])[::-1], 1.0
+    )  # later[k] = prod of the decays of the steps after k
     weights = np.append(later[0], (1 - decays) * later[1:])
     assert math.isclose(weights.sum(), 1)
     return weights @ values.double().numpy()
@@ -33,7 +35,9 @@ def test_closed_form(decay, steps):
     for value in values[1:]:
         parameters["w"].data.copy_(value)
         ema.update(parameters)
-    np.testing.assert_allclose(ema.weights["w"].numpy(), average(values, decay), rtol=0, atol=1e-6)  # float32: a few ulp, each forgotten like the rest
+    np.testing.assert_allclose(
+        ema.weights["w"].numpy(), average(values, decay), rtol=0, atol=1e-6
+    )  # float32: a few ulp, each forgotten like the rest
     assert ema.steps == steps
 
 
@@ -75,13 +79,17 @@ def test_applied_lends_the_average_and_gives_the_very_same_tensors_back():
 
     with pytest.raises(KeyboardInterrupt), ema.applied(trained):
         for name, value in net.state_dict().items():
-            expected = averages[name] if name in trained else before[name]  # the frozen bias, the running mean, the integer counter
+            expected = (
+                averages[name] if name in trained else before[name]
+            )  # the frozen bias, the running mean, the integer counter
             assert torch.equal(value, expected), name
         assert not torch.equal(net[0].weight, before["0.weight"])
         raise KeyboardInterrupt  # given back on this way out too
 
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-    assert {name: value.data_ptr() for name, value in net.state_dict(keep_vars=True).items()} == places
+    assert {
+        name: value.data_ptr() for name, value in net.state_dict(keep_vars=True).items()
+    } == places
     assert all(p is parameters[name] for name, p in net.named_parameters())
     assert all(torch.equal(ema.weights[name], value) for name, value in averages.items())
     assert not {"1.num_batches_tracked", "1.running_mean", "2.bias"} & ema.weights.keys()
