@@ -339,8 +339,8 @@ def test_killed_three_times_at_random_it_loses_an_interval_at_most(
         running = start("sdtrain", *SHORT, "resume=auto", f"hydra.run.dir={run}")
         goal = (written(run)[-1] if run.exists() else 0) + random.randrange(32, 100)
         running.until(
-            lambda: (run / "metrics.jsonl").exists() and written(run) and written(run)[-1] >= goal
-        )  # noqa: B023
+            lambda: (run / "metrics.jsonl").exists() and written(run) and written(run)[-1] >= goal  # noqa: B023
+        )
         time.sleep(random.random() * 0.2)
         os.kill(running.pid, signal.SIGKILL)
         assert running.wait().code == -signal.SIGKILL

@@ -138,12 +138,12 @@ class NoiseLevelValidation(L.Callback):
         # Ordinals as the loader's, so that a crop or flip, where there is one, is always the same.
         rows = [data.validation[(i, i)] for i in range(min(self.num_images, len(data.validation)))]
         known = [data.train[(i, i)].image for i in range(min(STATISTICS, len(data.train)))]
-        encode = lambda images: torch.cat(
+        encode = lambda images: torch.cat(  # noqa: E731
             [
                 autoencoder.encode(torch.stack(part).to(module.device))
                 for part in _split(images, min(64, self.size))
             ]
-        )  # noqa: E731
+        )
         self.latents, latents = encode([row.image for row in rows]), encode(known)
         self.captions, self.labels = (
             [row.caption for row in rows],

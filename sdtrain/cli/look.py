@@ -273,9 +273,9 @@ def evaluate_run(cfg: dict, console: Console) -> None:
         output
     )  # other metrics of this checkpoint stay, with the settings that they were measured with
     known = before.get("settings") if isinstance(before.get("settings"), dict) else {}
-    same = lambda theirs: (
+    same = lambda theirs: (  # noqa: E731
         isinstance(theirs, dict) and theirs.get("checkpoint") == settings["checkpoint"]
-    )  # noqa: E731
+    )
     kept = {metric: theirs for metric, theirs in known.items() if metric in before and same(theirs)}
     result: dict[str, Any] = (
         settings | {"settings": kept} | {metric: before[metric] for metric in kept}

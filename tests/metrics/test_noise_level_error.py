@@ -125,9 +125,9 @@ def test_a_wrong_network_is_charged_more():
     best, at = ideal(schedule, prediction), schedule.time_of
 
     def error(network):
-        error = lambda i, level, sign: objective.epsilon_error(
+        error = lambda i, level, sign: objective.epsilon_error(  # noqa: E731
             network, x0[i], noise[i] * sign.view(-1, 1, 1, 1), at(level)
-        )  # noqa: E731
+        )
         return network_errors(error, torch.arange(64), levels).mean(0)
 
     assert (error(lambda x, t: 0.9 * best(x, t)) > error(best)).all()

@@ -627,9 +627,9 @@ def test_two_runs_part_where_their_losses_do(write, monkeypatch, capsys):
     )
     run_command(monkeypatch, capsys, sweep / "a", sweep / "b", "--output", sweep / "there")
     assert "part at 100 images seen" in (sweep / "there" / "report.md").read_text()
-    loss = lambda seen, value: (
+    loss = lambda seen, value: (  # noqa: E731
         json.dumps({"images_seen": seen, "seconds": 1.0, "train/loss": value}) + "\n"
-    )  # noqa: E731
+    )
     (sweep / "a" / "metrics.jsonl").write_text(loss(16, 1.0) + loss(32, 2.0) + loss(48, 4.0))
     (sweep / "b" / "metrics.jsonl").write_text(
         loss(32, 1.5) + loss(48, 4.0)

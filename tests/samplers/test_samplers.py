@@ -392,9 +392,9 @@ def test_parity_with_diffusers(eta, spacing, generator):
     """
     schedule, x = scaled_linear(), torch.randn(16, 3, 4, 4, generator=generator)
     noise = torch.randn(10, *x.shape, generator=generator)
-    network = lambda x, timestep: (
+    network = lambda x, timestep: (  # noqa: E731
         (x.roll(1, 1) + timestep.reshape(-1, 1, 1, 1) / 1000).sin() * 0.4 + 0.6 * x
-    )  # noqa: E731
+    )
     betas = {
         "num_train_timesteps": 1000,
         "beta_schedule": "scaled_linear",
@@ -438,9 +438,9 @@ def test_parity_with_diffusers(eta, spacing, generator):
         torch.testing.assert_close(mine, other, rtol=0, atol=2e-5)
 
 
-NETWORK = lambda x, timestep: (
+NETWORK = lambda x, timestep: (  # noqa: E731
     (x.roll(1, 1) + timestep.reshape(-1, 1, 1, 1) / 1000).sin() * 0.4 + 0.6 * x
-)  # noqa: E731
+)
 OF_STABLE_DIFFUSION = {
     "num_train_timesteps": 1000,
     "beta_schedule": "scaled_linear",
