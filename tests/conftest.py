@@ -81,7 +81,7 @@ def composed():
 @pytest.fixture(scope="session")
 def tiny(composed):
     """`more` after the overrides of TINY whose keys exist beside them: a run of 8 steps, in about a second."""
-    from sdtrain.cli.check import flat
+    from sdtrain.config.check import flat
     from sdtrain.paths import config_dir
 
     @functools.cache
@@ -133,7 +133,7 @@ def here():
             sys.argv[:] = [name, *words]
             try:
                 importlib.import_module(
-                    f"sdtrain.cli.{ {'sdtrain': 'train'}.get(name, name.removeprefix('sdtrain-')) }"
+                    f"sdtrain.commands.{ {'sdtrain': 'train'}.get(name, name.removeprefix('sdtrain-')) }"
                 ).main()
             except SystemExit as left:
                 code = left.code
@@ -255,7 +255,7 @@ def tiny_run(here, tiny, tmp_path_factory):
 @pytest.fixture(scope="session")
 def saved():
     """saved(RUN) -> every tensor of its newest checkpoint by name: weights, EMA, and the optimizer's state."""
-    from sdtrain.checkpoints import published, read_trainer, read_weights
+    from sdtrain.runs.checkpoint import published, read_trainer, read_weights
 
     def tensors(run: Path) -> dict:
         folder = published(run)[-1]

@@ -40,7 +40,7 @@ def command(name: str) -> None:
         sys.argv[0] = __file__  # by which Lightning starts the other ranks
         file, _, expression = before.partition(":")
         eval(expression, runpy.run_path(file))
-    importlib.import_module(f"sdtrain.cli.{name}").main()
+    importlib.import_module(f"sdtrain.commands.{name}").main()
 
 
 def serve() -> None:

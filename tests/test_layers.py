@@ -96,19 +96,19 @@ def test_every_room_has_its_line():
         ("schedules/made_up.py", "def f():\n    from sdtrain.cli import build"),
         (
             "schedules/made_up.py",
-            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import sdtrain.module as m",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import sdtrain.training.diffusion_module as m",
         ),
         ("samplers/made_up.py", "from sdtrain.diffusion import Denoise"),  # sideways
         ("diffusion/made_up.py", "from sdtrain.samplers import ddim"),
         ("data/made_up.py", "from sdtrain.models.autoencoder import Pixels"),
         ("metrics/made_up.py", "from sdtrain.data.shapes import Shapes"),
         ("models/deep/made_up.py", "from ...conditioning import text"),
-        ("module.py", "from sdtrain.autoencoder_module import psnr"),
-        ("callbacks/made_up.py", "from sdtrain.cli.build import build"),
+        ("module.py", "from sdtrain.training.autoencoder_module import psnr"),
+        ("callbacks/made_up.py", "from sdtrain.assemble.model import build"),
         ("randomness.py", "from sdtrain.types import Batch"),
         ("paths.py", "from sdtrain.randomness import KeyedRandom"),
         ("errors.py", "from sdtrain.paths import shipped"),
-        ("__init__.py", "from sdtrain.module import DiffusionModule"),
+        ("__init__.py", "from sdtrain.training.diffusion_module import DiffusionModule"),
         ("nowhere/made_up.py", "from sdtrain.errors import UserError"),
         ("cli/made_up.py", "import sdtrain.nowhere"),
     ],
@@ -122,11 +122,11 @@ def test_the_walker_sees_an_import_that_goes_up(path, text):
     [
         (
             "cli/made_up.py",
-            "import sdtrain.callbacks.ema, sdtrain.errors\nfrom sdtrain import __version__\nfrom sdtrain.cli.build import build",
+            "import sdtrain.training.callbacks.ema, sdtrain.errors\nfrom sdtrain import __version__\nfrom sdtrain.assemble.model import build",
         ),
         (
             "callbacks/made_up.py",
-            "from sdtrain.generate import generate\nfrom sdtrain.module import DiffusionModule\nfrom . import ema",
+            "from sdtrain.generation.generate import generate\nfrom sdtrain.training.diffusion_module import DiffusionModule\nfrom . import ema",
         ),
         (
             "diffusion/made_up.py",

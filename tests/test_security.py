@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from sdtrain.checkpoints import published
 from sdtrain.paths import shipped
 from sdtrain.redaction import redacted
+from sdtrain.runs.checkpoint import published
 
 LOOK = ["prompt=a star", "num_images=1", "steps=2", "accelerator=cpu"]
 
@@ -202,7 +202,7 @@ def test_no_secret_is_written(here, tiny, tmp_path, monkeypatch, guarded):
     monkeypatch.setenv("MY_TOKEN", TOKEN)
     if not guarded:
         for module in ("run", "errors", "session"):
-            monkeypatch.setattr(f"sdtrain.cli.{module}.redacted", lambda node: node)
+            monkeypatch.setattr(f"sdtrain.{module}.redacted", lambda node: node)
     words = tiny(
         "trainer.max_images=8",
         "callbacks.samples.every=0",

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from sdtrain.data.transforms import (
+from sdtrain.data.decode import (
     WHITE,
     PictureSplit,
     Transform,

@@ -13,7 +13,7 @@ from typing import Literal, NoReturn
 from torch import Tensor
 
 from sdtrain.data.captions import LAYOUTS, read_captions, some
-from sdtrain.data.transforms import (
+from sdtrain.data.decode import (
     WHITE,
     PictureSplit,
     Transform,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 
 import torch.distributed as dist
 
-from sdtrain.data.transforms import too_many
+from sdtrain.data.decode import too_many
 
 
 class Skipped:

@@ -11,9 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sdtrain.checkpoints import fsync
 from sdtrain.errors import StorageError, UserError
 from sdtrain.paths import find_folder
+from sdtrain.runs.checkpoint import fsync
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from sdtrain.errors import UserError
-from sdtrain.metrics.noise_level_error import (
+from sdtrain.evaluation.noise_level_error import (
     BITS,
     LEVELS,
     NoiseLevelErrors,
     bits_over,
     standard_error,
 )
-from sdtrain.report.runs import RunRecord
+from sdtrain.runs.reader import RunRecord
 
 # Quantiles .975 of Student's t by degrees of freedom.
 T = (

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sdtrain.metrics.noise_level_error import BITS, LEVELS, bits_over, standard_error
+from sdtrain.evaluation.noise_level_error import BITS, LEVELS, bits_over, standard_error
 from sdtrain.plots import canvas, rendered
 from sdtrain.report.compare import Arm, Comparison, seed, sides, t_quantile
-from sdtrain.report.runs import RunRecord
+from sdtrain.runs.reader import RunRecord
 
 WIDE, TALL = 9.0, 4.4  # inches
 

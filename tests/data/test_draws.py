@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from sdtrain.data.datamodule import CollateBlock
 from sdtrain.data.draws import Collate
 from sdtrain.data.order import Stream
 from sdtrain.diffusion.noise import Gaussian
+from sdtrain.training.datamodule import CollateBlock
 from sdtrain.types import Row
 
 SHAPE = (4, 2, 2)

@@ -269,7 +269,8 @@ def test_a_run_with_too_many_ends(train, monkeypatch, bounded):
     """And the twin: without the bound it goes on."""
     if not bounded:
         monkeypatch.setattr(
-            "sdtrain.cli.run.Skipped", lambda limit, report: Skipped(limit=10**6, report=report)
+            "sdtrain.training.run.Skipped",
+            lambda limit, report: Skipped(limit=10**6, report=report),
         )
     result = train("data.on_error=skip", "data.max_skipped=2")
     assert result.code == (3 if bounded else 0)
@@ -289,8 +290,8 @@ import os
 import random
 from pathlib import Path
 
-from sdtrain.cli.train import main
-from sdtrain.module import DiffusionModule
+from sdtrain.commands.train import main
+from sdtrain.training.diffusion_module import DiffusionModule
 from sdtrain.randomness import KeyedRandom
 
 step, uniform = DiffusionModule.training_step, KeyedRandom.uniform

@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
+from sdtrain.data.decode import UPRIGHT
 from sdtrain.data.images import Images
-from sdtrain.data.transforms import UPRIGHT
 from sdtrain.errors import DataError
 
 TABLES = (Path(__file__).parents[2] / "data" / "README.md").read_text(encoding="utf-8")
@@ -422,7 +422,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from sdtrain.data import transforms
+from sdtrain.data import decode as transforms
 from sdtrain.errors import DataError
 
 

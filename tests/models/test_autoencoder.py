@@ -6,12 +6,12 @@ import shutil
 import pytest
 import torch
 
-from sdtrain.autoencoder_module import psnr
 from sdtrain.data.shapes import COLOURS, RADII, SHAPES, Shapes, coverage
 from sdtrain.errors import UserError
-from sdtrain.metrics.prompt_accuracy import PromptAccuracy, Verifier
+from sdtrain.evaluation.prompt_accuracy import PromptAccuracy, Verifier
 from sdtrain.models.autoencoder import WEIGHTS, Autoencoder, Pixels, check_latent_scale
 from sdtrain.paths import find_folder
+from sdtrain.training.autoencoder_module import psnr
 
 SHIPPED = {"path": "data/shapes_autoencoder", "latent_channels": 4, "downsampling": 4}
 

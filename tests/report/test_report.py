@@ -14,14 +14,14 @@ import yaml
 from matplotlib.figure import Figure
 from PIL import Image
 
-from sdtrain.cli import report as command
-from sdtrain.cli.lock import only_run
-from sdtrain.cli.reporting import shown
-from sdtrain.metrics.noise_level_error import BITS, LEVELS, bits_over
+from sdtrain.commands import report as command
+from sdtrain.evaluation.noise_level_error import BITS, LEVELS, bits_over
 from sdtrain.pictures import write_png
 from sdtrain.report import figures
 from sdtrain.report.compare import Arm, T, compare, difference, t_quantile, winners
-from sdtrain.report.runs import find_runs
+from sdtrain.report.report import shown
+from sdtrain.runs.lock import only_run
+from sdtrain.runs.reader import find_runs
 
 CONFIG = {
     "name": "shapes",
@@ -504,7 +504,7 @@ def test_a_run_whose_process_is_gone_was_killed(write, monkeypatch, capsys):
     (write("b", errors(16, 1.0), state="running") / ".lock").touch()
     write("c", errors(16, 1.0), state="running")
     with only_run(write("d", errors(16, 1.0), state="running"), print):
-        hold = "import sys, pathlib; from sdtrain.cli.lock import left_behind\nsys.exit(left_behind(pathlib.Path(sys.argv[1])))"
+        hold = "import sys, pathlib; from sdtrain.runs.lock import left_behind\nsys.exit(left_behind(pathlib.Path(sys.argv[1])))"
         assert (
             subprocess.run([sys.executable, "-c", hold, str(sweep / "d")], check=False).returncode
             == 0

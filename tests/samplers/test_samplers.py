@@ -17,7 +17,7 @@ from diffusers import (
 )
 from hydra.utils import instantiate
 
-from sdtrain.cli.orders import deterministic, errors, orders
+from sdtrain.audit.orders import deterministic, errors, orders
 from sdtrain.diffusion import Denoiser
 from sdtrain.diffusion.prediction import Epsilon
 from sdtrain.paths import config_dir

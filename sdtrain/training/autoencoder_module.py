@@ -1,0 +1,104 @@
+"""Trains the autoencoder, the first stage of a latent diffusion model (Rombach et al. 2022, section 3.1)."""
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from sdtrain.errors import UserError
+from sdtrain.training.optimisation import Optimisation, OptimisedModule
+from sdtrain.types import Batch
+
+
+def reconstruction_loss(output: Tensor, image: Tensor, edge_weight: float) -> Tensor:
+    """Per sample [B]: mean |error| plus edge_weight times the mean |error| of the horizontal and vertical differences.
+
+    The second term charges a blurred edge at each pixel it is spread over, where |error| alone is almost indifferent to it.
+    """
+    error = output - image
+    edges = error.diff(dim=-1).abs().mean((1, 2, 3)) + error.diff(dim=-2).abs().mean((1, 2, 3))
+    return error.abs().mean((1, 2, 3)) + edge_weight * edges
+
+
+def psnr(output: Tensor, image: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio per picture [B] in dB, for pictures in [-1, 1] (peak 2)."""
+    return 10 * torch.log10(4 / (output.clamp(-1, 1) - image).square().mean((1, 2, 3)))
+
+
+class AutoencoderModule(OptimisedModule):
+    """A small AutoencoderKL trained on reconstruction, edges and a weak KL term.
+
+    Args:
+        optimisation: learning rate and clipping.
+        latent_channels, block_channels, layers_per_block, norm_groups, mid_attention: of the AutoencoderKL; each entry of
+            block_channels after the first halves the resolution.
+        edge_weight, kl_weight: weights of the two terms beside mean |error|. The KL is a mean over latent elements.
+    """
+
+    def __init__(
+        self,
+        *,
+        optimisation: Optimisation,
+        latent_channels: int,
+        block_channels: list[int],
+        layers_per_block: int,
+        norm_groups: int,
+        mid_attention: bool,
+        edge_weight: float,
+        kl_weight: float,
+    ) -> None:
+        super().__init__()
+        if any(channels % norm_groups for channels in block_channels):
+            raise UserError(
+                f"model.block_channels={block_channels}: each must be a multiple of model.norm_groups={norm_groups}."
+            )
+        depth = len(block_channels)
+        self.net: nn.Module = AutoencoderKL(
+            latent_channels=latent_channels,
+            block_out_channels=tuple(block_channels),
+            layers_per_block=layers_per_block,
+            down_block_types=("DownEncoderBlock2D",) * depth,
+            up_block_types=("UpDecoderBlock2D",) * depth,
+            norm_num_groups=norm_groups,
+            mid_block_add_attention=mid_attention,
+        )
+        self.optimisation, self.edge_weight, self.kl_weight = optimisation, edge_weight, kl_weight
+        self.latent_channels, self.downsampling, self.norm = latent_channels, 2 ** (depth - 1), None
+        self.per_sample, self.window_loss, self.times = None, 0.0, None
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        return dict(self.named_parameters())
+
+    def latent_shape(self, image_size: int) -> tuple[int, int, int]:
+        """(C, h, w) of the posterior for pictures of image_size x image_size."""
+        if image_size % self.downsampling:
+            raise UserError(
+                f"data.image_size={image_size} must be a multiple of {self.downsampling}: model.block_channels halves it at each step."
+            )
+        return (
+            self.latent_channels,
+            image_size // self.downsampling,
+            image_size // self.downsampling,
+        )
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        self.trainer.datamodule.images_seen = batch.stream_end
+        posterior = self.net.encode(batch.image).latent_dist
+        output = self.net.decode(posterior.mean + posterior.std * batch.posterior).sample
+        # KL(N(mean, std^2) || N(0, 1)) per latent element.
+        kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean((1, 2, 3))
+        losses = reconstruction_loss(output, batch.image, self.edge_weight) + self.kl_weight * kl
+        self.per_sample = losses.detach()
+        self.window_loss = self.window_loss + self.per_sample.sum()
+        return losses.mean()
+
+    @torch.no_grad()
+    def validate(self, batch: Batch) -> dict[str, Tensor]:
+        """Per picture [B]: psnr in dB, of the posterior's mean."""
+        return {
+            "psnr": psnr(
+                self.net.decode(self.net.encode(batch.image).latent_dist.mean).sample, batch.image
+            )
+        }
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.optimisation.configure(self.parameters())

@@ -1,0 +1,39 @@
+"""Keeps the average of the trained weights."""
+
+import lightning.pytorch as L
+
+from sdtrain.models.ema import EMA
+from sdtrain.training.callbacks.intervals import window_ended
+
+
+class EMACallback(L.Callback):
+    """Averages every trained parameter after each optimizer step. Sampling and validation use `average` where there is one.
+
+    decay: of the average, per optimizer step.
+    """
+
+    def __init__(self, *, decay: float) -> None:
+        self.decay, self.average, self._loaded = decay, None, None
+        EMA({}, decay)  # a decay out of range is refused now
+
+    @property
+    def state_key(self) -> str:
+        return "ema"
+
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.average = EMA(module.trained(), self.decay)
+        if self._loaded is not None:
+            self.average.load_state_dict(self._loaded)
+            self._loaded = None
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs, batch, batch_index: int
+    ) -> None:
+        if window_ended(trainer) and module.optimisation.stepped:
+            self.average.update(module.trained())
+
+    def state_dict(self) -> dict:
+        return self.average.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        self._loaded = state

@@ -1,0 +1,135 @@
+"""A checkpoint may come from anybody: what its configuration may build is ours, or what the user allows by name."""
+
+import hashlib
+import json
+import shutil
+
+import pytest
+import yaml
+
+from sdtrain.assemble.load import load
+from sdtrain.errors import UserError
+from sdtrain.runs.checkpoint import published
+
+
+@pytest.fixture
+def doctored(tiny_run, tmp_path):
+    """A copy of a run whose checkpoint has another configuration, with a manifest that agrees."""
+
+    def change(*keys_and_node) -> str:
+        *keys, node = keys_and_node
+        shutil.copytree(tiny_run, tmp_path / "run", dirs_exist_ok=True)
+        for folder in published(tmp_path / "run"):
+            inner = cfg = yaml.safe_load((folder / "config.yaml").read_text())
+            for key in keys[:-1]:
+                inner = inner[key]
+            inner[keys[-1]] = node
+            (folder / "config.yaml").write_text(yaml.safe_dump(cfg))
+            manifest, content = (
+                json.loads((folder / "manifest.json").read_text()),
+                (folder / "config.yaml").read_bytes(),
+            )
+            manifest["config.yaml"] = {
+                "bytes": len(content),
+                "sha256": hashlib.sha256(content).hexdigest(),
+            }
+            (folder / "manifest.json").write_text(json.dumps(manifest))
+        return str(tmp_path / "run")
+
+    return change
+
+
+def loaded(run, allow=()):
+    return load(run, ema=True, device="cpu", allow=list(allow), autoencoder=None)
+
+
+def test_ours_is_built(doctored):
+    assert loaded(doctored("seed", 3)).cfg["seed"] == 3
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.mkdir",
+        "os.system",
+        "subprocess.run",
+        "builtins.eval",
+        "torch.load",
+        "torch.hub.load",
+        "pickle.loads",
+        "sdtrain_lookalike.Schedule",
+        "sdtrain.training.run.os.mkdir",
+        "sdtrain.runs.checkpoint.os.mkdir",
+        "sdtrain.training.run.subprocess.run",
+        "sdtrain.runs.checkpoint.shutil.rmtree",
+        "sdtrain.runs.checkpoint.shutil.os.mkdir",
+    ],
+)
+def test_what_is_not_ours_is_refused_and_not_called(doctored, tmp_path, target):
+    arguments = (
+        {"args": ["mkdir", str(tmp_path / "made")]}
+        if target.endswith("run")
+        else {"path": str(tmp_path / "made")}
+    )
+    run = doctored("schedule", {"_target_": target, **arguments})
+    with pytest.raises(UserError, match=target.replace(".", r"\.")):
+        loaded(run)
+    assert not (tmp_path / "made").exists() and (tmp_path / "run").exists()
+
+
+def test_no_section_builds_what_is_not_ours(doctored, tiny_run, tmp_path):
+    """Whatever section of the configuration it stands in, a foreign target is refused, or never looked at; it is not called."""
+    refused = set()
+    for section in [
+        *yaml.safe_load((tiny_run / "config.yaml").read_text()),
+        "modifiers",
+        "made_up",
+    ]:
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        run = doctored(
+            section,
+            {"inside": {"_target_": "os.mkdir", "path": str(tmp_path / "made"), "_partial_": True}},
+        )
+        try:
+            loaded(run)
+        except UserError as error:
+            refused |= {section} if "os.mkdir" in str(error) else set()
+        except (TypeError, KeyError):
+            assert section in ("seed", "name")  # no numbers any more
+        assert not (tmp_path / "made").exists()
+    assert refused == {
+        "data",
+        "model",
+        "schedule",
+        "modifiers",
+        "prediction",
+        "weighting",
+        "loss",
+        "times",
+    }
+
+
+def test_a_target_deep_inside_is_seen_too(doctored):
+    with pytest.raises(UserError, match="somebody"):
+        loaded(
+            doctored(
+                "model", "unet", "block_channels", [16, {"deep": [{"_target_": "somebody.s.Code"}]}]
+            )
+        )
+
+
+def test_what_the_user_allows_is_built(doctored, tmp_path, monkeypatch):
+    """The twin: what is refused above would have run."""
+    (tmp_path / "allowed_package.py").write_text(
+        "import os\n\n\ndef schedule(path):\n    os.mkdir(path)\n    raise ValueError('seen')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    run = doctored(
+        "schedule", {"_target_": "allowed_package.schedule", "path": str(tmp_path / "made")}
+    )
+    with pytest.raises(UserError, match=r"allow=\[allowed_package\]"):
+        loaded(run)
+    assert not (tmp_path / "made").exists()
+    with pytest.raises(UserError, match="seen"):
+        loaded(run, allow=["allowed_package"])
+    assert (tmp_path / "made").exists()

@@ -1,0 +1,266 @@
+"""Strict configuration: a typo, a wrong type or a missing argument is one paragraph that names the key, and exit code 2."""
+
+import sys
+
+import pytest
+import torch
+import yaml
+
+from sdtrain.config.check import check_call
+from sdtrain.errors import UserError
+from sdtrain.runs.checkpoint import published
+
+REFUSED = [  # what is typed, and what the paragraph must say
+    ("modl=x", ["'modl'", "'model'"]),
+    ("optimizer.lrr=1", ["'optimizer.lrr'", "'optimizer.lr'"]),
+    ("+optimizer.lrr=1", ["'optimizer.lrr'", "'lr'"]),
+    ("+model.unet.layers_per_blok=2", ["'model.unet.layers_per_blok'", "'layers_per_block'"]),
+    ("+callbacks.samples.promts=null", ["'callbacks.samples.promts'", "'prompts'"]),
+    ("+data.batch_sise=3", ["'data.batch_sise'", "'batch_size'"]),
+    ("+sed=3", ["'sed'", "'seed'"]),
+    ("+checkpoint.evry=3", ["'checkpoint.evry'", "every"]),
+    ("~sede", ["'sede'", "'seed'"]),
+    ("model/unet=smal", ["model/unet=smal", "'small'"]),
+    ("schedule=cosin", ["schedule=cosin", "'cosine'"]),
+    ("experiment=shaps", ["experiment=shaps", "'shapes'"]),
+    ("seed=abc", ['seed="abc"', "integer"]),
+    ("seed=1.5", ["seed=1.5", "integer"]),
+    ("seed=true", ["seed=true", "integer"]),
+    ("seed=null", ["seed=null", "integer"]),
+    ("optimizer.lr=abc", ['optimizer.lr="abc"', "number"]),
+    ("optimizer.betas=[0.9]", ["optimizer.betas=[0.9]"]),
+    ("model.unet.layers_per_block=1.5", ["model.unet.layers_per_block=1.5", "integer"]),
+    ("model.unet.block_channels=16", ["model.unet.block_channels=16"]),
+    ("model.unet.attention=[1,1]", ["model.unet.attention=[1, 1]", "boolean"]),
+    ("trainer.precision=fp16", ['trainer.precision="fp16"', "'bf16-mixed'"]),
+    ("resume=maybe", ['resume="maybe"', "'auto'"]),
+    ("checkpoint.every=abc", ["checkpoint.every", "integer"]),
+    ("data.batch_size=eight", ['data.batch_size="eight"', "integer"]),
+    ("logger=wandb logger.mode=of", ["logger.mode=", "'offline'"]),
+    ("~model.caption_dropout", ["model.caption_dropout"]),
+    ("~lr_schedule.warmup_images", ["lr_schedule.warmup_images"]),
+    ("~optimizer", ["optimizer"]),
+    ("+callbacks.samples.run_dir=x", ["callbacks.samples.run_dir", "fills it in"]),
+    ("+model.objective=x", ["model.objective", "fills it in"]),
+    ("model.unet.block_channels=[16", ["model.unet.block_channels=[16"]),
+    ("seed", ["'seed'", "key=value"]),
+    ("model.unet.context_dim=${nope}", ["model.unet.context_dim", "nope"]),
+    ("model.unet._target_=nowhere.UNet", ["model.unet._target_", "nowhere.UNet"]),
+    ("schedule=none", ["schedule"]),
+    ("model/autoencoder=folder", ["model.autoencoder.path"]),
+    ("trainer.max_images=0", ["trainer.max_images=0"]),
+    ("checkpoint.keep=1", ["checkpoint.keep=1"]),
+    ("steps=2000", ["steps=2000", "1000"]),
+    ("sampler.eta=2", ["sampler.eta=2"]),
+    ("callbacks.ema.decay=2", ["callbacks.ema.decay=2"]),
+    ("callbacks.samples.every=-1", ["callbacks.samples.every=-1"]),
+    ("callbacks.samples.sampler_steps=[50]", ["callbacks.samples.sampler_steps=[50]"]),
+    ("callbacks.samples.sampler_steps=[50,5000]", ["callbacks.samples.sampler_steps", "5000"]),
+    (
+        "callbacks.samples.sampler_steps=[50,100] sampler=ddpm",
+        ["callbacks.samples.sampler_steps", "sampler=ddim"],
+    ),
+    ("validation.num_images=0", ["validation.num_images=0"]),
+    ("lr_schedule.warmup_images=-1", ["lr_schedule.warmup_images=-1"]),
+    ("trainer.accelerator=tpu", ["trainer.accelerator", "'cpu'"]),
+    ("trainer.accelerator=gpu", ["trainer.accelerator=gpu"]),
+    ("trainer.devices=2", ["trainer.devices=2", "strategy=ddp"]),
+    ("trainer.accumulate=3", ["trainer.accumulate", "data.batch_size=8"]),
+    ("model.conditioner.heads=3", ["model.conditioner.heads=3"]),
+]
+
+
+@pytest.mark.parametrize(("word", "said"), REFUSED, ids=[word for word, _ in REFUSED])
+def test_refused_in_one_paragraph(here, tiny, tmp_path, word, said):
+    if word == "trainer.accelerator=gpu" and torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    result = here("sdtrain", *tiny(*word.split()), f"hydra.run.dir={tmp_path}/run")
+    assert result.code == 2, result.err
+    assert all(part in result.paragraph for part in said), result.paragraph
+    assert not list(tmp_path.glob("run/checkpoints/*"))
+
+
+def test_the_same_words_spelt_right_are_taken(here, tiny, tmp_path):
+    words = tiny(
+        "++model.unet.layers_per_block=2",
+        "optimizer.lr=1",
+        "seed=3",
+        "trainer.max_images=8",
+        "++steps=3",
+    )
+    result = here("sdtrain", *words, f"hydra.run.dir={tmp_path}/run")
+    assert result.code == 0, result.err
+
+
+def test_adding_a_key_that_is_there_says_so(here, tiny, tmp_path):
+    result = here("sdtrain", *tiny("+seed=3"), f"hydra.run.dir={tmp_path}/run")
+    assert (
+        result.code == 2
+        and "seed" in result.paragraph
+        and "There is no key" not in result.paragraph
+    )
+
+
+@pytest.mark.parametrize(
+    ("word", "said"), [("modl=x", "'model'"), ("optimizer.lr=abc", "optimizer.lr")]
+)
+def test_the_command_itself(command, word, said):
+    result = command("sdtrain", word, "logger=none")
+    assert result.code == 2 and said in result.paragraph
+
+
+def test_a_signature_is_a_schema():
+    def target(*, width: int, rate: float = 1.0, names: list[str] | None = None) -> None: ...
+
+    check_call({"width": 3, "rate": 1, "names": ["a"]}, "it", target, set(), set())
+    for node, said in [
+        ({}, "it.width"),
+        ({"width": 3.5}, "it.width=3.5"),
+        ({"width": True}, "it.width=true"),
+        ({"width": "3"}, 'it.width="3"'),
+        ({"width": None}, "it.width=null"),
+        ({"width": 3, "rate": "fast"}, "it.rate"),
+        ({"width": 3, "names": "a"}, "it.names"),
+        ({"width": 3, "names": [1]}, "it.names"),
+        ({"width": 3, "_target_": "sdtrain.x", "widht": 3}, "Did you mean 'width'?"),
+    ]:
+        with pytest.raises(UserError) as error:
+            check_call(node, "it", target, set(), set())
+        assert said in str(error.value)
+
+
+def test_of_ours_none_takes_anything():
+    def target(**anything) -> None: ...
+
+    with pytest.raises(AssertionError):
+        check_call({"_target_": "sdtrain.x"}, "it", target, set(), set())
+
+
+NETWORK = '''"""A network of one's own."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Mine(nn.Module):
+    """Convolutions that are shifted by time and caption."""
+
+    def __init__(self, *, width: int = 8, latent_channels: int) -> None:
+        super().__init__()
+        self.inward = nn.Conv2d(latent_channels, width, 3, padding=1)
+        self.time = nn.Linear(1, width)
+        self.words = nn.Linear(16, width)
+        self.outward = nn.Conv2d(width, latent_channels, 3, padding=1)
+
+    def forward(self, x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+        shift = self.time(timestep[:, None] / 1000) + self.words(context.mean(1))
+        return self.outward(torch.relu(self.inward(x) + shift[:, :, None, None]))
+
+
+class Wrong(Mine):
+    def forward(self, x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+        return super().forward(x, timestep, context).mean(1)
+
+
+class Failing(Mine):
+    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+        return x
+'''
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A user's own package that Python finds."""
+    (tmp_path / "packages" / "networks_of_mine").mkdir(parents=True)
+    (tmp_path / "packages" / "networks_of_mine" / "__init__.py").write_text(NETWORK)
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    yield "networks_of_mine"
+    sys.modules.pop("networks_of_mine", None)
+
+
+def test_a_network_of_ones_own_trains_and_its_checkpoint_is_drawn_from_on_request_alone(
+    here, tiny, tmp_path, package
+):
+    run, output = tmp_path / "run", tmp_path / "output"
+    words = [word for word in tiny() if not word.startswith("model.unet.")]
+    result = here(
+        "sdtrain",
+        *words,
+        f"model.unet._target_={package}.Mine",
+        "+model.unet.width=12",
+        f"hydra.run.dir={run}",
+    )
+    assert result.code == 0, result.err
+    assert (
+        "model.unet" in result.out
+        and "context_dim" in result.out
+        and "block_channels" in result.out
+        and "left out" in result.out
+    )
+    cfg = yaml.safe_load((run / "config.yaml").read_text())
+    assert cfg["model"]["unet"] == {
+        "_target_": f"{package}.Mine",
+        "latent_channels": 4,
+        "width": 12,
+    }
+    assert published(run)
+
+    asked = [
+        "sdtrain-sample",
+        f"checkpoint={run}",
+        "prompt=a red star",
+        "num_images=1",
+        "steps=2",
+        "accelerator=cpu",
+        f"output={output}",
+    ]
+    sys.modules.pop(package)
+    result = here(*asked)
+    assert result.code == 2 and f"allow=[{package}]" in result.paragraph
+    assert package not in sys.modules and not output.exists()
+    result = here(*asked, f"allow=[{package}]")
+    assert result.code == 0, result.err
+    assert package in sys.modules and len(list(output.glob("*-seed0.png"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["+model.unet.widht=3"], ["'model.unet.widht'", "'width'"]),
+        (["model.unet.norm_groups=8"], ["'model.unet.norm_groups'"]),
+        (["+model.unet.width=wide"], ['model.unet.width="wide"', "integer"]),
+        (
+            ["model.unet._target_=networks_of_mine.Wrong"],
+            ["model.unet", "[2, 4, 8, 8]", "[2, 8, 8]"],
+        ),
+        (["model.unet._target_=networks_of_mine.Failing"], ["model.unet", "TypeError"]),
+        (["model.unet._target_=networks_of_mine.Nobody"], ["model.unet._target_", "Nobody"]),
+        (["model.unet._target_=networks_of_mine.torch.pi"], ["model.unet._target_"]),
+    ],
+)
+def test_a_network_of_ones_own_that_does_not_fit_is_refused_before_training(
+    here, tiny, tmp_path, package, words, said
+):
+    first = [word for word in tiny() if not word.startswith("model.unet.")]
+    result = here(
+        "sdtrain",
+        *first,
+        f"model.unet._target_={package}.Mine",
+        *words,
+        f"hydra.run.dir={tmp_path}/run",
+    )
+    assert result.code == 2 and all(part in result.paragraph for part in said), result.err
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_another_optimizer_gets_what_it_takes(here, tiny, tmp_path):
+    result = here(
+        "sdtrain",
+        *tiny(
+            "optimizer._target_=torch.optim.SGD", "+optimizer.momentum=0.9", "trainer.max_images=16"
+        ),
+        f"hydra.run.dir={tmp_path}/run",
+    )
+    assert result.code == 0 and "SGD does not take betas" in result.out
+    cfg = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert "betas" not in cfg["optimizer"] and cfg["optimizer"]["momentum"] == 0.9

@@ -1,0 +1,162 @@
+"""A prompt or a path may hold any character: what was typed is what arrives."""
+
+import random
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from sdtrain.config.overrides import QUOTED, QUOTED_LIST, prepared
+
+NASTY = [
+    "a, b, and c",
+    "it's",
+    'say "hi"',
+    """both ' and " """,
+    "[x]",
+    "[a, b]",
+    "{a: 1}",
+    "a: b",
+    "a=b",
+    "x=[1,2]",
+    "${x}",
+    "$${x}",
+    "\\${x}",
+    "\\\\${x}",
+    "${oc.env:HOME}",
+    "\\",
+    "\\\\",
+    "a\\",
+    "a\\'",
+    "\\'",
+    "'",
+    '"',
+    "'a",
+    "a'",
+    '"a',
+    'a"',
+    "''x",
+    "'a' or 'b'",
+    "'a','b'",
+    " lead",
+    "trail ",
+    "two\nlines",
+    "line\n",
+    "\\\n",
+    "tab\there",
+    "é ü ß",
+    "日本の星",
+    "🎨 a star",
+    "#1",
+    "~",
+    "@home",
+    "100%",
+    "(a)",
+    "null ",
+    "true",
+    "1e3",
+    "0x10",
+    "$",
+    "${",
+    "}",
+    "]",
+    "['a",
+    "???",
+    "a\\b\\c",
+    "C:\\pictures\\",
+]
+parser = OverridesParser.create()
+
+
+def arriving(word: str) -> object:
+    """The value that Hydra and OmegaConf make of one word of the command line."""
+    override = parser.parse_override(word)
+    return OmegaConf.to_container(OmegaConf.create({"it": override.value()}), resolve=True)["it"]
+
+
+@pytest.mark.parametrize("value", NASTY)
+def test_a_value_arrives_as_typed(value):
+    for key in ("prompt", "data.path", "hydra.run.dir", "+name"):
+        if not (key.startswith("hydra.") and "${" in value):  # there ${now:...} keeps its meaning
+            (word,) = prepared([f"{key}={value}"])
+            assert word.startswith(f"{key}=") and arriving(word) == value
+    (word,) = prepared([f"prompt={value}"], repeatable="prompt")
+    assert arriving(word) == [value]
+
+
+def test_any_value_arrives_as_typed():
+    draw = random.Random(0)
+    values = [
+        "".join(draw.choices("ab ,'\"\\${}[]():=~#\né🎨", k=draw.randint(1, 9))) for _ in range(500)
+    ]
+    values = [
+        value
+        for value in values
+        if not QUOTED.fullmatch(value) and not QUOTED_LIST.fullmatch(value)
+    ]
+    assert len(values) > 480
+    wrong = {
+        value: word
+        for value in values
+        if (word := prepared([f"prompt={value}"])[0]) and _arriving_or_error(word) != value
+    }
+    assert not wrong
+
+
+def test_without_quoting_they_do_not_arrive():
+    wrong = [value for value in NASTY if _arriving_or_error(f"prompt={value}") != value]
+    assert len(wrong) > len(NASTY) / 2
+
+
+def _arriving_or_error(word: str) -> object:
+    try:
+        return arriving(word)
+    except Exception as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    ("words", "prompts"),
+    [
+        (["prompt=a, b", "prompt=c"], ["a, b", "c"]),
+        (["seed=1", "prompt=a", "steps=2", "prompt='b, c'"], ["a", "b, c"]),
+        (['prompt=["a","b, [c]"]'], ["a", "b, [c]"]),
+        (["prompt=['a','b']", "prompt=[c]"], ["a", "b", "[c]"]),
+        (["prompt="], [""]),
+    ],
+)
+def test_repeated_prompts_become_one_list(words, prompts):
+    found = [word for word in prepared(words, repeatable="prompt") if word.startswith("prompt=")]
+    assert len(found) == 1 and arriving(found[0]) == prompts
+
+
+def test_no_prompt_is_no_prompt(composed):
+    assert composed(
+        *prepared(["checkpoint=x", "prompt=null"], repeatable="prompt"), config="sample"
+    )["prompt"] in (None, [])
+
+
+@pytest.mark.parametrize("value", ["'a, b'", '"a, b"', " 'a, b' ", "'a, b'\n"])
+def test_a_quoted_value_stays_quoted(value):
+    assert arriving(prepared([f"prompt={value}"])[0]) == "a, b"
+
+
+def test_flags_come_first_and_other_words_stay_as_they_are():
+    words = ["a=1,2", "-m", "optimizer.lr=choice(1,2)", "~callbacks.ema", "--help"]
+    assert prepared(words) == [
+        "-m",
+        "--help",
+        "a=1,2",
+        "optimizer.lr=choice(1,2)",
+        "~callbacks.ema",
+    ]
+
+
+def test_a_sweep_over_prompts_stays_a_sweep_and_a_folder_keeps_its_interpolation():
+    assert prepared(["-m", "prompt=a,b"]) == ["-m", "prompt=a,b"]
+    assert prepared(["hydra.run.dir=runs/${now:%H}"]) == ["hydra.run.dir=runs/${now:%H}"]
+
+
+def test_flags_in_any_place(here, tiny, tmp_path):
+    result = here("sdtrain", "seed=3", "--cfg", "job", "steps=7", cwd=tmp_path)
+    assert result.code == 0 and "seed: 3" in result.out and "steps: 7" in result.out

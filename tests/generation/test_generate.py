@@ -1,0 +1,310 @@
+"""Seed and prompt to picture: a picture is its own request's, whatever it is drawn with."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from sdtrain.conditioning.class_label import ClassLabel
+from sdtrain.conditioning.none import Nothing
+from sdtrain.conditioning.text import Text
+from sdtrain.diffusion import Objective, classifier_free
+from sdtrain.diffusion.prediction import Epsilon
+from sdtrain.diffusion.times import Uniform
+from sdtrain.diffusion.weighting.simple import Simple
+from sdtrain.generation.generate import Drawing, Request, by_steps, draws_noise, generate
+from sdtrain.models.autoencoder import Pixels
+from sdtrain.models.unet import UNet
+from sdtrain.samplers.ddim import ddim
+from sdtrain.samplers.ddpm import ddpm
+from sdtrain.samplers.dpmpp_2m import dpmpp_2m
+from sdtrain.samplers.grids import leading, trailing
+from sdtrain.schedules.linear import linear
+from sdtrain.training.diffusion_module import DiffusionModule
+
+CONDITIONERS = {
+    "none": partial(Nothing, context_dim=8),
+    "class_label": partial(ClassLabel, num_classes=5, context_dim=8),
+    "text": partial(
+        Text, context_dim=8, layers=1, heads=2, max_length=12, tokenizer="data/tokenizer"
+    ),
+}
+SIZE, WORDS = 8, ["red circle", "blue square", "", "a tree", "green"]
+
+
+def make(conditioner):
+    """A few thousand random weights. The betas are small, so that pictures of an untrained network are not all black and white."""
+    torch.manual_seed(0)
+    unet = UNet(
+        latent_channels=3,
+        context_dim=8,
+        block_channels=[8],
+        layers_per_block=1,
+        attention=[True],
+        head_dim=4,
+        norm_groups=4,
+        pooled_context=True,
+    )
+    objective = Objective(
+        schedule=linear(beta_end=0.002), prediction=Epsilon(), weighting=Simple(), times=Uniform()
+    )
+    return DiffusionModule(
+        unet=unet,
+        conditioner=CONDITIONERS[conditioner](),
+        autoencoder=Pixels(),
+        objective=objective,
+        optimisation=None,
+        caption_dropout=0.1,
+    )
+
+
+@pytest.fixture(scope="module", params=CONDITIONERS)
+def module(request):
+    return make(request.param)
+
+
+@pytest.fixture(scope="module")
+def text():
+    return make("text")
+
+
+def drawing(sampler=ddpm, scale=2.0, batch_size=64, grid=trailing):
+    return Drawing(
+        sampler=sampler,
+        grid=grid,
+        guidance=classifier_free,
+        steps=4,
+        guidance_scale=scale,
+        batch_size=batch_size,
+    )
+
+
+def requests():
+    return [
+        Request(
+            seed,
+            prompt=WORDS[seed % 5],
+            negative_prompt="blue" if seed % 7 == 3 else "",
+            label=seed % 5,
+        )
+        for seed in range(16)
+    ]
+
+
+def assert_same(one, other, atol=1e-5):
+    torch.testing.assert_close(
+        one, other, rtol=0, atol=atol
+    )  # float32 sums go in another order where batches differ in size
+
+
+@pytest.mark.parametrize(
+    "sampler", [ddpm, partial(ddim, eta=0.5), ddim], ids=["ddpm", "ddim eta .5", "ddim"]
+)
+def test_a_picture_does_not_depend_on_its_batch(module, sampler):
+    together = generate(module, requests(), drawing(sampler), SIZE)
+    assert together.shape == (16, 3, SIZE, SIZE)
+    assert together.device.type == "cpu"
+    assert (together.abs() < 1).float().mean() > 0.3  # clamped pixels would agree whatever happened
+    for batch_size in (1, 5):
+        assert_same(
+            generate(module, requests(), drawing(sampler, batch_size=batch_size), SIZE), together
+        )
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(0)).tolist()
+    assert_same(
+        generate(module, [requests()[place] for place in order], drawing(sampler), SIZE),
+        together[order],
+    )
+
+
+def test_a_picture_depends_on_its_own_seed(module):
+    plain, changed = (
+        [Request(seed) for seed in (0, 1, 2)],
+        [Request(seed) for seed in (0, 2**32 + 1, 2)],
+    )
+    one, other = (
+        generate(module, plain, drawing(), SIZE),
+        generate(module, changed, drawing(), SIZE),
+    )
+    assert torch.equal(one[[0, 2]], other[[0, 2]])
+    assert (one[1] - other[1]).abs().mean() > 0.05
+    assert (one[0] - one[1]).abs().mean() > 0.05
+
+
+def test_noise_of_the_steps_is_keyed_too(module):
+    """What a sampler is handed: for each picture and each step numbers of its own, the same at every call and in every company."""
+    seen = []
+
+    def sampler(denoise, x, grid, schedule, noise, show=None):
+        seen.append([x, noise(1), noise(0), noise(1)])
+        return x
+
+    for seeds in ((0, 1, 2), (2,)):
+        generate(module, [Request(seed) for seed in seeds], drawing(sampler), SIZE)
+    (start, second, first, again), alone = seen
+    assert torch.equal(second, again)
+    assert all(torch.equal(company[2:], one) for company, one in zip(seen[0], alone, strict=True))
+    numbers = torch.stack([start, first, second]).reshape(
+        9, 192
+    )  # start and two steps of 3 pictures
+    assert (numbers.corrcoef() - torch.eye(9)).abs().max() < 4 / 192**0.5
+
+
+def test_the_condition_is_heard():
+    text, label, none = make("text"), make("class_label"), make("none")
+    pictures = generate(text, [Request(0, prompt=word) for word in WORDS], drawing(), SIZE)
+    labelled = generate(label, [Request(0, label=number) for number in range(5)], drawing(), SIZE)
+    for several in (pictures, labelled):
+        assert len({picture.numpy().tobytes() for picture in several}) == 5
+    assert torch.equal(
+        *generate(
+            none,
+            [Request(0, prompt="red", label=1), Request(0, prompt="blue", label=2)],
+            drawing(),
+            SIZE,
+        )
+    )
+
+
+def test_without_negative_prompt_guidance_leads_away_from_the_empty_one(text):
+    """At scale 0 the unconditional network draws alone: the same picture as the empty prompt at scale 1."""
+    unconditional = generate(
+        text,
+        [Request(3, prompt="red circle"), Request(3, prompt="red circle", negative_prompt="")],
+        drawing(scale=0.0),
+        SIZE,
+    )
+    assert_same(unconditional, generate(text, [Request(3), Request(3)], drawing(scale=1.0), SIZE))
+    # At any scale: prompt and negative prompt that are alike cancel, and without a prompt nothing is led away from.
+    assert_same(
+        generate(text, [Request(3)], drawing(scale=5.0), SIZE),
+        generate(text, [Request(3)], drawing(scale=1.0), SIZE),
+    )
+
+
+def test_a_negative_prompt_stands_where_the_empty_one_would(text):
+    asked = [
+        Request(3, prompt="red circle", negative_prompt="a tree"),
+        Request(4, prompt="red circle"),
+    ]
+    assert_same(
+        generate(text, asked, drawing(scale=0.0), SIZE),
+        generate(text, [Request(3, prompt="a tree"), Request(4)], drawing(scale=1.0), SIZE),
+    )
+    both = generate(text, asked, drawing(scale=3.0), SIZE)
+    without = generate(
+        text,
+        [Request(3, prompt="red circle"), Request(4, prompt="red circle")],
+        drawing(scale=3.0),
+        SIZE,
+    )
+    assert (both[0] - without[0]).abs().max() > 1e-3
+    assert_same(both[1], without[1])
+
+
+def test_a_dropped_label_is_what_guidance_leads_away_from():
+    """Of class labels: at scale 0 all labels give one picture, and a negative prompt, which text conditioners alone read, changes nothing."""
+    module = make("class_label")
+    pictures = generate(
+        module, [Request(3, label=number) for number in range(5)], drawing(scale=0.0), SIZE
+    )
+    assert_same(pictures, pictures[:1].expand_as(pictures))
+    assert (
+        pictures[0] - generate(module, [Request(3, label=0)], drawing(scale=1.0), SIZE)[0]
+    ).abs().max() > 1e-3
+    asked, plain = Request(3, label=2, negative_prompt="blue"), Request(3, label=2)
+    assert_same(
+        generate(module, [asked], drawing(scale=3.0), SIZE),
+        generate(module, [plain], drawing(scale=3.0), SIZE),
+    )
+
+
+def test_guidance_1_ignores_the_negative_prompt(text):
+    one, other = generate(
+        text,
+        [Request(3, prompt="red", negative_prompt="a tree"), Request(3, prompt="red")],
+        drawing(scale=1.0),
+        SIZE,
+    )
+    assert_same(one, other)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_module_is_left_as_it_was(module, training):
+    """Mode, weights, gradients and torch's own generator: sampling cannot disturb training. While drawing, it is in evaluation mode."""
+    module.train(training)
+    before, random, modes = (
+        {name: value.clone() for name, value in module.state_dict().items()},
+        torch.get_rng_state(),
+        [],
+    )
+
+    def broken(*arguments):
+        raise RuntimeError("broken sampler")
+
+    pictures = generate(
+        module,
+        [Request(0)],
+        drawing(),
+        SIZE,
+        lambda *seen: modes.append([part.training for part in module.modules()]),
+    )
+    with pytest.raises(RuntimeError, match="broken sampler"):
+        generate(module, [Request(0)], drawing(broken), SIZE)
+    assert not any(any(mode) for mode in modes)
+    assert not pictures.requires_grad
+    assert all(part.training is training for part in module.modules())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in module.parameters())
+
+
+def test_steps_and_grid_are_the_drawings(module):
+    for grid in (trailing, leading):
+        shown = []
+        pictures = generate(
+            module,
+            [Request(0), Request(1)],
+            drawing(ddim, grid=grid),
+            SIZE,
+            lambda step, x, x0, shown=shown: shown.append((step, x0)),
+        )
+        assert [step for step, _ in shown] == [0, 1, 2, 3]
+        assert torch.equal(pictures, shown[-1][1].clamp(-1, 1))
+    assert not torch.equal(
+        generate(module, [Request(0)], drawing(ddim), SIZE),
+        generate(module, [Request(0)], drawing(ddim, grid=leading), SIZE),
+    )
+
+
+@pytest.mark.gpu
+def test_a_gpu_draws_what_the_cpu_draws(module):
+    here = generate(module, requests(), drawing(), SIZE)
+    try:
+        there = generate(module.to("cuda"), requests(), drawing(), SIZE)
+    finally:
+        module.to("cpu")
+    assert_same(
+        there, here, atol=1e-2
+    )  # convolutions on a GPU round to TF32, 1e-3, in each of 4 steps
+
+
+def test_the_error_of_few_steps_falls_and_is_that_of_the_same_seeds(text):
+    asked = requests()[:4]
+    drawn, far = by_steps(text, asked, drawing(ddim), SIZE, [32, 4, 8, 128])
+    assert list(drawn) == [4, 8, 32, 128] and list(far) == [4, 8, 32]
+    for steps in (4, 128):
+        assert_same(drawn[steps], generate(text, asked, replace(drawing(ddim), steps=steps), SIZE))
+    assert far[4].shape == (4,) and far[4].mean() > 1.5 * far[8].mean() > 4 * far[32].mean() > 0
+    assert far[8][1].item() == pytest.approx(
+        (drawn[8][1] - drawn[128][1]).square().mean().sqrt().item() / 2
+    )
+
+
+def test_samplers_that_draw_noise_are_known():
+    assert (
+        draws_noise(drawing(ddpm))
+        and draws_noise(drawing(partial(ddim, eta=1.0)))
+        and not draws_noise(drawing(ddim))
+        and not draws_noise(drawing(dpmpp_2m))
+    )

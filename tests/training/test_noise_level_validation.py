@@ -1,0 +1,269 @@
+"""Noise-level validation in a run: what it leaves, how long it may look, and that it changes nothing."""
+
+import json
+import math
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from sdtrain.assemble.load import load
+from sdtrain.evaluation.noise_level_error import BITS, LEVELS
+from sdtrain.schedules.linear import linear
+from sdtrain.training.callbacks import noise_level_validation as looking
+from sdtrain.training.callbacks.levels import EDGES, by_level, described
+from sdtrain.training.callbacks.noise_level_validation import NoiseLevelValidation
+
+LOOKS = [
+    "callbacks.noise_levels.every=32",
+    "callbacks.noise_levels.share=1",
+    "callbacks.noise_levels.num_images=8",
+    "callbacks.samples.every=0",
+]
+
+
+def lines(run) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def looks(run) -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted((run / "validation").glob("*.json"))]
+
+
+@pytest.fixture(scope="module")
+def run(here, tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("looked") / "run"
+    assert here("sdtrain", *tiny(*LOOKS), f"hydra.run.dir={folder}").code == 0
+    return folder
+
+
+def test_it_leaves_a_number_a_curve_and_every_error(run):
+    assert [look["images_seen"] for look in looks(run)] == [32, 64] and len(
+        list((run / "validation").glob("*.png"))
+    ) == 2
+    for look, line in zip(
+        looks(run), [line for line in lines(run) if "validation/bits_per_dim" in line], strict=True
+    ):
+        errors = torch.tensor(look["errors"]["ema"], dtype=torch.float64)
+        assert errors.shape == (8, len(LEVELS)) and line["validation/pictures"] == 8
+        assert line["validation/bits_per_dim"] == pytest.approx((errors @ BITS).mean().item())
+        assert {
+            "validation/raw_bits_per_dim",
+            "validation/bits_saved",
+            "validation/stand_in_share",
+            "validation/bits_per_dim_error",
+        } <= line.keys()
+        outside = ~torch.tensor(look["inside"])
+        assert torch.equal(
+            errors[:, outside], torch.tensor(look["linear"], dtype=torch.float64)[:, outside]
+        ) and 0 < outside.sum() < len(LEVELS)
+
+
+def test_the_errors_are_the_networks(run):
+    """Asked for again by other means: from the checkpoint, one picture and one level at a time."""
+    model = load(str(run), ema=True, device="cpu", allow=[], autoencoder=None)
+    held_out, objective = model.data.split("validation"), model.module.objective
+    noise = NoiseLevelValidation(
+        every=1, num_images=2, share=1, run_dir=run, metrics_log=None, ema=None
+    ).noise
+    for place, level in ((0, 9), (5, 12), (7, 18)):
+        row = held_out[(place, place)]
+        x0 = model.module.autoencoder.encode(row.image[None])
+        eps = torch.from_numpy(noise.normal(place, tuple(x0.shape[1:])))[None]
+        alpha, sigma = (
+            LEVELS[level].sigmoid().sqrt().float(),
+            (-LEVELS[level]).sigmoid().sqrt().float(),
+        )
+        timestep = objective.schedule.timestep(
+            objective.schedule.time_of(LEVELS[level : level + 1])
+        )
+        context = model.module.conditioner(
+            [row.caption], torch.tensor([row.label]), torch.zeros(1, dtype=torch.bool)
+        ).context
+        with torch.no_grad():
+            both = [
+                (sign * eps - model.module.unet(alpha * x0 + sigma * sign * eps, timestep, context))
+                .square()
+                .mean()
+                .item()
+                for sign in (1, -1)
+            ]
+        assert looks(run)[-1]["errors"]["ema"][place][level] == pytest.approx(
+            np.mean(both), rel=1e-4
+        )
+
+
+@pytest.mark.slow
+def test_ranks_share_the_pictures(command, tiny, run, tmp_path):
+    """Four ranks, two of them without a picture at a look in mid-run, are told the same as one; nobody waits while another looks at all."""
+    words = [
+        "strategy=ddp",
+        "trainer.devices=4",
+        "data.batch_size=8",
+        "trainer.max_images=64",
+        "optimizer.lr=0",
+    ]
+    mid = ["callbacks.noise_levels.share=1e-9"]
+    result = command("sdtrain", *tiny(*LOOKS, *words, *mid), f"hydra.run.dir={tmp_path}/four")
+    assert result.code == 0, result.err
+    assert (
+        command("sdtrain", *tiny(*LOOKS, *words[2:], *mid), f"hydra.run.dir={tmp_path}/one").code
+        == 0
+    )
+    ours, theirs = looks(tmp_path / "four"), looks(tmp_path / "one")
+    assert (
+        [len(look["pictures"]) for look in ours]
+        == [2, 8]
+        == [len(look["pictures"]) for look in theirs]
+    )
+    for our, their in zip(ours, theirs, strict=True):
+        for weights in ("ema", "raw"):
+            torch.testing.assert_close(
+                torch.tensor(our["errors"][weights]),
+                torch.tensor(their["errors"][weights]),
+                rtol=1e-5,
+                atol=0,
+            )
+
+
+def test_looking_changes_no_weight(run, tiny_run, saved):
+    ours, theirs = saved(run), saved(tiny_run)
+    assert ours.keys() == theirs.keys() and all(
+        torch.equal(value, theirs[key]) for key, value in ours.items()
+    )
+
+
+def test_runs_of_other_seeds_and_schedules_look_at_the_same_pictures_with_the_same_noise(
+    here, tiny, run, tmp_path
+):
+    assert (
+        here(
+            "sdtrain",
+            *tiny(*LOOKS, "seed=5", "schedule=cosine", "prediction=v"),
+            f"hydra.run.dir={tmp_path}/run",
+        ).code
+        == 0
+    )
+    ours, theirs = looks(run)[-1], looks(tmp_path / "run")[-1]
+    assert all(
+        ours[key] == theirs[key]
+        for key in ("pictures", "mean", "variance", "linear", "autoencoder", "latent_scale")
+    )
+    assert ours["errors"] != theirs["errors"] and sum(theirs["inside"]) > sum(ours["inside"])
+
+
+def test_it_looks_at_as_many_as_the_time_allows_and_at_all_in_the_end(tmp_path, monkeypatch):
+    """On a clock of its own: training takes 1 s an image, a look 2 s a picture."""
+    clock = [0.0]
+    monkeypatch.setattr(looking, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    silent = SimpleNamespace(report=lambda *given: None)
+    validation = NoiseLevelValidation(
+        every=1000, num_images=64, share=0.03, run_dir=tmp_path, metrics_log=silent, ema=None
+    )
+    one = SimpleNamespace(broadcast=lambda value: value)
+    trainer = SimpleNamespace(
+        datamodule=SimpleNamespace(images_seen=0), strategy=one, is_global_zero=True
+    )
+    module = SimpleNamespace(optimisation=SimpleNamespace(max_images=4000))
+    seen = []
+
+    def errors(trainer, module, count):
+        clock[0] += 2.0 * count
+        seen.append(count)
+        return {}
+
+    validation.latents = torch.zeros(64, 1)
+    monkeypatch.setattr(validation, "_errors", errors)
+    monkeypatch.setattr(validation, "_write", lambda *given: None)
+    validation.on_train_start(trainer, module)
+    for _ in range(3):
+        clock[0] += 1000.0
+        trainer.datamodule.images_seen += 1000
+        validation.look(trainer, module, last=False)
+    validation.look(trainer, module, last=True)
+    assert seen == [
+        4,
+        8,
+        8,
+        8,
+        64,
+    ]  # 3 % of 4000 s, less 8 s for the first 4, by 4 looks are 14 pictures: a power of two of them
+    resumed = NoiseLevelValidation(
+        every=1000, num_images=64, share=0.03, run_dir=tmp_path, metrics_log=None, ema=None
+    )
+    resumed.load_state_dict(validation.state_dict())
+    assert resumed.count == 8
+    for other in ({"share": 0.5}, {"every": 500}):  # that is another number
+        resumed = NoiseLevelValidation(
+            **{"every": 1000, "num_images": 64, "share": 0.03} | other,
+            run_dir=tmp_path,
+            metrics_log=None,
+            ema=None,
+        )
+        resumed.load_state_dict(validation.state_dict())
+        assert resumed.count is None
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "callbacks.noise_levels.every=-1",
+        "callbacks.noise_levels.num_images=1",
+        "callbacks.noise_levels.share=0",
+        "callbacks.noise_levels.share=1.5",
+    ],
+)
+def test_bad_values(here, tiny, tmp_path, words):
+    result = here("sdtrain", *tiny(words), f"hydra.run.dir={tmp_path}/run")
+    assert result.code == 2 and words.partition("=")[0] in result.paragraph
+
+
+def test_training_by_level(run):
+    """Each line says of every sample since the last where it was and what it cost."""
+    for line in [line for line in lines(run) if "train/loss" in line]:
+        counts, means = line["train/count_by_level"], line["train/loss_by_level"]
+        assert sum(counts) == 16 and [mean is None for mean in means] == [
+            count == 0 for count in counts
+        ]
+        assert sum(
+            mean * count for mean, count in zip(means, counts, strict=True) if count
+        ) / 16 == pytest.approx(line["train/loss"], rel=1e-4)
+
+
+def test_the_histogram_is_that_of_the_schedule():
+    schedule = linear()
+    t = torch.arange(1000, dtype=torch.float64) / 999
+    _, counts = by_level(schedule, torch.ones(1000), t)
+    wanted, _ = np.histogram(schedule.log_snr(t).numpy(), EDGES.numpy())
+    assert counts.tolist() == wanted.tolist() and counts.sum() == 1000
+    extremes = by_level(schedule, torch.tensor([1.0, 3.0]), torch.tensor([0.0, 1.0]))
+    assert described(extremes)["train/count_by_level"][-3:] == [1, 0, 0] and math.isclose(
+        described(extremes)["train/loss_by_level"][1], 3.0
+    )
+
+
+@pytest.mark.slow
+def test_its_share_of_the_time(command, tmp_path):
+    """Of the default experiment, in mid-run."""
+    began = time.monotonic()
+    words = [
+        "trainer.threads=1",
+        "trainer.max_images=16000",
+        "logger=none",
+        "callbacks.samples.every=0",
+        "validation.every=0",
+    ]
+    assert (
+        command(
+            "sdtrain", *words, "callbacks.noise_levels.every=8000", f"hydra.run.dir={tmp_path}/run"
+        ).code
+        == 0
+    )
+    assert time.monotonic() - began < 600 and [
+        look["images_seen"] for look in looks(tmp_path / "run")
+    ] == [8000, 16000]
+    found = lines(tmp_path / "run")
+    spent = [line["validation/seconds"] for line in found if "validation/seconds" in line]
+    assert len(spent) == 2 and spent[0] < 0.03 * (found[-1]["seconds"] - spent[-1])

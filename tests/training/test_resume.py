@@ -1,0 +1,362 @@
+"""What may change when a run goes on, what it takes to allow it, and that a run killed anywhere ends in the same weights."""
+
+import hashlib
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import time
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from lightning.pytorch.strategies import Strategy
+from torch import Tensor
+
+from sdtrain.runs.checkpoint import newest_whole, published
+from sdtrain.runs.resume import changes
+from sdtrain.training.callbacks.checkpoint import Checkpoints
+from sdtrain.training.callbacks.ema import EMACallback
+from sdtrain.training.callbacks.validation import Validation
+from sdtrain.training.datamodule import DataModule
+from sdtrain.training.diffusion_module import DiffusionModule
+from sdtrain.training.session import newest_unfinished
+
+
+@pytest.fixture
+def middle(tiny_run, tmp_path):
+    """A run folder that holds the middle checkpoint of `tiny_run` alone."""
+    first = published(tiny_run)[0]
+    shutil.copytree(first, tmp_path / "run" / "checkpoints" / first.name)
+    return tmp_path / "run"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("word", "allowed"),
+    [
+        ("weighting=min_snr", "weighting"),
+        ("schedule=linear", "schedule"),
+        ("data.batch_size=16", "data.batch_size"),
+        ("data.seed=4", "data"),
+        ("loss=huber", "loss"),
+        ("model.caption_dropout=0.2", "model.caption_dropout"),
+    ],
+)
+def test_what_would_be_another_run_goes_on_where_it_is_allowed(here, tiny, middle, word, allowed):
+    words = [*tiny(word, "resume=must"), f"hydra.run.dir={middle}"]
+    refused = here("sdtrain", *words)
+    assert refused.code == 2 and f"resume_allow=[{allowed.partition('.')[0]}]" in refused.paragraph
+    result = here("sdtrain", *words, f"resume_allow=[{allowed}]")
+    assert (
+        result.code == 0
+        and f"changed since the checkpoint: {allowed.partition('.')[0]}" in result.out
+    ), result.err
+    assert "resume" not in (middle / "config.yaml").read_text()
+
+
+def test_what_only_looks_is_applied_and_listed(here, tiny, middle):
+    words = {f"{key}.every": 8 for key in ("validation", "callbacks.samples", "checkpoint")}
+    words |= {"trainer.log_every": 8, "checkpoint.keep": 5, "callbacks.ema.decay": 0.5}
+    result = here(
+        "sdtrain",
+        *tiny("resume=must", *(f"{key}={value}" for key, value in words.items())),
+        f"hydra.run.dir={middle}",
+    )
+    assert result.code == 0 and all(
+        f"changed since the checkpoint: {key}: " in result.out for key in words
+    ), result.out
+    for key in ("train/loss", "validation/loss"):
+        assert [line["images_seen"] for line in numbers(middle) if key in line] == [56, 64]
+    assert {path.name for path in (middle / "samples").glob("grid-*")} == {
+        "grid-000000056.png",
+        "grid-000000064.png",
+    }
+    assert [int(folder.name) for folder in published(middle)] == [48, 56, 64]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["model.unet.block_channels=[16,32]", "resume_allow=[model]"], "do not fit"),
+        (["data.batch_size=32", "resume_allow=[data]"], "does not divide"),
+        (["resume_allow=[weightin]"], "Did you mean 'weighting'"),
+        (["schedule=linear", "resume_allow=[weighting]"], "resume_allow=[weighting,schedule]"),
+    ],
+)
+def test_what_cannot_go_on_is_said_in_a_paragraph(here, tiny, middle, words, said):
+    result = here("sdtrain", *tiny(*words, "resume=must"), f"hydra.run.dir={middle}")
+    assert result.code == 2 and said in result.paragraph
+
+
+def test_another_autoencoder_is_refused_unless_allowed():
+    old, new = (
+        {"model": {"autoencoder": {"path": None, "sha256": digest}}} for digest in ("a", "b")
+    )
+    assert list(changes(old, new)[1]) == ["model.autoencoder.sha256"]
+    assert changes(old, new, ["model.autoencoder"]) == (
+        {"model.autoencoder.sha256": ("a", "b")},
+        {},
+    )
+    assert changes(old, new, ["model.auto"])[1]  # part of a word is no group
+
+
+def test_an_unfinished_run_is_found_again_with_what_is_allowed(
+    tiny, tiny_run, tmp_path, monkeypatch
+):
+    run = tmp_path / "runs" / "shapes" / "earlier"
+    shutil.copytree(tiny_run, run)
+    (run / "status.json").write_text(
+        json.dumps(json.loads((run / "status.json").read_text()) | {"state": "interrupted"})
+    )
+    monkeypatch.chdir(tmp_path)
+    assert newest_unfinished(tiny("schedule=linear")) is None
+    assert newest_unfinished(tiny("schedule=linear", "resume_allow=[schedule]")) == run
+
+
+# The default experiment, shorter: 12 steps of two micro-batches, three epochs.
+SHORT = [
+    "trainer.max_images=384",
+    "data.size=128",
+    "data.validation_size=64",
+    "data.num_workers=1",
+    "trainer.accumulate=2",
+    "trainer.accelerator=cpu",
+    "trainer.threads=1",
+    "trainer.log_every=32",
+    "checkpoint.every=64",
+    "validation.every=96",
+    "validation.num_images=32",
+    "callbacks.samples.every=384",
+    "callbacks.samples.num_images=2",
+    "callbacks.samples.guidance_scales=[1,2]",
+    "callbacks.noise_levels.num_images=2",
+    "steps=2",
+    "logger=none",
+]
+
+
+def signal_after(owner: type, name: str, last: int, number: int) -> None:
+    """The process gets a signal as soon as the call of that number has ended.
+
+    A save under way is let finish before a kill: how much is lost then is known.
+    """
+    plain, calls = getattr(owner, name), itertools.count(1)
+
+    def counted(self, *given):
+        result = plain(self, *given)
+        if next(calls) == last:
+            if number == signal.SIGKILL:
+                self.trainer.strategy.checkpoint_io.settle()
+            os.kill(os.getpid(), number)
+        return result
+
+    setattr(owner, name, counted)
+
+
+def digest(tensors: dict) -> str:
+    """sha256 of all tensors: names, and bits."""
+    found = hashlib.sha256()
+    for key in sorted(tensors):
+        found.update(key.encode() + tensors[key].detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def numbers(run) -> list[dict]:
+    """The lines of metrics.jsonl, without clocks."""
+    lines = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
+    return [
+        {key: value for key, value in line.items() if not key.endswith(("seconds", "per_second"))}
+        for line in lines
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(command, tmp_path_factory):
+    """A run that was not stopped."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    result = command("sdtrain", *SHORT, f"hydra.run.dir={run}")
+    assert result.code == 0, result.err
+    return run
+
+
+@pytest.fixture(scope="module")
+def signalled(command):
+    """A process of its own that this happens to. What it leaves with is what it should."""
+
+    def run(
+        folder: Path,
+        last: int,
+        number: int = signal.SIGTERM,
+        owner: type = DiffusionModule,
+        name: str = "training_step",
+    ) -> None:
+        before = f"{__file__}:signal_after({owner.__name__}, {name!r}, {last}, {number})"
+        result = command("sdtrain", *SHORT, "resume=auto", f"hydra.run.dir={folder}", before=before)
+        assert result.code == (-number if number == signal.SIGKILL else 143), result.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def stopped(signalled, tmp_path_factory):
+    run = tmp_path_factory.mktemp("stopped") / "run"
+    signalled(run, 10)
+    return run
+
+
+@pytest.fixture
+def interrupted(stopped, tmp_path):
+    """A run that a SIGTERM has ended in mid-epoch, at 160 images."""
+    return shutil.copytree(stopped, tmp_path / "run")
+
+
+def resumed_at(out: str) -> int:
+    return int(
+        Path(next(line for line in out.splitlines() if line.startswith("Going on from"))).name
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("lasts", "given", "seen"),
+    [
+        ([15], [signal.SIGKILL], 192),
+        ([11], [], 192),
+        ([10], [], 160),
+        ([8], [], 128),
+        ([8, 8], [], 256),
+        ([10, 3], [], 224),
+        ([15, 9], [signal.SIGKILL], 320),
+        ([1], [signal.SIGTERM, Validation, "look"], 96),
+    ],
+    ids=[
+        "killed in mid-window",
+        "stopped in mid-window",
+        "mid-epoch",
+        "the last batch of an epoch",
+        "the last of two epochs",
+        "twice in one epoch",
+        "killed twice",
+        "after a validation",
+    ],
+)
+def test_interrupted_anywhere_it_ends_in_the_same_bits(
+    command, signalled, saved, whole, tmp_path, lasts, given, seen
+):
+    """lasts: micro-batches of each process, of 16 pictures; 8 are an epoch."""
+    run = tmp_path / "run"
+    for last in lasts:
+        signalled(run, last, *given)
+    result = command("sdtrain", *SHORT, "resume=must", f"hydra.run.dir={run}")
+    assert result.code == 0 and resumed_at(result.out) == seen, result.err + result.out
+    assert digest(saved(run)) == digest(saved(whole)) and numbers(run) == numbers(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_with_another_number_of_workers_too(command, saved, whole, interrupted, workers):
+    assert (
+        command(
+            "sdtrain",
+            *SHORT,
+            "resume=must",
+            f"data.num_workers={workers}",
+            f"hydra.run.dir={interrupted}",
+        ).code
+        == 0
+    )
+    assert digest(saved(interrupted)) == digest(saved(whole))
+
+
+def way(saved, run) -> Tensor:
+    return torch.cat(
+        [value.double().flatten() for key, value in saved(run).items() if key.startswith("model/")]
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [["strategy=ddp", "trainer.devices=2", "trainer.accumulate=1"], ["trainer.accumulate=4"]],
+    ids=["ranks", "windows"],
+)
+def test_with_other_ranks_or_windows_it_ends_there_to_rounding(
+    command, saved, whole, interrupted, words
+):
+    middle, end = way(saved, interrupted), way(saved, whole)
+    result = command("sdtrain", *SHORT, *words, "resume=must", f"hydra.run.dir={interrupted}")
+    assert result.code == 0 and [line["images_seen"] for line in numbers(interrupted)] == [
+        line["images_seen"] for line in numbers(whole)
+    ], result.err
+    assert (way(saved, interrupted) - end).norm() < 1e-4 * (end - middle).norm()
+
+
+BROKEN = {
+    "the order starts again": (DataModule, "load_state_dict"),
+    "the average starts again": (EMACallback, "load_state_dict"),
+    "the moments are lost": (Strategy, "load_optimizer_state_dict"),
+    "Lightning counts on": (Checkpoints, "on_load_checkpoint"),
+}
+
+
+def nothing(*given) -> None:
+    """What a broken guard does."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("guard", BROKEN)
+def test_with_a_guard_broken_it_does_not(command, saved, whole, interrupted, guard):
+    """The twins."""
+    owner, name = BROKEN[guard]
+    words = [*SHORT, "trainer.accumulate=4"] if guard == "Lightning counts on" else SHORT
+    before = f"{__file__}:setattr({owner.__name__}, {name!r}, nothing)"
+    result = command(
+        "sdtrain", *words, "resume=must", f"hydra.run.dir={interrupted}", before=before
+    )
+    assert result.code == 0, result.err
+    if guard == "Lightning counts on":
+        assert numbers(interrupted)[-1]["images_seen"] != 384
+        return
+    right = saved(whole)
+    parts = {
+        key.partition("/")[0]
+        for key, value in saved(interrupted).items()
+        if not torch.equal(value, right[key])
+    }
+    assert parts == ({"ema"} if "average" in guard else {"model", "ema", "optimizer"})
+
+
+@pytest.mark.slow
+def test_killed_three_times_at_random_it_loses_an_interval_at_most(
+    start, command, saved, whole, tmp_path
+):
+    run, random = tmp_path / "run", Random(0)
+    for _ in range(3):
+        running = start("sdtrain", *SHORT, "resume=auto", f"hydra.run.dir={run}")
+        goal = (written(run)[-1] if run.exists() else 0) + random.randrange(32, 100)
+        running.until(
+            lambda: (run / "metrics.jsonl").exists() and written(run) and written(run)[-1] >= goal  # noqa: B023
+        )
+        time.sleep(random.random() * 0.2)
+        os.kill(running.pid, signal.SIGKILL)
+        assert running.wait().code == -signal.SIGKILL
+        seen, (newest, _) = written(run)[-1], newest_whole(run)
+        assert (
+            newest is not None and int(newest.name) >= seen // 64 * 64 - 64
+        )  # one save may have been under way
+    assert command("sdtrain", *SHORT, "resume=must", f"hydra.run.dir={run}").code == 0
+    assert digest(saved(run)) == digest(saved(whole)) and numbers(run) == numbers(whole)
+
+
+def written(run) -> list[int]:
+    """images_seen of the whole lines of metrics.jsonl: the last may be half written."""
+    return [
+        int(seen)
+        for seen in re.findall(
+            r'^\{"images_seen": (\d+).*\}$', (run / "metrics.jsonl").read_text(), re.MULTILINE
+        )
+    ]

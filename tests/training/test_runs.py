@@ -1,0 +1,645 @@
+"""What a run depends on, and what it does not: bit for bit, through interruptions."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+from sdtrain.runs import lock
+from sdtrain.runs.checkpoint import damage, published
+from sdtrain.training import session
+from sdtrain.training.session import newest_unfinished
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def weights(tensors: dict) -> dict:
+    return {key: value for key, value in tensors.items() if key.startswith("model/")}
+
+
+def numbers(run) -> list[dict]:
+    """The lines of metrics.jsonl, without clocks."""
+    lines = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
+    return [
+        {key: value for key, value in line.items() if not key.endswith(("seconds", "per_second"))}
+        for line in lines
+    ]
+
+
+def status(run) -> dict:
+    return json.loads((run / "status.json").read_text())
+
+
+@pytest.fixture
+def run_of(here, tiny, tmp_path):
+    def run(name, *words):
+        result = here("sdtrain", *tiny(*words), f"hydra.run.dir={tmp_path / name}")
+        assert result.code == 0, result.err
+        return tmp_path / name
+
+    return run
+
+
+def losses(run) -> list[float]:
+    return [line["train/loss"] for line in numbers(run) if "train/loss" in line]
+
+
+def test_a_run_leaves_what_it_says(tiny_run):
+    own = {"command": "", "pid": 0, "peak_memory_mb": 0}
+    assert status(tiny_run) | own == {"state": "finished", "images_seen": 64, "exit_code": 0} | own
+    assert [folder.name for folder in published(tiny_run)] == ["000000000048", "000000000064"]
+    assert {path.name for path in (tiny_run / "samples").iterdir()} == {
+        "forward.png",
+        *(f"{kind}-{seen:09d}.png" for kind in ("grid", "strip", "pictures") for seen in (32, 64)),
+    }
+    lines = numbers(tiny_run)
+    assert [line["images_seen"] for line in lines if "train/loss" in line] == [16, 32, 48, 64]
+    assert [line["images_seen"] for line in lines if "validation/loss" in line] == [32, 64]
+    assert not [path for path in tiny_run.rglob(".*")]
+
+
+def test_guidance_and_steps_are_tried_at_the_end(run_of):
+    run = run_of(
+        "tried",
+        "callbacks.samples.guidance_scales=[1,2,3]",
+        "callbacks.samples.sampler_steps=[2,3,6]",
+    )
+    assert {
+        path.name
+        for path in (run / "samples").iterdir()
+        if path.name.partition("-")[0] not in ("forward.png", "grid", "strip", "pictures")
+    } == {f"{kind}-000000064.png" for kind in ("guidance", "steps", "sampler_error")}
+    sheets = [
+        Image.open(run / "samples" / f"{kind}-000000064.png") for kind in ("guidance", "steps")
+    ]
+    assert (
+        sheets[0].size == sheets[1].size and sheets[0].tobytes() != sheets[1].tobytes()
+    )  # two pictures wide, three rows of them tall
+
+
+def test_a_run_may_be_as_long_as_a_time(run_of):
+    run = run_of(
+        "timed",
+        "trainer.max_images=1000000",
+        "trainer.max_minutes=0.02",
+        "lr_schedule=constant",
+        "validation.every=1000000",
+    )
+    seen, lines = status(run)["images_seen"], numbers(run)
+    assert (
+        status(run)["state"] == "finished"
+        and seen < 100_000
+        and published(run)[-1].name == f"{seen:012d}"
+    )
+    assert (
+        lines[-1]["images_seen"] == seen
+        and "validation/loss" in lines[-1]
+        and (run / "samples" / f"grid-{seen:09d}.png").exists()
+    )
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(run_of, tiny_run, saved):
+    again, other = run_of("again"), run_of("other", "seed=1")
+    assert same(saved(again), saved(tiny_run)) and numbers(again) == numbers(tiny_run)
+    moved = weights(saved(other))
+    assert not any(
+        torch.equal(value, moved[key])
+        for key, value in weights(saved(tiny_run)).items()
+        if value.ndim > 1
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["callbacks.samples.every=16", "validation.every=16", "checkpoint.every=8"],
+        ["callbacks.samples.every=0", "validation.every=0", "checkpoint.every=1000"],
+        ["data.num_workers=2"],
+    ],
+    ids=["looking often", "never looking", "loader workers"],
+)
+def test_looking_and_workers_change_no_weight(run_of, tiny_run, saved, words):
+    assert same(saved(run_of("other", *words)), saved(tiny_run))
+
+
+def test_callbacks_change_no_weight(run_of, tiny_run, saved):
+    bare = saved(run_of("bare", "callbacks=none", "validation=none"))
+    full = {key: value for key, value in saved(tiny_run).items() if not key.startswith("ema/")}
+    assert same(bare, full)
+
+
+def middle_of(run, folder):
+    """A new run folder that holds the middle checkpoint of `run` alone."""
+    shutil.copytree(published(run)[0], folder / "checkpoints" / published(run)[0].name)
+    return folder
+
+
+def test_resumed_in_the_middle_it_ends_in_the_same_weights(run_of, tiny_run, saved, tmp_path):
+    middle_of(tiny_run, tmp_path / "resumed")
+    resumed = run_of("resumed", "resume=must")
+    assert same(saved(resumed), saved(tiny_run))
+    assert numbers(resumed) == [line for line in numbers(tiny_run) if line["images_seen"] > 48]
+
+
+@pytest.mark.slow
+def test_resumed_from_other_weights_it_does_not(run_of, tiny_run, saved, tmp_path):
+    """The twin: one element of the average, and one moment of the optimizer, reach the end."""
+    from sdtrain.runs.checkpoint import read_trainer, read_weights, write_checkpoint
+
+    for part in ("ema", "optimizer"):
+        folder = published(middle_of(tiny_run, tmp_path / part))[0]
+        model, ema, state = (
+            read_weights(folder, "model"),
+            read_weights(folder, "ema"),
+            read_trainer(folder),
+        )
+        moved = (
+            next(iter(ema.values()))
+            if part == "ema"
+            else state["optimizer_states"][0]["state"][0]["exp_avg"]
+        )
+        moved.view(-1)[0] += 1
+        write_checkpoint(folder, model, ema, state, (folder / "config.yaml").read_text())
+        end = saved(run_of(part, "resume=must"))
+        changed = {
+            key.partition("/")[0]
+            for key, value in saved(tiny_run).items()
+            if not torch.equal(value, end[key])
+        }
+        assert changed == ({"ema"} if part == "ema" else {"model", "ema", "optimizer"})
+
+
+def test_a_changed_schedule_is_refused_and_a_changed_rate_is_applied_and_listed(
+    here, tiny, tiny_run, tmp_path
+):
+    run = middle_of(tiny_run, tmp_path / "run")
+    result = here(
+        "sdtrain", *tiny("resume=must", "schedule=linear", "data.seed=4"), f"hydra.run.dir={run}"
+    )
+    assert result.code == 2
+    was, now = (f"sdtrain.schedules.{name}.{name}" for name in ("scaled_linear", "linear"))
+    for said in (
+        f"schedule._target_: {was} -> {now}",
+        "schedule.beta_end: 0.012 -> 0.02",
+        "data.seed: 0 -> 4",
+    ):
+        assert said in result.paragraph
+    result = here(
+        "sdtrain",
+        *tiny(
+            "resume=must",
+            "optimizer.lr=0.0004",
+            "lr_schedule=constant",
+            "lr_schedule.warmup_images=16",
+        ),
+        f"hydra.run.dir={run}",
+    )
+    assert result.code == 0, result.err
+    assert "optimizer.lr: 0.001 -> 0.0004" in result.out and "lr_schedule._target_" in result.out
+    assert numbers(run)[-2]["train/lr"] == 0.0004
+
+
+def test_a_run_is_not_written_over(here, tiny, tiny_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    result = here("sdtrain", *tiny(), f"hydra.run.dir={run}")
+    assert (
+        result.code == 2
+        and "resume=auto" in result.paragraph
+        and "hydra.run.dir" in result.paragraph
+    )
+    assert {path: path.read_bytes() for path in before} == before  # the finished run's status too
+
+
+def test_the_first_line_of_a_resumed_run_is_of_all_images_since_the_last(run_of, tmp_path):
+    """Also where a checkpoint lay between two lines."""
+    whole = run_of("whole", "trainer.log_every=64")
+    part = tmp_path / "part" / "checkpoints" / f"{48:012d}"
+    shutil.copytree(whole / "checkpoints" / part.name, part)
+    (part.parent.parent / "metrics.jsonl").write_text('{"images_seen": 48, "seconds": 1000.0}\n')
+    run = run_of("part", "trainer.log_every=64", "resume=must")
+    assert losses(run) == losses(whole)
+    clocks = [
+        json.loads(line)["seconds"] for line in (run / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert 1000 == clocks[0] < clocks[1] < 1060 and clocks == sorted(clocks)  # the clock goes on
+
+
+def test_a_run_without_a_whole_checkpoint_is_not_written_over(here, tiny, tiny_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    for folder in published(run):
+        (folder / "model.safetensors").write_bytes(b"")
+    before = {
+        path: path.read_bytes()
+        for path in run.rglob("*")
+        if path.is_file() and path.name not in ("status.json", "error.log")
+    }
+    for resume in ("auto", "must"):
+        result = here("sdtrain", *tiny(f"resume={resume}"), f"hydra.run.dir={run}")
+        assert (
+            result.code == 5
+            and f"resume={resume}, but none of the 2 checkpoints" in result.paragraph
+            and "is passed over: " in result.out
+        )
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_one_process_is_rank_0_whatever_has_started_it(here, tiny, tmp_path, monkeypatch, guarded):
+    """As a task of a scheduler's that is no rank of ours. And the twin, which holds no lock and leaves nothing to be seen of it."""
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    if not guarded:
+        monkeypatch.setattr(session, "alone", lambda: None)
+    assert (
+        here(
+            "sdtrain",
+            *tiny("trainer.max_images=8", "callbacks.samples.every=0"),
+            f"hydra.run.dir={tmp_path}/run",
+        ).code
+        == 0
+    )
+    assert (tmp_path / "run" / "status.json").exists() == guarded
+
+
+def test_two_processes_of_torchrun_want_a_strategy(here, tiny, tmp_path, monkeypatch):
+    for name, value in {
+        "TORCHELASTIC_RUN_ID": "x",
+        "WORLD_SIZE": "2",
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+    }.items():
+        monkeypatch.setenv(name, value)
+    result = here("sdtrain", *tiny(), f"hydra.run.dir={tmp_path}/run")
+    assert result.code == 2 and "strategy=ddp trainer.devices=2" in result.paragraph
+
+
+def full_stdout(guarded: bool) -> None:
+    os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+    if not guarded:
+        session.Unbroken = lambda stream: stream
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("guarded", [True, False])
+def test_a_stdout_that_cannot_be_written_ends_no_run(
+    command, tiny, saved, tiny_run, tmp_path, guarded
+):
+    result = command(
+        "sdtrain",
+        *tiny(),
+        f"hydra.run.dir={tmp_path}/run",
+        before=f"{__file__}:full_stdout({guarded})",
+    )
+    assert (result.code == 0) == guarded
+    if guarded:
+        assert (
+            result.err.count("stdout cannot be written (No space left on device)") == 1
+            and "Traceback" not in result.err
+        )
+        assert (
+            same(saved(tmp_path / "run"), saved(tiny_run))
+            and status(tmp_path / "run")["state"] == "finished"
+        )
+
+
+def test_what_is_trained_already_is_said(here, tiny, tiny_run, tmp_path):
+    shutil.copytree(tiny_run, tmp_path / "run")
+    result = here(
+        "sdtrain", *tiny("trainer.max_images=32", "resume=must"), f"hydra.run.dir={tmp_path}/run"
+    )
+    assert (
+        result.code == 0
+        and "nothing left to train: trainer.max_images=32, and 64 were seen" in result.out
+    )
+
+
+def test_resume_must_wants_something_to_resume(here, tiny, tmp_path):
+    result = here("sdtrain", *tiny("resume=must"), f"hydra.run.dir={tmp_path}/run")
+    assert result.code == 2 and "resume=must" in result.paragraph
+    result = here("sdtrain", *tiny("resume=must"), cwd=tmp_path)
+    assert result.code == 2 and "resume=must" in result.paragraph
+    later = [
+        tmp_path / "run" / name
+        for name in ("validation/000000000064.json", "samples/pictures-000000064.png")
+    ]  # of a process that got further
+    mine = tmp_path / "run" / "samples" / "of-mine.png"
+    for path in (*later, mine):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    result = here(
+        "sdtrain", *tiny("resume=auto", "trainer.max_images=8"), f"hydra.run.dir={tmp_path}/run"
+    )
+    assert (
+        result.code == 0
+        and "starts anew" in result.out
+        and mine.exists()
+        and not any(path.exists() for path in later)
+    )
+
+
+def test_a_line_that_a_killed_run_left_half_written_is_no_obstacle(
+    run_of, tiny_run, saved, tmp_path
+):
+    run = middle_of(tiny_run, tmp_path / "run")
+    lines = (tiny_run / "metrics.jsonl").read_text().splitlines()
+    (run / "metrics.jsonl").write_text("\n".join(lines[:4]) + '\n{"images_seen": 48, "tr')
+    assert same(saved(run_of("run", "resume=must")), saved(tiny_run))
+    assert numbers(run)[-2:] == numbers(tiny_run)[-2:]
+
+
+LONGER = [
+    "trainer.max_images=160",
+    "trainer.log_every=8",
+    "callbacks.samples.every=0",
+    "validation.every=0",
+    "checkpoint.every=32",
+]
+
+
+@pytest.fixture(scope="module")
+def straight(here, tiny, tmp_path_factory):
+    run = tmp_path_factory.mktemp("straight") / "run"
+    assert here("sdtrain", *tiny(*LONGER), f"hydra.run.dir={run}").code == 0
+    return run
+
+
+def stopped(start, tiny, run, number, at=48, words=(), cwd=None):
+    """A run of its own process that gets a signal when it has seen `at` images or a few more."""
+    running = start("sdtrain", *tiny(*LONGER, *words), cwd=cwd)
+    running.until(
+        lambda: any(
+            metrics.stat().st_size and numbers(metrics.parent)[-1]["images_seen"] >= at
+            for metrics in run.glob("**/metrics.jsonl")
+        )
+    )
+    os.kill(running.pid, number)
+    return running.wait()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR1, 143, marks=pytest.mark.slow),
+    ],
+)
+def test_stopped_by_a_signal_and_resumed_in_a_new_process(
+    start, command, tiny, saved, straight, tmp_path, number, code
+):
+    run = tmp_path / "a folder, with=signs"
+    result = stopped(start, tiny, tmp_path, number, words=[f"hydra.run.dir={run}"])
+    assert result.code == code, result.err
+    seen = status(run)["images_seen"]
+    assert (
+        status(run)["state"] == "interrupted"
+        and status(run)["exit_code"] == code
+        and 48 <= seen < 160
+    )
+    assert published(run)[-1].name == f"{seen:012d}" and damage(published(run)[-1]) is None
+    result = command(
+        "sdtrain", *tiny(*LONGER, "resume=must", "data.num_workers=2"), f"hydra.run.dir={run}"
+    )
+    assert result.code == 0, result.err
+    assert str(published(straight)[-1].name) == published(run)[-1].name and same(
+        saved(run), saved(straight)
+    )
+    assert numbers(run) == numbers(straight) and status(run)["state"] == "finished"
+
+
+@pytest.mark.slow
+def test_killed_and_found_again_without_its_folder(start, command, tiny, saved, straight, tmp_path):
+    assert stopped(start, tiny, tmp_path, signal.SIGKILL, cwd=tmp_path).code == -signal.SIGKILL
+    (run,) = (tmp_path / "runs" / "shapes").iterdir()
+    assert status(run)["state"] == "running" and published(run)
+    result = command("sdtrain", *tiny(*LONGER, "resume=auto"), cwd=tmp_path)
+    assert result.code == 0 and "Going on from" in result.out, result.err
+    assert len(list((tmp_path / "runs" / "shapes").iterdir())) == 1
+    assert same(saved(run), saved(straight)) and not list(run.rglob("checkpoints/.*"))
+    assert numbers(run) == numbers(straight)
+
+
+@pytest.fixture
+def unfinished(tiny_run, tmp_path, monkeypatch):
+    """A folder with one run in it that was interrupted."""
+    run = tmp_path / "runs" / "shapes" / "earlier"
+    shutil.copytree(tiny_run, run)
+    (run / "status.json").write_text(json.dumps(status(run) | {"state": "interrupted"}))
+    monkeypatch.chdir(tmp_path)
+    return run
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "optimizer.lr=0.1",
+        "trainer.max_images=128",
+        "data.num_workers=1",
+        "steps=3",
+        "schedule=scaled_linear",
+    ],
+)
+def test_an_unfinished_run_is_found_again(tiny, unfinished, word):
+    assert newest_unfinished(tiny(word)) == unfinished
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "seed=1",
+        "data.seed=1",
+        "schedule=linear",
+        "times.continuous=true",
+        "weighting._target_=sdtrain.diffusion.Other",
+        "model.caption_dropout=0.2",
+        "model/autoencoder=pixels",
+        "model.autoencoder.path=elsewhere",
+        "name=other",
+        "optimizer._target_=torch.optim.RMSprop",
+    ],
+)
+def test_a_run_that_could_not_be_gone_on_with_is_not_found(tiny, unfinished, word):
+    """What resume would refuse is another run: then resume=auto starts anew."""
+    assert newest_unfinished(tiny(word)) is None
+
+
+@pytest.mark.parametrize("name", ["status.json", "config.yaml"])
+@pytest.mark.parametrize("content", [b"", b"[1]", b"\xff\xfe", b"a: [", b"{}"])
+def test_a_run_whose_files_are_broken_is_not_found(tiny, unfinished, name, content):
+    (unfinished / name).write_bytes(content)
+    assert newest_unfinished(tiny()) is None
+
+
+def test_a_finished_run_and_one_without_a_checkpoint_are_not_found(tiny, unfinished):
+    (unfinished / "status.json").write_text(json.dumps(status(unfinished) | {"state": "finished"}))
+    assert newest_unfinished(tiny()) is None
+    (unfinished / "status.json").write_text(json.dumps(status(unfinished) | {"state": "failed"}))
+    assert newest_unfinished(tiny()) == unfinished
+    shutil.rmtree(unfinished / "checkpoints")
+    assert newest_unfinished(tiny()) is None
+
+
+def test_a_run_that_is_under_way_is_left_alone(start, here, tiny, tmp_path):
+    """Two commands of one shell loop start in the same second: ${now:...} gives them the same folder."""
+    run = tmp_path / "run"
+    first = start(
+        "sdtrain",
+        *tiny(*LONGER, "checkpoint.every=1000", "trainer.max_images=1600"),
+        f"hydra.run.dir={run}",
+    )
+    first.until(lambda: (run / "metrics.jsonl").exists())
+    before = (run / "config.yaml").read_text()
+    for resume in ("never", "auto"):
+        result = here(
+            "sdtrain",
+            *tiny("trainer.max_images=8", "seed=1", f"resume={resume}"),
+            f"hydra.run.dir={run}",
+        )
+        assert (
+            result.code == 2
+            and "hydra.run.dir" in result.paragraph
+            and f"process {first.pid} on" in result.paragraph
+        ), result.err
+    assert not (run / "error.log").exists() and (run / ".lock").exists()
+    assert (
+        first.code is None
+        and (run / "config.yaml").read_text() == before
+        and status(run)["state"] == "running"
+        and not published(run)
+    )
+
+
+@pytest.mark.slow
+def test_an_unfinished_run_with_a_network_of_ones_own_is_found_again(
+    here, tiny, tmp_path, monkeypatch
+):
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "plain_network.py").write_text(
+        "import torch\n\n\nclass Plain(torch.nn.Conv2d):\n    def __init__(self, *, latent_channels: int) -> None:\n"
+        "        super().__init__(latent_channels, latent_channels, 1)\n\n    def forward(self, x, timestep, context):\n        return super().forward(x)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    words = [
+        word for word in tiny("trainer.max_images=16") if not word.startswith("model.unet.")
+    ] + ["model.unet._target_=plain_network.Plain"]
+    assert here("sdtrain", *words, cwd=tmp_path).code == 0
+    (run,) = (tmp_path / "runs" / "shapes").iterdir()
+    run = run.rename(run.with_name("earlier"))
+    (run / "status.json").write_text(json.dumps(status(run) | {"state": "interrupted"}))
+    result = here("sdtrain", *words, "resume=auto", cwd=tmp_path)
+    assert result.code == 0 and "Going on from" in result.out
+
+
+TOGETHER = """
+import contextlib, sys
+from sdtrain.training import session
+from sdtrain.commands import train
+
+if sys.argv.pop(1) == "unlocked":
+    session.only_run = lambda folder, report: contextlib.nullcontext()
+print("ready", flush=True)
+sys.stdin.readline()
+train.main()
+"""
+
+
+def at_once(tmp_path, how, words) -> list[tuple[int, str]]:
+    """(exit code, stderr) of two commands that begin in the same moment."""
+    (tmp_path / "together.py").write_text(TOGETHER)
+    pipes = {
+        "stdin": subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+    }
+    both = [
+        subprocess.Popen(
+            [sys.executable, str(tmp_path / "together.py"), how, *words], cwd=tmp_path, **pipes
+        )
+        for _ in range(2)
+    ]
+    try:
+        assert [each.stdout.readline() for each in both] == ["ready\n"] * 2
+        for each in both:
+            each.stdin.write("\n")
+            each.stdin.flush()
+        said = [each.communicate(timeout=120)[1] for each in both]
+        return sorted((each.returncode, err) for each, err in zip(both, said, strict=True))
+    finally:
+        for each in both:
+            each.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["locked", "unlocked"])
+def test_of_two_that_start_at_once_in_one_folder_one_trains(tiny, tmp_path, how):
+    run = tmp_path / "run"
+    ends = at_once(
+        tmp_path,
+        how,
+        [*tiny("checkpoint.every=1000", "callbacks.samples.every=0"), f"hydra.run.dir={run}"],
+    )
+    if (
+        how == "unlocked"
+    ):  # the twin: both train, and write their lines of numbers into one file, unless they trip over each other before
+        assert ends[1][0] != 2 and (
+            [line["images_seen"] for line in numbers(run) if "train/loss" in line]
+            != [16, 32, 48, 64]
+            or ends[1][0]
+        )
+        return
+    (won, _), (lost, err) = ends
+    assert (
+        (won, lost) == (0, 2)
+        and f"process {status(run)['pid']} on {socket.gethostname()} since 20" in err
+        and "hydra.run.dir" in err
+    )
+    assert (
+        status(run)["state"] == "finished"
+        and not (run / "error.log").exists()
+        and not (run / ".lock").exists()
+    )
+    assert [line["images_seen"] for line in numbers(run) if "train/loss" in line] == [
+        16,
+        32,
+        48,
+        64,
+    ]
+
+
+def test_a_dead_runs_lock_is_taken_over(run_of, tmp_path):
+    """Also where its process id belongs to a process that lives: the holder is who holds the lock, not who is named."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").write_text(
+        f"process {os.getppid()} on {socket.gethostname()} since 2020-01-01 00:00:00\n"
+    )
+    (tmp_path / "run" / "status.json").write_text(
+        json.dumps({"state": "running", "pid": os.getppid(), "images_seen": 0})
+    )
+    assert (
+        status(run_of("run", "trainer.max_images=8"))["state"] == "finished"
+        and not (tmp_path / "run" / ".lock").exists()
+    )
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
+    def refuses(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(lock.fcntl, "lockf", refuses)
+    lines = []
+    with lock.only_run(tmp_path, lines.append):
+        assert len(lines) == 1 and "No locks available" in lines[0] and str(tmp_path) in lines[0]
+    assert not list(tmp_path.iterdir())
