@@ -1,4 +1,4 @@
-"""Where configs/ and data/ are: inside the package in an installed wheel, beside it in a checkout. And where a run's ranks leave their errors."""
+"""Where configs/ and data/ are: inside the package in an installed wheel, beside it in a checkout."""
 
 from pathlib import Path
 
@@ -28,9 +28,9 @@ def find_folder(path: str, key: str) -> Path:
     first, _, rest = path.partition("/")
     if first == "data" and rest and (own := shipped("data", "README.md") / rest).is_dir():
         return own
-    raise UserError(f"{key}={path}: there is no such folder. Give the path of a folder in {key}.")
-
-
-def error_log(run_dir: Path, rank: int) -> Path:
-    """Its first line is what was said, the traceback follows."""
-    return run_dir / (f"error-rank-{rank}.log" if rank else "error.log")
+    raise UserError(
+        "does not exist, or is no folder",
+        key=key,
+        value=path,
+        remedy=f"Give the path of a folder in {key}.",
+    )

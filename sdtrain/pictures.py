@@ -1,13 +1,15 @@
 """Tensors to pictures for people: captioned grids, strips, PNG files that say how they were made."""
 
 import json
-import sys
 import textwrap
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from torch import Tensor
+
+from sdtrain.console import warn
+from sdtrain.files import atomic_file
 
 TILE = 128  # pixels: small pictures are enlarged to about this side, by a whole factor and without smoothing
 PAPER, INK, GAP = (255, 255, 255), (30, 30, 30), 8
@@ -121,31 +123,22 @@ def row(images: Tensor) -> Image.Image:
 
 
 def write_png(picture: Image.Image, path: Path, notes: dict[str, object] | None = None) -> None:
-    """Writes a PNG whose text chunk "sdtrain" holds `notes` as JSON. Written beside and renamed: never a half one."""
+    """Writes a PNG whose text chunk "sdtrain" holds `notes` as JSON. Raises OSError."""
     chunks = PngImagePlugin.PngInfo()
     if notes:
         chunks.add_itxt("sdtrain", json.dumps(notes, ensure_ascii=False))
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.tmp")
-    try:
+    with atomic_file(path) as beside:
         picture.save(beside, format="PNG", pnginfo=chunks)
-        beside.rename(path)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
 
 
 def write_if_room(
     picture: Image.Image, path: Path, notes: dict[str, object] | None = None
 ) -> Path | None:
-    """The same while training: where the disk refuses it says so, and returns None."""
+    """The same while training: where the disk refuses it prints a line, and returns None."""
     try:
         write_png(picture, path, notes)
     except OSError as error:
-        print(
-            f"sdtrain: {path} cannot be written: {error.strerror}. Training goes on without this picture.",
-            file=sys.stderr,
-            flush=True,
-        )
+        warn(f"{path} cannot be written: {error.strerror}. Training goes on without this picture.")
         return None
     return path

@@ -9,16 +9,18 @@ from torch import Tensor
 
 @dataclass
 class Row:
-    """One picture as a data set gives it.
+    """One sample as a data set gives it: a picture, or in its place the moments that an autoencoder made of it.
 
-    image [3, H, W] float32 in [-1, 1]; label in [0, num_classes), 0 where the data have no classes; depth [1, H, W] float32,
+    image [3, H, W] float32 in [-1, 1], or None; moments [2, C, h, w] float32: mean and standard deviation of the autoencoder's posterior,
+    before the latent scale, or None; label in [0, num_classes), 0 where the data have no classes; depth [1, H, W] float32,
     inverse depth: 1 nearest, 0 farthest, or None; skipped: (name, what is wrong with it) of pictures that this one stands for.
     """
 
-    image: Tensor
+    image: Tensor | None
     caption: str
     label: int = 0
     depth: Tensor | None = None
+    moments: Tensor | None = None
     skipped: tuple[tuple[str, str], ...] = ()
 
 
@@ -26,7 +28,8 @@ class Row:
 class Batch:
     """One micro-batch with every random number that the training step needs.
 
-    image [B, 3, H, W] in [-1, 1]; caption: B strings; label [B] int64; depth [B, 1, H, W] or None;
+    image [B, 3, H, W] in [-1, 1], or None where there are moments [B, 2, C, h, w] in its place, see Row; caption: B strings;
+    label [B] int64; depth [B, 1, H, W] or None;
     noise [B, C, h, w], of the latents' shape: what the network is to predict; input_noise: what is added to the latents, None where that is
     the same; posterior: standard normal for the autoencoder's posterior, or None;
     u [B] float64 uniforms behind t; drop [B] float64 uniforms behind caption dropout; ordinal [B] int64;
@@ -34,7 +37,7 @@ class Batch:
     skipped: (name, what is wrong with it) of each picture that another one was taken for.
     """
 
-    image: Tensor
+    image: Tensor | None
     caption: list[str]
     label: Tensor
     depth: Tensor | None
@@ -45,6 +48,7 @@ class Batch:
     drop: Tensor
     ordinal: Tensor
     stream_end: int
+    moments: Tensor | None = None
     skipped: tuple[tuple[str, str], ...] = ()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
@@ -55,13 +59,6 @@ class Batch:
             if isinstance(v, Tensor)
         }
         return replace(self, **moved)
-
-
-@dataclass
-class Conditioning:
-    """What the network is told beside x_t and the time. context [B, L, D]: the sequence that cross-attention looks at."""
-
-    context: Tensor
 
 
 @dataclass

@@ -1,17 +1,19 @@
-"""A trained model out of a run's checkpoint. What its config names is checked before anything of it is imported."""
+"""A trained model out of a run's checkpoint. What its configuration names is checked before anything of it is imported."""
 
-import inspect
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import get_object
 
-from sdtrain.assemble.model import build_data, build_diffusion
+from sdtrain.assemble.model import build_data, build_model
+from sdtrain.config.trusted import check_targets, renewed
 from sdtrain.errors import UserError
-from sdtrain.runs.checkpoint import find_checkpoint, read_config, read_weights
-from sdtrain.training.diffusion_module import DiffusionModule
+from sdtrain.latent_diffusion import LatentDiffusion
+from sdtrain.runs.checkpoint import read_config, read_weights
+from sdtrain.runs.layout import CheckpointFolder
+from sdtrain.runs.manifest import find_checkpoint
 from sdtrain.types import PictureData
 
 BUILT = (
@@ -23,91 +25,78 @@ BUILT = (
     "weighting",
     "loss",
     "times",
-)  # what is built of a checkpoint's configuration
+)
+"""What is built of a checkpoint's configuration; nothing else of it is kept."""
+
 READ = ("seed", "guidance_scale")
+"""Plain values that are read from it."""
 
 
 @dataclass
 class Loaded:
-    """A run's model with the weights asked for, its data set and its configuration."""
+    """A run's model with the weights asked for, and its configuration. checkpoint: the folder they were read from."""
 
-    module: DiffusionModule
-    data: PictureData
+    model: LatentDiffusion
     cfg: dict[str, Any]
-    run_dir: Path
-    folder: Path
+    checkpoint: CheckpointFolder
 
+    @cached_property
+    def data(self) -> PictureData:
+        """The data set that the run was trained on, made when it is asked for: drawing a picture does not need it."""
+        return build_data(self.cfg["data"])
 
-def targets(node: Any):
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield str(node["_target_"])
-        for value in node.values():
-            yield from targets(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from targets(value)
-
-
-ROOMS = ("schedules", "diffusion", "models", "conditioning", "data", "module")
-
-
-def is_ours(target: str) -> bool:
-    """Whether `target` names a class of our rooms, or one of the functions that make schedules: not what our modules import, such as os."""
-    if not target.startswith(tuple(f"sdtrain.{room}." for room in ROOMS)):
-        return False
-    try:
-        found = get_object(target)
-    except Exception:  # it names nothing
-        return False
-    ours = getattr(found, "__module__", "").startswith(tuple(f"sdtrain.{room}" for room in ROOMS))
-    return ours and (inspect.isclass(found) or found.__module__.startswith("sdtrain.schedules"))
-
-
-def check_targets(cfg: dict, allow: list[str]) -> None:
-    """A configuration from a checkpoint may come from anybody: it may build what is ours, and packages that the user names."""
-    for target in targets({key: cfg.get(key) for key in BUILT}):
-        package = target.partition(".")[0]
-        if package in allow and package != "sdtrain" or is_ours(target):
-            continue
-        trust = f" If you trust the package, add allow=[{package}]." if package != "sdtrain" else ""
-        raise UserError(
-            f"The checkpoint wants to build {target}, which is not a part that sdtrain builds.{trust}"
-        )
+    @property
+    def image_size(self) -> int:
+        return self.cfg["data"].get("image_size") or self.data.image_size
 
 
 def load(
     checkpoint: str, *, ema: bool, device: str, allow: list[str], autoencoder: str | None
 ) -> Loaded:
-    """The model of `checkpoint`, a run or one checkpoint of it. UserError where that is none."""
-    folder = find_checkpoint(Path(checkpoint))
-    run_dir = folder.parent.parent
-    cfg = read_config(folder)
-    if not cfg.get("schedule"):
+    """The model of `checkpoint`, a run or one checkpoint of it. UserError where that is none.
+
+    ema: averaged weights. allow: packages that its configuration may build from. autoencoder: where that has moved to.
+    """
+    folder = CheckpointFolder(find_checkpoint(Path(checkpoint)))
+    saved = renewed(read_config(folder.path))
+    if not saved.get("schedule"):
         raise UserError(
-            f"checkpoint={checkpoint} is an autoencoder's run: it draws nothing by itself. Give the run of a diffusion model in checkpoint."
+            "is an autoencoder's run: it draws nothing by itself",
+            key="checkpoint",
+            value=checkpoint,
+            remedy="Give the run of a diffusion model in checkpoint.",
         )
-    cfg = {
-        key: value for key, value in cfg.items() if key in (*BUILT, *READ)
-    }  # nothing else can be built, because nothing else is there
-    check_targets(cfg, allow)
+    check_targets({key: saved.get(key) for key in BUILT}, allow)
+    cfg = {key: value for key, value in saved.items() if key in (*BUILT, *READ)}
     if autoencoder is not None:
         cfg["model"]["autoencoder"]["path"] = autoencoder
-    module = build_diffusion(cfg, run_dir)
-    weights = read_weights(folder, "model")
-    if ema:
-        average = read_weights(folder, "ema")
-        if average is None:
-            raise UserError(
-                f"checkpoint={checkpoint} has no averaged weights: it was trained without callbacks.ema. Set ema=false."
-            )
-        weights |= average
-    module.load_state_dict(weights)
-    return Loaded(module.to(device).eval(), build_data(cfg["data"]), cfg, run_dir, folder)
+    model = build_model(cfg, folder.run.path)
+    model.load_trained_state(_weights(folder, ema, checkpoint))
+    return Loaded(model.to(device).eval(), cfg, folder)
+
+
+def _weights(folder: CheckpointFolder, ema: bool, checkpoint: str) -> dict[str, torch.Tensor]:
+    weights = read_weights(folder.path, "model")
+    if not ema:
+        return weights
+    average = read_weights(folder.path, "ema")
+    if average is None:
+        raise UserError(
+            f"checkpoint={checkpoint} has no averaged weights: it was trained without callbacks.ema",
+            key="ema",
+            remedy="Set ema=false.",
+        )
+    return weights | average
 
 
 def pick_device(accelerator: str) -> str:
     """auto, cpu or gpu to torch's word. UserError where the machine has none."""
-    if accelerator == "gpu" and not torch.cuda.is_available():
-        raise UserError("accelerator=gpu: this machine has none. Set accelerator=auto.")
-    return "cpu" if accelerator == "cpu" or not torch.cuda.is_available() else "cuda"
+    has_gpu = torch.cuda.is_available()
+    if accelerator == "gpu" and not has_gpu:
+        raise UserError(
+            "is not possible: this machine has none",
+            key="accelerator",
+            value="gpu",
+            remedy="Set accelerator=auto.",
+        )
+    return "cuda" if has_gpu and accelerator != "cpu" else "cpu"

@@ -6,21 +6,21 @@ import sys
 import tempfile
 from pathlib import Path
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from sdtrain.config.boundary import bounded_main, overrides_here
-from sdtrain.config.overrides import is_sweep
-from sdtrain.paths import config_dir
+from sdtrain.config.boundary import run_command
+from sdtrain.config.compose import current_overrides
+from sdtrain.config.draft import check_draft
+from sdtrain.config.overrides import is_sweep, typed_values
 
 
-@hydra.main(config_path=str(config_dir()), config_name="train", version_base="1.3")
-def app(cfg: DictConfig) -> None:
+def task(cfg: DictConfig) -> None:
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    from sdtrain.training.session import train
+    draft = check_draft(OmegaConf.to_container(cfg, resolve=True), current_overrides())
+    from sdtrain.training.run import train
 
-    train(cfg, overrides_here(), run_dir)
+    train(draft, run_dir)
 
 
 def run_folder(arguments: list[str]) -> list[str]:
@@ -28,30 +28,24 @@ def run_folder(arguments: list[str]) -> list[str]:
     if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("RANK", 0)) > 0:
         # Each rank that torchrun starts would resolve ${now:} by itself: only rank 0 owns the run's folder.
         return [f"hydra.run.dir={tempfile.mkdtemp()}"]
-    asked = {key.lstrip("+"): value for key, _, value in (a.partition("=") for a in arguments)}
     if is_sweep(arguments):
-        from sdtrain.sweep.launcher import check_words, earlier_sweep, register
+        from sdtrain.sweep.record import sweep_folder
 
-        check_words(arguments)
-        register()
-        found = None if "hydra.sweep.dir" in asked else earlier_sweep(arguments)
-        return ([] if "hydra/launcher" in asked else ["hydra/launcher=process"]) + (
-            [f"hydra.sweep.dir={found}"] if found else []
-        )
-    if asked.get("resume") not in ("auto", "must") or "hydra.run.dir" in asked:
+        return sweep_folder(arguments)
+    typed = typed_values(arguments)
+    if typed.get("resume") not in ("auto", "must") or "hydra.run.dir" in typed:
         return []
-    # With resume=auto|must and no folder given: the newest unfinished run of the same name and configuration.
-    from sdtrain.training.session import newest_unfinished
+    from sdtrain.training.resume import newest_unfinished
 
-    found = newest_unfinished([a for a in arguments if not a.startswith(("-", "hydra."))])
+    found = newest_unfinished([word for word in arguments if not word.startswith("-")])
     return [f"hydra.run.dir={found}"] if found else []
 
 
 def main() -> None:
-    signal.signal(
-        signal.SIGINT, signal.SIG_DFL
-    )  # until the run listens itself: Ctrl-C while it starts needs no traceback
-    bounded_main(app, "train", sys.argv[1:], more=run_folder)
+    # Until the run listens itself: Ctrl-C while it starts needs no traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    key = "hydra.sweep.dir" if is_sweep(sys.argv[1:]) else "hydra.run.dir"
+    run_command(task, "train", output_key=key, more=run_folder)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """A class label as condition."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from sdtrain.types import Conditioning
+from sdtrain.conditioning.interface import Conditioner, Conditioning, Inputs
+from sdtrain.errors import UserError
 
 
-class ClassLabel(nn.Module):
+class ClassLabel(Conditioner):
     """One learned token per class, and one more for a dropped label. context [B, 1, D].
 
     Args:
@@ -14,15 +15,24 @@ class ClassLabel(nn.Module):
         context_dim: width D.
     """
 
-    reads = "label"
+    reads = frozenset({"label"})
 
     def __init__(self, *, num_classes: int, context_dim: int) -> None:
         super().__init__()
-        self.num_classes, self.context_dim = num_classes, context_dim
+        self.num_classes = num_classes
+        self.context_dim = context_dim
         self.embedding = nn.Embedding(num_classes + 1, context_dim)
 
-    def forward(self, captions: list[str], labels: Tensor, drop: Tensor) -> Conditioning:
-        """labels [B] int64 in [0, num_classes), drop [B] bool."""
-        return Conditioning(
-            context=self.embedding(torch.where(drop, self.num_classes, labels))[:, None]
-        )
+    def forward(self, inputs: Inputs) -> Conditioning:
+        """labels in [0, num_classes)."""
+        tokens = torch.where(inputs.dropped, self.num_classes, inputs.labels)
+        return Conditioning(context=self.embedding(tokens)[:, None])
+
+    def check_data(self, num_classes: int) -> None:
+        if self.num_classes < num_classes:
+            raise UserError(
+                f"is less than the {num_classes} classes of the data",
+                key="model.conditioner.num_classes",
+                value=self.num_classes,
+                remedy=f"Set model.conditioner.num_classes={num_classes}.",
+            )

@@ -1,17 +1,25 @@
 """A caption as condition, through a CLIP text model that is trained with the UNet."""
 
-from torch import Tensor, nn
+from collections.abc import Sequence
+
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from sdtrain.conditioning.interface import Conditioner, Conditioning, Inputs
+from sdtrain.errors import UserError
 from sdtrain.paths import find_folder
-from sdtrain.types import Conditioning
+
+EMBEDDING_STD = 0.5
+"""CLIP's embeddings start at 0.02, meant for days of training: for the length of a short run all words and all
+positions would look alike. The layer norms set the scale of everything after them."""
 
 
-class Text(nn.Module):
-    """A CLIP text model with random weights (Radford et al. 2021, section 2.4). context [B, max_length, D] is its last hidden state.
+class Text(Conditioner):
+    """A CLIP text model with random weights (Radford et al. 2021, section 2.4). context [B, max_length, D] is its last
+    hidden state.
 
-    A dropped caption is the empty one, so the unconditional context is what the empty prompt gives. Every caption is padded to
-    max_length: the context of one does not depend on the others in its batch. Longer captions are cut.
+    A dropped caption is the empty one, so the unconditional context is what the empty prompt gives. Every caption is
+    padded to max_length: the context of one does not depend on the others in its batch. Longer captions are cut.
 
     Args:
         context_dim: width D of the text model and of the context.
@@ -20,20 +28,22 @@ class Text(nn.Module):
         tokenizer: folder of a CLIP tokenizer; "data/..." is also looked for in sdtrain's own data.
     """
 
-    reads = "caption"
+    reads = frozenset({"caption"})
 
     def __init__(
         self, *, context_dim: int, layers: int, heads: int, max_length: int, tokenizer: str
     ) -> None:
         super().__init__()
         if context_dim % heads:
-            raise ValueError(
-                f"model.conditioner.context_dim={context_dim} must be a multiple of model.conditioner.heads={heads}."
+            raise UserError(
+                f"must be a multiple of model.conditioner.heads={heads}",
+                key="model.conditioner.context_dim",
+                value=context_dim,
             )
-        self.tokenizer = CLIPTokenizer.from_pretrained(
-            find_folder(tokenizer, "model.conditioner.tokenizer"), local_files_only=True
-        )
-        self.context_dim, self.max_length = context_dim, max_length
+        folder = find_folder(tokenizer, "model.conditioner.tokenizer")
+        self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        self.context_dim = context_dim
+        self.max_length = max_length
         self.net = CLIPTextModel(
             CLIPTextConfig(
                 vocab_size=len(self.tokenizer),
@@ -47,21 +57,21 @@ class Text(nn.Module):
                 pad_token_id=self.tokenizer.pad_token_id,
             )
         )
-        # CLIP's embeddings start at a standard deviation of 0.02, meant for days of training: for the length of a short run all words
-        # and all places would look alike. The layer norms set the scale of everything after them.
-        for embedding in (self.net.get_input_embeddings(), self.net.embeddings.position_embedding):
-            nn.init.normal_(embedding.weight, std=0.5)
+        nn.init.normal_(self.net.get_input_embeddings().weight, std=EMBEDDING_STD)
+        nn.init.normal_(self.net.embeddings.position_embedding.weight, std=EMBEDDING_STD)
 
-    def cut(self, captions: list[str]) -> int:
-        """How many of the captions have more than max_length tokens."""
-        return sum(len(tokens) > self.max_length for tokens in self.tokenizer(captions).input_ids)
+    @property
+    def max_tokens(self) -> int:
+        return self.max_length
 
-    def forward(self, captions: list[str], labels: Tensor, drop: Tensor) -> Conditioning:
-        """captions: B strings, drop [B] bool."""
-        kept = [
-            "" if dropped else caption
-            for caption, dropped in zip(captions, drop.tolist(), strict=True)
-        ]
+    def count_truncated(self, captions: Sequence[str]) -> int:
+        tokens = self.tokenizer(list(captions)).input_ids
+        return sum(len(each) > self.max_length for each in tokens)
+
+    def forward(self, inputs: Inputs) -> Conditioning:
+        kept = []
+        for caption, dropped in zip(inputs.captions, inputs.dropped.tolist(), strict=True):
+            kept.append("" if dropped else caption)
         tokens = self.tokenizer(
             kept,
             padding="max_length",
@@ -69,4 +79,5 @@ class Text(nn.Module):
             max_length=self.max_length,
             return_tensors="pt",
         ).input_ids
-        return Conditioning(context=self.net(input_ids=tokens.to(drop.device)).last_hidden_state)
+        hidden = self.net(input_ids=tokens.to(inputs.dropped.device)).last_hidden_state
+        return Conditioning(context=hidden)

@@ -3,7 +3,7 @@
 import difflib
 import inspect
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, get_type_hints
 
 from hydra.utils import get_object
@@ -19,132 +19,181 @@ from sdtrain.errors import UserError
 
 SPECIAL = {"_target_", "_partial_"}
 
+FILLED_IN = frozenset(
+    {
+        "condition_channels",
+        "data",
+        "denoisers",
+        "density",
+        "drawing",
+        "ema",
+        "guidance_scale",
+        "metrics_log",
+        "name",
+        "objective",
+        "optimisation",
+        "progress",
+        "resumed",
+        "run_dir",
+        "schedule",
+    }
+)
+"""Arguments that sdtrain gives itself to whatever takes them: they cannot be configured."""
+
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    words = sorted(words)
-    close = difflib.get_close_matches(word, words, 1, 0.6)
+    """A sentence with the nearest of the words, or all of them where they are few. It begins with a space."""
+    known = sorted(words)
+    close = difflib.get_close_matches(word, known, 1, 0.6)
     if close:
         return f" Did you mean '{close[0]}'?"
-    return f" Allowed: {', '.join(words)}." if 0 < len(words) <= 40 else ""
-
-
-def flat(node: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every leaf and every inner node."""
-    for key, value in node.items():
-        yield f"{prefix}{key}", value
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{key}.")
+    return f" Allowed: {', '.join(known)}." if 0 < len(known) <= 40 else ""
 
 
 def target_of(node: dict, key: str) -> Callable:
+    """The class or function that a node names. UserError where it cannot be imported."""
+    name = node["_target_"]
+    how = f"Give package.module.Name in {key}._target_."
     try:
-        target = get_object(node["_target_"])
+        target = get_object(name)
     except Exception as error:  # whatever an import of the user's package raises
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"{key}._target_={node['_target_']} cannot be imported: {reason}. Give package.module.Name in {key}._target_."
-        ) from error
+        problem = f"cannot be imported: {reason.rstrip('.')}"
+        raise UserError(problem, key=f"{key}._target_", value=name, remedy=how) from error
     if not callable(target):
-        raise UserError(
-            f"{key}._target_={node['_target_']} is no class or function. Give package.module.Name in {key}._target_."
-        )
+        raise UserError("is no class or function", key=f"{key}._target_", value=name, remedy=how)
     return target
 
 
-def check(
-    node: Any, key: str, filled_in: set[str], typed: set[str], beside: Iterable[str] = ()
-) -> list[str]:
-    """Checks a node and all below it. Returns notes to print.
+class Checker:
+    """Checks nodes of a configuration as calls of their targets. It changes none of them: each check returns a copy.
 
-    filled_in: arguments that sdtrain gives itself. typed: the keys that the user typed: what a yaml brought along for our own class, and the
-    user's own class in its place does not take, is left out with a note; what was typed for it must be taken. beside: keys of this node that are
-    read elsewhere.
+    What a yaml brought along for sdtrain's own class, and the user's own class in its place does not take, is left
+    out of the copy, with a line in `notes`; what the user typed for that class must be taken.
+
+    Args:
+        typed: the keys that the user typed.
+        filled_in: arguments that sdtrain gives itself.
     """
-    notes: list[str] = []
-    if isinstance(node, dict):
+
+    def __init__(self, typed: Iterable[str], filled_in: Iterable[str] = FILLED_IN) -> None:
+        self.typed = set(typed)
+        self.filled_in = set(filled_in)
+        self.notes: list[str] = []
+
+    def node(self, node: Any, key: str, beside: Iterable[str] = ()) -> Any:
+        """Checks a node and all below it. beside: keys of this node that are read elsewhere."""
+        if isinstance(node, list):
+            return [self.node(value, f"{key}[{place}]") for place, value in enumerate(node)]
+        if not isinstance(node, dict):
+            return node
+        checked = node
         if "_target_" in node:
-            notes += check_call(node, key, target_of(node, key), filled_in, typed, beside)
-        for name, value in node.items():
-            notes += check(value, f"{key}.{name}", filled_in, typed)
-    elif isinstance(node, list):
-        for place, value in enumerate(node):
-            notes += check(value, f"{key}[{place}]", filled_in, typed)
-    return notes
+            checked = self.call(node, key, target_of(node, key), beside)
+        return {name: self.node(value, f"{key}.{name}") for name, value in checked.items()}
 
+    def call(
+        self, node: dict, key: str, target: Callable, beside: Iterable[str] = ()
+    ) -> dict[str, Any]:
+        """Checks the arguments in `node` as a call of `target`. UserError names the key."""
+        prefix = f"{key}." if key else ""
+        name = node.get("_target_", "sdtrain")
+        parameters = _parameters(target)
+        if parameters is None:
+            return dict(node)
+        open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        if open_ended and name.startswith("sdtrain."):
+            raise AssertionError(f"{name} takes **kwargs, which swallow typos")
+        hints = _hints(target)
+        left_out = []
+        for argument in [a for a in node if a not in SPECIAL]:
+            full_key = f"{prefix}{argument}"
+            if argument in self.filled_in and argument in parameters:
+                raise UserError(
+                    f"{full_key} cannot be set: sdtrain fills it in",
+                    key=full_key,
+                    remedy="Remove it.",
+                )
+            if argument not in parameters and not open_ended:
+                if not name.startswith("sdtrain") and not self._is_typed(full_key):
+                    left_out.append(argument)
+                    continue
+                raise _unknown_key(full_key, name, set(parameters) - self.filled_in | set(beside))
+            if argument in hints:
+                check_value(node[argument], hints[argument], full_key)
+        self._require(node, prefix, name, parameters)
+        if left_out:
+            self.notes.append(f"{key}: {name} does not take {', '.join(left_out)}: left out.")
+        return {argument: value for argument, value in node.items() if argument not in left_out}
 
-def check_call(
-    node: dict,
-    key: str,
-    target: Callable,
-    filled_in: set[str],
-    typed: set[str],
-    beside: Iterable[str] = (),
-) -> list[str]:
-    """Checks the arguments in `node` as a call of `target`. Raises UserError that names the key."""
-    prefix, name = f"{key}." if key else "", node.get("_target_", "sdtrain")
-    try:
-        parameters = inspect.signature(target).parameters
-    except (TypeError, ValueError):
-        return []  # a builtin without a signature
-    try:
-        hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    except (
-        Exception
-    ):  # a hint of foreign code that cannot be resolved says nothing about the user's value
-        hints = {}
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) and name.startswith("sdtrain."):
-        raise AssertionError(f"{name} takes **kwargs, which swallow typos")
-    open_ended, left_out = any(p.kind is p.VAR_KEYWORD for p in parameters.values()), []
-    for argument in [a for a in node if a not in SPECIAL]:
-        if argument in filled_in and argument in parameters:
-            raise UserError(f"{prefix}{argument} cannot be set: sdtrain fills it in. Remove it.")
-        if argument not in parameters and not open_ended:
-            if not name.startswith("sdtrain") and not any(
-                t == f"{prefix}{argument}" or t.startswith(f"{prefix}{argument}.") for t in typed
-            ):
-                left_out.append(argument)
-                continue
-            allowed = set(parameters) - filled_in | set(beside)
+    def _is_typed(self, key: str) -> bool:
+        return any(typed == key or typed.startswith(f"{key}.") for typed in self.typed)
+
+    def _require(self, node: dict, prefix: str, name: str, parameters: Mapping) -> None:
+        """UserError where an argument without a default is missing."""
+        if node.get("_partial_"):
+            return
+        missing = []
+        for argument, p in parameters.items():
+            required = p.default is p.empty and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
+            if required and argument not in node and argument not in self.filled_in:
+                missing.append(f"{prefix}{argument}")
+        if missing:
+            it = "it" if len(missing) == 1 else "them"
             raise UserError(
-                f"There is no key '{prefix}{argument}'{f': {name} has no argument of that name' if key else ''}.{nearest(argument, allowed)}"
+                f"{name} needs {' and '.join(missing)}",
+                key=missing[0],
+                remedy=f"Set {it}, as +{missing[0]}=...",
             )
-        if argument in hints:
-            check_value(node[argument], hints[argument], f"{prefix}{argument}")
-    for argument in left_out:
-        del node[argument]
-    required = [
-        n
-        for n, p in parameters.items()
-        if p.default is p.empty and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
-    missing = [n for n in required if n not in node and n not in filled_in]
-    if missing and not node.get("_partial_"):
-        wanted = " and ".join(f"{prefix}{n}" for n in missing)
-        raise UserError(
-            f"{name} needs {wanted}. Set {'it' if len(missing) == 1 else 'them'}, as +{prefix}{missing[0]}=..."
-        )
-    return [f"{key}: {name} does not take {', '.join(left_out)}: left out."] if left_out else []
 
 
 def check_value(value: Any, hint: Any, key: str) -> None:
+    """UserError where a plain value is not of the hinted type. Hints that are no plain types are passed over."""
     if hint is Any or isinstance(value, dict) and "_target_" in value:
-        return  # an object to be built, not a plain value
+        return  # an object to be built
     try:
-        try:
-            adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
-        except PydanticUserError:  # dataclasses bring their own configuration
-            adapter = TypeAdapter(hint)
-        # Strict, and by way of JSON: a list may be a tuple, a string a path, an int a float; a string is no number and true no int.
-        adapter.validate_json(json.dumps(value), strict=True)
+        # Strict, and by way of JSON: a list may be a tuple, a string a path, an int a float; a string is no
+        # number and true no int.
+        _type_adapter(hint).validate_json(json.dumps(value), strict=True)
     except (PydanticSchemaGenerationError, PydanticUserError, TypeError):
-        return  # a hint that is no plain type: a protocol, a class of ours
+        return  # a protocol, a class of ours
     except ValidationError as error:
-        messages = dict.fromkeys(
-            each["msg"].removeprefix("Input should be ") for each in error.errors()
-        )
-        reason = (
-            " or ".join(m for m in messages if not m.startswith("Cannot check")) or "an object"
-        )  # "Cannot check": of a class, as Tensor
+        messages = [each["msg"].removeprefix("Input should be ") for each in error.errors()]
+        # "Cannot check": of a class, as Tensor.
+        plain = dict.fromkeys(m for m in messages if not m.startswith("Cannot check"))
+        wanted = " or ".join(plain) or "an object"
         raise UserError(
-            f"{key}={json.dumps(value, ensure_ascii=False)} has the wrong type: it should be {reason}. Change {key}."
+            f"{key}={json.dumps(value, ensure_ascii=False)} has the wrong type: it should be {wanted}",
+            key=key,
+            allowed="",
+            remedy=f"Change {key}.",
         ) from None
+
+
+def _type_adapter(hint: Any) -> TypeAdapter:
+    try:
+        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+    except PydanticUserError:  # dataclasses bring their own configuration
+        return TypeAdapter(hint)
+
+
+def _parameters(target: Callable) -> Mapping[str, inspect.Parameter] | None:
+    """Of its signature; None for a builtin that has none."""
+    try:
+        return inspect.signature(target).parameters
+    except (TypeError, ValueError):
+        return None
+
+
+def _hints(target: Callable) -> dict[str, Any]:
+    """The annotations of its arguments; none where foreign code's cannot be resolved."""
+    try:
+        return get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except Exception:  # such a hint says nothing about the user's value
+        return {}
+
+
+def _unknown_key(key: str, name: str, allowed: set[str]) -> UserError:
+    argument = key.rpartition(".")[2]
+    whose = f": {name} has no argument of that name" if "." in key else ""
+    return UserError(f"There is no key '{key}'{whose}.{nearest(argument, allowed)}", key=key)

@@ -1,6 +1,7 @@
 """What a person types to what Hydra reads: values that may hold any character are quoted before Hydra parses them."""
 
 import re
+from collections.abc import Iterable
 
 FREE_TEXT = {
     "prompt",
@@ -98,3 +99,18 @@ def prepared(arguments: list[str], repeatable: str | None = None) -> list[str]:
         ]
         rest.append(f"{repeatable}=[{','.join(items)}]")
     return flags + rest
+
+
+def typed_keys(overrides: Iterable[str]) -> set[str]:
+    """The keys and groups that overrides set."""
+    return {override.partition("=")[0].lstrip("+~").partition("@")[0] for override in overrides}
+
+
+def typed_values(arguments: Iterable[str]) -> dict[str, str]:
+    """{key: value} of the words that set a key, as they were typed."""
+    values = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if equals:
+            values[key.lstrip("+")] = value
+    return values

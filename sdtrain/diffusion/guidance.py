@@ -1,16 +1,22 @@
 """Guidance wraps denoisers in a denoiser."""
 
 import math
+from collections.abc import Mapping
 
 from torch import Tensor
 
 from sdtrain.diffusion.denoiser import Denoise
 from sdtrain.schedules import Schedule
 
+CONDITIONED = "all"
+"""Key of the denoiser that is told every condition."""
+
+UNCONDITIONED = "none"
+"""Key of the denoiser that is told none, or a negative prompt in its place."""
+
 
 def classifier_free(
-    conditional: Denoise,
-    unconditional: Denoise,
+    denoisers: Mapping[str, Denoise],
     guidance_scale: float,
     schedule: Schedule,
     *,
@@ -19,59 +25,48 @@ def classifier_free(
     log_snr_max: float | None = None,
     max_std: float | None = None,
 ) -> Denoise:
-    """x0 = x0_u + guidance_scale (x0_c - x0_u) (Ho and Salimans 2022, eq. 6, in the convention of Stable Diffusion: 1 is no guidance).
+    """x0 = x0_u + guidance_scale (x0_c - x0_u) (Ho and Salimans 2022, eq. 6, in the convention of Stable Diffusion: 1 is
+    no guidance).
 
-    Said of x0 it equals the same formula said of eps, because at one (x, t) the two differ by an affine map. At 0 and 1 only one
-    network is asked, and its answer is passed on untouched (but for max_std).
+    Said of x0 it equals the same formula said of eps, because at one (x, t) the two differ by an affine map. At 0 and 1
+    only one network is asked, and its answer is passed on untouched (but for max_std).
 
     Args:
-        rescale: in [0, 1], how far the guided x0 of each picture is brought back to the standard deviation of its conditional x0 (Lin et
-            al. 2024, eq. 15-16).
-        log_snr_min, log_snr_max: outside of them there is no guidance and one network is asked (Kynkaanniemi et al. 2024). None: no bound.
+        denoisers: by what they are told: CONDITIONED gives x0_c, UNCONDITIONED x0_u.
+        rescale: in [0, 1], how far the guided x0 of each picture is brought back to the standard deviation of its
+            conditional x0 (Lin et al. 2024, eq. 15-16).
+        log_snr_min, log_snr_max: outside of them there is no guidance and one network is asked (Kynkaanniemi et al.
+            2024). None: no bound.
         max_std: see `bounded`; None: no bound.
     """
-    if max_std is not None:
-        inner = classifier_free(
-            conditional,
-            unconditional,
-            guidance_scale,
-            schedule,
-            rescale=rescale,
-            log_snr_min=log_snr_min,
-            log_snr_max=log_snr_max,
-        )
-        return bounded(inner, max_std)
-    low, high = (
-        -math.inf if log_snr_min is None else log_snr_min,
-        math.inf if log_snr_max is None else log_snr_max,
-    )
+    low = -math.inf if log_snr_min is None else log_snr_min
+    high = math.inf if log_snr_max is None else log_snr_max
     if not 0 <= rescale <= 1:
         raise ValueError(f"guidance.rescale={rescale:g} must lie in [0, 1].")
     if not low < high:
         raise ValueError(
             f"guidance.log_snr_min={low:g} must lie below guidance.log_snr_max={high:g}."
         )
-    if guidance_scale == 1:
-        return conditional
+    conditional, unconditional = denoisers[CONDITIONED], denoisers[UNCONDITIONED]
 
-    def denoise(x: Tensor, t: Tensor) -> Tensor:
+    def guided(x: Tensor, t: Tensor) -> Tensor:
         if (
             not low <= schedule.log_snr(t).item() <= high
         ):  # t is on the CPU: nothing waits for the device
             return conditional(x, t)
-        without = unconditional(x, t)
+        x0_u = unconditional(x, t)
         if guidance_scale == 0:
-            return without
-        with_it = conditional(x, t)
-        guided = without + guidance_scale * (with_it - without)
+            return x0_u
+        x0_c = conditional(x, t)
+        x0 = x0_u + guidance_scale * (x0_c - x0_u)
         if not rescale:
-            return guided
-        factor = with_it.std((1, 2, 3), keepdim=True, correction=0) / guided.std(
-            (1, 2, 3), keepdim=True, correction=0
-        )
-        return guided * (1 + rescale * (factor - 1))
+            return x0
+        wanted = x0_c.std((1, 2, 3), keepdim=True, correction=0)
+        factor = wanted / x0.std((1, 2, 3), keepdim=True, correction=0)
+        return x0 * (1 + rescale * (factor - 1))
 
-    return denoise
+    denoise = conditional if guidance_scale == 1 else guided
+    return denoise if max_std is None else bounded(denoise, max_std)
 
 
 def bounded(denoise: Denoise, max_std: float) -> Denoise:

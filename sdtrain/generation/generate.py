@@ -1,140 +1,103 @@
 """Seed and prompt to picture."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sdtrain.diffusion import Denoise, Denoiser
+from sdtrain.conditioning.interface import Inputs
+from sdtrain.diffusion.guidance import CONDITIONED, UNCONDITIONED
+from sdtrain.errors import UserError
+from sdtrain.generation.drawing import Drawing, Request
+from sdtrain.latent_diffusion import LatentDiffusion
+from sdtrain.models.modes import eval_mode
 from sdtrain.randomness import KeyedRandom
-from sdtrain.samplers import Sampler, Show
-from sdtrain.samplers.grids import trailing
-from sdtrain.schedules import Schedule
-from sdtrain.schedules.linear import linear
-from sdtrain.training.diffusion_module import DiffusionModule
-
-
-@dataclass(frozen=True)
-class Request:
-    """One picture to draw. label is read by class_label conditioners alone, prompt and negative_prompt by text ones."""
-
-    seed: int
-    prompt: str = ""
-    negative_prompt: str = ""
-    label: int = 0
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """How pictures are drawn.
-
-    sampler: see sdtrain.samplers; grid: (steps, schedule) -> falling times; guidance: (conditional, unconditional, guidance_scale,
-    schedule) -> guided denoiser; steps: times visited; guidance_scale: 1 is no guidance; batch_size: pictures drawn at once.
-    """
-
-    sampler: Sampler
-    grid: Callable[[int, Schedule], Tensor]
-    guidance: Callable[[Denoise, Denoise, float, Schedule], Denoise]
-    steps: int
-    guidance_scale: float
-    batch_size: int = 64
+from sdtrain.samplers import Show
 
 
 @torch.no_grad()
 def generate(
-    module: DiffusionModule,
+    model: LatentDiffusion,
     requests: list[Request],
     drawing: Drawing,
     image_size: int,
     show: Show | None = None,
 ) -> Tensor:
-    """Pictures [N, 3, H, W] in [-1, 1] on the CPU, with the module's present weights.
+    """Pictures [N, 3, H, W] in [-1, 1] on the CPU, with the model's present weights.
 
-    Every random number of a picture is keyed by its own seed, so it does not depend on the batch it was drawn in. show(step, x, x0) sees
-    the latents of each step; it wants all requests to fit into one batch.
+    Every random number of a picture is keyed by its own seed, so it does not depend on the batch it was drawn in.
+    show(step, x, x0) sees the latents of each step; it wants all requests to fit into one batch.
     """
-    batches = [
-        requests[i : i + drawing.batch_size] for i in range(0, len(requests), drawing.batch_size)
-    ]
-    was_training = module.training
-    module.eval()
-    try:
-        return torch.cat(
-            [_generate(module, batch, drawing, image_size, show).float().cpu() for batch in batches]
-        )
-    finally:
-        module.train(was_training)
+    size = drawing.batch_size
+    drawn = []
+    with eval_mode(model):
+        for start in range(0, len(requests), size):
+            batch = requests[start : start + size]
+            drawn.append(_draw_batch(model, batch, drawing, image_size, show).float().cpu())
+    return torch.cat(drawn)
 
 
-def _generate(
-    module: DiffusionModule,
+def _draw_batch(
+    model: LatentDiffusion,
     requests: list[Request],
     drawing: Drawing,
     image_size: int,
     show: Show | None,
 ) -> Tensor:
-    shape, device = module.autoencoder.latent_shape(image_size), module.device
-    keyed = [(KeyedRandom(r.seed, "image"), KeyedRandom(r.seed, "sampler")) for r in requests]
-    stack = lambda arrays: torch.from_numpy(np.stack(arrays)).to(device)  # noqa: E731
-    x = stack([first.normal(0, shape) for first, _ in keyed])
-    noise = lambda step: stack([steps.normal(step, shape) for _, steps in keyed])  # noqa: E731
-    schedule, prediction = module.objective.schedule, module.objective.prediction
-    denoiser = lambda conditioning: Denoiser(module.network(conditioning), schedule, prediction)  # noqa: E731
-    labels, kept = (
-        torch.tensor([r.label for r in requests], device=device),
-        torch.zeros(len(requests), dtype=torch.bool, device=device),
-    )
-    conditional = denoiser(module.conditioner([r.prompt for r in requests], labels, kept))
-    # A negative prompt stands where the empty one would: guidance leads away from it. A label has no negative.
-    dropped = torch.tensor(
-        [module.conditioner.reads != "caption" or not r.negative_prompt for r in requests],
-        device=device,
-    )
-    unconditional = denoiser(
-        module.conditioner([r.negative_prompt for r in requests], labels, dropped)
-    )
-    denoise = drawing.guidance(conditional, unconditional, drawing.guidance_scale, schedule)
+    shape = model.autoencoder.latent_shape(image_size)
+    device = model.device
+    schedule = model.objective.schedule
+    starts = [KeyedRandom(request.seed, "image") for request in requests]
+    steps = [KeyedRandom(request.seed, "sampler") for request in requests]
+    x = _stacked([random.normal(0, shape) for random in starts], device)
+
+    def noise(step: int) -> Tensor:
+        return _stacked([random.normal(step, shape) for random in steps], device)
+
+    conditioned, unconditioned = inputs_of(model, requests, shape[1:])
+    denoisers = {
+        CONDITIONED: model.denoiser(model.conditioner(conditioned)),
+        UNCONDITIONED: model.denoiser(model.conditioner(unconditioned)),
+    }
+    denoise = drawing.guidance(denoisers, drawing.guidance_scale, schedule)
     grid = drawing.grid(drawing.steps, schedule)
+    # What latents of unit variance have at the first time; not 1 on a straight path that begins below alpha = 0.
     alpha, sigma = (c.to(device) for c in schedule.alpha_sigma(grid[0]))
-    x = (
-        x * (alpha**2 + sigma**2).sqrt()
-    )  # what latents of unit variance have at the first time; not 1 on a straight path that begins below alpha = 0
-    return module.autoencoder.decode(drawing.sampler(denoise, x, grid, schedule, noise, show))
+    x = x * (alpha**2 + sigma**2).sqrt()
+    return model.autoencoder.decode(drawing.sampler(denoise, x, grid, schedule, noise, show))
 
 
-def by_steps(
-    module: DiffusionModule,
-    requests: list[Request],
-    drawing: Drawing,
-    image_size: int,
-    steps: list[int],
-) -> tuple[dict, dict]:
-    """({steps: pictures [N, 3, H, W]}, {steps: their distances [N] from those of the most steps}), with the same seeds.
-
-    The distance is the root mean square over pixels, as a share of their range. It means something for samplers that draw no noise, see
-    draws_noise: the others walk another path for each number of steps.
-    """
-    drawn = {
-        each: generate(module, requests, replace(drawing, steps=each), image_size)
-        for each in sorted(steps)
-    }
-    *few, most = drawn
-    return drawn, {
-        each: (drawn[each] - drawn[most]).square().mean((1, 2, 3)).sqrt() / 2 for each in few
-    }
-
-
-def draws_noise(drawing: Drawing) -> bool:
-    """Whether the sampler asks for noise along the way."""
-    asked, schedule, x = [], linear(), torch.zeros(1, 1, 2, 2)
-    drawing.sampler(
-        lambda x, t: torch.zeros_like(x),
-        x,
-        trailing(4, schedule),
-        schedule,
-        lambda step: asked.append(step) or x,
-        None,
+def inputs_of(
+    model: LatentDiffusion, requests: Sequence[Request], latent_size: tuple[int, int]
+) -> tuple[Inputs, Inputs]:
+    """The inputs with every condition, and those without: a negative prompt stands where the empty one would, and
+    guidance leads away from it. A label has no negative."""
+    device = model.device
+    reads = model.conditioner.reads
+    labels = torch.tensor([request.label for request in requests], device=device)
+    depth = _depth_of(requests, device) if "depth" in reads else None
+    kept = torch.zeros(len(requests), dtype=torch.bool, device=device)
+    prompts = [request.prompt for request in requests]
+    negatives = [request.negative_prompt for request in requests]
+    has_negative = [bool(negative) and "caption" in reads for negative in negatives]
+    dropped = ~torch.tensor(has_negative, device=device)
+    return (
+        Inputs(prompts, labels, kept, latent_size, depth),
+        Inputs(negatives, labels, dropped, latent_size, depth),
     )
-    return bool(asked)
+
+
+def _depth_of(requests: Sequence[Request], device: torch.device) -> Tensor:
+    missing = [request for request in requests if request.depth is None]
+    if missing:
+        raise UserError(
+            "This model reads a depth map with each prompt, and none is given",
+            key="model.conditioner",
+            remedy="Draw it while it trains, where the data bring their depth maps.",
+        )
+    return torch.stack([request.depth for request in requests]).to(device)
+
+
+def _stacked(arrays: list[np.ndarray], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.stack(arrays)).to(device)

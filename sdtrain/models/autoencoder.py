@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from pathlib import Path
 
 import torch
@@ -12,14 +11,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sdtrain.errors import StorageError, UserError
+from sdtrain.files import atomic_folder
 from sdtrain.paths import find_folder
-from sdtrain.runs.checkpoint import fsync
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 class Autoencoder(nn.Module):
-    """A frozen AutoencoderKL with its latent scale, read from a folder in diffusers' layout (config.json and safetensors).
+    """A frozen AutoencoderKL with its latent scale, read from a folder in diffusers' layout (config.json, safetensors).
 
     Args:
         path: the folder; "data/..." is also looked for in sdtrain's own data.
@@ -28,6 +27,10 @@ class Autoencoder(nn.Module):
         sample_posterior: draw latents from the posterior, as Stable Diffusion does, or take its mean.
         sha256: of the weights file, as a run's config.yaml holds it; None checks nothing.
     """
+
+    frozen = True
+    has_unit_variance = True
+    """Whether its latents are meant to have unit variance, see `check_latent_scale`."""
 
     def __init__(
         self,
@@ -43,66 +46,58 @@ class Autoencoder(nn.Module):
         folder = find_folder(path, "model.autoencoder.path")
         if not (folder / "config.json").is_file() or not (folder / WEIGHTS).is_file():
             raise UserError(
-                f"model.autoencoder.path={path} holds no autoencoder: config.json and {WEIGHTS} are needed, as diffusers writes them."
+                f"holds no autoencoder: config.json and {WEIGHTS} are needed, as diffusers writes them",
+                key="model.autoencoder.path",
+                value=path,
             )
         self.sha256 = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
         if sha256 is not None and sha256 != self.sha256:
             raise UserError(
-                f"model.autoencoder.path={path} holds other weights (sha256 {self.sha256[:12]}) than the run was trained with "
-                f"({sha256[:12]}): its latents would not fit. Give the folder of the first ones in model.autoencoder.path."
+                f"holds other weights (sha256 {self.sha256[:12]}) than the run was trained with "
+                f"({sha256[:12]}): its latents would not fit",
+                key="model.autoencoder.path",
+                value=path,
+                remedy="Give the folder of the first ones in model.autoencoder.path.",
             )
         config = json.loads((folder / "config.json").read_text())
-        found = {
-            "latent_channels": config["latent_channels"],
-            "downsampling": 2 ** (len(config["block_out_channels"]) - 1),
-        }
-        for key, value in {
-            "latent_channels": latent_channels,
-            "downsampling": downsampling,
-        }.items():
-            if found[key] != value:
-                raise UserError(
-                    f"model.autoencoder.{key}={value}, but the autoencoder in {path} has {found[key]}. Set model.autoencoder.{key}={found[key]}."
-                )
-        how = {
-            "local_files_only": True,
-            "use_safetensors": True,
-            "torch_dtype": torch.float32,
-            "low_cpu_mem_usage": False,
-        }
-        try:
-            self.net = AutoencoderKL.from_pretrained(folder, **how).eval().requires_grad_(False)
-        except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"model.autoencoder.path={path}: {WEIGHTS} holds no safetensors. Give a folder that does in model.autoencoder.path."
-            ) from error
-        self.latent_channels, self.downsampling, self.sample_posterior = (
-            latent_channels,
-            downsampling,
-            sample_posterior,
-        )
+        _check_size("latent_channels", latent_channels, config["latent_channels"], path)
+        halvings = len(config["block_out_channels"]) - 1
+        _check_size("downsampling", downsampling, 2**halvings, path)
+        self.net = _read_autoencoder(folder, path)
+        self.latent_channels = latent_channels
+        self.downsampling = downsampling
+        self.sample_posterior = sample_posterior
         self.latent_scale = float(
-            latent_scale if latent_scale is not None else config["scaling_factor"]
+            config["scaling_factor"] if latent_scale is None else latent_scale
         )
 
     def latent_shape(self, image_size: int) -> tuple[int, int, int]:
-        """(C, h, w) for pictures of image_size x image_size. Raises UserError where that is not a multiple of the downsampling."""
+        """(C, h, w) for pictures of image_size x image_size. UserError where that is no multiple of the downsampling."""
         if image_size % self.downsampling:
             raise UserError(
-                f"data.image_size={image_size} must be a multiple of {self.downsampling}, the autoencoder's downsampling."
+                f"must be a multiple of {self.downsampling}, the autoencoder's downsampling",
+                key="data.image_size",
+                value=image_size,
             )
-        return (
-            self.latent_channels,
-            image_size // self.downsampling,
-            image_size // self.downsampling,
-        )
+        side = image_size // self.downsampling
+        return self.latent_channels, side, side
 
     @torch.no_grad()
-    def encode(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Latents [B, C, h, w]: the posterior's mean, or with noise [B, C, h, w] mean + std noise, times latent_scale."""
+    def moments(self, image: Tensor) -> Tensor:
+        """[B, 2, C, h, w]: mean and standard deviation of the posterior, before the latent scale."""
         posterior = self.net.encode(image).latent_dist
-        latents = posterior.mean if noise is None else posterior.mean + posterior.std * noise
+        return torch.stack([posterior.mean, posterior.std], dim=1)
+
+    def latents_of(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Latents [B, C, h, w]: the posterior's mean, or with noise [B, C, h, w] mean + std noise, times latent_scale."""
+        latents = moments[:, 0]
+        if noise is not None:
+            latents = latents + moments[:, 1] * noise
         return latents * self.latent_scale
+
+    def encode(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Latents [B, C, h, w] of pictures [B, 3, H, W] in [-1, 1]; noise as in `latents_of`."""
+        return self.latents_of(self.moments(image), noise)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -113,17 +108,29 @@ class Autoencoder(nn.Module):
 class Pixels(nn.Module):
     """No autoencoder: diffusion in pixel space. The picture is its own latent."""
 
-    latent_scale, sample_posterior, sha256 = 1.0, False, None
+    frozen = True
+    has_unit_variance = False
+    latent_scale = 1.0
+    sample_posterior = False
+    sha256 = None
 
     def __init__(self, *, latent_channels: int = 3) -> None:
         super().__init__()
         if latent_channels != 3:
             raise UserError(
-                f"model.autoencoder.latent_channels={latent_channels}: in pixel space it is 3, the colours."
+                "is not possible: in pixel space it is 3, the colours",
+                key="model.autoencoder.latent_channels",
+                value=latent_channels,
             )
 
     def latent_shape(self, image_size: int) -> tuple[int, int, int]:
         return 3, image_size, image_size
+
+    def moments(self, image: Tensor) -> Tensor:
+        return torch.stack([image, torch.zeros_like(image)], dim=1)
+
+    def latents_of(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
+        return moments[:, 0]
 
     def encode(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
         return image
@@ -132,17 +139,20 @@ class Pixels(nn.Module):
         return latents.clamp(-1, 1)
 
 
-def check_latent_scale(autoencoder: Autoencoder | Pixels, image: Tensor) -> float:
-    """Standard deviation of the latents of a calibration batch [B, 3, H, W].
+def check_latent_scale(autoencoder: Autoencoder | Pixels, latents: Tensor) -> float:
+    """Standard deviation of the latents [N, C, h, w] of a calibration batch.
 
-    Raises UserError outside [0.7, 1.4]: the schedule's noise levels are meant for latents of unit variance. In pixel space nothing
-    is checked: a picture's own contrast is no mistake.
+    Raises UserError outside [0.7, 1.4]: the schedule's noise levels are meant for latents of unit variance. In pixel
+    space nothing is checked: a picture's own contrast is no mistake.
     """
-    std = autoencoder.encode(image).std().item()
-    if not isinstance(autoencoder, Pixels) and not 0.7 <= std <= 1.4:
+    std = latents.std().item()
+    if autoencoder.has_unit_variance and not 0.7 <= std <= 1.4:
+        scale = autoencoder.latent_scale
         raise UserError(
-            f"The latents of {len(image)} training pictures have a standard deviation of {std:.3g}; between 0.7 and 1.4 is needed. "
-            f"model.autoencoder.latent_scale is {autoencoder.latent_scale:.4g}; {autoencoder.latent_scale / std:.4g} would make it 1."
+            f"The latents of {len(latents)} training pictures have a standard deviation of {std:.3g}; "
+            f"between 0.7 and 1.4 is needed. model.autoencoder.latent_scale is {scale:.4g}",
+            key="model.autoencoder.latent_scale",
+            remedy=f"model.autoencoder.latent_scale={scale / std:.4g} would make it 1.",
         )
     return std
 
@@ -150,31 +160,55 @@ def check_latent_scale(autoencoder: Autoencoder | Pixels, image: Tensor) -> floa
 def write_autoencoder(
     net: AutoencoderKL, latent_scale: float, folder: Path, measured: dict | None = None
 ) -> None:
-    """Writes config.json with scaling_factor and fp16 weights, in diffusers' layout, and measured.json. Beside, then renamed: never a half one.
+    """Writes config.json with scaling_factor and fp16 weights, in diffusers' layout, and measured.json.
 
-    Raises StorageError where the disk refuses."""
-    beside = folder.with_name(f".{folder.name}.tmp")
-    config = {k: v for k, v in net.config.items() if not k.startswith("_")} | {
-        "scaling_factor": latent_scale,
-        "_class_name": "AutoencoderKL",
-    }
+    Raises StorageError where the disk refuses; then nothing is left behind.
+    """
+    config = {key: value for key, value in net.config.items() if not key.startswith("_")}
+    config["scaling_factor"] = latent_scale
+    config["_class_name"] = "AutoencoderKL"
+    weights = {k: v.detach().half().cpu().contiguous() for k, v in net.state_dict().items()}
     try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        (beside / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
-        if measured is not None:
-            (beside / "measured.json").write_text(json.dumps(measured, indent=1) + "\n")
-        save_file(
-            {k: v.detach().half().cpu().contiguous() for k, v in net.state_dict().items()},
-            beside / WEIGHTS,
-        )
-        (beside / WEIGHTS).chmod(0o644)  # safetensors leaves it readable to its owner alone
-        for file in beside.iterdir():
-            fsync(file)
-        shutil.rmtree(folder, ignore_errors=True)
-        beside.rename(folder)
+        with atomic_folder(folder) as beside:
+            (beside / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+            if measured is not None:
+                (beside / "measured.json").write_text(json.dumps(measured, indent=1) + "\n")
+            save_file(weights, beside / WEIGHTS)
+            (beside / WEIGHTS).chmod(0o644)  # safetensors leaves it readable to its owner alone
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(beside, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or error
         raise StorageError(
-            f"{folder} cannot be written: {getattr(error, 'strerror', None) or error}. Free space, and go on with resume=auto."
+            f"{folder} cannot be written: {reason}",
+            key="hydra.run.dir",
+            remedy="Free space, and go on with resume=auto.",
         ) from error
+
+
+def _check_size(name: str, asked: int, found: int, path: str) -> None:
+    if asked != found:
+        raise UserError(
+            f"is not what the autoencoder in {path} has, {found}",
+            key=f"model.autoencoder.{name}",
+            value=asked,
+            remedy=f"Set model.autoencoder.{name}={found}.",
+        )
+
+
+def _read_autoencoder(folder: Path, path: str) -> AutoencoderKL:
+    """The network in `folder`, frozen, float32, from safetensors alone."""
+    try:
+        net = AutoencoderKL.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            torch_dtype=torch.float32,
+            low_cpu_mem_usage=False,
+        )
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{WEIGHTS} in it holds no safetensors",
+            key="model.autoencoder.path",
+            value=path,
+            remedy="Give a folder that does in model.autoencoder.path.",
+        ) from error
+    return net.eval().requires_grad_(False)

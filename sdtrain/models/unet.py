@@ -8,7 +8,8 @@ class UNet(nn.Module):
     """A UNet with cross-attention at every resolution named in `attention`, like the one of Stable Diffusion.
 
     Args:
-        latent_channels: channels of x and of the output.
+        latent_channels: channels of x_t and of the output.
+        condition_channels: input channels that a conditioner lays beside those of x_t; sdtrain fills it in.
         context_dim: width D of the conditioning sequence.
         block_channels: channels at each resolution, from the finest to the coarsest.
         layers_per_block: residual blocks at each resolution.
@@ -30,6 +31,7 @@ class UNet(nn.Module):
         head_dim: int,
         norm_groups: int,
         pooled_context: bool,
+        condition_channels: int = 0,
     ) -> None:
         super().__init__()
         if len(attention) != len(block_channels):
@@ -44,7 +46,7 @@ class UNet(nn.Module):
         down = ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attention]
         up = ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)]
         self.net = UNet2DConditionModel(
-            in_channels=latent_channels,
+            in_channels=latent_channels + condition_channels,
             out_channels=latent_channels,
             cross_attention_dim=context_dim,
             block_out_channels=tuple(block_channels),

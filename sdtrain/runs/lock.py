@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from sdtrain.errors import StorageError, UserError
+from sdtrain.runs.layout import RunFolder
 
 
 def _opened(path: Path) -> TextIO:
@@ -33,7 +34,7 @@ def _opened(path: Path) -> TextIO:
 
 def left_behind(folder: Path) -> bool:
     """Whether a process held the folder's lock, and has gone without a word."""
-    with contextlib.suppress(OSError), open(folder / ".lock", "r+", encoding="utf-8") as file:
+    with contextlib.suppress(OSError), open(RunFolder(folder).lock, "r+", encoding="utf-8") as file:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
     return False
@@ -47,7 +48,7 @@ def only_run(
 
     report takes a line for the user where the file system has no locks: then nothing is held.
     """
-    path, file = folder / ".lock", None
+    path, file = RunFolder(folder).lock, None
     try:
         file = _opened(path)
         file.truncate(0)

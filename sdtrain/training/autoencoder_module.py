@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from sdtrain.errors import UserError
 from sdtrain.training.optimisation import Optimisation, OptimisedModule
+from sdtrain.training.progress import Progress
 from sdtrain.types import Batch
 
 
@@ -28,16 +29,16 @@ class AutoencoderModule(OptimisedModule):
     """A small AutoencoderKL trained on reconstruction, edges and a weak KL term.
 
     Args:
-        optimisation: learning rate and clipping.
-        latent_channels, block_channels, layers_per_block, norm_groups, mid_attention: of the AutoencoderKL; each entry of
-            block_channels after the first halves the resolution.
+        latent_channels, block_channels, layers_per_block, norm_groups, mid_attention: of the AutoencoderKL; each entry
+            of block_channels after the first halves the resolution.
         edge_weight, kl_weight: weights of the two terms beside mean |error|. The KL is a mean over latent elements.
+        optimisation: learning rate and clipping.
+        progress: where the run stands.
     """
 
     def __init__(
         self,
         *,
-        optimisation: Optimisation,
         latent_channels: int,
         block_channels: list[int],
         layers_per_block: int,
@@ -45,12 +46,17 @@ class AutoencoderModule(OptimisedModule):
         mid_attention: bool,
         edge_weight: float,
         kl_weight: float,
+        optimisation: Optimisation,
+        progress: Progress,
     ) -> None:
         super().__init__()
-        if any(channels % norm_groups for channels in block_channels):
-            raise UserError(
-                f"model.block_channels={block_channels}: each must be a multiple of model.norm_groups={norm_groups}."
-            )
+        for channels in block_channels:
+            if channels % norm_groups:
+                raise UserError(
+                    f"must each be a multiple of model.norm_groups={norm_groups}",
+                    key="model.block_channels",
+                    value=block_channels,
+                )
         depth = len(block_channels)
         self.net: nn.Module = AutoencoderKL(
             latent_channels=latent_channels,
@@ -61,9 +67,12 @@ class AutoencoderModule(OptimisedModule):
             norm_num_groups=norm_groups,
             mid_block_add_attention=mid_attention,
         )
-        self.optimisation, self.edge_weight, self.kl_weight = optimisation, edge_weight, kl_weight
-        self.latent_channels, self.downsampling, self.norm = latent_channels, 2 ** (depth - 1), None
-        self.per_sample, self.window_loss, self.times = None, 0.0, None
+        self.optimisation = optimisation
+        self.progress = progress
+        self.edge_weight = edge_weight
+        self.kl_weight = kl_weight
+        self.latent_channels = latent_channels
+        self.downsampling = 2 ** (depth - 1)
 
     def trained(self) -> dict[str, nn.Parameter]:
         return dict(self.named_parameters())
@@ -72,33 +81,26 @@ class AutoencoderModule(OptimisedModule):
         """(C, h, w) of the posterior for pictures of image_size x image_size."""
         if image_size % self.downsampling:
             raise UserError(
-                f"data.image_size={image_size} must be a multiple of {self.downsampling}: model.block_channels halves it at each step."
+                f"must be a multiple of {self.downsampling}: model.block_channels halves it at each step",
+                key="data.image_size",
+                value=image_size,
             )
-        return (
-            self.latent_channels,
-            image_size // self.downsampling,
-            image_size // self.downsampling,
-        )
+        side = image_size // self.downsampling
+        return self.latent_channels, side, side
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        self.trainer.datamodule.images_seen = batch.stream_end
         posterior = self.net.encode(batch.image).latent_dist
         output = self.net.decode(posterior.mean + posterior.std * batch.posterior).sample
         # KL(N(mean, std^2) || N(0, 1)) per latent element.
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean((1, 2, 3))
         losses = reconstruction_loss(output, batch.image, self.edge_weight) + self.kl_weight * kl
-        self.per_sample = losses.detach()
-        self.window_loss = self.window_loss + self.per_sample.sum()
-        return losses.mean()
+        return self.note_losses(batch, losses, times=None)
+
+    def reconstruct(self, image: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W] through the posterior's mean and back."""
+        return self.net.decode(self.net.encode(image).latent_dist.mean).sample
 
     @torch.no_grad()
     def validate(self, batch: Batch) -> dict[str, Tensor]:
         """Per picture [B]: psnr in dB, of the posterior's mean."""
-        return {
-            "psnr": psnr(
-                self.net.decode(self.net.encode(batch.image).latent_dist.mean).sample, batch.image
-            )
-        }
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.optimisation.configure(self.parameters())
+        return {"psnr": psnr(self.reconstruct(batch.image), batch.image)}

@@ -11,85 +11,116 @@ from pathlib import Path
 
 from sdtrain.config.overrides import quoted
 from sdtrain.errors import UserError
-from sdtrain.training.callbacks.checkpoint import Interrupted, Signals
+from sdtrain.runs.layout import RunFolder
+from sdtrain.runs.manifest import published
+from sdtrain.signals import Interrupted, Signals, exit_code_of
+from sdtrain.training.outcome import Run
+from sdtrain.training.parts import saved_config, write_config
+from sdtrain.training.plan import Plan
+from sdtrain.training.resume import nothing_to_resume
 
-FOLDER = "first_stage"
+RECIPE_BATCH = 16
+"""Pictures of one optimizer step of the recipe, unless there are few."""
+
+SHARED_WORDS = ("trainer.accelerator=", "trainer.threads=", "logger=", "logger.")
+"""What is typed of these holds for both stages."""
 
 
-def first_stage_done(run_dir: Path) -> bool:
-    return (run_dir / FOLDER / "autoencoder" / "config.json").is_file()
+def first_stage_done(run: RunFolder) -> bool:
+    return (run.first_stage.autoencoder / "config.json").is_file()
 
 
-def command_of(cfg: dict, overrides: list[str], run_dir: Path) -> list[str]:
-    """sdtrain on the run's data; what was typed of devices, threads and logger holds for both stages."""
-    stage, data = cfg["first_stage"], cfg["data"]
-    without_effect = {"max_skipped"} if data.get("on_error") == "fail" else set()
-    same_data = {
-        key: value
-        for key, value in data.items()
-        if key not in {"_target_", "batch_size"} | without_effect
-    }
-    words = [
-        f"++data.{key}={quoted(value) if isinstance(value, str) else json.dumps(value)}"
-        for key, value in same_data.items()
-    ]
-    words.append(
-        f"data.batch_size={min(16, data['batch_size'])}"
-    )  # the recipe's, unless there are few pictures
-    words += [
-        word
-        for word in overrides
-        if word.startswith(("trainer.accelerator=", "trainer.threads=", "logger=", "logger."))
-    ]
+def first_stage_command(config: dict, overrides: list[str], run: RunFolder) -> list[str]:
+    """sdtrain on the run's data, in a folder below the run's."""
+    stage = config["first_stage"]
+    data = config["data"]
+    own_words = {"_target_", "batch_size"}
+    if data.get("on_error") == "fail":
+        own_words.add("max_skipped")  # it would have no effect
+    words = []
+    for key, value in data.items():
+        if key not in own_words:
+            typed = quoted(value) if isinstance(value, str) else json.dumps(value)
+            words.append(f"++data.{key}={typed}")
+    words.append(f"data.batch_size={min(RECIPE_BATCH, data['batch_size'])}")
+    words += [word for word in overrides if word.startswith(SHARED_WORDS)]
     return [
         sys.executable,
         "-m",
         "sdtrain.commands.train",
         f"experiment={stage['experiment']}",
         *words,
-        f"seed={cfg['seed']}",
+        f"seed={config['seed']}",
         f"trainer.max_images={stage['max_images']}",
         "resume=auto",
-        f"hydra.run.dir={run_dir / FOLDER}",
+        f"hydra.run.dir={run.first_stage.path}",
     ]
 
 
 def stop_with_parent() -> None:
-    """Run in the child: SIGTERM, on which it saves, where its parent dies without a word. Linux alone has it."""
+    """Run in a child: it gets SIGTERM, on which it saves, where its parent dies without a word. Linux alone has it."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def train_first_stage(cfg: dict, overrides: list[str], run_dir: Path, signals: Signals) -> int:
-    """Its exit code, 0 for a trained autoencoder; it has said why in a paragraph. Raises Interrupted after a signal, once it has saved or
-    before there was anything to save, and UserError where it was killed."""
+def train_first_stage(config: dict, overrides: list[str], folder: Path, signals: Signals) -> int:
+    """Its exit code, 0 for a trained autoencoder; it has printed its own paragraph otherwise.
+
+    Raises Interrupted after a signal, once it has saved or before there was anything to save, and UserError where it was
+    killed.
+    """
+    run = RunFolder(folder)
     if "TORCHELASTIC_RUN_ID" in os.environ:
+        experiment = config["first_stage"]["experiment"]
         raise UserError(
-            f"first_stage cannot be trained under torchrun. Train it by itself with `sdtrain experiment={cfg['first_stage']['experiment']}`, then set "
-            f"model.autoencoder.path=RUN/autoencoder."
+            "first_stage cannot be trained under torchrun",
+            key="model.autoencoder.path",
+            remedy=f"Train it by itself with `sdtrain experiment={experiment}`, then set "
+            "model.autoencoder.path=RUN/autoencoder.",
         )
+    command = first_stage_command(config, overrides, run)
     # In a session of its own: a signal reaches it from here, once, and not from the terminal as well.
-    process, forwarded = (
-        subprocess.Popen(
-            command_of(cfg, overrides, run_dir), start_new_session=True, preexec_fn=stop_with_parent
-        ),
-        False,
-    )
+    process = subprocess.Popen(command, start_new_session=True, preexec_fn=stop_with_parent)
+    _wait(process, signals)
+    code = process.returncode
+    if signals.received and code:
+        raise Interrupted(exit_code_of(signals.received))
+    if code in (130, 143):
+        raise Interrupted(code)
+    if code < 0:
+        raise UserError(
+            f"The first stage was killed by {signal.Signals(-code).name}, perhaps because memory was short",
+            key="first_stage.max_images",
+            remedy=f"It goes on where it was with resume=auto hydra.run.dir={str(folder)!r}; "
+            "first_stage.max_images is its length.",
+        )
+    return code
+
+
+def _wait(process: subprocess.Popen, signals: Signals) -> None:
+    """Until it has ended; a signal that this process receives is handed on once."""
+    forwarded = False
     while process.poll() is None:
         if signals.received and not forwarded:
-            process.send_signal(
-                signal.SIGUSR1
-            )  # which is no second signal, where it has had one like this process
+            # SIGUSR1 is no second signal, where it has had one like this process.
+            process.send_signal(signal.SIGUSR1)
             forwarded = True
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.2)
-    if signals.received and process.returncode:
-        raise Interrupted(130 if signals.received == signal.SIGINT else 143)
-    if process.returncode in (130, 143):
-        raise Interrupted(process.returncode)
-    if process.returncode < 0:
-        raise UserError(
-            f"The first stage was killed by {signal.Signals(-process.returncode).name}, perhaps because memory was short. It goes on where it was with "
-            f"resume=auto hydra.run.dir={str(run_dir)!r}; first_stage.max_images is its length."
-        )
-    return process.returncode
+
+
+def train_first(plan: Plan, run: Run) -> None:
+    """Trains the autoencoder, unless it lies there already. From then on the folder is known for this run's."""
+    config = plan.config
+    if not config.get("first_stage") or first_stage_done(run.folder):
+        return
+    if config["resume"] == "must" and not published(run.folder.first_stage.path):
+        raise nothing_to_resume(run.folder, "must")
+    run.console.print(f"First stage: sdtrain experiment={config['first_stage']['experiment']}")
+    write_config(run.folder, saved_config(plan))
+    run.write_status("running")
+    words = list(plan.draft.overrides)
+    code = train_first_stage(config, words, run.folder.path, run.signals)
+    if code:
+        run.write_status("failed", code)
+        raise SystemExit(code)

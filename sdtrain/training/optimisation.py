@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sdtrain.errors import DivergedError
+from sdtrain.errors import DivergedError, UserError
+from sdtrain.training.progress import Progress, StepResult
+from sdtrain.types import Batch
 
 
 def not_negative(warmup_images: int) -> int:
     if warmup_images < 0:
-        raise ValueError(f"lr_schedule.warmup_images={warmup_images} must be at least 0.")
+        raise UserError("must be at least 0", key="lr_schedule.warmup_images", value=warmup_images)
     return warmup_images
 
 
@@ -63,79 +65,109 @@ class Optimisation:
         gradient_clip: float,
         max_skipped: int | None = None,
     ) -> None:
-        self.make, self.lr_schedule, self.max_images, self.gradient_clip, self.max_skipped = (
-            optimizer,
-            lr_schedule,
-            max_images,
-            gradient_clip,
-            max_skipped,
-        )
-        self.skipped, self.stepped, self.judged = 0, True, None
+        self.make_optimizer = optimizer
+        self.lr_schedule = lr_schedule
+        self.max_images = max_images
+        self.gradient_clip = gradient_clip
+        self.max_skipped = max_skipped
+        self.group_settings: list[dict] = []
+
+    @property
+    def lr(self) -> float:
+        """The learning rate at its peak, of the first group."""
+        return self.group_settings[0]["lr"]
 
     def configure(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
-        optimizer = self.make(parameters)
-        self.settings = [
-            {k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups
-        ]
+        optimizer = self.make_optimizer(parameters)
+        self.group_settings = []
+        for group in optimizer.param_groups:
+            settings = {key: value for key, value in group.items() if key != "params"}
+            self.group_settings.append(settings)
         return optimizer
 
-    def set_learning_rate(
-        self, optimizer: Optimizer, images_seen: int, batch_size: int = 0
-    ) -> None:
-        """images_seen: with the step that is about to be taken, so that the first step of a warm-up moves something. Those of steps that were
-        left out do not count; batch_size: of one step.
+    def set_learning_rate(self, optimizer: Optimizer, images_trained: int) -> None:
+        """images_trained: with the step that is about to be taken, so that the first step of a warm-up moves something;
+        without those of steps that were left out.
 
         Every setting is written anew: a resumed optimizer brings the old run's along, and would silently keep them.
         """
-        factor = self.lr_schedule(images_seen - self.skipped * batch_size, self.max_images)
-        for group, settings in zip(optimizer.param_groups, self.settings, strict=True):
+        factor = self.lr_schedule(images_trained, self.max_images)
+        for group, settings in zip(optimizer.param_groups, self.group_settings, strict=True):
             group.update(settings, lr=settings["lr"] * factor)
 
-    def clip(self, optimizer: Optimizer, loss: Tensor) -> Tensor:
-        """Clips the gradients in place and returns their norm before, a scalar on the device.
+    def clip(self, optimizer: Optimizer, loss: Tensor) -> StepResult:
+        """Clips the gradients in place, and cancels the step where their norm, or the loss, is not finite.
 
-        A norm, or a loss, that is not finite cancels the step and makes the norm NaN; both are kept as they were in `judged`. loss: the
-        step's, the same on all ranks, as the gradients are; it may be infinite where they are not.
+        loss: the step's, the same on all ranks, as the gradients are; it may be infinite where they are not.
         """
-        parameters = [
-            p for group in optimizer.param_groups for p in group["params"] if p.grad is not None
-        ]
+        parameters = []
+        for group in optimizer.param_groups:
+            parameters += [p for p in group["params"] if p.grad is not None]
         norm = nn.utils.clip_grad_norm_(parameters, self.gradient_clip, foreach=True)
-        self.judged = loss, norm
         bad = (~(norm + loss).isfinite()).float()
+        applied = True
         if self.max_skipped is not None:
-            self.stepped = not bad.item()
-            self.skipped += not self.stepped
-            if self.skipped > self.max_skipped:
-                raise DivergedError(
-                    f"{self.skipped} steps had a loss or gradient that was not finite, and trainer.max_skipped={self.max_skipped} may be left out. "
-                    f"Lower optimizer.lr (now {self.settings[0]['lr']:g}), or look at the data."
-                )
+            applied = not bad.item()
         if all(group.get("fused") for group in optimizer.param_groups):
-            optimizer.found_inf = bad  # a fused optimizer then skips the step on the device: the host need not wait for the norm
+            # A fused optimizer then skips the step on the device: the host need not wait for the norm.
+            optimizer.found_inf = bad
         elif bad.item():
             for parameter in parameters:
                 parameter.grad = None
-        return torch.where(bad.bool(), torch.full_like(norm, math.nan), norm)
+        shown_norm = torch.where(bad.bool(), torch.full_like(norm, math.nan), norm)
+        return StepResult(loss, norm, shown_norm, applied)
+
+    def check_skipped(self, skipped_steps: int) -> None:
+        """Raises DivergedError where more steps were left out than max_skipped."""
+        if self.max_skipped is None or skipped_steps <= self.max_skipped:
+            return
+        raise DivergedError(
+            f"{skipped_steps} steps had a loss or gradient that was not finite, and "
+            f"trainer.max_skipped={self.max_skipped} may be left out",
+            key="optimizer.lr",
+            remedy=f"Lower optimizer.lr (now {self.lr:g}), or look at the data.",
+        )
 
 
 class OptimisedModule(L.LightningModule):
-    """What both modules leave to their `optimisation`; training_step adds the loss of each micro-batch to window_loss."""
+    """What both modules leave to their `optimisation`.
+
+    A subclass calls `note_losses` in each training_step, and `start` gives it the run's progress.
+    """
 
     optimisation: Optimisation
+    progress: Progress
+    _window_loss: Tensor | float = 0.0
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Every parameter that training moves, by name."""
+        raise NotImplementedError
+
+    def note_losses(self, batch: Batch, per_sample: Tensor, times: Tensor | None) -> Tensor:
+        """Writes down what a micro-batch came to, and returns its mean loss. No self.log: it would wait for the host."""
+        self.progress.images_seen = batch.stream_end
+        self.progress.per_sample = per_sample.detach()
+        self.progress.times = times
+        self._window_loss = self._window_loss + self.progress.per_sample.sum()
+        return per_sample.mean()
+
+    def configure_optimizers(self) -> Optimizer:
+        return self.optimisation.configure(self.trained().values())
 
     def configure_gradient_clipping(
         self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
     ) -> None:
-        data, loss = (
-            self.trainer.datamodule,
-            self.trainer.strategy.reduce(self.window_loss, reduce_op="sum"),
-        )
-        self.optimisation.set_learning_rate(optimizer, data.images_seen, data.batch_size)
-        self.norm, self.window_loss = self.optimisation.clip(optimizer, loss), 0.0
+        progress = self.progress
+        loss = self.trainer.strategy.reduce(self._window_loss, reduce_op="sum")
+        left_out = progress.skipped_steps * progress.batch_size
+        self.optimisation.set_learning_rate(optimizer, progress.images_seen - left_out)
+        progress.step = self.optimisation.clip(optimizer, loss)
+        progress.skipped_steps += not progress.step.applied
+        self.optimisation.check_skipped(progress.skipped_steps)
+        self._window_loss = 0.0
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        checkpoint["skipped_steps"] = self.optimisation.skipped
+        checkpoint["skipped_steps"] = self.progress.skipped_steps
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        self.optimisation.skipped = checkpoint.get("skipped_steps", 0)
+        self.progress.skipped_steps = checkpoint.get("skipped_steps", 0)

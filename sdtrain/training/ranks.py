@@ -17,7 +17,7 @@ import torch.distributed as dist
 from lightning.pytorch.strategies.launchers import subprocess_script
 
 from sdtrain.errors import RankError
-from sdtrain.paths import error_log
+from sdtrain.runs.layout import RunFolder
 
 GRACE = 5.0  # seconds in which a rank may still say for itself what has happened to it
 
@@ -101,7 +101,7 @@ class Ranks(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs, batch, batch_index: int
     ) -> None:
-        self.images_seen = trainer.datamodule.images_seen
+        self.images_seen = module.progress.images_seen
         self._made_a_step()
 
     def _made_a_step(self) -> None:
@@ -110,7 +110,7 @@ class Ranks(L.Callback):
         faulthandler.dump_traceback_later(self.timeout, file=self.stack)
 
     def _stack_of(self, rank: int | str) -> Path:
-        return self.run_dir / f"stuck-rank-{rank}.txt"
+        return RunFolder(self.run_dir).stack(rank)
 
     def _sweep(self, rank: int | str) -> None:
         """Removes the files in which there is no stack."""
@@ -203,7 +203,7 @@ class Ranks(L.Callback):
                 f"Rank {self.rank} has lost the others at {self.images_seen} images: {error or 'one of them lost its peers'}",
             )
         rank, code = ended[0]
-        log = error_log(self.run_dir, rank)
+        log = RunFolder(self.run_dir).error_log(rank)
         if -code in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
             # Before it listened: there is nothing to save yet.
             return (

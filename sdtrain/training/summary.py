@@ -1,106 +1,118 @@
 """What a person reads before and after a run."""
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
+from torch import nn
 
-from sdtrain.runs.checkpoint import published
-from sdtrain.training.run import Run
+from sdtrain.latent_diffusion import LatentDiffusion
+from sdtrain.runs.layout import RunFolder
+from sdtrain.runs.manifest import published
+from sdtrain.training.callbacks.assembly import CallbackSet
+from sdtrain.training.outcome import Run
+from sdtrain.training.parts import Parts
+from sdtrain.training.plan import Plan
+
+Rows = list[tuple[str, str]]
+"""(name, value)."""
 
 
-def _table(console: Console, title: str, rows: list[tuple[str, str]]) -> None:
+def print_plan(run: Run, plan: Plan, parts: Parts) -> None:
+    """What is trained, on what, for how long, and where it is written."""
+    config = plan.config
+    trainer = plan.draft.trainer
+    train = len(parts.datamodule.train)
+    held_out = len(parts.datamodule.validation)
+    size = parts.data.image_size
+    ranks = f", {trainer.devices} ranks" if trainer.devices > 1 else ""
+    batches = f"{trainer.max_images} images in batches of {run.progress.batch_size}{ranks}"
+    rows = [
+        *_model_rows(config, parts),
+        ("pictures", f"{train} of {size} x {size} for training, {held_out} for validation"),
+        ("budget", f"{batches}, lr {config['optimizer'].get('lr')}, seed {config['seed']}"),
+        ("writes", str(run.folder.path)),
+    ]
+    _print_table(run.console, f"sdtrain: {config['name']}", rows)
+
+
+def _model_rows(config: dict, parts: Parts) -> Rows:
+    module = parts.module
+    if not hasattr(module, "model"):
+        return [("trains", f"AutoencoderKL {_count(module.parameters())} parameters")]
+    model: LatentDiffusion = module.model
+    trained = []
+    for name in ("unet", "conditioner"):
+        target = _last_name(config["model"][name])
+        trained.append(f"{target} {_count(getattr(model, name).parameters())}")
+    shape = model.autoencoder.latent_shape(parts.data.image_size)
+    path = config["model"]["autoencoder"].get("path", "pixels")
+    latents = " x ".join(str(size) for size in shape)
+    scale = model.autoencoder.latent_scale
+    prediction = _last_name(config["prediction"])
+    schedule = model.objective.schedule.name
+    weighting = _last_name(config["weighting"])
+    return [
+        ("trains", f"{', '.join(trained)} parameters"),
+        ("autoencoder", f"{path}, latents {latents}, scale {scale:.4g}"),
+        ("objective", f"prediction {prediction}, schedule {schedule}, weighting {weighting}"),
+    ]
+
+
+def print_result(run: Run, parts: Parts, callbacks: CallbackSet) -> None:
+    """Its last numbers, where its pictures and weights are, and the command that goes on from here."""
+    rows = [("result", ", ".join(_last_numbers(callbacks)))]
+    for callback in callbacks.named.values():
+        grid = getattr(callback, "last_grid", None)
+        if grid:
+            rows.append(("samples", str(grid)))
+            break
+    saved = published(run.folder.path)
+    if saved:
+        rows.append(("checkpoint", str(saved[-1])))
+    rows.append(("next", _next_command(run.folder, parts)))
+    seen = run.progress.images_seen
+    _print_table(run.console, f"finished: {seen} images seen", rows)
+
+
+def _last_numbers(callbacks: CallbackSet) -> list[str]:
+    latest = dict(callbacks.metrics_log.latest)
+    for callback in (callbacks.validation, callbacks.named.get("noise_levels")):
+        latest |= getattr(callback, "latest", {})
+    shown = []
+    for key, value in latest.items():
+        if key == "train/loss" or key.startswith("validation/"):
+            shown.append(f"{key} {value:.4g}")
+    return shown
+
+
+def _next_command(folder: RunFolder, parts: Parts) -> str:
+    if not hasattr(parts.module, "model"):
+        return f"sdtrain model.autoencoder.path={_quoted(folder.autoencoder)}"
+    prompt = ""
+    if "caption" in parts.module.model.conditioner.reads:
+        prompt = f"prompt={json.dumps(parts.data.example_prompts(1)[0], ensure_ascii=False)} "
+    return f"sdtrain-sample checkpoint={_quoted(folder.path)} {prompt}output=samples"
+
+
+def _print_table(console: Console, title: str, rows: Rows) -> None:
     """Names and values in two columns. Long lines are left to the terminal: a path or a command can be copied whole."""
     console.print(Text(title, style="bold"))
     for name, value in rows:
         console.print(Text(f"  {name:<13}", style="cyan"), Text(value), sep="", soft_wrap=True)
 
 
-def _count(parameters) -> str:
+def _count(parameters: Iterable[nn.Parameter]) -> str:
     return f"{sum(p.numel() for p in parameters) / 1e6:.2f} M"
 
 
-def name_of(node: dict) -> str:
+def _last_name(node: dict) -> str:
     return node["_target_"].rpartition(".")[2]
 
 
-def before(run: Run) -> None:
-    cfg, module, settings = run.cfg, run.module, run.settings
-    if run.is_diffusion:
-        trained = (
-            ", ".join(
-                f"{name_of(cfg['model'][part])} {_count(getattr(module, part).parameters())}"
-                for part in ("unet", "conditioner")
-            )
-            + " parameters"
-        )
-        shape = module.autoencoder.latent_shape(run.data.image_size)
-        where = f"{cfg['model']['autoencoder'].get('path', 'pixels')}, latents {' x '.join(map(str, shape))}, scale {module.autoencoder.latent_scale:.4g}"
-        objective = f"prediction {name_of(cfg['prediction'])}, schedule {module.objective.schedule.name}, weighting {name_of(cfg['weighting'])}"
-        kind = [("autoencoder", where), ("objective", objective)]
-    else:
-        trained, kind = f"AutoencoderKL {_count(module.parameters())} parameters", []
-    train, held_out, size = (
-        len(run.datamodule.train),
-        len(run.datamodule.validation),
-        run.data.image_size,
-    )
-    ranks = f", {settings.devices} ranks" if settings.devices > 1 else ""
-    _table(
-        run.console,
-        f"sdtrain: {cfg['name']}",
-        [
-            ("trains", trained),
-            *kind,
-            ("pictures", f"{train} of {size} x {size} for training, {held_out} for validation"),
-            (
-                "budget",
-                f"{settings.max_images} images in batches of {run.datamodule.batch_size}{ranks}, lr {run.cfg['optimizer'].get('lr')}, seed {cfg['seed']}",
-            ),
-            ("writes", str(run.run_dir)),
-        ],
-    )
-
-
-def after(run: Run) -> None:
-    latest = (
-        run.metrics_log.latest
-        | (run.validation.latest if run.validation else {})
-        | getattr(run.by_name.get("noise_levels"), "latest", {})
-    )
-    numbers = ", ".join(
-        f"{key} {value:.4g}"
-        for key, value in latest.items()
-        if key in ("train/loss",) or key.startswith("validation/")
-    )
-    grid = next(
-        (
-            callback.last_grid
-            for callback in run.by_name.values()
-            if getattr(callback, "last_grid", None)
-        ),
-        None,
-    )
-    saved = published(run.run_dir)
-    folder = _quote(run.run_dir)
-    if run.is_diffusion:
-        prompt = run.data.example_prompts(1)[0]
-        asked = f'prompt="{prompt}" ' if run.module.conditioner.reads == "caption" else ""
-        following = f"sdtrain-sample checkpoint={folder} {asked}output=samples"
-    else:
-        following = f"sdtrain model.autoencoder.path={folder}/autoencoder"
-    rows = (
-        [("result", numbers)]
-        + ([("samples", str(grid))] if grid else [])
-        + ([("checkpoint", str(saved[-1]))] if saved else [])
-    )
-    _table(
-        run.console,
-        f"finished: {run.datamodule.images_seen} images seen",
-        [*rows, ("next", following)],
-    )
-
-
-def _quote(path: Path) -> str:
+def _quoted(path: Path) -> str:
     text = str(path)
-    return text if all(c.isalnum() or c in "/._-" for c in text) else f"'{text}'"
+    plain = all(c.isalnum() or c in "/._-" for c in text)
+    return text if plain else f"'{text}'"

@@ -11,12 +11,12 @@ import time
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
+from sdtrain.training.session import newest_unfinished
 
 from sdtrain.config.overrides import prepared
 from sdtrain.evaluation import look
 from sdtrain.paths import find_folder
 from sdtrain.runs.checkpoint import published
-from sdtrain.training.session import newest_unfinished
 
 PROMPT = """a "large" red star, [on] {blue}: it's 50% = ${x} \\ ok, 星 🎨"""
 QUICK = ["num_images=1", "steps=2", "accelerator=cpu"]

@@ -14,6 +14,7 @@ from random import Random
 import pytest
 import torch
 from lightning.pytorch.strategies import Strategy
+from sdtrain.training.session import newest_unfinished
 from torch import Tensor
 
 from sdtrain.runs.checkpoint import newest_whole, published
@@ -23,7 +24,6 @@ from sdtrain.training.callbacks.ema import EMACallback
 from sdtrain.training.callbacks.validation import Validation
 from sdtrain.training.datamodule import DataModule
 from sdtrain.training.diffusion_module import DiffusionModule
-from sdtrain.training.session import newest_unfinished
 
 
 @pytest.fixture

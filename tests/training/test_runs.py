@@ -12,11 +12,11 @@ import sys
 import pytest
 import torch
 from PIL import Image
+from sdtrain.training.session import newest_unfinished
 
 from sdtrain.runs import lock
 from sdtrain.runs.checkpoint import damage, published
 from sdtrain.training import session
-from sdtrain.training.session import newest_unfinished
 
 
 def same(a: dict, b: dict) -> bool:

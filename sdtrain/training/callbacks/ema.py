@@ -1,19 +1,24 @@
 """Keeps the average of the trained weights."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import lightning.pytorch as L
 
 from sdtrain.models.ema import EMA
-from sdtrain.training.callbacks.intervals import window_ended
+from sdtrain.training.progress import window_ended
 
 
 class EMACallback(L.Callback):
-    """Averages every trained parameter after each optimizer step. Sampling and validation use `average` where there is one.
+    """Averages every trained parameter after each optimizer step. Sampling and validation use `average`.
 
     decay: of the average, per optimizer step.
     """
 
     def __init__(self, *, decay: float) -> None:
-        self.decay, self.average, self._loaded = decay, None, None
+        self.decay = decay
+        self.average: EMA | None = None
+        self._loaded: dict | None = None
         EMA({}, decay)  # a decay out of range is refused now
 
     @property
@@ -29,7 +34,7 @@ class EMACallback(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs, batch, batch_index: int
     ) -> None:
-        if window_ended(trainer) and module.optimisation.stepped:
+        if window_ended(trainer) and module.progress.step.applied:
             self.average.update(module.trained())
 
     def state_dict(self) -> dict:
@@ -37,3 +42,13 @@ class EMACallback(L.Callback):
 
     def load_state_dict(self, state: dict) -> None:
         self._loaded = state
+
+
+@contextmanager
+def averaged_weights(ema: EMACallback | None, module: L.LightningModule) -> Iterator[None]:
+    """The module with its averaged weights; with its own where no average is kept."""
+    if ema is None:
+        yield
+        return
+    with ema.average.applied(module.trained()):
+        yield

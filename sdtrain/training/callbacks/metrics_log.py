@@ -15,10 +15,12 @@ import torch.distributed as dist
 from lightning.pytorch.loggers import CSVLogger
 
 from sdtrain.errors import DivergedError, StorageError
-from sdtrain.runs.checkpoint import published, write_text
-from sdtrain.training.callbacks.intervals import due, ended, window_ended
+from sdtrain.files import write_text
+from sdtrain.runs.layout import RunFolder
+from sdtrain.runs.manifest import published
 from sdtrain.training.callbacks.levels import EDGES, by_level, described
-from sdtrain.training.loggers.wandb import log_levels
+from sdtrain.training.loggers.media import log_levels
+from sdtrain.training.progress import Progress, window_ended
 
 
 def written_by(line: str, images_seen: int) -> bool:
@@ -51,7 +53,7 @@ class MetricsLog(L.Callback):
     """
 
     def __init__(self, *, every: int, run_dir: Path) -> None:
-        self.every, self.path = every, run_dir / "metrics.jsonl"
+        self.every, self.path = every, RunFolder(run_dir).metrics
         self.latest: dict[str, float] = {}
         self._sum, self._count, self._parts, self._steps = 0.0, 0, [], []
         self._levels: torch.Tensor | float = 0.0  # of an earlier process, since its last line
@@ -59,7 +61,7 @@ class MetricsLog(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.started = self.last = time.monotonic()
-        self.seen = trainer.datamodule.images_seen  # at the last line, or the start
+        self.seen = module.progress.images_seen  # at the last line, or the start
         if trainer.is_global_zero:
             drop_later(self.path.parent, self.seen)
         if trainer.is_global_zero and self.path.exists():
@@ -92,19 +94,23 @@ class MetricsLog(L.Callback):
         self, trainer: L.Trainer, module: L.LightningModule, outputs, batch, batch_index: int
     ) -> None:
         self._sum, self._count = (
-            self._sum + module.per_sample.sum(),
+            self._sum + module.progress.per_sample.sum(),
             self._count + len(batch.caption),
         )
-        self._parts.append((batch.ordinal, module.per_sample, module.times))
-        trainer.datamodule.note(batch)
+        self._parts.append((batch.ordinal, module.progress.per_sample, module.progress.times))
+        trainer.datamodule.note_skipped(batch)
         if not window_ended(trainer):
             return
         # What there is to say of each step since the last line, on the device: nothing waits for it unless it is needed.
         self._steps.append(
-            (trainer.datamodule.images_seen, module.optimisation.judged, self._parts)
+            (
+                module.progress.images_seen,
+                (module.progress.step.loss, module.progress.step.norm),
+                self._parts,
+            )
         )
         self._parts = []
-        if due(self.every, trainer) or ended(trainer, module):
+        if module.progress.is_due(self.every) or module.progress.ended:
             self._write(trainer, module)
 
     def on_save_checkpoint(
@@ -142,13 +148,13 @@ class MetricsLog(L.Callback):
     def _by_level(self, trainer: L.Trainer, module: L.LightningModule) -> torch.Tensor | None:
         """The same by noise level, see callbacks.levels; None for an autoencoder."""
         parts = [part for _, _, parts in self._steps for part in parts]
-        if module.times is None:
+        if module.progress.times is None:
             return None
         losses, times = (
             torch.cat([part[place] for part in parts]) if parts else torch.zeros(0)
             for place in (1, 2)
         )
-        mine = self._levels + by_level(module.objective.schedule, losses, times)
+        mine = self._levels + by_level(module.model.objective.schedule, losses, times)
         return trainer.strategy.reduce(mine.to(module.device), reduce_op="sum").cpu()
 
     def _bad(self) -> list[tuple]:
@@ -165,16 +171,16 @@ class MetricsLog(L.Callback):
 
     def _write(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         loss_sum, count = self._totals(trainer, module).tolist()
-        now, seen = time.monotonic(), trainer.datamodule.images_seen
+        now, seen = time.monotonic(), module.progress.images_seen
         self.latest = {
             "train/loss": loss_sum / count,
             "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
-            "train/gradient_norm": module.norm.item(),
+            "train/gradient_norm": module.progress.step.shown_norm.item(),
             "train/images_per_second": (seen - self.seen) / (now - self.last),
         }
         levels = self._by_level(trainer, module)
         if module.optimisation.max_skipped is not None:
-            self.latest["train/skipped_steps"] = module.optimisation.skipped
+            self.latest["train/skipped_steps"] = module.progress.skipped_steps
         if trainer.datamodule.skipped is not None:
             self.latest["data/skipped"] = trainer.datamodule.skipped.agree()
         bad, steps, self._steps, self._sum, self._count, self.last, self.seen = (
@@ -187,7 +193,9 @@ class MetricsLog(L.Callback):
             seen,
         )
         self._levels = 0.0
-        self.report(trainer, self.latest, {} if levels is None else described(levels))
+        self.report(
+            trainer, module.progress, self.latest, {} if levels is None else described(levels)
+        )
         if bad and module.optimisation.max_skipped is None:
             raise DivergedError(self._diverged(trainer, module, bad, steps))
 
@@ -209,13 +217,13 @@ class MetricsLog(L.Callback):
         named = ([row for row in rows if not math.isfinite(row[1])] or rows)[:8]
         times = f", t = {', '.join(f'{row[2]:.3g}' for row in named)}" if len(named[0]) > 2 else ""
         size, saved = (
-            trainer.datamodule.batch_size,
+            module.progress.batch_size,
             " and the last checkpoint is good" if published(self.path.parent) else "",
         )
         return (
             f"The loss or the gradient was not finite in {len(bad)} of the last {steps} optimizer steps, first in step {seen // size}, which ended at "
             f"{seen} images (samples {', '.join(str(row[0]) for row in named)}{times}; loss {loss / size:g}, gradient norm {norm:g}). No weight has moved "
-            f"on it{saved}. Lower optimizer.lr (now {module.optimisation.settings[0]['lr']:g}) or trainer.gradient_clip, look at those samples, or let "
+            f"on it{saved}. Lower optimizer.lr (now {module.optimisation.lr:g}) or trainer.gradient_clip, look at those samples, or let "
             f"up to n such steps be left out with trainer.max_skipped=n."
         )
 
@@ -239,12 +247,16 @@ class MetricsLog(L.Callback):
         return None
 
     def report(
-        self, trainer: L.Trainer, metrics: dict[str, float], lists: dict[str, list] | None = None
+        self,
+        trainer: L.Trainer,
+        progress: Progress,
+        metrics: dict[str, float],
+        lists: dict[str, list] | None = None,
     ) -> None:
         """One line in metrics.jsonl and one call of the logger, on rank 0. lists go to the file, and as histograms to a logger that takes them."""
         if not trainer.is_global_zero:
             return
-        seen = trainer.datamodule.images_seen
+        seen = progress.images_seen
         finite = {
             key: value if math.isfinite(value) else None for key, value in metrics.items()
         }  # JSON has no NaN

@@ -11,8 +11,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from sdtrain.training.callbacks.intervals import window_ended
 from sdtrain.training.callbacks.metrics_log import MetricsLog
+from sdtrain.training.progress import window_ended
 
 
 class ProgressBar(L.Callback):
@@ -22,7 +22,7 @@ class ProgressBar(L.Callback):
         self.metrics_log, self.console, self.bar, self.tenth = metrics_log, console, None, 0
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        total, seen = module.optimisation.max_images, trainer.datamodule.images_seen
+        total, seen = module.progress.max_images, module.progress.images_seen
         self.tenth = 10 * seen // total
         if trainer.is_global_zero and self.console.is_terminal:
             self.bar = Progress(
@@ -43,7 +43,7 @@ class ProgressBar(L.Callback):
     ) -> None:
         if not window_ended(trainer) or not trainer.is_global_zero:
             return
-        total, seen = module.optimisation.max_images, trainer.datamodule.images_seen
+        total, seen = module.progress.max_images, module.progress.images_seen
         if self.bar is not None:
             self.bar.update(self.task, completed=min(seen, total), numbers=self.numbers())
         elif 10 * seen // total > self.tenth:

@@ -1,7 +1,6 @@
 """Runs reverse diffusion while training: the same prompts and seeds each time."""
 
 import math
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,19 +10,26 @@ from PIL import Image
 from torch import Tensor
 
 from sdtrain import pictures
+from sdtrain.config.schema import at_least
 from sdtrain.diffusion import add_noise
-from sdtrain.generation.generate import Drawing, Request, by_steps, draws_noise, generate
+from sdtrain.errors import UserError
+from sdtrain.generation.drawing import Drawing, Request
+from sdtrain.generation.generate import generate
+from sdtrain.generation.steps import compare_steps, draws_noise
 from sdtrain.plots import sampler_errors
 from sdtrain.randomness import KeyedRandom
-from sdtrain.training.callbacks.ema import EMACallback
-from sdtrain.training.callbacks.intervals import due, ended, window_ended
-from sdtrain.training.loggers.wandb import log_picture, log_table
+from sdtrain.runs.layout import RunFolder
+from sdtrain.training.callbacks.ema import EMACallback, averaged_weights
+from sdtrain.training.loggers.media import log_picture, log_table
+from sdtrain.training.progress import window_ended
 from sdtrain.types import PictureData
+
+KEY = "callbacks.samples"
 
 
 class SampleGrid(L.Callback):
-    """Every `every` images seen and at the end: a captioned grid, and a strip of x_t and the predicted x0 along the way of the first
-    picture. Once, at the start: a row of forward diffusion. PNG files under samples/, and the same to the logger.
+    """Every `every` images seen and at the end: a captioned grid, and a strip of x_t and the predicted x0 along the way of
+    the first picture. Once, at the start: a row of forward diffusion. PNG files under samples/, and the same to the logger.
 
     Args:
         every: images seen between grids, 0 for none.
@@ -32,7 +38,8 @@ class SampleGrid(L.Callback):
         seed: the pictures have the seeds seed, seed + 1, ...
         strip_steps: columns of the strip and of the row of forward diffusion.
         guidance_scales: of the grid at the end, a row for each, with the first pictures' prompts and seeds; [] draws none.
-        sampler_steps: of the sampler's error against its number of steps, at the end: the distances from the largest of them; [] draws none.
+        sampler_steps: of the sampler's error against its number of steps, at the end: the distances from the largest of
+            them; [] draws none.
         drawing: sampler, grid, steps and guidance.
     """
 
@@ -51,185 +58,173 @@ class SampleGrid(L.Callback):
         run_dir: Path,
         ema: EMACallback | None,
     ) -> None:
-        if num_images < 1 or strip_steps < 2:
-            raise ValueError(
-                f"callbacks.samples.num_images={num_images} must be at least 1 and strip_steps={strip_steps} at least 2."
-            )
-        if every < 0:
-            raise ValueError(f"callbacks.samples.every={every} must be at least 0; 0 draws none.")
-        self.every, self.num_images, self.prompts, self.seed, self.strip_steps = (
-            every,
-            num_images,
-            prompts,
-            seed,
-            strip_steps,
-        )
-        if not all(0 <= scale < math.inf for scale in guidance_scales):
-            raise ValueError(
-                f"callbacks.samples.guidance_scales={guidance_scales} must be numbers of at least 0 each; [] draws none."
-            )
-        if sampler_steps and (min(sampler_steps) < 1 or len(set(sampler_steps)) < 2):
-            raise ValueError(
-                f"callbacks.samples.sampler_steps={sampler_steps} must be several numbers, at least 1 each, as [10,50,1000]; [] draws none."
-            )
-        if sampler_steps and draws_noise(drawing):
-            raise ValueError(
-                "callbacks.samples.sampler_steps follows the same noise through more steps; this sampler draws fresh noise. Choose sampler=ddim."
-            )
-        self.guidance_scales, self.sampler_steps, self.drawing = (
-            guidance_scales,
-            sampler_steps,
-            drawing,
-        )
-        self.data, self.folder, self.ema = data, run_dir / "samples", ema
+        at_least(every, 0, f"{KEY}.every")
+        at_least(num_images, 1, f"{KEY}.num_images")
+        at_least(strip_steps, 2, f"{KEY}.strip_steps")
+        check_guidance_scales(guidance_scales)
+        check_sampler_steps(sampler_steps, drawing)
+        self.every = every
+        self.num_images = num_images
+        self.prompts = prompts
+        self.seed = seed
+        self.strip_steps = strip_steps
+        self.guidance_scales = guidance_scales
+        self.sampler_steps = sampler_steps
+        self.drawing = drawing
+        self.data = data
+        self.folder = RunFolder(run_dir).samples
+        self.ema = ema
         self.last_grid: Path | None = None
 
-    def requests(self, module: L.LightningModule) -> list[Request]:
-        prompts, reads = (
-            self.prompts or self.data.example_prompts(self.num_images),
-            module.conditioner.reads,
-        )
-        spread = [i * self.data.num_classes // self.num_images for i in range(self.num_images)]
-        return [
-            Request(
-                self.seed + i,
-                prompt=prompts[i % len(prompts)] if reads == "caption" else "",
-                label=spread[i] if reads == "label" else 0,
-            )
-            for i in range(self.num_images)
-        ]
+    def requests(self, trainer: L.Trainer, module: L.LightningModule) -> list[Request]:
+        """What is drawn: of the condition, what the model reads. Depth maps are those of held-out pictures, whose
+        captions then stand for the data's prompts."""
+        reads = module.model.conditioner.reads
+        held_out = trainer.datamodule.validation
+        prompts = self.prompts or self.data.example_prompts(self.num_images)
+        requests = []
+        for i in range(self.num_images):
+            request = Request(self.seed + i)
+            if "caption" in reads:
+                request = replace(request, prompt=prompts[i % len(prompts)])
+            if "label" in reads:
+                request = replace(request, label=i * self.data.num_classes // self.num_images)
+            if "depth" in reads:
+                row = held_out[(i % len(held_out), i % len(held_out))]
+                caption = request.prompt if self.prompts or not request.prompt else row.caption
+                request = replace(request, depth=row.depth, prompt=caption)
+            requests.append(request)
+        return requests
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if trainer.is_global_zero and self.every and not (self.folder / "forward.png").exists():
-            self.log_picture(trainer, "forward", self.forward_row(trainer, module))
+        there = (self.folder / "forward.png").exists()
+        if trainer.is_global_zero and self.every and not there:
+            row = self.forward_row(trainer, module)
+            self.log_picture(trainer, module, "forward", row)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs, batch, batch_index: int
     ) -> None:
-        last = ended(trainer, module)
-        if (
-            window_ended(trainer)
-            and trainer.is_global_zero
-            and (due(self.every, trainer) or (last and self.every))
-        ):
+        if not self.every or not window_ended(trainer) or not trainer.is_global_zero:
+            return
+        last = module.progress.ended
+        if not last and not module.progress.is_due(self.every):
+            return
+        with averaged_weights(self.ema, module):
             self.draw(trainer, module)
-            if last and self.guidance_scales and module.conditioner.reads != "nothing":
+            if last and self.guidance_scales and module.model.conditioner.reads:
                 self.draw_guidance(trainer, module)
             if last and self.sampler_steps:
                 self.draw_steps(trainer, module)
 
+    def draw(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """The grid, the strip, and the single pictures side by side, for comparisons between runs."""
+        model = module.model
+        seen = module.progress.images_seen
+        requests = self.requests(trainer, module)
+        size = self.data.image_size
+        steps = []
+        images = generate(model, requests, self.drawing, size)
+        generate(model, requests[:1], self.drawing, size, show=lambda *step: steps.append(step))
+        scale = self.drawing.guidance_scale
+        titles = [request.title(model.conditioner.reads) for request in requests]
+        title = f"{seen} images seen, guidance {scale:g}, {self.drawing.steps} steps"
+        grid = pictures.grid(images, titles, title=title)
+        self.last_grid = self.log_picture(trainer, module, f"grid-{seen:09d}", grid)
+        self.log_picture(trainer, module, f"strip-{seen:09d}", self.strip(module, steps))
+        described = []
+        table = []
+        pixels = pictures.to_uint8(images)
+        for request, prompt, picture in zip(requests, titles, pixels, strict=True):
+            described.append({"prompt": prompt, "seed": request.seed})
+            table.append([seen, prompt, request.seed, scale, picture])
+        path = self.folder / f"pictures-{seen:09d}.png"
+        pictures.write_if_room(pictures.row(images), path, {"requests": described})
+        columns = ["images_seen", "prompt", "seed", "guidance_scale", "image"]
+        for logger in trainer.loggers:
+            log_table(logger, "samples/table", columns, table, seen)
+
     def draw_guidance(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """What guidance does to the same prompts and seeds."""
-        seen, requests, rows = (
-            trainer.datamodule.images_seen,
-            self.requests(module)[: self.strip_steps],
-            [],
-        )
-        with self.ema.average.applied(module.trained()) if self.ema else nullcontext():
-            for scale in self.guidance_scales:
-                images = generate(
-                    module,
-                    requests,
-                    replace(self.drawing, guidance_scale=scale),
-                    self.data.image_size,
-                )
-                rows.append((f"guidance {scale:g}", [pictures.picture(image) for image in images]))
-        heads = [self.caption(module, request) for request in requests]
-        self.log_picture(trainer, f"guidance-{seen:09d}", pictures.strip_of_rows(rows, heads))
+        requests = self.requests(trainer, module)[: self.strip_steps]
+        rows = []
+        for scale in self.guidance_scales:
+            drawing = replace(self.drawing, guidance_scale=scale)
+            images = generate(module.model, requests, drawing, self.data.image_size)
+            rows.append((f"guidance {scale:g}", [pictures.picture(image) for image in images]))
+        heads = [request.title(module.model.conditioner.reads) for request in requests]
+        name = f"guidance-{module.progress.images_seen:09d}"
+        self.log_picture(trainer, module, name, pictures.strip_of_rows(rows, heads))
 
     def draw_steps(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """How many steps it takes."""
-        seen, requests = trainer.datamodule.images_seen, self.requests(module)
-        with self.ema.average.applied(module.trained()) if self.ema else nullcontext():
-            drawn, far = by_steps(
-                module, requests, self.drawing, self.data.image_size, self.sampler_steps
-            )
-        sheet, plot = sampler_errors(
-            drawn, far, [self.caption(module, request) for request in requests]
-        )
-        self.log_picture(trainer, f"steps-{seen:09d}", sheet)
-        self.log_picture(trainer, f"sampler_error-{seen:09d}", plot)
-
-    @staticmethod
-    def caption(module: L.LightningModule, request: Request) -> str:
-        return request.prompt or (
-            f"class {request.label}"
-            if module.conditioner.reads == "label"
-            else f"seed {request.seed}"
-        )
+        requests = self.requests(trainer, module)
+        size = self.data.image_size
+        compared = compare_steps(module.model, requests, self.drawing, size, self.sampler_steps)
+        heads = [request.title(module.model.conditioner.reads) for request in requests]
+        sheet, plot = sampler_errors(compared.pictures, compared.distances, heads)
+        seen = module.progress.images_seen
+        self.log_picture(trainer, module, f"steps-{seen:09d}", sheet)
+        self.log_picture(trainer, module, f"sampler_error-{seen:09d}", plot)
 
     @torch.no_grad()
     def forward_row(self, trainer: L.Trainer, module: L.LightningModule) -> Image.Image:
         """One training picture and its latents at rising t, as the network gets to see them."""
-        row = trainer.datamodule.train[(0, 0)]
-        x0 = module.autoencoder.encode(row.image[None].to(module.device))
+        model = module.model
+        x0 = model.latents_of_rows([trainer.datamodule.train[(0, 0)]])
         t = torch.linspace(0, 1, self.strip_steps, dtype=torch.float64, device=module.device)
-        noise = torch.from_numpy(
-            KeyedRandom(self.seed, "forward").normal(0, tuple(x0.shape[1:]))
-        ).to(module.device)
-        x = add_noise(x0, noise[None], *module.objective.schedule.alpha_sigma(t))
+        drawn = KeyedRandom(self.seed, "forward").normal(0, tuple(x0.shape[1:]))
+        noise = torch.from_numpy(drawn).to(module.device)
+        x = add_noise(x0, noise[None], *model.objective.schedule.alpha_sigma(t))
         heads = [f"t = {time:.2f}" for time in t.tolist()]
-        rows = [
-            ("x_t, decoded", module.autoencoder.decode(x)),
-            ("x_t, latents", pictures.latents_as_colours(x)),
-        ]
-        return pictures.strip(rows, heads)
-
-    def draw(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        seen, requests = trainer.datamodule.images_seen, self.requests(module)
-        size, steps = self.data.image_size, []
-        with self.ema.average.applied(module.trained()) if self.ema else nullcontext():
-            images = generate(module, requests, self.drawing, size)
-            generate(
-                module,
-                requests[:1],
-                self.drawing,
-                size,
-                show=lambda step, x, x0: steps.append((step, x, x0)),
-            )
-        captions = [self.caption(module, request) for request in requests]
-        title = f"{seen} images seen, guidance {self.drawing.guidance_scale:g}, {self.drawing.steps} steps"
-        self.last_grid = self.log_picture(
-            trainer, f"grid-{seen:09d}", pictures.grid(images, captions, title=title)
-        )
-        self.log_picture(trainer, f"strip-{seen:09d}", self.strip(module, steps))
-        # As they were drawn, for comparisons between runs.
-        asked = {
-            "requests": [
-                {"prompt": caption, "seed": request.seed}
-                for request, caption in zip(requests, captions, strict=True)
-            ]
-        }
-        pictures.write_if_room(
-            pictures.row(images), self.folder / f"pictures-{seen:09d}.png", asked
-        )
-        columns = ["images_seen", "prompt", "seed", "guidance_scale", "image"]
-        rows = [
-            [seen, caption, request.seed, self.drawing.guidance_scale, pixels]
-            for request, caption, pixels in zip(
-                requests, captions, pictures.to_uint8(images), strict=True
-            )
-        ]
-        for logger in trainer.loggers:
-            log_table(logger, "samples/table", columns, rows, seen)
+        decoded = ("x_t, decoded", model.autoencoder.decode(x))
+        return pictures.strip([decoded, ("x_t, latents", pictures.latents_as_colours(x))], heads)
 
     def strip(
         self, module: L.LightningModule, steps: list[tuple[int, Tensor, Tensor]]
     ) -> Image.Image:
-        places = sorted(
-            {round(i * (len(steps) - 1) / (self.strip_steps - 1)) for i in range(self.strip_steps)}
-        )
-        x, x0 = (torch.cat([steps[place][k] for place in places]) for k in (1, 2))
-        decode = module.autoencoder.decode
-        return pictures.strip(
-            [("x_t, decoded", decode(x)), ("predicted x0", decode(x0))],
-            [f"step {steps[place][0] + 1}" for place in places],
+        """steps: (number, x_t, x0) of each step of a walk."""
+        columns = self.strip_steps
+        places = {round(i * (len(steps) - 1) / (columns - 1)) for i in range(columns)}
+        shown = [steps[place] for place in sorted(places)]
+        decode = module.model.autoencoder.decode
+        x = decode(torch.cat([step[1] for step in shown]))
+        x0 = decode(torch.cat([step[2] for step in shown]))
+        heads = [f"step {step[0] + 1}" for step in shown]
+        return pictures.strip([("x_t, decoded", x), ("predicted x0", x0)], heads)
+
+    def log_picture(
+        self, trainer: L.Trainer, module: L.LightningModule, name: str, picture: Image.Image
+    ) -> Path | None:
+        path = pictures.write_if_room(picture, self.folder / f"{name}.png")
+        key = f"samples/{name.partition('-')[0]}"
+        for logger in trainer.loggers:
+            log_picture(logger, key, picture, module.progress.images_seen)
+        return path
+
+
+def check_guidance_scales(guidance_scales: list[float]) -> None:
+    if not all(0 <= scale < math.inf for scale in guidance_scales):
+        raise UserError(
+            "must be numbers of at least 0 each; [] draws none",
+            key=f"{KEY}.guidance_scales",
+            value=guidance_scales,
         )
 
-    def log_picture(self, trainer: L.Trainer, name: str, picture: Image.Image) -> Path | None:
-        path = pictures.write_if_room(picture, self.folder / f"{name}.png")
-        for logger in trainer.loggers:
-            log_picture(
-                logger, f"samples/{name.partition('-')[0]}", picture, trainer.datamodule.images_seen
-            )
-        return path
+
+def check_sampler_steps(sampler_steps: list[int], drawing: Drawing) -> None:
+    key = f"{KEY}.sampler_steps"
+    if not sampler_steps:
+        return
+    if min(sampler_steps) < 1 or len(set(sampler_steps)) < 2:
+        raise UserError(
+            "must be several numbers, at least 1 each, as [10,50,1000]; [] draws none",
+            key=key,
+            value=sampler_steps,
+        )
+    if draws_noise(drawing):
+        raise UserError(
+            f"{key} follows the same noise through more steps; this sampler draws fresh noise",
+            key=key,
+            remedy="Choose sampler=ddim.",
+        )

@@ -1,58 +1,49 @@
-"""Looks at held-out pictures while training."""
-
-from contextlib import nullcontext
+"""The training loss, or an autoencoder's psnr, on held-out pictures."""
 
 import lightning.pytorch as L
 import torch
 
-from sdtrain.training.callbacks.ema import EMACallback
-from sdtrain.training.callbacks.intervals import due, ended, window_ended
+from sdtrain.config.schema import at_least
+from sdtrain.models.modes import eval_mode
+from sdtrain.training.callbacks.ema import EMACallback, averaged_weights
 from sdtrain.training.callbacks.metrics_log import MetricsLog
+from sdtrain.training.progress import window_ended
 
 
 class Validation(L.Callback):
-    """The module's own per-sample numbers on the first `num_images` held-out pictures, every `every` images seen and at the end.
+    """The module's own per-sample numbers on the first `num_images` held-out pictures, every `every` images seen and at
+    the end; every = 0 is never.
 
-    Their noise and times are keyed by picture, so the numbers of one run can be compared over time. EMA weights where there are some.
-    Rank 0 looks alone: the others wait at the next optimizer step.
+    Their noise and times are keyed by picture, so the numbers of one run can be compared over time. EMA weights where
+    there are some. Rank 0 validates alone: the others wait at the next optimizer step.
     """
 
     def __init__(
         self, *, every: int, num_images: int, metrics_log: MetricsLog, ema: EMACallback | None
     ) -> None:
-        if every < 0 or num_images < 1:
-            raise ValueError(
-                f"validation.every={every} must be at least 0, and validation.num_images={num_images} at least 1."
-            )
-        self.every, self.num_images, self.metrics_log, self.ema = (
-            every,
-            num_images,
-            metrics_log,
-            ema,
-        )
+        at_least(every, 0, "validation.every")
+        at_least(num_images, 1, "validation.num_images")
+        self.every = every
+        self.num_images = num_images
+        self.metrics_log = metrics_log
+        self.ema = ema
         self.latest: dict[str, float] = {}
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs, batch, batch_index: int
     ) -> None:
-        last = ended(trainer, module)
-        if (
-            window_ended(trainer)
-            and trainer.is_global_zero
-            and (due(self.every, trainer) or (last and self.every))
-        ):
-            self.look(trainer, module)
+        if not self.every or not window_ended(trainer) or not trainer.is_global_zero:
+            return
+        if module.progress.ended or module.progress.is_due(self.every):
+            self.validate(trainer, module)
 
-    def look(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def validate(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         numbers: dict[str, list[torch.Tensor]] = {}
-        module.eval()
-        with self.ema.average.applied(module.trained()) if self.ema else nullcontext():
+        with eval_mode(module), averaged_weights(self.ema, module):
             for batch in trainer.datamodule.validation_batches(self.num_images):
                 for name, values in module.validate(batch.to(module.device)).items():
                     numbers.setdefault(name, []).append(values)
-        module.train()
-        self.latest = {
-            f"validation/{name}": torch.cat(values).mean().item()
-            for name, values in numbers.items()
-        }
-        self.metrics_log.report(trainer, self.latest)
+        self.latest = {}
+        for name, values in numbers.items():
+            self.latest[f"validation/{name}"] = torch.cat(values).mean().item()
+        self.metrics_log.report(trainer, module.progress, self.latest)

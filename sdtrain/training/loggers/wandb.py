@@ -1,4 +1,4 @@
-"""The loggers one can choose, and what they can be asked beyond numbers."""
+"""Weights & Biases, which a run never waits long for and never depends on."""
 
 import contextlib
 import importlib
@@ -13,14 +13,10 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlparse
 
-import numpy as np
-import torch
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
-from PIL import Image
 
-from sdtrain.errors import UserError
-from sdtrain.runs.checkpoint import write_text
+from sdtrain.files import write_text
 
 REACH = 2.0  # seconds in which wandb's host has to be found
 LIMIT = 7.0  # and that its start, and each of its calls, may take: together less than the 10 s that a run waits for what it does not depend on
@@ -69,6 +65,10 @@ class GuardedWandb(WandbLogger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         self.answered(lambda: super(GuardedWandb, self).log_metrics(metrics, step))
+
+    def log_guarded(self, make: Callable[[], dict], images_seen: int) -> None:
+        """Logs what `make` gives, made within the guard."""
+        self.answered(lambda: self.experiment.log(make() | {"images_seen": images_seen}))
 
     def finish(self, failed: bool) -> None:
         """Ends wandb's run. What is left is uploaded for up to FINISH seconds when all went well and both wandb's process and its host answer."""
@@ -202,91 +202,3 @@ def _start_wandb(project: str, offline: bool, run_dir: Path, name: str, resumed:
     run.define_metric("images_seen")
     run.define_metric("*", step_metric="images_seen")
     return run
-
-
-@rank_zero_only
-def close(logger: Logger, *, failed: bool) -> None:
-    """Ends the logger's run: the next one of a sweep starts its own."""
-    if not failed:  # otherwise Lightning has done it
-        logger.finalize("success")
-    if isinstance(logger, GuardedWandb):
-        logger.finish(failed)
-        if os.environ.get("WANDB_DATA_DIR") == own_data_dir(logger.save_dir):
-            del os.environ["WANDB_DATA_DIR"]
-
-
-def csv(*, run_dir: Path) -> Logger:
-    """Lightning's metrics.csv under csv/ in the run."""
-    return CSVLogger(run_dir, name="csv", version="")
-
-
-def tensorboard(*, run_dir: Path, resumed: int) -> Logger:
-    """Event files under tensorboard/ in the run: `tensorboard --logdir RUN`. What an earlier process logged beyond `resumed` images is purged."""
-    try:
-        import tensorboard  # noqa: F401
-    except ImportError:
-        raise UserError(
-            "logger=tensorboard needs the package tensorboard: pip install tensorboard, or choose another logger."
-        ) from None
-    return TensorBoardLogger(
-        run_dir, name="tensorboard", version="", purge_step=resumed + 1 if resumed else None
-    )
-
-
-def log_picture(logger: Logger, key: str, picture: Image.Image, images_seen: int) -> None:
-    """A picture to a logger that takes pictures."""
-    if isinstance(logger, GuardedWandb):
-        import wandb as library
-
-        logger.answered(
-            lambda: logger.experiment.log({key: library.Image(picture), "images_seen": images_seen})
-        )
-    elif isinstance(logger, TensorBoardLogger):
-        logger.experiment.add_image(
-            key, torch.from_numpy(np.array(picture)), images_seen, dataformats="HWC"
-        )
-
-
-def log_levels(
-    logger: Logger, lists: dict[str, list], edges: list[float], images_seen: int
-) -> None:
-    """Training by noise level as two histograms over log_snr: how many samples each bin had, and their mean loss."""
-    if isinstance(logger, GuardedWandb):
-        import wandb as library
-
-        shown = {
-            key: library.Histogram(
-                np_histogram=(np.array([value or 0.0 for value in values]), np.array(edges))
-            )
-            for key, values in lists.items()
-        }
-        logger.answered(lambda: logger.experiment.log(shown | {"images_seen": images_seen}))
-
-
-def log_table(
-    logger: Logger, key: str, columns: list[str], rows: list[list], images_seen: int
-) -> None:
-    """A table to wandb; cells that are pictures ([H, W, 3] uint8 arrays) are shown as such.
-
-    Offline, wandb keeps the table's pictures for the upload alone; so each is logged by itself too, where `wandb leet` and people find it.
-    """
-    if isinstance(logger, GuardedWandb):
-        import wandb as library
-
-        def log() -> None:
-            data = [
-                [library.Image(cell) if isinstance(cell, np.ndarray) else cell for cell in row]
-                for row in rows
-            ]
-            single = [
-                library.Image(row[-1], caption=", ".join(map(str, row[1:-1]))) for row in rows
-            ]
-            logger.experiment.log(
-                {
-                    key: library.Table(columns=columns, data=data),
-                    f"{key}_pictures": single,
-                    "images_seen": images_seen,
-                }
-            )
-
-        logger.answered(log)

@@ -1,0 +1,50 @@
+"""Configuration to a drawing: sampler, grid, steps and guidance."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from sdtrain.config.build import build
+from sdtrain.diffusion.guidance import CONDITIONED, UNCONDITIONED
+from sdtrain.errors import UserError
+from sdtrain.generation.drawing import Drawing
+from sdtrain.schedules import Schedule
+
+
+def build_drawing(cfg: dict, schedule: Schedule) -> Drawing:
+    """Built, and tried on two steps of nothing: what its parts refuse is reported now and not after hours."""
+    if not math.isfinite(cfg["guidance_scale"]):
+        raise UserError("must be a number", key="guidance_scale", value=cfg["guidance_scale"])
+    drawing = Drawing(
+        sampler=build(cfg["sampler"], "sampler"),
+        grid=build(cfg["grid"], "grid"),
+        guidance=build(cfg["guidance"], "guidance"),
+        steps=cfg["steps"],
+        guidance_scale=cfg["guidance_scale"],
+        batch_size=cfg.get("batch_size", 64),
+    )
+    try:
+        _try(drawing, schedule)
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            str(error), key="sampler", remedy="Change sampler, grid, steps or guidance."
+        ) from error
+    return drawing
+
+
+def _try(drawing: Drawing, schedule: Schedule) -> None:
+    nothing = torch.zeros(1, 1, 1, 1)
+
+    def identity(x: Tensor, t: Tensor) -> Tensor:
+        return x
+
+    denoisers = {CONDITIONED: identity, UNCONDITIONED: identity}
+    guided = drawing.guidance(denoisers, drawing.guidance_scale, schedule)
+    grid = drawing.grid(drawing.steps, schedule)
+    if not bool((grid.diff() < 0).all()):
+        raise ValueError(
+            f"steps={drawing.steps}: the grid visits a time twice, its levels lie too close for "
+            f"schedule={schedule.name}"
+        )
+    drawing.sampler(guided, nothing, grid[:2], schedule, lambda step: nothing)

@@ -1,0 +1,178 @@
+"""A training configuration, checked as far as that goes without torch: most mistakes are reported within a second."""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from sdtrain.config.check import Checker, check_value, nearest
+from sdtrain.config.overrides import typed_keys
+from sdtrain.config.schema import (
+    CheckpointSettings,
+    TrainConfig,
+    TrainerSettings,
+    micro_batch,
+)
+from sdtrain.errors import UserError
+from sdtrain.runs.resume import flat
+
+DIFFUSION_ONLY = (
+    "schedule",
+    "prediction",
+    "weighting",
+    "loss",
+    "times",
+    "noise",
+    "sampler",
+    "grid",
+    "guidance",
+)
+"""Groups that a diffusion model needs, and the training of an autoencoder has no use for."""
+
+LOADER_KEYS = {"batch_size": (int, 1), "num_workers": (int, 0)}
+"""Keys under `data` that the loader reads, whatever the data set: (type, least value)."""
+
+CALLBACK_OF_THE_OTHER = {True: "SampleGrid", False: "Reconstructions"}
+"""Whether an autoencoder is trained -> the callback that cannot look at it."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A checked configuration. It never changes; `config` is a fresh copy each time.
+
+    overrides: the words the user typed. trainer, checkpoint: those sections as objects.
+    """
+
+    _config: dict = field(repr=False)
+    overrides: tuple[str, ...]
+    trainer: TrainerSettings
+    checkpoint: CheckpointSettings
+
+    @property
+    def config(self) -> dict:
+        return copy.deepcopy(self._config)
+
+    @property
+    def typed(self) -> set[str]:
+        """The keys that the user typed."""
+        return typed_keys(self.overrides)
+
+    @property
+    def trains_autoencoder(self) -> bool:
+        return is_autoencoder(self._config)
+
+    @property
+    def is_one_process(self) -> bool:
+        return self._config["strategy"]["_target_"].endswith(".single")
+
+
+def is_autoencoder(config: dict) -> bool:
+    """Whether a training configuration, a saved one too, is of an autoencoder and not of a diffusion model."""
+    return config["model"]["_target_"].endswith("AutoencoderModule")
+
+
+def check_draft(config: dict, overrides: Iterable[str]) -> Draft:
+    """Checks a resolved configuration of `sdtrain`. Raises UserError; the configuration stays as it is."""
+    overrides = tuple(overrides)
+    typed = typed_keys(overrides)
+    config = copy.deepcopy(config)
+    checker = Checker(typed, filled_in=())
+    checker.call(config, "", TrainConfig)
+    checker.call(config["checkpoint"], "checkpoint", CheckpointSettings)
+    _check_resume_allow(config)
+    _check_groups(config)
+    _check_callbacks(config)
+    if config.get("first_stage"):
+        _place_first_stage(config, typed)
+    _check_loader(config["data"], typed)
+    trainer = _trainer_settings(config["trainer"], checker)
+    _check_precision(trainer, config["optimizer"])
+    micro_batch(config["data"]["batch_size"], trainer.devices, trainer.accumulate)
+    draft = Draft(config, overrides, trainer, CheckpointSettings(**config["checkpoint"]))
+    if draft.is_one_process and trainer.devices > 1:
+        raise UserError(
+            "needs strategy=ddp; strategy=single is one process on one device",
+            key="trainer.devices",
+            value=trainer.devices,
+        )
+    return draft
+
+
+def _check_resume_allow(config: dict) -> None:
+    known = {key for key, _ in flat(config)} | {"model.autoencoder.sha256", "data.sha256"}
+    for key in config["resume_allow"]:
+        if key not in known:
+            raise UserError(
+                f"resume_allow={key}: there is no such key to change.{nearest(key, known)}",
+                key="resume_allow",
+                remedy="Name keys or groups in resume_allow.",
+            )
+
+
+def _check_groups(config: dict) -> None:
+    """Whether the groups are those of what is trained."""
+    if is_autoencoder(config):
+        for key in (*DIFFUSION_ONLY, "first_stage"):
+            if config.get(key):
+                raise UserError(
+                    f"{key} has no effect when an autoencoder is trained",
+                    key=key,
+                    remedy=f"Remove {key}, or choose model=latent_diffusion.",
+                )
+        return
+    for key in DIFFUSION_ONLY:
+        if not config.get(key):
+            raise UserError(f"{key} is missing", key=key, remedy=f"Choose one with {key}=NAME.")
+
+
+def _check_callbacks(config: dict) -> None:
+    trains_autoencoder = is_autoencoder(config)
+    stranger = CALLBACK_OF_THE_OTHER[trains_autoencoder]
+    for name, node in (config.get("callbacks") or {}).items():
+        if node and node["_target_"].endswith(f".{stranger}"):
+            fitting = "autoencoder" if trains_autoencoder else "default"
+            raise UserError(
+                f"callbacks.{name} cannot look at this model",
+                key=f"callbacks.{name}",
+                remedy=f"Choose callbacks={fitting}, or remove it with ~callbacks.{name}.",
+            )
+
+
+def _place_first_stage(config: dict, typed: set[str]) -> None:
+    """No first stage where the user brings an autoencoder; else the model reads the one that it leaves behind."""
+    if typed & {"model.autoencoder.path", "model/autoencoder"}:
+        config["first_stage"] = None
+    else:
+        config["model"]["autoencoder"]["path"] = "first_stage/autoencoder"
+
+
+def _check_loader(data: dict, typed: set[str]) -> None:
+    for name, (kind, least) in LOADER_KEYS.items():
+        key = f"data.{name}"
+        if name not in data:
+            raise UserError(f"{key} is missing", key=key, remedy=f"Set +{key}=...")
+        check_value(data[name], kind, key)
+        if data[name] < least:
+            raise UserError(f"must be at least {least}", key=key, value=data[name])
+    if "data.max_skipped" in typed and data.get("on_error") == "fail":
+        raise UserError(
+            "data.max_skipped has no effect with data.on_error=fail, which leaves none out",
+            key="data.max_skipped",
+            remedy="Set data.on_error=skip, or remove it.",
+        )
+
+
+def _trainer_settings(node: dict, checker: Checker) -> TrainerSettings:
+    checker.call(node, "trainer", TrainerSettings)
+    return TrainerSettings(**{key: v for key, v in node.items() if key != "_target_"})
+
+
+def _check_precision(trainer: TrainerSettings, optimizer: dict) -> None:
+    if trainer.precision == "16-mixed" and optimizer.get("fused"):
+        # Lightning leaves unscaling to fused optimizers, after the clipping: gradients would be clipped while they
+        # are still scaled.
+        raise UserError(
+            "needs optimizer.fused=false",
+            key="trainer.precision",
+            value=trainer.precision,
+            remedy="Set it, or choose bf16-mixed.",
+        )

@@ -1,0 +1,81 @@
+"""The one way in which sdtrain writes a file or a folder: beside its place, flushed to the disk, then renamed.
+
+A reader never sees half a file, whatever happens to the writer. What a dead writer leaves behind is a hidden
+name that ends in .tmp, see `remove_left_overs`.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yields a path to write to, and moves what was written there to `path`. Raises OSError; then `path` is as it was."""
+    beside = _beside(path)
+    try:
+        yield beside
+        _fsync(beside)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """The same for a folder of files, which replaces one that is there. Raises OSError; then `folder` is as it was."""
+    beside = _beside(folder)
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        yield beside
+        for file in beside.iterdir():
+            _fsync(file)
+        _fsync(beside)
+        _replace_folder(beside, folder)
+        _fsync(folder.parent)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file in UTF-8, or raises OSError."""
+    with atomic_file(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def remove_left_overs(folder: Path) -> None:
+    """Removes what writers that died have left in `folder`."""
+    for path in folder.glob(".*.tmp"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _replace_folder(new: Path, folder: Path) -> None:
+    """A folder cannot be renamed onto one that holds files: the old one steps aside first."""
+    if not folder.exists():
+        new.rename(folder)
+        return
+    old = folder.with_name(f".{folder.name}.old.tmp")
+    shutil.rmtree(old, ignore_errors=True)
+    folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old)

@@ -1,0 +1,156 @@
+"""How the files of a run are called. No other module spells their names."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+CONFIG = "config.yaml"
+DAMAGED = ".damaged"
+"""Suffix of a checkpoint that was set aside."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run, finished or not."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration, yaml."""
+        return self.path / CONFIG
+
+    @property
+    def status(self) -> Path:
+        """State, process, images seen, exit code: see runs/status.py."""
+        return self.path / "status.json"
+
+    @property
+    def metrics(self) -> Path:
+        """A line of JSON for each set of logged numbers, by images seen."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """Grids, strips and single pictures drawn while training."""
+        return self.path / "samples"
+
+    @property
+    def validation(self) -> Path:
+        """IMAGES_SEEN.json: the error of every held-out picture at every noise level."""
+        return self.path / "validation"
+
+    @property
+    def evaluation(self) -> "EvaluationFolder":
+        """Where sdtrain-evaluate writes unless told otherwise."""
+        return EvaluationFolder(self.path / "evaluation")
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def checkpoint(self, images_seen: int) -> "CheckpointFolder":
+        return CheckpointFolder(self.checkpoints / f"{images_seen:012d}")
+
+    @property
+    def first_stage(self) -> "RunFolder":
+        """The run that trains this one's autoencoder, where it brings one along."""
+        return RunFolder(self.path / "first_stage")
+
+    @property
+    def autoencoder(self) -> Path:
+        """The trained autoencoder in diffusers' layout, of a run that trains one."""
+        return self.path / "autoencoder"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / ".lock"
+
+    @property
+    def output(self) -> Path:
+        """What an arm of a sweep has printed."""
+        return self.path / "output.txt"
+
+    def error_log(self, rank: int = 0) -> Path:
+        """Its first line is the paragraph that was printed, the traceback follows."""
+        return self.path / (f"error-rank-{rank}.log" if rank else "error.log")
+
+    def stack(self, rank: int | str) -> Path:
+        """Where the stacks of a rank that hangs are written; "*" for a pattern of all."""
+        return self.path / f"stuck-rank-{rank}.txt"
+
+
+@dataclass(frozen=True)
+class CheckpointFolder:
+    """checkpoints/<images_seen>/ of a run."""
+
+    path: Path
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model.safetensors"
+
+    @property
+    def ema(self) -> Path:
+        return self.path / "ema.safetensors"
+
+    @property
+    def trainer(self) -> Path:
+        return self.path / "trainer.pt"
+
+    @property
+    def config(self) -> Path:
+        return self.path / CONFIG
+
+    @property
+    def manifest(self) -> Path:
+        """Size and sha256 of the other files."""
+        return self.path / "manifest.json"
+
+    @property
+    def run(self) -> RunFolder:
+        return RunFolder(self.path.parent.parent)
+
+
+@dataclass(frozen=True)
+class EvaluationFolder:
+    """What sdtrain-evaluate leaves behind."""
+
+    path: Path
+
+    @property
+    def numbers(self) -> Path:
+        return self.path / "evaluation.json"
+
+
+@dataclass(frozen=True)
+class SweepFolder:
+    """The folder of a sweep; its arms are runs in it."""
+
+    path: Path
+
+    @property
+    def record(self) -> Path:
+        """The words of the sweep and the names of its arms: see sweep/record.py."""
+        return self.path / "sweep.json"
+
+    @property
+    def hydra_record(self) -> Path:
+        """Hydra's own record, which is removed: it holds what an arm's config.yaml hides."""
+        return self.path / "multirun.yaml"
+
+    def arm(self, name: str) -> RunFolder:
+        return RunFolder(self.path / name)
+
+    @property
+    def first_stage(self) -> RunFolder:
+        """The run that trains the autoencoder of all arms."""
+        return RunFolder(self.path).first_stage
+
+    @property
+    def report(self) -> Path:
+        """Where sdtrain-report writes unless told otherwise."""
+        return self.path / "report"

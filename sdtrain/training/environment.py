@@ -1,0 +1,68 @@
+"""What a training process is told by, and tells, the libraries and launchers around it."""
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+
+from sdtrain.console import global_rank
+from sdtrain.errors import UserError
+from sdtrain.runs.lock import only_run
+
+LAUNCHER_VARIABLES = (
+    "TORCHELASTIC_RUN_ID",
+    "WORLD_SIZE",
+    "RANK",
+    "LOCAL_RANK",
+    "SLURM_NTASKS",
+    "SLURM_PROCID",
+    "SLURM_LOCALID",
+)
+
+ADVICE_THAT_DOES_NOT_APPLY = (
+    ".*does not have many workers.*",
+    ".*isinstance\\(treespec, LeafSpec\\).*",
+    ".*barrier\\(\\): using the device.*",
+    ".*litlogger.*",
+    ".*module\\(s\\) in eval mode.*",  # frozen parts are
+)
+
+
+def quiet_libraries() -> None:
+    """Silences Lightning's and torch's advice that does not apply here."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for message in ADVICE_THAT_DOES_NOT_APPLY:
+        warnings.filterwarnings("ignore", message)
+
+
+def forget_launcher() -> None:
+    """One process is rank 0 of itself, whatever the scheduler that has started it calls it: else a second would not see
+    the lock. Raises UserError where torchrun has started several."""
+    world = os.environ.get("WORLD_SIZE", "1")
+    if "TORCHELASTIC_RUN_ID" in os.environ and world != "1":
+        raise UserError(
+            f"strategy=single is one process, and torchrun has started {world}",
+            key="strategy",
+            remedy=f"Set strategy=ddp trainer.devices={world}, or start one.",
+        )
+    for name in LAUNCHER_VARIABLES:
+        os.environ.pop(name, None)
+    rank_zero_only.rank = 0
+
+
+@contextlib.contextmanager
+def alone_in(run_dir: Path, console: Console) -> Iterator[None]:
+    """Holds the folder's lock, on rank 0. The folder of a run that was refused is empty, and goes."""
+    lock = only_run(run_dir, console.print) if global_rank() == 0 else contextlib.nullcontext()
+    try:
+        with lock:
+            yield
+    finally:
+        with contextlib.suppress(OSError):
+            run_dir.rmdir()

@@ -1,0 +1,91 @@
+"""What a logger is asked beyond numbers. One that cannot show a thing leaves it out: the run's folder has it."""
+
+import os
+
+import numpy as np
+import torch
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import OmegaConf
+from PIL import Image
+
+from sdtrain.config.build import build
+from sdtrain.redaction import redacted
+from sdtrain.runs.layout import RunFolder
+from sdtrain.training.loggers.wandb import GuardedWandb, own_data_dir
+
+
+def make_logger(config: dict, folder: RunFolder, saved: str, resumed: int) -> Logger | None:
+    """The logger that the configuration names, told the run's saved configuration.
+
+    resumed: images seen at the checkpoint that the run goes on from.
+    """
+    if not config.get("logger"):
+        return None
+    name = redacted(f"{config['name']}/{folder.name}")
+    logger = build(config["logger"], "logger", run_dir=folder.path, name=name, resumed=resumed)
+    if logger is not None:
+        logger.log_hyperparams(OmegaConf.to_container(OmegaConf.create(saved)))
+    return logger
+
+
+@rank_zero_only
+def close_logger(logger: Logger, *, failed: bool) -> None:
+    """Ends the logger's run: the next one of a sweep starts its own."""
+    if not failed:  # otherwise Lightning has done it
+        logger.finalize("success")
+    if isinstance(logger, GuardedWandb):
+        logger.finish(failed)
+        if os.environ.get("WANDB_DATA_DIR") == own_data_dir(logger.save_dir):
+            del os.environ["WANDB_DATA_DIR"]
+
+
+def log_picture(logger: Logger, key: str, picture: Image.Image, images_seen: int) -> None:
+    """A picture to a logger that takes pictures."""
+    if isinstance(logger, GuardedWandb):
+        import wandb
+
+        logger.log_guarded(lambda: {key: wandb.Image(picture)}, images_seen)
+    elif isinstance(logger, TensorBoardLogger):
+        pixels = torch.from_numpy(np.array(picture))
+        logger.experiment.add_image(key, pixels, images_seen, dataformats="HWC")
+
+
+def log_levels(
+    logger: Logger, lists: dict[str, list], edges: list[float], images_seen: int
+) -> None:
+    """Training by noise level as histograms over log_snr: how many samples each bin had, and their mean loss."""
+    if not isinstance(logger, GuardedWandb):
+        return
+    import wandb
+
+    histograms = {}
+    for key, values in lists.items():
+        heights = np.array([value or 0.0 for value in values])
+        histograms[key] = wandb.Histogram(np_histogram=(heights, np.array(edges)))
+    logger.log_guarded(lambda: histograms, images_seen)
+
+
+def log_table(
+    logger: Logger, key: str, columns: list[str], rows: list[list], images_seen: int
+) -> None:
+    """A table to wandb; cells that are pictures ([H, W, 3] uint8 arrays) are shown as such.
+
+    Offline, wandb keeps the table's pictures for the upload alone; so each is logged by itself too, where `wandb leet`
+    and people find it.
+    """
+    if not isinstance(logger, GuardedWandb):
+        return
+    import wandb
+
+    def table() -> dict:
+        data = []
+        for row in rows:
+            data.append([wandb.Image(c) if isinstance(c, np.ndarray) else c for c in row])
+        single = []
+        for row in rows:
+            caption = ", ".join(str(cell) for cell in row[1:-1])
+            single.append(wandb.Image(row[-1], caption=caption))
+        return {key: wandb.Table(columns=columns, data=data), f"{key}_pictures": single}
+
+    logger.log_guarded(table, images_seen)

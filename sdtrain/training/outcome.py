@@ -1,0 +1,146 @@
+"""How a run ended: in status.json, in error.log with the traceback, and as one paragraph with an exit code."""
+
+import os
+import re
+import resource
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+
+from sdtrain.config.boundary import hydra_paragraph
+from sdtrain.console import global_rank, report_failure, write_traceback
+from sdtrain.errors import DataError, DivergedError, UserError
+from sdtrain.redaction import redacted
+from sdtrain.runs.layout import RunFolder
+from sdtrain.runs.manifest import published
+from sdtrain.runs.status import State, Status, write_status
+from sdtrain.signals import Interrupted, Signals
+from sdtrain.training.progress import Progress
+from sdtrain.training.ranks import Ranks
+
+LONGEST = 1000  # characters of a foreign error's message
+INTERRUPTED = (130, 143)  # exit codes
+
+
+class RunError(UserError):
+    """An error that is nobody's mistake, with an exit code of its own: a bug, or a lost rank."""
+
+    def __init__(self, problem: str, exit_code: int) -> None:
+        super().__init__(problem)
+        self.exit_code = exit_code
+
+
+class Run:
+    """A run that has begun: its folder and what is known of it while it goes on.
+
+    owned: whether the folder's status and log are this process's to write; another run's are not, until this one goes on
+    with it. ranks: who watches the others, where there are several.
+    """
+
+    def __init__(self, folder: RunFolder, progress: Progress, console: Console) -> None:
+        self.folder = folder
+        self.progress = progress
+        self.console = console
+        self.signals = Signals()
+        self.owned = not published(folder.path)
+        self.ranks: Ranks | None = None
+
+    def write_status(self, state: State, exit_code: int | None = None) -> None:
+        """On rank 0, or on a rank whose rank 0 is dead."""
+        speaks = global_rank() == 0 or self.is_orphaned
+        if not speaks or not self.owned or not self.folder.path.is_dir():
+            return
+        command = shlex.join(redacted(["sdtrain", *sys.argv[1:]]))
+        seen = self.progress.images_seen
+        status = Status(state, os.getpid(), seen, exit_code, peak_memory_mb(), command)
+        write_status(self.folder, status)
+
+    @property
+    def is_orphaned(self) -> bool:
+        return self.ranks is not None and self.ranks.orphaned
+
+    def leave(self, exit_code: int, paragraph: str) -> None:
+        """Ends the process from a thread, while the main one is stuck."""
+        self.write_status("interrupted" if exit_code in INTERRUPTED else "failed", exit_code)
+        message = " ".join(paragraph.split())
+        log = write_traceback(self.folder.error_log(global_rank()), message)
+        report_failure(message, log, aloud=True)
+        os._exit(exit_code)
+
+
+@contextmanager
+def outcome_recorded(run: Run) -> Iterator[None]:
+    """Writes down how the run within ended, and raises Interrupted or a UserError for whatever ended it."""
+    try:
+        yield
+    except Interrupted as stop:
+        if stop.code:
+            run.write_status("interrupted", stop.code)
+            run.console.print(
+                f"Interrupted at {run.progress.images_seen} images, the checkpoint is written. Go on with "
+                f"the same command with resume=auto hydra.run.dir='{run.folder.path}'",
+                soft_wrap=True,
+            )
+        raise
+    except (UserError, OmegaConfBaseException) as error:
+        mistake = _as_user_error(error)
+        diverged = isinstance(mistake, DivergedError)
+        run.write_status("diverged" if diverged else "failed", mistake.exit_code)
+        # A folder that holds another run stays as it is.
+        log = run.folder.error_log(global_rank()) if global_rank() or run.owned else None
+        raise _with_log(mistake, log) from error
+    except Exception as error:
+        failure = _as_run_error(error, run)
+        interrupted = failure.exit_code in INTERRUPTED
+        run.write_status("interrupted" if interrupted else "failed", failure.exit_code)
+        failure.aloud = global_rank() == 0 or run.is_orphaned
+        raise _with_log(failure, run.folder.error_log(global_rank())) from error
+    finally:
+        if run.ranks:
+            run.ranks.finish()
+
+
+def _as_user_error(error: UserError | OmegaConfBaseException) -> UserError:
+    if isinstance(error, OmegaConfBaseException):
+        return UserError(hydra_paragraph(error, list))
+    if "DataLoader worker" in str(error):
+        # A loader's worker hands its error on with its traceback before it.
+        message = str(error).rpartition(f"{type(error).__name__}: ")[2]
+        return type(error)(message)
+    return error
+
+
+def _as_run_error(error: Exception, run: Run) -> UserError:
+    """For an error that is no mistake of the user's as it stands."""
+    if re.search("DataLoader worker .*(killed by signal|exited unexpectedly)", str(error)):
+        return DataError(
+            f"A worker of the loader was killed at {run.progress.images_seen} images, perhaps because "
+            "memory was short",
+            key="data.num_workers",
+            remedy="Lower data.num_workers, and go on with resume=auto "
+            f"hydra.run.dir={str(run.folder.path)!r}.",
+        )
+    if run.ranks:
+        code, message = run.ranks.verdict(error)
+    else:
+        code, message = 1, f"{type(error).__name__}: {error}"
+    return RunError(" ".join(message.split())[:LONGEST], code)
+
+
+def _with_log(error: UserError, log: Path | None) -> UserError:
+    """The error, with the file in which its traceback lies: the command names it."""
+    error.log = write_traceback(log, str(error)) if log is not None else None
+    return error
+
+
+def peak_memory_mb() -> int:
+    """Of the device's allocations where there is one, else of this process."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return round(torch.cuda.max_memory_allocated() / 2**20)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)

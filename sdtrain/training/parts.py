@@ -1,0 +1,153 @@
+"""A plan to what is trained: data, module and loaders."""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+
+from sdtrain.assemble.model import (
+    build_data,
+    build_model,
+    check_fit,
+    seed_weights,
+    truncated_captions,
+)
+from sdtrain.config.build import build
+from sdtrain.console import global_rank, warn
+from sdtrain.data.draws import Collate
+from sdtrain.data.skipped import Skipped
+from sdtrain.diffusion.noise import Gaussian
+from sdtrain.errors import StorageError
+from sdtrain.files import write_text
+from sdtrain.models.autoencoder import check_latent_scale
+from sdtrain.redaction import redacted
+from sdtrain.runs.layout import RunFolder
+from sdtrain.training.autoencoder_module import AutoencoderModule
+from sdtrain.training.datamodule import DataModule
+from sdtrain.training.diffusion_module import DiffusionModule
+from sdtrain.training.plan import Plan, try_optimizer
+from sdtrain.training.progress import Progress
+from sdtrain.types import PictureData
+
+CALIBRATION = 64
+"""Training pictures on which the scale of the latents is checked."""
+
+
+@dataclass
+class Parts:
+    """notes: lines to print about the data."""
+
+    data: PictureData
+    module: DiffusionModule | AutoencoderModule
+    datamodule: DataModule
+    notes: list[str]
+
+
+def build_parts(plan: Plan, run_dir: Path, progress: Progress) -> Parts:
+    """Raises DataError and UserError where the data are wrong, or do not fit the model."""
+    config = plan.config
+    data = build_data(config["data"])
+    notes = list(getattr(data, "notes", ()))
+    if plan.draft.trains_autoencoder:
+        module = _autoencoder_module(config, plan, progress)
+        collate = _collate(config, module.latent_shape(data.image_size))
+        parts = Parts(data, module, _datamodule(plan, data, collate, progress), notes)
+    else:
+        parts = _diffusion_parts(config, plan, data, run_dir, progress)
+        parts.notes[:0] = notes
+    trained = parts.module.trained().values()
+    try_optimizer(parts.module.optimisation, config, trained)
+    return parts
+
+
+def _diffusion_parts(
+    config: dict, plan: Plan, data: PictureData, run_dir: Path, progress: Progress
+) -> Parts:
+    model = build_model(config, run_dir)
+    module = DiffusionModule(model=model, optimisation=plan.optimisation(), progress=progress)
+    collate = Collate(
+        seed=config["seed"],
+        latent_shape=model.autoencoder.latent_shape(data.image_size),
+        posterior=model.autoencoder.sample_posterior,
+        stratified=model.objective.times.stratified,
+        global_batch=progress.batch_size,
+        noise=build(config["noise"], "noise"),
+    )
+    datamodule = _datamodule(plan, data, collate, progress)
+    check_fit(model, data)
+    note = truncated_captions(model, data)
+    train = datamodule.train
+    rows = [train[(place, place)] for place in range(min(CALIBRATION, len(train)))]
+    check_latent_scale(model.autoencoder, model.latents_of_rows(rows))
+    return Parts(data, module, datamodule, [note] if note else [])
+
+
+def _autoencoder_module(config: dict, plan: Plan, progress: Progress) -> AutoencoderModule:
+    seed_weights(config["seed"], "autoencoder")
+    given = {"optimisation": plan.optimisation(), "progress": progress}
+    return build(config["model"], "model", **given)
+
+
+def _collate(config: dict, latent_shape: tuple[int, int, int]) -> Collate:
+    """Of the training of an autoencoder, which has no noise levels."""
+    return Collate(
+        seed=config["seed"],
+        latent_shape=latent_shape,
+        posterior=True,
+        stratified=False,
+        global_batch=config["data"]["batch_size"],
+        noise=Gaussian(),
+    )
+
+
+def _datamodule(plan: Plan, data: PictureData, collate: Collate, progress: Progress) -> DataModule:
+    config = plan.config
+    limit = getattr(data, "max_skipped", None)
+    return DataModule(
+        data=data,
+        num_workers=config["data"]["num_workers"],
+        seed=config["seed"],
+        collate=collate,
+        progress=progress,
+        accumulate=plan.draft.trainer.accumulate,
+        skipped=None if limit is None else Skipped(limit=limit, report=warn),
+    )
+
+
+def saved_config(plan: Plan, parts: Parts | None = None) -> str:
+    """The resolved configuration as yaml, without secrets.
+
+    parts: once they are built, the hashes of the frozen weights and of the data's listing are written into it.
+    """
+    config = copy.deepcopy(plan.config)
+    del config["resume"], config["resume_allow"]
+    if parts is not None:
+        if isinstance(parts.module, DiffusionModule):
+            for name, digest in parts.module.model.frozen_hashes().items():
+                config["model"][name]["sha256"] = digest
+        listing = getattr(parts.data, "sha256", None)  # of data that lie in files
+        if listing:
+            config["data"]["sha256"] = listing
+    return OmegaConf.to_yaml(OmegaConf.create(redacted(config)))
+
+
+def set_threads(threads: int | None) -> None:
+    """torch's CPU threads; None leaves them as they are."""
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def write_config(folder: RunFolder, config: str) -> None:
+    """Writes config.yaml, on rank 0. Raises StorageError."""
+    if global_rank() > 0:
+        return
+    try:
+        write_text(folder.config, config)
+    except OSError as error:
+        raise StorageError(
+            f"{folder.path} cannot be written: {error.strerror}",
+            key="hydra.run.dir",
+            remedy="Set hydra.run.dir to another folder.",
+        ) from error

@@ -1,0 +1,105 @@
+"""A checked configuration as a value: what is going to be trained, before anything has begun."""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+
+from sdtrain.assemble.drawing import build_drawing
+from sdtrain.assemble.objective import build_schedule, fitting_weighting, with_table
+from sdtrain.config.build import build
+from sdtrain.config.check import Checker
+from sdtrain.config.draft import LOADER_KEYS, Draft
+from sdtrain.errors import UserError
+from sdtrain.generation.drawing import Drawing
+from sdtrain.training.callbacks.assembly import try_callbacks
+from sdtrain.training.optimisation import Optimisation
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, an arm of a sweep and the decision about a resume are all read from it. It never changes.
+
+    draft: what the user asked for. notes: lines to print, of what made way for what was typed. drawing: of the pictures
+    while training; None for an autoencoder.
+    """
+
+    draft: Draft
+    _config: dict = field(repr=False)
+    notes: tuple[str, ...]
+    drawing: Drawing | None
+
+    @property
+    def config(self) -> dict:
+        """The configuration that is trained; a fresh copy each time."""
+        return copy.deepcopy(self._config)
+
+    def optimisation(self) -> Optimisation:
+        """A fresh one, as the configuration says."""
+        trainer = self.draft.trainer
+        return Optimisation(
+            optimizer=build(self._config["optimizer"], "optimizer"),
+            lr_schedule=build(self._config["lr_schedule"], "lr_schedule"),
+            max_images=trainer.max_images,
+            gradient_clip=trainer.gradient_clip,
+            max_skipped=trainer.max_skipped,
+        )
+
+
+def make_plan(draft: Draft) -> Plan:
+    """Checks what needs torch but neither data nor weights. Raises UserError before anything is loaded or trained."""
+    checker = Checker(draft.typed)
+    config = _check_nodes(draft.config, checker)
+    notes = list(checker.notes)
+    drawing = None
+    if not draft.trains_autoencoder:
+        config["schedule"] = with_table(config["schedule"])
+        config["weighting"], note = fitting_weighting(config, draft.typed)
+        if note:
+            notes.append(note)
+        drawing = _check_drawings(config)
+    plan = Plan(draft, config, tuple(notes), drawing)
+    try_optimizer(plan.optimisation(), config, [torch.nn.Parameter(torch.zeros(2, 2))])
+    build(config["strategy"], "strategy")
+    try_callbacks(plan.config, drawing, draft.trainer)
+    return plan
+
+
+def _check_nodes(config: dict, checker: Checker) -> dict:
+    """Every node below the root against its constructor."""
+    checked = {}
+    for name, node in config.items():
+        if name != "data":
+            checked[name] = checker.node(node, name)
+            continue
+        own = {key: value for key, value in node.items() if key not in LOADER_KEYS}
+        loader = {key: node[key] for key in LOADER_KEYS}
+        checked[name] = checker.node(own, name, beside=LOADER_KEYS) | loader
+    return checked
+
+
+def _check_drawings(config: dict) -> Drawing:
+    """The drawing of the samples, and those with other numbers of steps."""
+    schedule = build_schedule(config)
+    samples = (config.get("callbacks") or {}).get("samples") or {}
+    for steps in samples.get("sampler_steps", ()):
+        try:
+            build_drawing(config | {"steps": steps}, schedule)
+        except UserError as error:
+            key = "callbacks.samples.sampler_steps"
+            raise UserError(f"{key}: {error}", key=key) from error
+    return build_drawing(config, schedule)
+
+
+def try_optimizer(
+    optimisation: Optimisation, config: dict, parameters: Iterable[torch.nn.Parameter]
+) -> None:
+    """Raises UserError for settings that the optimizer refuses."""
+    try:
+        optimisation.configure(parameters)
+    except (ValueError, TypeError, RuntimeError) as error:
+        last_word = str(error).split()[-1:]
+        named = [key for key, v in config["optimizer"].items() if str(v) in last_word]
+        key = f"optimizer.{named[0]}" if named else "optimizer"
+        raise UserError(f"optimizer: {error}", key=key, remedy=f"Change {key}.") from error

@@ -1,0 +1,168 @@
+"""Going on with a run: from which checkpoint, and whether that would mix two runs."""
+
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from sdtrain.config.compose import compose_config
+from sdtrain.config.draft import check_draft
+from sdtrain.config.trusted import renewed
+from sdtrain.console import global_rank
+from sdtrain.errors import StorageError, UserError
+from sdtrain.redaction import redacted
+from sdtrain.runs.checkpoint import read_config, read_weights
+from sdtrain.runs.layout import RunFolder
+from sdtrain.runs.manifest import newest_whole, published, set_aside
+from sdtrain.runs.resume import compare_configs, is_below, listed
+from sdtrain.runs.status import read_status
+from sdtrain.training.outcome import Run
+from sdtrain.training.parts import Parts
+from sdtrain.training.plan import Plan, make_plan
+
+HASHES = {"model.autoencoder.sha256", "data.sha256"}
+"""Keys that a run adds to its own configuration, once it is built."""
+
+
+def checkpoint_to_resume(run: Run, plan: Plan, parts: Parts, config: str) -> Path | None:
+    """The checkpoint to go on from, None to start anew. Raises UserError where that would mix two runs.
+
+    config: this run's yaml. Newer checkpoints that are not whole are set aside.
+    """
+    resume = plan.draft.config["resume"]
+    found = published(run.folder.path)
+    if resume == "never":
+        if found:
+            raise UserError(
+                f"{run.folder.path} already holds a run",
+                key="resume",
+                remedy="Set resume=auto to go on with it, or another hydra.run.dir.",
+            )
+        return None
+    newest, passed_over = newest_whole(run.folder.path)
+    for line in passed_over:
+        run.console.print(line, soft_wrap=True)
+    if newest is not None:
+        _print_resume(run, plan, parts, newest, config)
+    elif resume == "must" or found:  # to start anew would write over what there is
+        raise nothing_to_resume(run.folder, resume)
+    else:
+        run.console.print("resume=auto: there is nothing to resume, the run starts anew.")
+    run.owned = True
+    if global_rank() == 0:
+        last = -1 if newest is None else int(newest.name)
+        set_aside([folder for folder in found if int(folder.name) > last])
+    return newest
+
+
+def nothing_to_resume(folder: RunFolder, resume: str) -> UserError:
+    """Why there is no checkpoint to go on from."""
+    count = len(published(folder.path))
+    if count:
+        return StorageError(
+            f"resume={resume}, but none of the {count} checkpoints in {folder.path} is whole",
+            key="hydra.run.dir",
+            remedy="Restore one, or set another hydra.run.dir.",
+        )
+    return UserError(
+        f"resume={resume}, but there is no whole checkpoint in {folder.path}",
+        key="resume",
+        remedy="Set hydra.run.dir to the run, or resume=auto to start anew.",
+    )
+
+
+def _print_resume(run: Run, plan: Plan, parts: Parts, checkpoint: Path, config: str) -> None:
+    """Says what has changed since the checkpoint, or refuses it."""
+    new = OmegaConf.to_container(OmegaConf.create(config))
+    allowed = plan.draft.config["resume_allow"]
+    for line in applied_changes(checkpoint, new, parts.module, allowed):
+        run.console.print(line, soft_wrap=True)
+    run.console.print(f"Going on from {checkpoint}", soft_wrap=True)
+    seen = int(checkpoint.name)
+    budget = run.progress.max_images
+    if seen >= budget:
+        run.console.print(
+            f"There is nothing left to train: trainer.max_images={budget}, and {seen} were seen."
+        )
+
+
+def applied_changes(
+    checkpoint: Path, config: dict, module: torch.nn.Module, allowed: list[str]
+) -> list[str]:
+    """A line for each key that differs from the checkpoint's. UserError where one of them would make it another run, and
+    is not allowed."""
+    changes = compare_configs(renewed(read_config(checkpoint)), config, allowed)
+    if changes.refused:
+        raise _another_run(checkpoint, config, changes.refused, allowed)
+    if any(is_below(key, ["model"]) for key in changes.changed):
+        check_weights(checkpoint, module)
+    lines = []
+    for key, (old, new) in changes.changed.items():
+        lines.append(f"changed since the checkpoint: {key}: {old} -> {new}")
+    return lines
+
+
+def _another_run(checkpoint: Path, config: dict, refused: dict, allowed: list[str]) -> UserError:
+    differences = listed(refused)
+    if "data.sha256" in refused:
+        of_a_folder = "path" in config["data"]
+        what = "the pictures or captions in data.path" if of_a_folder else "the emoji of data.font"
+        differences += f"; data.sha256: {what} changed since the run began"
+    groups = [*allowed, *(key.partition(".")[0] for key in refused)]
+    to_allow = ",".join(dict.fromkeys(groups))
+    run = checkpoint.parent.parent
+    return UserError(
+        f"The run in {run} cannot go on with another configuration ({differences})",
+        key=next(iter(refused)),
+        remedy=f"Set them back, choose another hydra.run.dir, or allow it with resume_allow=[{to_allow}].",
+    )
+
+
+def check_weights(checkpoint: Path, module: torch.nn.Module) -> None:
+    """Raises UserError where a model that was allowed to change does not fit the weights."""
+    old = {name: list(v.shape) for name, v in read_weights(checkpoint, "model").items()}
+    new = {name: list(v.shape) for name, v in module.state_dict().items()}
+    for name in sorted(old.keys() | new.keys()):
+        there = old.get(name, "missing")
+        here = new.get(name, "missing")
+        if there != here:
+            raise UserError(
+                f"The weights of {checkpoint} do not fit the changed model: {name} is {there} there and {here} here",
+                key="model",
+                remedy="Set model back, or choose another hydra.run.dir.",
+            )
+
+
+def newest_unfinished(overrides: list[str]) -> Path | None:
+    """The newest run under runs/ of the same name, with a checkpoint, that has not finished and that this configuration
+    may go on with. None too where the configuration is refused: the run itself reports it."""
+    config = compose_config("train", overrides)
+    words = [word for word in overrides if not word.startswith("hydra.")]
+    try:
+        plan = make_plan(check_draft(config, words))
+    except UserError:
+        return None
+    wanted = redacted(plan.config)
+    statuses = Path("runs", config["name"]).glob(f"*/{RunFolder(Path()).status.name}")
+    for status in sorted(statuses, key=lambda path: path.stat().st_mtime, reverse=True):
+        run = RunFolder(status.parent)
+        if (_has_checkpoint(run)) and _may_go_on(run, wanted, config["resume_allow"]):
+            return run.path.resolve()
+    return None
+
+
+def _has_checkpoint(run: RunFolder) -> bool:
+    return bool(published(run.path) or published(run.first_stage.path))
+
+
+def _may_go_on(run: RunFolder, wanted: dict, allowed: list[str]) -> bool:
+    if read_status(run).get("state", "finished") == "finished":
+        return False
+    try:
+        saved = renewed(OmegaConf.to_container(OmegaConf.load(run.config)))
+        refused = compare_configs(saved, wanted, allowed).refused
+    except (OSError, ValueError, TypeError, AttributeError, YAMLError, OmegaConfBaseException):
+        return False  # no file of ours
+    return not refused.keys() - HASHES

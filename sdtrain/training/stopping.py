@@ -1,0 +1,89 @@
+"""When a run ends: by its budget of images, by its limit of time, or by a signal; the same on all ranks."""
+
+import time
+
+import lightning.pytorch as L
+import torch
+import torch.distributed as dist
+
+from sdtrain.signals import Signals
+from sdtrain.training.progress import Progress, window_ended
+
+
+class Stopping(L.Callback):
+    """Decides after each optimizer step whether it was the last.
+
+    It stands before the callback that saves, and after those that look: when the time is up one more step is taken,
+    which everybody knows to be the last.
+
+    Args:
+        signals: what this process has received.
+        max_minutes: limit of the time trained, by all processes of the run; None for no limit.
+        progress: where the run stands.
+    """
+
+    def __init__(self, *, signals: Signals, max_minutes: float | None, progress: Progress) -> None:
+        self.signals = signals
+        self.max_minutes = max_minutes
+        self.progress = progress
+        self.interrupted_by = 0
+        """The signal on which the run is to save and leave; 0 for none."""
+        self._seconds_before = 0.0  # trained by earlier processes
+        self._started = 0.0
+        self._group = None
+
+    @property
+    def seconds_trained(self) -> float:
+        """By all processes of the run."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        if trainer.world_size > 1:
+            # The flag of a signal crosses ranks without touching a device.
+            self._group = dist.new_group(backend="gloo")
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._started = time.monotonic()
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict
+    ) -> None:
+        checkpoint["seconds_trained"] = self.seconds_trained
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict
+    ) -> None:
+        self._seconds_before = checkpoint.get("seconds_trained", 0.0)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs, batch, batch_index: int
+    ) -> None:
+        if not window_ended(trainer):
+            return
+        progress = self.progress
+        received, time_is_up = self._agreed()
+        last = progress.ended
+        if time_is_up and not last:
+            progress.ends_at = progress.images_seen + progress.batch_size
+        trainer.should_stop = trainer.should_stop or last
+        self.interrupted_by = received
+
+    def _agreed(self) -> tuple[int, bool]:
+        """(the signal that any rank has received, 0 for none; whether the time is up); the same on all ranks."""
+        limit = self.max_minutes
+        time_is_up = limit is not None and self.seconds_trained >= 60 * limit
+        flags = torch.tensor([self.signals.received, time_is_up])
+        if self._group is not None:
+            dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._group)
+        return int(flags[0]), bool(flags[1])
+
+
+def disable_lightning_signals(trainer: L.Trainer) -> None:
+    """Switches off two private parts of Lightning 2.6: its handler broadcasts inside a signal, and its check for SIGTERM
+    reads the device at every micro-batch."""
+    connector = trainer._signal_connector
+    loop = trainer.fit_loop.epoch_loop
+    assert callable(connector.register_signal_handlers)
+    assert callable(loop._broadcast_sigterm_tensor)
+    connector.register_signal_handlers = lambda: None
+    loop._broadcast_sigterm_tensor = lambda: None
