@@ -81,8 +81,8 @@ def composed():
 @pytest.fixture(scope="session")
 def tiny(composed):
     """`more` after the overrides of TINY whose keys exist beside them: a run of 8 steps, in about a second."""
-    from sdtrain.config.check import flat
     from sdtrain.paths import config_dir
+    from sdtrain.runs.resume import flat
 
     @functools.cache
     def keys(*groups: str) -> frozenset[str]:
@@ -255,7 +255,8 @@ def tiny_run(here, tiny, tmp_path_factory):
 @pytest.fixture(scope="session")
 def saved():
     """saved(RUN) -> every tensor of its newest checkpoint by name: weights, EMA, and the optimizer's state."""
-    from sdtrain.runs.checkpoint import published, read_trainer, read_weights
+    from sdtrain.runs.checkpoint import read_trainer, read_weights
+    from sdtrain.runs.manifest import published
 
     def tensors(run: Path) -> dict:
         folder = published(run)[-1]

@@ -1,6 +1,7 @@
 """A module imports only from lower lines; rooms on one line do not import each other."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,21 +13,31 @@ import sdtrain
 
 PACKAGE = Path(sdtrain.__file__).parent
 
+README = (PACKAGE / "README.md").read_text(encoding="utf-8")
+
 # From the top down. A room is a folder or a file of sdtrain/.
 LINES = [
-    {"cli"},
-    {"callbacks", "report"},
-    {"generate", "precompute"},  # compositions of a trained module
-    {"module", "autoencoder_module"},
-    {"diffusion", "samplers", "models", "conditioning", "data", "metrics"},
-    {"schedules", "plots"},
-    {"types", "tensors", "randomness", "pictures", "checkpoints", "optimisation"},
-    {"paths"},
-    {"errors", "redaction"},
+    {"commands"},
+    {"sweep"},
+    {"training"},
+    {"report", "audit"},
+    {"assemble"},
+    {"evaluation"},
+    {"generation"},
+    {"config"},
+    {"runs"},
+    {"latent_diffusion"},
+    {"diffusion", "samplers", "models", "conditioning", "data"},
+    {"schedules"},
+    {"plots"},
+    {"pictures"},
+    {"console"},
+    {"files", "paths", "signals", "types", "randomness"},
+    {"redaction", "errors"},
 ]
 HEIGHT = {room: len(LINES) - number for number, line in enumerate(LINES) for room in line}
-# Denoisers and samplers are strangers: a sampler is given a function. So they are on one line, and both stand on schedules.
 ALONE = {"schedules", "diffusion", "samplers"}  # these need torch alone
+LIGHT = {"report", "audit"}  # these load no training and no networks
 
 
 def room_of(dotted: str) -> str | None:
@@ -90,27 +101,29 @@ def test_every_room_has_its_line():
     [
         ("schedules/made_up.py", "import sdtrain.diffusion"),
         ("schedules/made_up.py", "from sdtrain.diffusion.forward import add_noise"),
-        ("schedules/made_up.py", "from sdtrain import generate"),
+        ("schedules/made_up.py", "from sdtrain import generation"),
         ("schedules/made_up.py", "from ..samplers import ddim"),
         ("schedules/__init__.py", "from .. import models"),
-        ("schedules/made_up.py", "def f():\n    from sdtrain.cli import build"),
+        ("schedules/made_up.py", "def f():\n    from sdtrain.config import build"),
         (
             "schedules/made_up.py",
-            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import sdtrain.training.diffusion_module as m",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import sdtrain.training as t",
         ),
         ("samplers/made_up.py", "from sdtrain.diffusion import Denoise"),  # sideways
         ("diffusion/made_up.py", "from sdtrain.samplers import ddim"),
         ("data/made_up.py", "from sdtrain.models.autoencoder import Pixels"),
-        ("metrics/made_up.py", "from sdtrain.data.shapes import Shapes"),
+        ("report/made_up.py", "from sdtrain.audit import orders"),
+        ("evaluation/made_up.py", "from sdtrain.assemble.load import load"),
         ("models/deep/made_up.py", "from ...conditioning import text"),
-        ("module.py", "from sdtrain.training.autoencoder_module import psnr"),
-        ("callbacks/made_up.py", "from sdtrain.assemble.model import build"),
+        ("latent_diffusion.py", "from sdtrain.runs.layout import RunFolder"),
+        ("training/callbacks/made_up.py", "from sdtrain.commands.train import task"),
+        ("runs/made_up.py", "from sdtrain.config.check import nearest"),
         ("randomness.py", "from sdtrain.types import Batch"),
         ("paths.py", "from sdtrain.randomness import KeyedRandom"),
         ("errors.py", "from sdtrain.paths import shipped"),
-        ("__init__.py", "from sdtrain.training.diffusion_module import DiffusionModule"),
+        ("__init__.py", "from sdtrain.latent_diffusion import LatentDiffusion"),
         ("nowhere/made_up.py", "from sdtrain.errors import UserError"),
-        ("cli/made_up.py", "import sdtrain.nowhere"),
+        ("commands/made_up.py", "import sdtrain.nowhere"),
     ],
 )
 def test_the_walker_sees_an_import_that_goes_up(path, text):
@@ -121,12 +134,14 @@ def test_the_walker_sees_an_import_that_goes_up(path, text):
     ("path", "text"),
     [
         (
-            "cli/made_up.py",
-            "import sdtrain.training.callbacks.ema, sdtrain.errors\nfrom sdtrain import __version__\nfrom sdtrain.assemble.model import build",
+            "commands/made_up.py",
+            "import sdtrain.training.run, sdtrain.errors\nfrom sdtrain import __version__\n"
+            "from sdtrain.config.build import build",
         ),
         (
-            "callbacks/made_up.py",
-            "from sdtrain.generation.generate import generate\nfrom sdtrain.training.diffusion_module import DiffusionModule\nfrom . import ema",
+            "training/callbacks/made_up.py",
+            "from sdtrain.generation.generate import generate\nfrom . import ema\n"
+            "from sdtrain.training.progress import Progress",
         ),
         (
             "diffusion/made_up.py",
@@ -140,16 +155,86 @@ def test_the_walker_lets_pass_what_goes_down(path, text):
     assert violations({path: text}) == []
 
 
-def test_schedules_diffusion_and_samplers_need_torch_alone():
-    """In a fresh process: what they bring in beside torch's own imports is sdtrain and the standard library."""
-    code = (
-        "import sys, torch\nbefore = set(sys.modules)\n"
-        + "".join(f"import sdtrain.{room}\n" for room in sorted(ALONE))
-        + "print(*sorted({name.partition('.')[0] for name in set(sys.modules) - before} - sys.stdlib_module_names))"
+def modules_after(rooms: set[str]) -> set[str]:
+    """The packages that importing every module of the rooms brings into a fresh process, beside torch's own imports."""
+    names = [
+        path.relative_to(PACKAGE.parent)
+        for room in rooms
+        for path in (PACKAGE / room).rglob("*.py")
+    ]
+    modules = sorted(
+        ".".join(name.with_suffix("").parts).removesuffix(".__init__") for name in names
     )
-    brought = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.split()
-    assert not {"lightning", "hydra", "diffusers", "transformers", "datasets"} & set(brought)
-    assert set(brought) <= {"sdtrain", "torch"}
+    code = (
+        "import importlib, sys, torch\nbefore = set(sys.modules)\n"
+        f"for name in {modules!r}:\n    importlib.import_module(name)\n"
+        "brought = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+        "print(*sorted(brought - set(sys.stdlib_module_names)))"
+    )
+    command = [sys.executable, "-c", code]
+    return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_schedules_diffusion_and_samplers_need_torch_alone():
+    brought = modules_after(ALONE)
+    assert brought <= {"sdtrain", "torch", "numpy"}
     assert "sdtrain" in brought
+
+
+def test_report_and_audit_load_neither_lightning_nor_networks():
+    brought = modules_after(LIGHT)
+    assert not {"lightning", "diffusers", "transformers", "datasets", "wandb"} & brought
+    assert {"sdtrain", "matplotlib"} <= brought
+
+
+# The house rules that a program can check: CONTRIBUTING.md has them.
+LONGEST_FILE = 400
+LONGEST_FUNCTION = 60
+LONGEST_COMMAND = 60
+MOST_POSITIONAL = 6
+
+
+def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def too_large(sources: dict[str, str]) -> list[str]:
+    """One line for each file, function, command or list of arguments beyond the house rules."""
+    found = []
+    for path, text in sources.items():
+        lines = text.count("\n")
+        most = LONGEST_COMMAND if path.startswith("commands/") else LONGEST_FILE
+        if lines > most:
+            found.append(f"{path}: {lines} lines")
+        for node in functions(ast.parse(text)):
+            size = node.end_lineno - node.lineno + 1
+            arguments = [each.arg for each in (*node.args.posonlyargs, *node.args.args)]
+            arguments = [name for name in arguments if name not in ("self", "cls")]
+            if size > LONGEST_FUNCTION:
+                found.append(f"{path}: {node.name} has {size} lines")
+            if len(arguments) > MOST_POSITIONAL:
+                found.append(f"{path}: {node.name} has {len(arguments)} positional arguments")
+    return found
+
+
+def test_files_and_functions_are_small():
+    assert too_large(sources()) == []
+
+
+def test_what_is_too_large_is_seen():
+    long_function = "def f(a, b, c, d, e, f, g):\n" + "    x = 1\n" * 60
+    assert len(too_large({"data/made_up.py": long_function})) == 2
+    assert len(too_large({"data/made_up.py": "x = 1\n" * 401})) == 1
+    assert len(too_large({"commands/made_up.py": "x = 1\n" * 61})) == 1
+
+
+def test_the_map_of_the_rooms_is_that_of_the_imports():
+    """sdtrain/README.md lists the rooms line by line, from the top down, as they stand above."""
+    drawn = []
+    for line in re.findall(r"^\| \d+ \| (.+?) \|", README, flags=re.MULTILINE):
+        drawn.append(
+            {name.removesuffix(".py").strip("/") for name in re.findall(r"`([^`]+)`", line)}
+        )
+    assert drawn == LINES

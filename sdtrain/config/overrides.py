@@ -28,77 +28,95 @@ TAKE_A_VALUE = {
     "-cd",
     "--experimental-rerun",
 }
+MULTIRUN_FLAGS = ("-m", "--multirun")
 QUOTED = re.compile(r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\s*""", re.DOTALL)
 QUOTED_LIST = re.compile(rf"\s*\[({QUOTED.pattern},)*{QUOTED.pattern}\]\s*", re.DOTALL)
 
 
 def quoted(value: str) -> str:
     """`value` as a Hydra string: nothing in it is read as syntax, not even ${...}."""
-    value = re.sub(
-        r"(\\*)'", lambda m: m[1] * 2 + r"\'", value
-    )  # a quote, and the backslashes that run into it
-    value = re.sub(r"(\\+)\Z", lambda m: m[1] * 2, value)
-    value = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + r"\${", value)  # OmegaConf's own escape
+    # A quote, and the backslashes that run into it.
+    value = re.sub(r"(\\*)'", lambda match: match[1] * 2 + r"\'", value)
+    value = re.sub(r"(\\+)\Z", lambda match: match[1] * 2, value)
+    # OmegaConf's own escape.
+    value = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", value)
     return f"'{value}'"
 
 
 def is_free_text(key: str) -> bool:
+    """Whether the value of a key is text that may hold any character."""
     return key in FREE_TEXT or key.endswith(FREE_TEXT_ENDS)
 
 
-def is_file_of(key: str, value: str) -> bool:
-    """Whether a table was given by the name of its file, and not as a list."""
-    return key in ("schedule.betas", "schedule.alphas_cumprod") and not value.lstrip().startswith(
-        ("[", "'", '"')
-    )
+def is_table_file(key: str, value: str) -> bool:
+    """Whether a table of betas was given by the name of its file, and not as a list."""
+    is_list = value.lstrip().startswith(("[", "'", '"'))
+    return key in ("schedule.betas", "schedule.alphas_cumprod") and not is_list
 
 
-def is_sweep(arguments: list[str]) -> bool:
-    """Whether several runs are asked for."""
-    return (
-        "-m" in arguments
-        or "--multirun" in arguments
-        or any(re.fullmatch(r"[+]*sweep=(?!(null|none)$).*", word) for word in arguments)
-    )
+def is_sweep(arguments: Iterable[str]) -> bool:
+    """Whether the words ask for several runs."""
+    for word in arguments:
+        if word in MULTIRUN_FLAGS or re.fullmatch(r"[+]*sweep=(?!(null|none)$).*", word):
+            return True
+    return False
 
 
 def prepared(arguments: list[str], repeatable: str | None = None) -> list[str]:
     """The command line for Hydra.
 
-    Flags come first, because argparse wants all overrides in one block. Free text is quoted, unless it is quoted already or refers to
-    another key by ${...} in a folder name. `repeatable` may be given several times and becomes a list.
+    Flags come first, because argparse wants all overrides in one block. Free text is quoted, unless it is quoted already
+    or refers to another key by ${...} in a folder name. `repeatable` may be given several times and becomes a list.
     """
-    flags, words = [], []
-    for place, argument in enumerate(arguments):
-        is_flag = argument.startswith("-") or (place > 0 and arguments[place - 1] in TAKE_A_VALUE)
-        (flags if is_flag else words).append(argument)
-    sweep = "-m" in flags or "--multirun" in flags
-    rest, several = [], []
+    flags, words = split_flags(arguments)
+    is_multirun = any(flag in flags for flag in MULTIRUN_FLAGS)
+    once = []
+    repeated = []
     for argument in words:
         key, equals, value = argument.partition("=")
-        name = key.lstrip("+")
-        if (
-            not equals
-            or not (is_free_text(name) or is_file_of(name, value))
-            or value in ("", "null")
-        ):
-            pass
-        elif QUOTED.fullmatch(value) or QUOTED_LIST.fullmatch(value):
-            value = value.strip()
-        elif not (name.startswith("hydra.") and "${" in value) and not (
-            sweep and "," in value and not name.startswith("hydra.")
-        ):
-            value = quoted(value)
-        if name == repeatable and equals:
-            several += [value] if value != "null" else []
+        if equals:
+            value = _quoted_if_text(key.lstrip("+"), value, is_multirun)
+        if equals and key.lstrip("+") == repeatable:
+            if value != "null":
+                repeated.append(value)
         else:
-            rest.append(f"{key}{equals}{value}")
-    if repeatable and several:
-        items = [
-            item.strip()[1:-1] if QUOTED_LIST.fullmatch(item) else item or "''" for item in several
-        ]
-        rest.append(f"{repeatable}=[{','.join(items)}]")
-    return flags + rest
+            once.append(f"{key}{equals}{value}")
+    if repeated:
+        once.append(f"{repeatable}=[{','.join(_list_items(value) for value in repeated)}]")
+    return flags + once
+
+
+def split_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """(flags and their values, all other words)."""
+    flags = []
+    words = []
+    for place, argument in enumerate(arguments):
+        is_value = place > 0 and arguments[place - 1] in TAKE_A_VALUE
+        if argument.startswith("-") or is_value:
+            flags.append(argument)
+        else:
+            words.append(argument)
+    return flags, words
+
+
+def _quoted_if_text(name: str, value: str, is_multirun: bool) -> str:
+    """The value as Hydra is to see it."""
+    is_text = is_free_text(name) or is_table_file(name, value)
+    if not is_text or value in ("", "null"):
+        return value
+    if QUOTED.fullmatch(value) or QUOTED_LIST.fullmatch(value):
+        return value.strip()
+    is_folder = name.startswith("hydra.")
+    refers_to_a_key = is_folder and "${" in value
+    is_list_of_values = is_multirun and not is_folder and "," in value
+    return value if refers_to_a_key or is_list_of_values else quoted(value)
+
+
+def _list_items(value: str) -> str:
+    """A value as items of a list: a list without its brackets, nothing as the empty text."""
+    if QUOTED_LIST.fullmatch(value):
+        return value.strip()[1:-1]
+    return value or "''"
 
 
 def typed_keys(overrides: Iterable[str]) -> set[str]:

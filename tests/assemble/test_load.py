@@ -9,7 +9,7 @@ import yaml
 
 from sdtrain.assemble.load import load
 from sdtrain.errors import UserError
-from sdtrain.runs.checkpoint import published
+from sdtrain.runs.manifest import published
 
 
 @pytest.fixture

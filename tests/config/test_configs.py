@@ -11,14 +11,20 @@ import yaml
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from sdtrain.assemble.load import targets
-from sdtrain.assemble.model import build, build_drawing, build_objective, build_schedule, check_all
-from sdtrain.config.check import flat, target_of
+from sdtrain.assemble.drawing import build_drawing
+from sdtrain.assemble.objective import build_objective, build_schedule
+from sdtrain.config.build import build
+from sdtrain.config.check import Checker, target_of
+from sdtrain.config.draft import check_draft
+from sdtrain.config.trusted import targets
 from sdtrain.data.emoji import find_fonts
+from sdtrain.diffusion.guidance import CONDITIONED, UNCONDITIONED
 from sdtrain.errors import UserError
 from sdtrain.paths import config_dir
 from sdtrain.randomness import KeyedRandom
-from sdtrain.runs.checkpoint import published
+from sdtrain.runs.manifest import published
+from sdtrain.runs.resume import flat
+from sdtrain.training.plan import make_plan
 
 FILES = sorted(
     path.relative_to(config_dir()).with_suffix("").as_posix()
@@ -67,7 +73,7 @@ def chosen(config: str = "train") -> list[str]:
 
 
 DEFAULT = chosen()
-# test_loggers.py, test_sweep.py, test_ranks.py
+# tests/training/test_loggers.py, tests/sweep, tests/training/test_ranks.py
 ELSEWHERE = [
     *(option for option in OPTIONS if option.startswith(("logger/", "sweep/"))),
     "strategy/ddp",
@@ -115,7 +121,9 @@ def test_every_target_exists(file):
 
 @pytest.mark.parametrize("option", [*LONG, *ELSEWHERE])  # the others are checked as they run
 def test_the_options_that_run_elsewhere_pass_the_check(option, composed, pictures):
-    assert check_all(composed(*choice(option, pictures)), set()) == []
+    words = choice(option, pictures)
+    plan = make_plan(check_draft(composed(*words), words))
+    assert plan.notes == ()
 
 
 def finishes(run, words, folder) -> None:
@@ -173,7 +181,8 @@ def test_emoji(option, command, tiny, tmp_path):
 @pytest.mark.parametrize("config", ["sample", "evaluate"])
 def test_the_other_commands_compose(config, composed):
     cfg = composed("checkpoint=x", config=config)
-    check_all({name: cfg[name] for name in ("sampler", "grid", "guidance")}, set())
+    for name in ("sampler", "grid", "guidance"):
+        Checker(()).node(cfg[name], name)
     for sampler in (config_dir() / "sampler").glob("*.yaml"):
         composed("checkpoint=x", f"sampler={sampler.stem}", config=config)
 
@@ -342,7 +351,9 @@ def fingerprint(cfg) -> list[float]:
         added,
     )
     denoise = drawing.guidance(
-        lambda x, t: x.sin() * 6, lambda x, t: x.cos(), drawing.guidance_scale, objective.schedule
+        {CONDITIONED: lambda x, t: x.sin() * 6, UNCONDITIONED: lambda x, t: x.cos()},
+        drawing.guidance_scale,
+        objective.schedule,
     )
     picture = drawing.sampler(
         denoise,

@@ -14,16 +14,16 @@ from random import Random
 import pytest
 import torch
 from lightning.pytorch.strategies import Strategy
-from sdtrain.training.session import newest_unfinished
 from torch import Tensor
 
-from sdtrain.runs.checkpoint import newest_whole, published
-from sdtrain.runs.resume import changes
+from sdtrain.runs.manifest import newest_whole, published
+from sdtrain.runs.resume import compare_configs
 from sdtrain.training.callbacks.checkpoint import Checkpoints
 from sdtrain.training.callbacks.ema import EMACallback
 from sdtrain.training.callbacks.validation import Validation
 from sdtrain.training.datamodule import DataModule
 from sdtrain.training.diffusion_module import DiffusionModule
+from sdtrain.training.resume import newest_unfinished
 
 
 @pytest.fixture
@@ -96,12 +96,11 @@ def test_another_autoencoder_is_refused_unless_allowed():
     old, new = (
         {"model": {"autoencoder": {"path": None, "sha256": digest}}} for digest in ("a", "b")
     )
-    assert list(changes(old, new)[1]) == ["model.autoencoder.sha256"]
-    assert changes(old, new, ["model.autoencoder"]) == (
-        {"model.autoencoder.sha256": ("a", "b")},
-        {},
-    )
-    assert changes(old, new, ["model.auto"])[1]  # part of a word is no group
+    assert list(compare_configs(old, new).refused) == ["model.autoencoder.sha256"]
+    allowed = compare_configs(old, new, ["model.autoencoder"])
+    assert allowed.changed == {"model.autoencoder.sha256": ("a", "b")}
+    assert allowed.refused == {}
+    assert compare_configs(old, new, ["model.auto"]).refused  # part of a word is no group
 
 
 def test_an_unfinished_run_is_found_again_with_what_is_allowed(
@@ -231,7 +230,7 @@ def resumed_at(out: str) -> int:
         ([8, 8], [], 256),
         ([10, 3], [], 224),
         ([15, 9], [signal.SIGKILL], 320),
-        ([1], [signal.SIGTERM, Validation, "look"], 96),
+        ([1], [signal.SIGTERM, Validation, "validate"], 96),
     ],
     ids=[
         "killed in mid-window",

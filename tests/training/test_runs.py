@@ -1,22 +1,16 @@
 """What a run depends on, and what it does not: bit for bit, through interruptions."""
 
-import errno
 import json
 import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 
 import pytest
 import torch
 from PIL import Image
-from sdtrain.training.session import newest_unfinished
 
-from sdtrain.runs import lock
-from sdtrain.runs.checkpoint import damage, published
-from sdtrain.training import session
+from sdtrain.runs.manifest import damage, published
+from sdtrain.training import run as training_run
 
 
 def same(a: dict, b: dict) -> bool:
@@ -261,7 +255,7 @@ def test_one_process_is_rank_0_whatever_has_started_it(here, tiny, tmp_path, mon
     """As a task of a scheduler's that is no rank of ours. And the twin, which holds no lock and leaves nothing to be seen of it."""
     monkeypatch.setenv("SLURM_PROCID", "1")
     if not guarded:
-        monkeypatch.setattr(session, "alone", lambda: None)
+        monkeypatch.setattr(training_run, "forget_launcher", lambda: None)
     assert (
         here(
             "sdtrain",
@@ -288,7 +282,7 @@ def test_two_processes_of_torchrun_want_a_strategy(here, tiny, tmp_path, monkeyp
 def full_stdout(guarded: bool) -> None:
     os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
     if not guarded:
-        session.Unbroken = lambda stream: stream
+        training_run.UnbreakableStdout = lambda stream: stream
 
 
 @pytest.mark.slow
@@ -429,217 +423,3 @@ def test_killed_and_found_again_without_its_folder(start, command, tiny, saved, 
     assert len(list((tmp_path / "runs" / "shapes").iterdir())) == 1
     assert same(saved(run), saved(straight)) and not list(run.rglob("checkpoints/.*"))
     assert numbers(run) == numbers(straight)
-
-
-@pytest.fixture
-def unfinished(tiny_run, tmp_path, monkeypatch):
-    """A folder with one run in it that was interrupted."""
-    run = tmp_path / "runs" / "shapes" / "earlier"
-    shutil.copytree(tiny_run, run)
-    (run / "status.json").write_text(json.dumps(status(run) | {"state": "interrupted"}))
-    monkeypatch.chdir(tmp_path)
-    return run
-
-
-@pytest.mark.parametrize(
-    "word",
-    [
-        "optimizer.lr=0.1",
-        "trainer.max_images=128",
-        "data.num_workers=1",
-        "steps=3",
-        "schedule=scaled_linear",
-    ],
-)
-def test_an_unfinished_run_is_found_again(tiny, unfinished, word):
-    assert newest_unfinished(tiny(word)) == unfinished
-
-
-@pytest.mark.parametrize(
-    "word",
-    [
-        "seed=1",
-        "data.seed=1",
-        "schedule=linear",
-        "times.continuous=true",
-        "weighting._target_=sdtrain.diffusion.Other",
-        "model.caption_dropout=0.2",
-        "model/autoencoder=pixels",
-        "model.autoencoder.path=elsewhere",
-        "name=other",
-        "optimizer._target_=torch.optim.RMSprop",
-    ],
-)
-def test_a_run_that_could_not_be_gone_on_with_is_not_found(tiny, unfinished, word):
-    """What resume would refuse is another run: then resume=auto starts anew."""
-    assert newest_unfinished(tiny(word)) is None
-
-
-@pytest.mark.parametrize("name", ["status.json", "config.yaml"])
-@pytest.mark.parametrize("content", [b"", b"[1]", b"\xff\xfe", b"a: [", b"{}"])
-def test_a_run_whose_files_are_broken_is_not_found(tiny, unfinished, name, content):
-    (unfinished / name).write_bytes(content)
-    assert newest_unfinished(tiny()) is None
-
-
-def test_a_finished_run_and_one_without_a_checkpoint_are_not_found(tiny, unfinished):
-    (unfinished / "status.json").write_text(json.dumps(status(unfinished) | {"state": "finished"}))
-    assert newest_unfinished(tiny()) is None
-    (unfinished / "status.json").write_text(json.dumps(status(unfinished) | {"state": "failed"}))
-    assert newest_unfinished(tiny()) == unfinished
-    shutil.rmtree(unfinished / "checkpoints")
-    assert newest_unfinished(tiny()) is None
-
-
-def test_a_run_that_is_under_way_is_left_alone(start, here, tiny, tmp_path):
-    """Two commands of one shell loop start in the same second: ${now:...} gives them the same folder."""
-    run = tmp_path / "run"
-    first = start(
-        "sdtrain",
-        *tiny(*LONGER, "checkpoint.every=1000", "trainer.max_images=1600"),
-        f"hydra.run.dir={run}",
-    )
-    first.until(lambda: (run / "metrics.jsonl").exists())
-    before = (run / "config.yaml").read_text()
-    for resume in ("never", "auto"):
-        result = here(
-            "sdtrain",
-            *tiny("trainer.max_images=8", "seed=1", f"resume={resume}"),
-            f"hydra.run.dir={run}",
-        )
-        assert (
-            result.code == 2
-            and "hydra.run.dir" in result.paragraph
-            and f"process {first.pid} on" in result.paragraph
-        ), result.err
-    assert not (run / "error.log").exists() and (run / ".lock").exists()
-    assert (
-        first.code is None
-        and (run / "config.yaml").read_text() == before
-        and status(run)["state"] == "running"
-        and not published(run)
-    )
-
-
-@pytest.mark.slow
-def test_an_unfinished_run_with_a_network_of_ones_own_is_found_again(
-    here, tiny, tmp_path, monkeypatch
-):
-    (tmp_path / "packages").mkdir()
-    (tmp_path / "packages" / "plain_network.py").write_text(
-        "import torch\n\n\nclass Plain(torch.nn.Conv2d):\n    def __init__(self, *, latent_channels: int) -> None:\n"
-        "        super().__init__(latent_channels, latent_channels, 1)\n\n    def forward(self, x, timestep, context):\n        return super().forward(x)\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path / "packages")
-    words = [
-        word for word in tiny("trainer.max_images=16") if not word.startswith("model.unet.")
-    ] + ["model.unet._target_=plain_network.Plain"]
-    assert here("sdtrain", *words, cwd=tmp_path).code == 0
-    (run,) = (tmp_path / "runs" / "shapes").iterdir()
-    run = run.rename(run.with_name("earlier"))
-    (run / "status.json").write_text(json.dumps(status(run) | {"state": "interrupted"}))
-    result = here("sdtrain", *words, "resume=auto", cwd=tmp_path)
-    assert result.code == 0 and "Going on from" in result.out
-
-
-TOGETHER = """
-import contextlib, sys
-from sdtrain.training import session
-from sdtrain.commands import train
-
-if sys.argv.pop(1) == "unlocked":
-    session.only_run = lambda folder, report: contextlib.nullcontext()
-print("ready", flush=True)
-sys.stdin.readline()
-train.main()
-"""
-
-
-def at_once(tmp_path, how, words) -> list[tuple[int, str]]:
-    """(exit code, stderr) of two commands that begin in the same moment."""
-    (tmp_path / "together.py").write_text(TOGETHER)
-    pipes = {
-        "stdin": subprocess.PIPE,
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.PIPE,
-        "text": True,
-    }
-    both = [
-        subprocess.Popen(
-            [sys.executable, str(tmp_path / "together.py"), how, *words], cwd=tmp_path, **pipes
-        )
-        for _ in range(2)
-    ]
-    try:
-        assert [each.stdout.readline() for each in both] == ["ready\n"] * 2
-        for each in both:
-            each.stdin.write("\n")
-            each.stdin.flush()
-        said = [each.communicate(timeout=120)[1] for each in both]
-        return sorted((each.returncode, err) for each, err in zip(both, said, strict=True))
-    finally:
-        for each in both:
-            each.kill()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("how", ["locked", "unlocked"])
-def test_of_two_that_start_at_once_in_one_folder_one_trains(tiny, tmp_path, how):
-    run = tmp_path / "run"
-    ends = at_once(
-        tmp_path,
-        how,
-        [*tiny("checkpoint.every=1000", "callbacks.samples.every=0"), f"hydra.run.dir={run}"],
-    )
-    if (
-        how == "unlocked"
-    ):  # the twin: both train, and write their lines of numbers into one file, unless they trip over each other before
-        assert ends[1][0] != 2 and (
-            [line["images_seen"] for line in numbers(run) if "train/loss" in line]
-            != [16, 32, 48, 64]
-            or ends[1][0]
-        )
-        return
-    (won, _), (lost, err) = ends
-    assert (
-        (won, lost) == (0, 2)
-        and f"process {status(run)['pid']} on {socket.gethostname()} since 20" in err
-        and "hydra.run.dir" in err
-    )
-    assert (
-        status(run)["state"] == "finished"
-        and not (run / "error.log").exists()
-        and not (run / ".lock").exists()
-    )
-    assert [line["images_seen"] for line in numbers(run) if "train/loss" in line] == [
-        16,
-        32,
-        48,
-        64,
-    ]
-
-
-def test_a_dead_runs_lock_is_taken_over(run_of, tmp_path):
-    """Also where its process id belongs to a process that lives: the holder is who holds the lock, not who is named."""
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / ".lock").write_text(
-        f"process {os.getppid()} on {socket.gethostname()} since 2020-01-01 00:00:00\n"
-    )
-    (tmp_path / "run" / "status.json").write_text(
-        json.dumps({"state": "running", "pid": os.getppid(), "images_seen": 0})
-    )
-    assert (
-        status(run_of("run", "trainer.max_images=8"))["state"] == "finished"
-        and not (tmp_path / "run" / ".lock").exists()
-    )
-
-
-def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
-    def refuses(file, how):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(lock.fcntl, "lockf", refuses)
-    lines = []
-    with lock.only_run(tmp_path, lines.append):
-        assert len(lines) == 1 and "No locks available" in lines[0] and str(tmp_path) in lines[0]
-    assert not list(tmp_path.iterdir())

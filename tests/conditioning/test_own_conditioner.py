@@ -1,0 +1,103 @@
+"""A condition of one's own is one file and one yaml: depth as a further input channel, with no edit in sdtrain."""
+
+import sys
+
+import pytest
+import torch
+import yaml
+
+from sdtrain.assemble.load import load
+from sdtrain.conditioning.interface import Inputs
+from sdtrain.runs.checkpoint import read_weights
+from sdtrain.runs.manifest import published
+
+CONDITIONER = '''"""Depth beside x_t, and the caption's length as context."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sdtrain.conditioning.interface import Conditioner, Conditioning, Inputs
+
+
+class Depth(Conditioner):
+    """One input channel: depth at the latents' size, -1 everywhere where it is dropped."""
+
+    reads = frozenset({"depth"})
+    channels = 1
+
+    def __init__(self, *, context_dim: int) -> None:
+        super().__init__()
+        self.context_dim = context_dim
+        self.token = nn.Parameter(torch.zeros(1, 1, context_dim))
+
+    def forward(self, inputs: Inputs) -> Conditioning:
+        depth = F.interpolate(inputs.depth, inputs.latent_size, mode="area") * 2 - 1
+        dropped = inputs.dropped.view(-1, 1, 1, 1)
+        channels = torch.where(dropped, -1.0, depth)
+        return Conditioning(self.token.expand(len(depth), 1, -1), channels=channels)
+'''
+YAML = """\
+_target_: depth_of_mine.Depth
+context_dim: 16
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A package and a folder of configurations of a user's own: the words that choose its conditioner."""
+    package = tmp_path / "packages" / "depth_of_mine"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(CONDITIONER)
+    group = tmp_path / "configs" / "model" / "conditioner"
+    group.mkdir(parents=True)
+    (group / "depth.yaml").write_text(YAML)
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    yield [f"hydra.searchpath=[file://{tmp_path}/configs]", "model/conditioner=depth"]
+    sys.modules.pop("depth_of_mine", None)
+
+
+def test_a_conditioner_of_ones_own_trains_and_draws(here, tiny, tmp_path, own):
+    run = tmp_path / "run"
+    words = [word for word in tiny() if not word.startswith("model.conditioner.")]
+    result = here("sdtrain", *words, *own, f"hydra.run.dir={run}")
+    assert result.code == 0, result.err
+    weights = read_weights(published(run)[-1], "model")
+    assert weights["unet.net.conv_in.weight"].shape[1] == 4 + 1
+    assert "conditioner.token" in weights
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    assert saved["model"]["conditioner"]["_target_"] == "depth_of_mine.Depth"
+    assert (run / "samples" / "grid-000000064.png").exists()
+
+    loaded = load(str(run), ema=True, device="cpu", allow=["depth_of_mine"], autoencoder=None)
+    model = loaded.model
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    outputs = []
+    for depth in (torch.zeros(2, 1, 32, 32), torch.ones(2, 1, 32, 32)):
+        kept = torch.zeros(2, dtype=torch.bool)
+        inputs = Inputs(["", ""], kept.long(), kept, latent_size=(8, 8), depth=depth)
+        with torch.no_grad():
+            outputs.append(model.network(model.conditioner(inputs))(x, torch.zeros(2)))
+    assert not torch.equal(*outputs)  # what it reads reaches the unet
+
+
+def test_its_run_is_not_built_from_without_being_trusted(here, tiny, tmp_path, own):
+    run = tmp_path / "run"
+    words = [word for word in tiny() if not word.startswith("model.conditioner.")]
+    short = ["trainer.max_images=16", "callbacks.samples.every=0"]
+    assert here("sdtrain", *words, *short, *own, f"hydra.run.dir={run}").code == 0
+    sys.modules.pop("depth_of_mine")
+    result = here("sdtrain-sample", f"checkpoint={run}", "num_images=1", f"output={tmp_path}/out")
+    assert result.code == 2
+    assert "allow=[depth_of_mine]" in result.paragraph
+    assert "depth_of_mine" not in sys.modules
+
+
+def test_it_is_resumed(here, tiny, tmp_path, own):
+    run = tmp_path / "run"
+    words = [word for word in tiny() if not word.startswith("model.conditioner.")]
+    words += [*own, "callbacks.samples.every=0", f"hydra.run.dir={run}"]
+    assert here("sdtrain", *words, "trainer.max_images=32").code == 0
+    result = here("sdtrain", *words, "resume=must")
+    assert result.code == 0, result.err
+    assert "Going on from" in result.out

@@ -1,0 +1,87 @@
+"""What can be refused without torch is refused before torch is imported; checking changes nothing."""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+
+from sdtrain.config.draft import check_draft
+from sdtrain.errors import UserError
+from sdtrain.training.plan import make_plan
+
+AFTERWARDS = """
+import sys
+from sdtrain.commands import train
+
+sys.argv = ["sdtrain", *sys.argv[1:]]
+try:
+    train.main()
+except SystemExit as left:
+    print(left.code, "torch" in sys.modules)
+"""
+
+REFUSED_WITHOUT_TORCH = [
+    "modl=x",
+    "schedule=cosin",
+    "seed=abc",
+    "+sed=3",
+    "trainer.max_images=0",
+    "trainer.precision=fp16",
+    "trainer.precision=16-mixed trainer.max_skipped=3",
+    "trainer.devices=2",
+    "trainer.accumulate=3",
+    "checkpoint.keep=1",
+    "data.batch_size=0",
+    "prediction=none",
+    "callbacks=autoencoder",
+    "model=autoencoder",
+    "resume=maybe",
+    "resume_allow=[weightin]",
+    "hydra.run.dir=",
+]
+
+
+@pytest.mark.parametrize("words", REFUSED_WITHOUT_TORCH)
+def test_refused_before_torch_is_imported(tmp_path, words):
+    command = [sys.executable, "-c", AFTERWARDS, *words.split()]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert ended.stdout.split() == ["2", "False"], ended.stderr
+    assert len(ended.stderr.strip().splitlines()) == 1
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
+def test_a_draft_and_a_plan_never_change(composed):
+    words = ["data=images", "data.path=x", "weighting=edm", "schedule=cosine"]
+    cfg = composed(*words)
+    before = copy.deepcopy(cfg)
+    draft = check_draft(cfg, words)
+    plan = make_plan(draft)
+    assert cfg == before
+    draft.config["seed"] = 5
+    plan.config["model"]["caption_dropout"] = 2.0
+    assert draft.config["seed"] == 0
+    assert plan.config["model"]["caption_dropout"] == 0.1
+    with pytest.raises(AttributeError):
+        plan.notes = ()
+
+
+def test_what_makes_way_is_in_the_plan_alone(composed):
+    """An experiment's weighting that does not suit what was typed."""
+    words = ["schedule=flow", "prediction=flow"]
+    draft = check_draft(composed(*words), words)
+    plan = make_plan(draft)
+    assert draft.config["weighting"]["_target_"].endswith("Debiased")
+    assert plan.config["weighting"]["_target_"].endswith("Simple")
+    assert len(plan.notes) == 1
+    words.append("weighting=debiased")
+    with pytest.raises(UserError):
+        make_plan(check_draft(composed(*words), words))
+
+
+def test_an_error_names_the_key_and_the_value(composed):
+    with pytest.raises(UserError) as refused:
+        check_draft(composed("trainer.max_images=0"), ["trainer.max_images=0"])
+    assert refused.value.key == "trainer.max_images"
+    assert refused.value.value == 0
+    assert str(refused.value) == "trainer.max_images=0 must be at least 1."

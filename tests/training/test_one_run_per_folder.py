@@ -1,0 +1,178 @@
+"""Two runs never write into one folder, and a dead run's lock is free."""
+
+import errno
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from sdtrain.runs import lock
+from sdtrain.runs.manifest import published
+
+
+def numbers(run) -> list[dict]:
+    """The lines of metrics.jsonl, without clocks."""
+    lines = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
+    return [
+        {key: value for key, value in line.items() if not key.endswith(("seconds", "per_second"))}
+        for line in lines
+    ]
+
+
+def status(run) -> dict:
+    return json.loads((run / "status.json").read_text())
+
+
+@pytest.fixture
+def run_of(here, tiny, tmp_path):
+    def run(name, *words):
+        result = here("sdtrain", *tiny(*words), f"hydra.run.dir={tmp_path / name}")
+        assert result.code == 0, result.err
+        return tmp_path / name
+
+    return run
+
+
+LONGER = [
+    "trainer.max_images=1600",
+    "trainer.log_every=8",
+    "callbacks.samples.every=0",
+    "validation.every=0",
+    "checkpoint.every=1000",
+]
+
+
+def test_a_run_that_is_under_way_is_left_alone(start, here, tiny, tmp_path):
+    """Two commands of one shell loop start in the same second: ${now:...} gives them the same folder."""
+    run = tmp_path / "run"
+    first = start(
+        "sdtrain",
+        *tiny(*LONGER),
+        f"hydra.run.dir={run}",
+    )
+    first.until(lambda: (run / "metrics.jsonl").exists())
+    before = (run / "config.yaml").read_text()
+    for resume in ("never", "auto"):
+        result = here(
+            "sdtrain",
+            *tiny("trainer.max_images=8", "seed=1", f"resume={resume}"),
+            f"hydra.run.dir={run}",
+        )
+        assert (
+            result.code == 2
+            and "hydra.run.dir" in result.paragraph
+            and f"process {first.pid} on" in result.paragraph
+        ), result.err
+    assert not (run / "error.log").exists() and (run / ".lock").exists()
+    assert (
+        first.code is None
+        and (run / "config.yaml").read_text() == before
+        and status(run)["state"] == "running"
+        and not published(run)
+    )
+
+
+TOGETHER = """
+import contextlib, sys
+from sdtrain.commands import train
+from sdtrain.training import environment
+
+if sys.argv.pop(1) == "unlocked":
+    environment.only_run = lambda folder, report: contextlib.nullcontext()
+print("ready", flush=True)
+sys.stdin.readline()
+train.main()
+"""
+
+
+def at_once(tmp_path, how, words) -> list[tuple[int, str]]:
+    """(exit code, stderr) of two commands that begin in the same moment."""
+    (tmp_path / "together.py").write_text(TOGETHER)
+    pipes = {
+        "stdin": subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+    }
+    both = [
+        subprocess.Popen(
+            [sys.executable, str(tmp_path / "together.py"), how, *words], cwd=tmp_path, **pipes
+        )
+        for _ in range(2)
+    ]
+    try:
+        assert [each.stdout.readline() for each in both] == ["ready\n"] * 2
+        for each in both:
+            each.stdin.write("\n")
+            each.stdin.flush()
+        said = [each.communicate(timeout=120)[1] for each in both]
+        return sorted((each.returncode, err) for each, err in zip(both, said, strict=True))
+    finally:
+        for each in both:
+            each.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["locked", "unlocked"])
+def test_of_two_that_start_at_once_in_one_folder_one_trains(tiny, tmp_path, how):
+    run = tmp_path / "run"
+    ends = at_once(
+        tmp_path,
+        how,
+        [*tiny("checkpoint.every=1000", "callbacks.samples.every=0"), f"hydra.run.dir={run}"],
+    )
+    if (
+        how == "unlocked"
+    ):  # the twin: both train, and write their lines of numbers into one file, unless they trip over each other before
+        assert ends[1][0] != 2 and (
+            [line["images_seen"] for line in numbers(run) if "train/loss" in line]
+            != [16, 32, 48, 64]
+            or ends[1][0]
+        )
+        return
+    (won, _), (lost, err) = ends
+    assert (
+        (won, lost) == (0, 2)
+        and f"process {status(run)['pid']} on {socket.gethostname()} since 20" in err
+        and "hydra.run.dir" in err
+    )
+    assert (
+        status(run)["state"] == "finished"
+        and not (run / "error.log").exists()
+        and not (run / ".lock").exists()
+    )
+    assert [line["images_seen"] for line in numbers(run) if "train/loss" in line] == [
+        16,
+        32,
+        48,
+        64,
+    ]
+
+
+def test_a_dead_runs_lock_is_taken_over(run_of, tmp_path):
+    """Also where its process id belongs to a process that lives: the holder is who holds the lock, not who is named."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").write_text(
+        f"process {os.getppid()} on {socket.gethostname()} since 2020-01-01 00:00:00\n"
+    )
+    (tmp_path / "run" / "status.json").write_text(
+        json.dumps({"state": "running", "pid": os.getppid(), "images_seen": 0})
+    )
+    assert (
+        status(run_of("run", "trainer.max_images=8"))["state"] == "finished"
+        and not (tmp_path / "run" / ".lock").exists()
+    )
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
+    def refuses(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(lock.fcntl, "lockf", refuses)
+    lines = []
+    with lock.only_run(tmp_path, lines.append):
+        assert len(lines) == 1 and "No locks available" in lines[0] and str(tmp_path) in lines[0]
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,93 @@
+"""resume=auto finds the newest run that it may go on with."""
+
+import json
+import shutil
+
+import pytest
+
+from sdtrain.training.resume import newest_unfinished
+
+
+def status(run) -> dict:
+    return json.loads((run / "status.json").read_text())
+
+
+@pytest.fixture
+def unfinished(tiny_run, tmp_path, monkeypatch):
+    """A folder with one run in it that was interrupted."""
+    run = tmp_path / "runs" / "shapes" / "earlier"
+    shutil.copytree(tiny_run, run)
+    (run / "status.json").write_text(json.dumps(status(run) | {"state": "interrupted"}))
+    monkeypatch.chdir(tmp_path)
+    return run
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "optimizer.lr=0.1",
+        "trainer.max_images=128",
+        "data.num_workers=1",
+        "steps=3",
+        "schedule=scaled_linear",
+    ],
+)
+def test_an_unfinished_run_is_found_again(tiny, unfinished, word):
+    assert newest_unfinished(tiny(word)) == unfinished
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "seed=1",
+        "data.seed=1",
+        "schedule=linear",
+        "times.continuous=true",
+        "weighting._target_=sdtrain.diffusion.Other",
+        "model.caption_dropout=0.2",
+        "model/autoencoder=pixels",
+        "model.autoencoder.path=elsewhere",
+        "name=other",
+        "optimizer._target_=torch.optim.RMSprop",
+    ],
+)
+def test_a_run_that_could_not_be_gone_on_with_is_not_found(tiny, unfinished, word):
+    """What resume would refuse is another run: then resume=auto starts anew."""
+    assert newest_unfinished(tiny(word)) is None
+
+
+@pytest.mark.parametrize("name", ["status.json", "config.yaml"])
+@pytest.mark.parametrize("content", [b"", b"[1]", b"\xff\xfe", b"a: [", b"{}"])
+def test_a_run_whose_files_are_broken_is_not_found(tiny, unfinished, name, content):
+    (unfinished / name).write_bytes(content)
+    assert newest_unfinished(tiny()) is None
+
+
+def test_a_finished_run_and_one_without_a_checkpoint_are_not_found(tiny, unfinished):
+    (unfinished / "status.json").write_text(json.dumps(status(unfinished) | {"state": "finished"}))
+    assert newest_unfinished(tiny()) is None
+    (unfinished / "status.json").write_text(json.dumps(status(unfinished) | {"state": "failed"}))
+    assert newest_unfinished(tiny()) == unfinished
+    shutil.rmtree(unfinished / "checkpoints")
+    assert newest_unfinished(tiny()) is None
+
+
+@pytest.mark.slow
+def test_an_unfinished_run_with_a_network_of_ones_own_is_found_again(
+    here, tiny, tmp_path, monkeypatch
+):
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "plain_network.py").write_text(
+        "import torch\n\n\nclass Plain(torch.nn.Conv2d):\n    def __init__(self, *, latent_channels: int) -> None:\n"
+        "        super().__init__(latent_channels, latent_channels, 1)\n\n    def forward(self, x, timestep, context):\n        return super().forward(x)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    words = [
+        word for word in tiny("trainer.max_images=16") if not word.startswith("model.unet.")
+    ] + ["model.unet._target_=plain_network.Plain"]
+    assert here("sdtrain", *words, cwd=tmp_path).code == 0
+    (run,) = (tmp_path / "runs" / "shapes").iterdir()
+    run = run.rename(run.with_name("earlier"))
+    (run / "status.json").write_text(json.dumps(status(run) | {"state": "interrupted"}))
+    result = here("sdtrain", *words, "resume=auto", cwd=tmp_path)
+    assert result.code == 0 and "Going on from" in result.out
