@@ -35,9 +35,10 @@ def train(draft: Draft, run_dir: Path) -> None:
         forget_launcher()
     progress = Progress(draft.config["data"]["batch_size"], draft.trainer.max_images)
     with alone_in(run_dir, console):
+        plan = make_plan(draft)  # what is refused leaves nothing behind
         run = Run(RunFolder(run_dir), progress, console)
         with outcome_recorded(run):
-            train_plan(make_plan(draft), run)
+            train_plan(plan, run)
 
 
 def train_plan(plan: Plan, run: Run) -> None:

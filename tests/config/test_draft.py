@@ -51,6 +51,13 @@ def test_refused_before_torch_is_imported(tmp_path, words):
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
 
 
+@pytest.mark.parametrize("word", ["optimizer.lr=abc", "steps=2000", "callbacks.ema.decay=2"])
+def test_refused_by_the_plan_it_leaves_nothing(here, tiny, tmp_path, word):
+    result = here("sdtrain", *tiny(word), f"hydra.run.dir={tmp_path}/run")
+    assert result.code == 2
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_draft_and_a_plan_never_change(composed):
     words = ["data=images", "data.path=x", "weighting=edm", "schedule=cosine"]
     cfg = composed(*words)
