@@ -1,4 +1,6 @@
-"""What a command prints: lines that only rank 0 prints, a stdout that may break, and the paragraph it fails with."""
+"""What a command prints: lines that only rank 0 prints, a stdout that may break, and the paragraph
+it fails with.
+"""
 
 import contextlib
 import os
@@ -28,7 +30,9 @@ def warn(line: str) -> None:
 
 
 def write_traceback(log: Path, message: str) -> Path | None:
-    """Writes `message` and the traceback of the exception that is being handled. Returns the file, None where it cannot be written."""
+    """Writes `message` and the traceback of the exception that is being handled. Returns the file,
+    None where it cannot be written.
+    """
     trace = traceback.format_exc() if sys.exc_info()[0] else ""
     if not os.access(log.parent, os.W_OK):
         return None
@@ -58,7 +62,9 @@ def fail(
 
 
 class UnbreakableStdout:
-    """stdout that may break without ending the run: a reader that has left, or a full disk, is reported once on stderr."""
+    """stdout that may break without ending the run: a reader that has left, or a full disk, is
+    reported once on stderr.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream

@@ -7,11 +7,13 @@ _NOT_GIVEN = object()
 
 
 class UserError(Exception):
-    """A mistake of the user's, or of the user's data or machine: reported in one paragraph, without a traceback.
+    """A mistake of the user's, or of the user's data or machine: reported in one paragraph, without
+    a traceback.
 
     Args:
-        problem: what is wrong. With a key and a value it is the rest of the sentence that they begin, as in
-            UserError("must be at least 1", key="trainer.devices", value=0); else a sentence of its own.
+        problem: what is wrong. With a key and a value it is the rest of the sentence that they
+            begin, as in UserError("must be at least 1", key="trainer.devices", value=0); else a
+            sentence of its own.
         key: the configuration key to change, also where the problem names it already.
         value: what was found there.
         allowed: what may stand there.

@@ -1,7 +1,8 @@
-"""The one way in which sdtrain writes a file or a folder: beside its place, flushed to the disk, then renamed.
+"""The one way in which sdtrain writes a file or a folder: beside its place, flushed to the disk,
+then renamed.
 
-A reader never sees half a file, whatever happens to the writer. What a dead writer leaves behind is a hidden
-name that ends in .tmp, see `remove_left_overs`.
+A reader never sees half a file, whatever happens to the writer. What a dead writer leaves behind is
+a hidden name that ends in .tmp, see `remove_left_overs`.
 """
 
 import os
@@ -13,7 +14,9 @@ from pathlib import Path
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yields a path to write to, and moves what was written there to `path`. Raises OSError; then `path` is as it was."""
+    """Yields a path to write to, and moves what was written there to `path`. Raises OSError; then
+    `path` is as it was.
+    """
     beside = _beside(path)
     try:
         yield beside
@@ -26,7 +29,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """The same for a folder of files, which replaces one that is there. Raises OSError; then `folder` is as it was."""
+    """The same for a folder of files, which replaces one that is there. Raises OSError; then
+    `folder` is as it was.
+    """
     beside = _beside(folder)
     try:
         shutil.rmtree(beside, ignore_errors=True)

@@ -14,15 +14,18 @@ from sdtrain.types import Batch, Losses, Row
 class LatentDiffusion(nn.Module):
     """A noise predictor on latents, with what it takes to train it and to draw with it.
 
-    Its parts are `unet`, `conditioner` and `autoencoder`. A part with a true attribute `frozen` is not trained: it stays
-    in eval mode, needs no gradient, and is neither in `trained_parameters` nor in `trained_state`.
+    Its parts are `unet`, `conditioner` and `autoencoder`. A part with a true attribute `frozen` is
+    not trained: it stays in eval mode, needs no gradient, and is neither in `trained_parameters`
+    nor in `trained_state`.
 
     Args:
-        unet: forward(x [B, C + K, h, w], timestep [B], context [B, L, D]) -> [B, C, h, w], with K = conditioner.channels.
+        unet: forward(x [B, C + K, h, w], timestep [B], context [B, L, D]) -> [B, C, h, w], with K =
+            conditioner.channels.
         conditioner: Inputs -> Conditioning.
         autoencoder: pictures to latents and back, see sdtrain.models.autoencoder.
         objective: latents, noise and u to losses.
-        caption_dropout: share of samples that are trained without their condition, for classifier-free guidance.
+        caption_dropout: share of samples that are trained without their condition, for
+            classifier-free guidance.
     """
 
     PARTS = ("unet", "conditioner", "autoencoder")
@@ -56,7 +59,9 @@ class LatentDiffusion(nn.Module):
         return {name: part for name, part in parts.items() if getattr(part, "frozen", False)}
 
     def frozen_hashes(self) -> dict[str, str]:
-        """{part: sha256 of the weights it was read from}, of the frozen parts that were read from files."""
+        """{part: sha256 of the weights it was read from}, of the frozen parts that were read from
+        files.
+        """
         found = {name: getattr(part, "sha256", None) for name, part in self.frozen_parts().items()}
         return {name: digest for name, digest in found.items() if digest}
 
@@ -65,7 +70,7 @@ class LatentDiffusion(nn.Module):
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def trained_state(self) -> dict[str, Tensor]:
-        """Parameters and persistent buffers of the trained parts, by name: what a checkpoint holds."""
+        """Parameters and persistent buffers of the trained parts: what a checkpoint holds."""
         frozen = self._prefixes(self.frozen_parts())
         return {name: v for name, v in self.state_dict().items() if not name.startswith(frozen)}
 
@@ -96,8 +101,9 @@ class LatentDiffusion(nn.Module):
     ) -> Tensor:
         """x0 [B, C, h, w] of about unit variance: the one place where pictures become latents.
 
-        image [B, 3, H, W] in [-1, 1]; where there are moments [B, 2, C, h, w] of the posterior, the autoencoder is not
-        asked. noise [B, C, h, w]: the draw from the posterior, None takes its mean.
+        image [B, 3, H, W] in [-1, 1]; where there are moments [B, 2, C, h, w] of the posterior, the
+        autoencoder is not asked. noise [B, C, h, w]: the draw from the posterior, None takes its
+        mean.
         """
         if moments is not None:
             return self.autoencoder.latents_of(moments, noise)

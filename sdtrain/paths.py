@@ -1,4 +1,4 @@
-"""Where configs/ and data/ are: inside the package in an installed wheel, beside it in a checkout."""
+"""Where configs/ and data/ are: inside an installed package, beside it in a checkout."""
 
 from pathlib import Path
 
@@ -8,12 +8,16 @@ PACKAGE = Path(__file__).resolve().parent
 
 
 def shipped(name: str, marker: str) -> Path:
-    """The folder `name` that holds the file `marker`. Inside comes first: what lies beside an installed package may be anybody's."""
+    """The folder `name` that holds the file `marker`. Inside comes first: what lies beside an
+    installed package may be anybody's.
+    """
     for place in (PACKAGE / f"_{name}", PACKAGE.parent / name):
         if (place / marker).is_file():
             return place
     raise UserError(
-        f"sdtrain's own folder {name}/ lies neither in nor beside {PACKAGE}: the installation is incomplete. Install sdtrain again."
+        f"sdtrain's own folder {name}/ lies neither in nor beside {PACKAGE}: "
+        "the installation is incomplete",
+        remedy="Install sdtrain again.",
     )
 
 
@@ -22,7 +26,9 @@ def config_dir() -> Path:
 
 
 def find_folder(path: str, key: str) -> Path:
-    """`path` as a folder; one that begins with data/ is also looked for in sdtrain's own data. UserError names `key`."""
+    """`path` as a folder; one that begins with data/ is also looked for in sdtrain's own data.
+    UserError names `key`.
+    """
     if Path(path).is_dir():
         return Path(path)
     first, _, rest = path.partition("/")

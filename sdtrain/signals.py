@@ -7,7 +7,9 @@ INTERRUPTING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Interrupted(SystemExit):
-    """Raised after a signal, once the checkpoint is written. Ranks above 0 leave with code 0: if one does not, Lightning kills all of them."""
+    """Raised after a signal, once the checkpoint is written. Ranks above 0 leave with code 0: if
+    one does not, Lightning kills all of them.
+    """
 
 
 class Signals:
@@ -34,5 +36,7 @@ class Signals:
 
 
 def exit_code_of(number: int) -> int:
-    """130 for Ctrl-C; 143 for a request to leave: SIGTERM, or the SIGUSR1 that schedulers send before it."""
+    """130 for Ctrl-C; 143 for a request to leave: SIGTERM, or the SIGUSR1 that schedulers send
+    before it.
+    """
     return 130 if number == signal.SIGINT else 143

@@ -13,7 +13,9 @@ from sdtrain.schedules import Schedule
 
 
 def build_drawing(cfg: dict, schedule: Schedule) -> Drawing:
-    """Built, and tried on two steps of nothing: what its parts refuse is reported now and not after hours."""
+    """Built, and tried on two steps of nothing: what its parts refuse is reported now and not after
+    hours.
+    """
     if not math.isfinite(cfg["guidance_scale"]):
         raise UserError("must be a number", key="guidance_scale", value=cfg["guidance_scale"])
     drawing = Drawing(

@@ -1,4 +1,6 @@
-"""A trained model out of a run's checkpoint. What its configuration names is checked before anything of it is imported."""
+"""A trained model out of a run's checkpoint. What its configuration names is checked before
+anything of it is imported.
+"""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,7 +36,9 @@ READ = ("seed", "guidance_scale")
 
 @dataclass
 class Loaded:
-    """A run's model with the weights asked for, and its configuration. checkpoint: the folder they were read from."""
+    """A run's model with the weights asked for, and its configuration. checkpoint: the folder they
+    were read from.
+    """
 
     model: LatentDiffusion
     cfg: dict[str, Any]
@@ -42,7 +46,9 @@ class Loaded:
 
     @cached_property
     def data(self) -> PictureData:
-        """The data set that the run was trained on, made when it is asked for: drawing a picture does not need it."""
+        """The data set that the run was trained on, made when it is asked for: drawing a picture
+        does not need it.
+        """
         return build_data(self.cfg["data"])
 
     @property
@@ -55,7 +61,8 @@ def load(
 ) -> Loaded:
     """The model of `checkpoint`, a run or one checkpoint of it. UserError where that is none.
 
-    ema: averaged weights. allow: packages that its configuration may build from. autoencoder: where that has moved to.
+    ema: averaged weights. allow: packages that its configuration may build from. autoencoder: where
+    that has moved to.
     """
     folder = CheckpointFolder(find_checkpoint(Path(checkpoint)))
     saved = renewed(read_config(folder.path))
@@ -82,7 +89,8 @@ def _weights(folder: CheckpointFolder, ema: bool, checkpoint: str) -> dict[str, 
     average = read_weights(folder.path, "ema")
     if average is None:
         raise UserError(
-            f"checkpoint={checkpoint} has no averaged weights: it was trained without callbacks.ema",
+            f"checkpoint={checkpoint} has no averaged weights: "
+            "it was trained without callbacks.ema",
             key="ema",
             remedy="Set ema=false.",
         )

@@ -24,12 +24,16 @@ def build_data(node: dict) -> PictureData:
 
 
 def seed_weights(seed: int, purpose: str) -> None:
-    """Initial weights are keyed by purpose: a change of the unet leaves the text encoder's as they were."""
+    """Initial weights are keyed by purpose: a change of the unet leaves the text encoder's as they
+    were.
+    """
     torch.manual_seed(int(philox_key(seed, f"weights/{purpose}")[0] >> 1))
 
 
 def build_autoencoder(cfg: dict, run_dir: Path) -> torch.nn.Module:
-    """The frozen autoencoder; a relative path is first looked for in the run's own folder, where a first stage leaves it."""
+    """The frozen autoencoder; a relative path is first looked for in the run's own folder, where a
+    first stage leaves it.
+    """
     node = dict(cfg["model"]["autoencoder"])
     path = node.get("path")
     if isinstance(path, str) and (run_dir / path).is_dir():
@@ -52,7 +56,9 @@ def build_model(cfg: dict, run_dir: Path) -> LatentDiffusion:
 
 
 def check_fit(model: LatentDiffusion, data: PictureData) -> None:
-    """Raises UserError where data, conditioner and unet do not fit together, before any time is spent."""
+    """Raises UserError where data, conditioner and unet do not fit together, before any time is
+    spent.
+    """
     model.conditioner.check_data(data.num_classes)
     shape = model.autoencoder.latent_shape(data.image_size)
     inputs = no_inputs(model, data.image_size)
@@ -99,7 +105,7 @@ def _misfit(error: Exception, x: Tensor, conditioning) -> UserError:
 
 
 def truncated_captions(model: LatentDiffusion, data: PictureData) -> str | None:
-    """A line that counts the training captions of which the conditioner reads only the beginning."""
+    """A line that counts the captions of which the conditioner reads only the beginning."""
     # Drawn data have none in store, and theirs are short.
     captions = getattr(data.split("train"), "captions", None)
     if not captions:
@@ -109,6 +115,6 @@ def truncated_captions(model: LatentDiffusion, data: PictureData) -> str | None:
         return None
     most = model.conditioner.max_tokens
     return (
-        f"{count} of {len(captions)} captions have more than model.conditioner.max_length={most} tokens: "
-        f"of those the first {most - 2} are read."
+        f"{count} of {len(captions)} captions have more than "
+        f"model.conditioner.max_length={most} tokens: of those the first {most - 2} are read."
     )

@@ -41,8 +41,8 @@ def build_objective(cfg: dict) -> Objective:
 def fitting_weighting(cfg: dict, typed: Iterable[str]) -> tuple[dict, str | None]:
     """(the weighting to train with, a note where it is not the configuration's).
 
-    A weighting that an experiment brought along, and that cannot serve what the user typed, makes way for `simple`; one
-    that the user typed is refused with UserError.
+    A weighting that an experiment brought along, and that cannot serve what the user typed, makes
+    way for `simple`; one that the user typed is refused with UserError.
     """
     try:
         build_objective(cfg)
@@ -55,7 +55,9 @@ def fitting_weighting(cfg: dict, typed: Iterable[str]) -> tuple[dict, str | None
 
 
 def with_table(schedule: dict) -> dict:
-    """The schedule's node with a table that lies in a file read into it, so that a run does not depend on the file."""
+    """The schedule's node with a table that lies in a file read into it, so that a run does not
+    depend on the file.
+    """
     if schedule["_target_"] != "sdtrain.schedules.table.table":
         return schedule
     read_in = dict(schedule)

@@ -1,6 +1,7 @@
 """What a condition is made of, what the network is told, and the class between the two.
 
-A new condition is one file with a subclass of Conditioner and one yaml in configs/model/conditioner/.
+A new condition is one file with a subclass of Conditioner and one yaml in
+configs/model/conditioner/.
 """
 
 from collections.abc import Sequence
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 class Inputs:
     """All that the condition of B samples may be made of.
 
-    captions: B strings. labels [B] int64. dropped [B] bool: samples that lose their condition, so that the network also
-    learns to do without it; training draws them from uniforms that travel with the batch, by the share
-    model.caption_dropout. latent_size: (h, w) of the latents, for conditions that are laid beside them.
-    depth [B, 1, H, W]: inverse depth at the picture's size, 1 nearest and 0 farthest; None where the data have none.
+    captions: B strings. labels [B] int64. dropped [B] bool: samples that lose their condition, so
+    that the network also learns to do without it; training draws them from uniforms that travel
+    with the batch, by the share model.caption_dropout. latent_size: (h, w) of the latents, for
+    conditions that are laid beside them. depth [B, 1, H, W]: inverse depth at the picture's size, 1
+    nearest and 0 farthest; None where the data have none.
     """
 
     captions: Sequence[str]
@@ -31,8 +33,8 @@ class Inputs:
 class Conditioning:
     """What the network is told beside x_t and the time.
 
-    context [B, L, D]: the sequence that cross-attention reads. channels [B, K, h, w]: maps that are laid beside x_t as
-    further input channels, of the latents' size; None for K = 0.
+    context [B, L, D]: the sequence that cross-attention reads. channels [B, K, h, w]: maps that are
+    laid beside x_t as further input channels, of the latents' size; None for K = 0.
     """
 
     context: Tensor
@@ -40,10 +42,14 @@ class Conditioning:
 
 
 class Conditioner(nn.Module):
-    """Inputs -> Conditioning. A subclass says what it reads, and overrides what differs from the defaults here."""
+    """Inputs -> Conditioning. A subclass says what it reads, and overrides what differs from the
+    defaults here.
+    """
 
     reads: ClassVar[frozenset[str]] = frozenset()
-    """Of "caption", "label" and "depth": what it makes the condition of. Empty where there is no condition."""
+    """Of "caption", "label" and "depth": what it makes the condition of. Empty where there is no
+    condition.
+    """
 
     channels: int = 0
     """K: how many input channels it lays beside x_t."""
@@ -66,5 +72,7 @@ class Conditioner(nn.Module):
 
     @property
     def max_tokens(self) -> int | None:
-        """Tokens of a caption that it reads, with the two that mark begin and end; None where that is no question."""
+        """Tokens of a caption that it reads, with the two that mark begin and end; None where that
+        is no question.
+        """
         return None

@@ -6,7 +6,9 @@ from sdtrain.conditioning.interface import Conditioner, Conditioning, Inputs
 
 
 class Nothing(Conditioner):
-    """A context of one zero token, for networks whose cross-attention needs a sequence. context [B, 1, D] is all zeros."""
+    """A context of one zero token, for networks whose cross-attention needs a sequence. context [B,
+    1, D] is all zeros.
+    """
 
     def __init__(self, *, context_dim: int) -> None:
         super().__init__()

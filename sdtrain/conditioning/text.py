@@ -10,16 +10,18 @@ from sdtrain.errors import UserError
 from sdtrain.paths import find_folder
 
 EMBEDDING_STD = 0.5
-"""CLIP's embeddings start at 0.02, meant for days of training: for the length of a short run all words and all
-positions would look alike. The layer norms set the scale of everything after them."""
+"""CLIP's embeddings start at 0.02, meant for days of training: for the length of a short run all
+words and all positions would look alike. The layer norms set the scale of everything after them.
+"""
 
 
 class Text(Conditioner):
-    """A CLIP text model with random weights (Radford et al. 2021, section 2.4). context [B, max_length, D] is its last
-    hidden state.
+    """A CLIP text model with random weights (Radford et al. 2021, section 2.4). context [B,
+    max_length, D] is its last hidden state.
 
-    A dropped caption is the empty one, so the unconditional context is what the empty prompt gives. Every caption is
-    padded to max_length: the context of one does not depend on the others in its batch. Longer captions are cut.
+    A dropped caption is the empty one, so the unconditional context is what the empty prompt gives.
+    Every caption is padded to max_length: the context of one does not depend on the others in its
+    batch. Longer captions are cut.
 
     Args:
         context_dim: width D of the text model and of the context.

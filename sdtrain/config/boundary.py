@@ -28,7 +28,8 @@ CONFIGURATION_ERRORS = (HydraException, OmegaConfBaseException)
 def error_boundary(config_name: str, output_key: str = "output") -> Iterator[None]:
     """Leaves by SystemExit, after one paragraph on stderr, for every error that is not a bug.
 
-    config_name: the yaml whose keys may be suggested. output_key: the key that says where the command writes.
+    config_name: the yaml whose keys may be suggested. output_key: the key that says where the
+    command writes.
     """
     try:
         yield

@@ -9,7 +9,8 @@ from sdtrain.errors import UserError
 
 
 def build(node: Any, key: str, **given: Any) -> Any:
-    """Calls a node's _target_ with its arguments, built first, and with those of `given` that it takes.
+    """Calls a node's _target_ with its arguments, built first, and with those of `given` that it
+    takes.
 
     A plain value is returned as it is. UserError names the key.
     """

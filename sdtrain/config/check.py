@@ -42,7 +42,9 @@ FILLED_IN = frozenset(
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """A sentence with the nearest of the words, or all of them where they are few. It begins with a space."""
+    """A sentence with the nearest of the words, or all of them where they are few. It begins with a
+    space.
+    """
     known = sorted(words)
     close = difflib.get_close_matches(word, known, 1, 0.6)
     if close:
@@ -66,10 +68,12 @@ def target_of(node: dict, key: str) -> Callable:
 
 
 class Checker:
-    """Checks nodes of a configuration as calls of their targets. It changes none of them: each check returns a copy.
+    """Checks nodes of a configuration as calls of their targets. It changes none of them: each
+    check returns a copy.
 
-    What a yaml brought along for sdtrain's own class, and the user's own class in its place does not take, is left
-    out of the copy, with a line in `notes`; what the user typed for that class must be taken.
+    What a yaml brought along for sdtrain's own class, and the user's own class in its place does
+    not take, is left out of the copy, with a line in `notes`; what the user typed for that class
+    must be taken.
 
     Args:
         typed: the keys that the user typed.
@@ -148,12 +152,14 @@ class Checker:
 
 
 def check_value(value: Any, hint: Any, key: str) -> None:
-    """UserError where a plain value is not of the hinted type. Hints that are no plain types are passed over."""
+    """UserError where a plain value is not of the hinted type. Hints that are no plain types are
+    passed over.
+    """
     if hint is Any or isinstance(value, dict) and "_target_" in value:
         return  # an object to be built
     try:
-        # Strict, and by way of JSON: a list may be a tuple, a string a path, an int a float; a string is no
-        # number and true no int.
+        # Strict, and by way of JSON: a list may be a tuple, a string a path, an int a float; a
+        # string is no number and true no int.
         _type_adapter(hint).validate_json(json.dumps(value), strict=True)
     except (PydanticSchemaGenerationError, PydanticUserError, TypeError):
         return  # a protocol, a class of ours
@@ -162,10 +168,10 @@ def check_value(value: Any, hint: Any, key: str) -> None:
         # "Cannot check": of a class, as Tensor.
         plain = dict.fromkeys(m for m in messages if not m.startswith("Cannot check"))
         wanted = " or ".join(plain) or "an object"
+        typed = json.dumps(value, ensure_ascii=False)
         raise UserError(
-            f"{key}={json.dumps(value, ensure_ascii=False)} has the wrong type: it should be {wanted}",
+            f"{key}={typed} has the wrong type: it should be {wanted}",
             key=key,
-            allowed="",
             remedy=f"Change {key}.",
         ) from None
 

@@ -1,4 +1,6 @@
-"""A training configuration, checked as far as that goes without torch: most mistakes are reported within a second."""
+"""A training configuration, checked as far as that goes without torch: most mistakes are reported
+within a second.
+"""
 
 import copy
 from collections.abc import Iterable
@@ -66,12 +68,16 @@ class Draft:
 
 
 def is_autoencoder(config: dict) -> bool:
-    """Whether a training configuration, a saved one too, is of an autoencoder and not of a diffusion model."""
+    """Whether a training configuration, a saved one too, is of an autoencoder and not of a
+    diffusion model.
+    """
     return config["model"]["_target_"].endswith("AutoencoderModule")
 
 
 def check_draft(config: dict, overrides: Iterable[str]) -> Draft:
-    """Checks a resolved configuration of `sdtrain`. Raises UserError; the configuration stays as it is."""
+    """Checks a resolved configuration of `sdtrain`. Raises UserError; the configuration stays as it
+    is.
+    """
     overrides = tuple(overrides)
     typed = typed_keys(overrides)
     config = copy.deepcopy(config)
@@ -138,7 +144,9 @@ def _check_callbacks(config: dict) -> None:
 
 
 def _place_first_stage(config: dict, typed: set[str]) -> None:
-    """No first stage where the user brings an autoencoder; else the model reads the one that it leaves behind."""
+    """No first stage where the user brings an autoencoder; else the model reads the one that it
+    leaves behind.
+    """
     if typed & {"model.autoencoder.path", "model/autoencoder"}:
         config["first_stage"] = None
     else:
@@ -168,8 +176,8 @@ def _trainer_settings(node: dict, checker: Checker) -> TrainerSettings:
 
 def _check_precision(trainer: TrainerSettings, optimizer: dict) -> None:
     if trainer.precision == "16-mixed" and optimizer.get("fused"):
-        # Lightning leaves unscaling to fused optimizers, after the clipping: gradients would be clipped while they
-        # are still scaled.
+        # Lightning leaves unscaling to fused optimizers, after the clipping: gradients would be
+        # clipped while they are still scaled.
         raise UserError(
             "needs optimizer.fused=false",
             key="trainer.precision",

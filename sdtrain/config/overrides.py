@@ -1,4 +1,6 @@
-"""What a person types to what Hydra reads: values that may hold any character are quoted before Hydra parses them."""
+"""What a person types to what Hydra reads: values that may hold any character are quoted before
+Hydra parses them.
+"""
 
 import re
 from collections.abc import Iterable
@@ -65,8 +67,9 @@ def is_sweep(arguments: Iterable[str]) -> bool:
 def prepared(arguments: list[str], repeatable: str | None = None) -> list[str]:
     """The command line for Hydra.
 
-    Flags come first, because argparse wants all overrides in one block. Free text is quoted, unless it is quoted already
-    or refers to another key by ${...} in a folder name. `repeatable` may be given several times and becomes a list.
+    Flags come first, because argparse wants all overrides in one block. Free text is quoted, unless
+    it is quoted already or refers to another key by ${...} in a folder name. `repeatable` may be
+    given several times and becomes a list.
     """
     flags, words = split_flags(arguments)
     is_multirun = any(flag in flags for flag in MULTIRUN_FLAGS)

@@ -1,4 +1,6 @@
-"""The keys of each command, as dataclasses: a configuration is checked as a call of its class. Without torch."""
+"""The keys of each command, as dataclasses: a configuration is checked as a call of its class.
+Without torch.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -53,8 +55,8 @@ class TrainConfig:
 class CheckpointSettings:
     """checkpoint: when weights are saved.
 
-    every: images seen between checkpoints. keep: the newest that stay. max_failed_saves: saves that may fail in a
-    row before the run ends.
+    every: images seen between checkpoints. keep: the newest that stay. max_failed_saves: saves that
+    may fail in a row before the run ends.
     """
 
     every: int
@@ -174,7 +176,9 @@ class EvaluateConfig:
 
 
 def check_drawing_sizes(settings: SampleConfig | EvaluateConfig) -> None:
-    """Raises UserError for a number of pictures or steps below 1, and where a part of the drawing is not chosen."""
+    """Raises UserError for a number of pictures or steps below 1, and where a part of the drawing
+    is not chosen.
+    """
     for name in ("num_images", "steps", "batch_size"):
         at_least(getattr(settings, name), 1, name)
     for name in ("sampler", "grid", "guidance"):

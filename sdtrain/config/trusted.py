@@ -1,6 +1,7 @@
 """What a configuration that was read from a file may build, and what its targets are called today.
 
-A checkpoint may come from anybody: its configuration builds sdtrain's own parts only, and packages that the user names.
+A checkpoint may come from anybody: its configuration builds sdtrain's own parts only, and packages
+that the user names.
 """
 
 import inspect
@@ -13,7 +14,9 @@ from sdtrain.errors import UserError
 
 MOVED = {
     "sdtrain.module.DiffusionModule": "sdtrain.latent_diffusion.LatentDiffusion",
-    "sdtrain.autoencoder_module.AutoencoderModule": "sdtrain.training.autoencoder_module.AutoencoderModule",
+    "sdtrain.autoencoder_module.AutoencoderModule": (
+        "sdtrain.training.autoencoder_module.AutoencoderModule"
+    ),
     "sdtrain.optimisation.Cosine": "sdtrain.training.optimisation.Cosine",
     "sdtrain.optimisation.Constant": "sdtrain.training.optimisation.Constant",
     "sdtrain.cli.trainer.TrainerSettings": "sdtrain.config.schema.TrainerSettings",
@@ -35,7 +38,9 @@ MOVED = {
 """Targets as earlier versions wrote them, and what they are called now."""
 
 ROOMS = ("schedules", "diffusion", "models", "conditioning", "data", "latent_diffusion")
-"""Rooms of sdtrain whose classes a checkpoint's configuration may build; of `schedules` its functions too."""
+"""Rooms of sdtrain whose classes a checkpoint's configuration may build; of `schedules` its
+functions too.
+"""
 
 
 def renewed(node: Any) -> Any:
@@ -63,7 +68,9 @@ def targets(node: Any) -> Iterator[str]:
 
 
 def is_ours(target: str) -> bool:
-    """Whether `target` names a class of ROOMS, or a function that makes a schedule: not what they import, such as os."""
+    """Whether `target` names a class of ROOMS, or a function that makes a schedule: not what they
+    import, such as os.
+    """
     rooms = tuple(f"sdtrain.{room}." for room in ROOMS)
     if not target.startswith(rooms):
         return False

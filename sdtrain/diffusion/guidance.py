@@ -25,18 +25,19 @@ def classifier_free(
     log_snr_max: float | None = None,
     max_std: float | None = None,
 ) -> Denoise:
-    """x0 = x0_u + guidance_scale (x0_c - x0_u) (Ho and Salimans 2022, eq. 6, in the convention of Stable Diffusion: 1 is
-    no guidance).
+    """x0 = x0_u + guidance_scale (x0_c - x0_u) (Ho and Salimans 2022, eq. 6, in the convention of
+    Stable Diffusion: 1 is no guidance).
 
-    Said of x0 it equals the same formula said of eps, because at one (x, t) the two differ by an affine map. At 0 and 1
-    only one network is asked, and its answer is passed on untouched (but for max_std).
+    Said of x0 it equals the same formula said of eps, because at one (x, t) the two differ by an
+    affine map. At 0 and 1 only one network is asked, and its answer is passed on untouched (but for
+    max_std).
 
     Args:
         denoisers: by what they are told: CONDITIONED gives x0_c, UNCONDITIONED x0_u.
-        rescale: in [0, 1], how far the guided x0 of each picture is brought back to the standard deviation of its
-            conditional x0 (Lin et al. 2024, eq. 15-16).
-        log_snr_min, log_snr_max: outside of them there is no guidance and one network is asked (Kynkaanniemi et al.
-            2024). None: no bound.
+        rescale: in [0, 1], how far the guided x0 of each picture is brought back to the standard
+            deviation of its conditional x0 (Lin et al. 2024, eq. 15-16).
+        log_snr_min, log_snr_max: outside of them there is no guidance and one network is asked
+            (Kynkaanniemi et al. 2024). None: no bound.
         max_std: see `bounded`; None: no bound.
     """
     low = -math.inf if log_snr_min is None else log_snr_min
@@ -72,8 +73,9 @@ def classifier_free(
 def bounded(denoise: Denoise, max_std: float) -> Denoise:
     """Scales the x0 of a picture down to the standard deviation max_std, where it is larger.
 
-    Near alpha = 0 the x0 read from a predicted eps is its error over alpha, thousands of times the size of any picture. Latents have unit
-    variance and no fixed range, so it is their deviation that is bounded (after the dynamic thresholding of Saharia et al. 2022, section 2.3).
+    Near alpha = 0 the x0 read from a predicted eps is its error over alpha, thousands of times the
+    size of any picture. Latents have unit variance and no fixed range, so it is their deviation
+    that is bounded (after the dynamic thresholding of Saharia et al. 2022, section 2.3).
     """
     if not max_std > 0:
         raise ValueError(f"guidance.max_std={max_std:g} must be above 0.")

@@ -1,6 +1,8 @@
-"""The checkpoint folder: written beside, flushed, renamed; read back only if its manifest agrees (runs/manifest.py).
+"""The checkpoint folder: written beside, flushed, renamed; read back only if its manifest agrees
+(runs/manifest.py).
 
-    checkpoints/<images_seen>/  model.safetensors  ema.safetensors  trainer.pt  config.yaml  manifest.json
+    checkpoints/<images_seen>/  model.safetensors  ema.safetensors  trainer.pt  config.yaml
+    manifest.json
 
 Plain tensors and text; trainer.pt is read with weights_only=True, so nothing is ever unpickled.
 """
@@ -27,7 +29,9 @@ MEBIBYTE = 2**20
 
 
 def snapshot(state):
-    """A copy in the CPU's memory of everything in nested dicts and lists: what is trained on meanwhile does not change it."""
+    """A copy in the CPU's memory of everything in nested dicts and lists: what is trained on
+    meanwhile does not change it.
+    """
     if isinstance(state, Tensor):
         return state.detach().to("cpu", copy=True)
     if isinstance(state, dict):
@@ -63,9 +67,11 @@ def write_checkpoint(
     trainer: dict,
     config: str,
 ) -> None:
-    """Publishes one checkpoint at `folder`. Raises StorageError where the disk refuses; then nothing of it is left.
+    """Publishes one checkpoint at `folder`. Raises StorageError where the disk refuses; then
+    nothing of it is left.
 
-    model and ema: parameters and buffers by name; trainer: plain state for an exact resume; config: the run's yaml.
+    model and ema: parameters and buffers by name; trainer: plain state for an exact resume; config:
+    the run's yaml.
     """
     try:
         with atomic_folder(folder) as beside:
@@ -98,7 +104,9 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def read_trainer(folder: Path) -> dict:
-    """The state in trainer.pt. Raises StorageError where it holds anything but plain values and tensors."""
+    """The state in trainer.pt. Raises StorageError where it holds anything but plain values and
+    tensors.
+    """
     path = CheckpointFolder(folder).trainer
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -107,7 +115,8 @@ def read_trainer(folder: Path) -> dict:
 
 
 def read_weights(folder: Path, name: str) -> dict[str, Tensor] | None:
-    """The tensors of model.safetensors or ema.safetensors (name: "model" or "ema"), None if there is no such file.
+    """The tensors of model.safetensors or ema.safetensors (name: "model" or "ema"), None if there
+    is no such file.
 
     Raises StorageError where it is something else.
     """
@@ -119,7 +128,9 @@ def read_weights(folder: Path, name: str) -> dict[str, Tensor] | None:
 
 
 def read_config(folder: Path) -> dict:
-    """The configuration in config.yaml, nothing of it resolved. Raises StorageError where it is no plain mapping."""
+    """The configuration in config.yaml, nothing of it resolved. Raises StorageError where it is no
+    plain mapping.
+    """
     path = CheckpointFolder(folder).config
     try:
         return dict(OmegaConf.to_container(OmegaConf.load(path)))

@@ -1,4 +1,6 @@
-"""Which checkpoints of a run are whole: each is held against the sizes and hashes in its manifest. Without torch."""
+"""Which checkpoints of a run are whole: each is held against the sizes and hashes in its manifest.
+Without torch.
+"""
 
 import hashlib
 import json
@@ -58,7 +60,7 @@ def published(run: Path) -> list[Path]:
 
 
 def newest_whole(run: Path) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint of a run, and one line for each newer one that was passed over."""
+    """The newest whole checkpoint of a run, and a line for each newer one that was passed over."""
     passed_over = []
     for folder in reversed(published(run)):
         reason = damage(folder)
@@ -69,7 +71,9 @@ def newest_whole(run: Path) -> tuple[Path | None, list[str]]:
 
 
 def set_aside(checkpoints: list[Path]) -> None:
-    """Renames them to NAME.damaged: they no longer count as checkpoints, neither to be found nor to be kept."""
+    """Renames them to NAME.damaged: they no longer count as checkpoints, neither to be found nor to
+    be kept.
+    """
     for folder in checkpoints:
         aside = folder.with_name(f"{folder.name}{DAMAGED}")
         shutil.rmtree(aside, ignore_errors=True)
@@ -77,7 +81,9 @@ def set_aside(checkpoints: list[Path]) -> None:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The whole checkpoint that `path`, a run or a checkpoint, names. Raises UserError for the key checkpoint."""
+    """The whole checkpoint that `path`, a run or a checkpoint, names. Raises UserError for the key
+    checkpoint.
+    """
     resolved = path.expanduser().resolve()  # a name from inside the run leads to the run too
     is_checkpoint = CheckpointFolder(resolved).manifest.is_file()
     if is_checkpoint or resolved.parent.name == RunFolder(resolved).checkpoints.name:

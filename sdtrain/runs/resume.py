@@ -1,4 +1,6 @@
-"""Which configurations a run may go on with: the rules of `resume`, and how two configurations are compared. Without torch."""
+"""Which configurations a run may go on with: the rules of `resume`, and how two configurations are
+compared. Without torch.
+"""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -29,7 +31,9 @@ FREE_ON_RESUME = ("data.num_workers", "data.on_error", "data.max_skipped")
 
 @dataclass(frozen=True)
 class Changes:
-    """What differs between two configurations: dotted key -> (old value, new value). refused: those that make another run."""
+    """What differs between two configurations: dotted key -> (old value, new value). refused: those
+    that make another run.
+    """
 
     changed: dict[str, tuple[Any, Any]]
     refused: dict[str, tuple[Any, Any]]
@@ -77,7 +81,9 @@ def listed(changes: dict[str, tuple[Any, Any]]) -> str:
 
 
 def refuse_different_ranks(configs: list[str]) -> None:
-    """Raises UserError where the yaml of a rank differs from that of rank 0, the first; DataError where only the data differ."""
+    """Raises UserError where the yaml of a rank differs from that of rank 0, the first; DataError
+    where only the data differ.
+    """
     first, *others = (OmegaConf.to_container(OmegaConf.create(config)) for config in configs)
     for rank, other in enumerate(others, 1):
         changed = compare_configs(first, other).changed

@@ -14,7 +14,9 @@ State = Literal["running", "finished", "interrupted", "diverged", "failed"]
 
 @dataclass(frozen=True)
 class Status:
-    """state; the process that wrote it; images seen; its exit code, None while it runs; the command it was started by."""
+    """state; the process that wrote it; images seen; its exit code, None while it runs; the command
+    it was started by.
+    """
 
     state: State
     pid: int
@@ -25,8 +27,9 @@ class Status:
 
 
 def write_status(run: RunFolder, status: Status) -> None:
-    """Raises StorageError where the disk refuses a beginning or an end. What else ends a run is reported, and not hidden
-    by this."""
+    """Raises StorageError where the disk refuses a beginning or an end. What else ends a run is
+    reported, and not hidden by this.
+    """
     try:
         write_text(run.status, json.dumps(asdict(status), indent=1, ensure_ascii=False) + "\n")
     except OSError as error:

@@ -1,4 +1,6 @@
-"""Trains the autoencoder, the first stage of a latent diffusion model (Rombach et al. 2022, section 3.1)."""
+"""Trains the autoencoder, the first stage of a latent diffusion model (Rombach et al. 2022, section
+3.1).
+"""
 
 import torch
 from diffusers import AutoencoderKL
@@ -11,9 +13,11 @@ from sdtrain.types import Batch
 
 
 def reconstruction_loss(output: Tensor, image: Tensor, edge_weight: float) -> Tensor:
-    """Per sample [B]: mean |error| plus edge_weight times the mean |error| of the horizontal and vertical differences.
+    """Per sample [B]: mean |error| plus edge_weight times the mean |error| of the horizontal and
+    vertical differences.
 
-    The second term charges a blurred edge at each pixel it is spread over, where |error| alone is almost indifferent to it.
+    The second term charges a blurred edge at each pixel it is spread over, where |error| alone is
+    almost indifferent to it.
     """
     error = output - image
     edges = error.diff(dim=-1).abs().mean((1, 2, 3)) + error.diff(dim=-2).abs().mean((1, 2, 3))
@@ -29,9 +33,10 @@ class AutoencoderModule(OptimisedModule):
     """A small AutoencoderKL trained on reconstruction, edges and a weak KL term.
 
     Args:
-        latent_channels, block_channels, layers_per_block, norm_groups, mid_attention: of the AutoencoderKL; each entry
-            of block_channels after the first halves the resolution.
-        edge_weight, kl_weight: weights of the two terms beside mean |error|. The KL is a mean over latent elements.
+        latent_channels, block_channels, layers_per_block, norm_groups, mid_attention: of the
+            AutoencoderKL; each entry of block_channels after the first halves the resolution.
+        edge_weight, kl_weight: weights of the two terms beside mean |error|. The KL is a mean over
+            latent elements.
         optimisation: learning rate and clipping.
         progress: where the run stands.
     """
@@ -81,7 +86,8 @@ class AutoencoderModule(OptimisedModule):
         """(C, h, w) of the posterior for pictures of image_size x image_size."""
         if image_size % self.downsampling:
             raise UserError(
-                f"must be a multiple of {self.downsampling}: model.block_channels halves it at each step",
+                f"must be a multiple of {self.downsampling}: "
+                "model.block_channels halves it at each step",
                 key="data.image_size",
                 value=image_size,
             )

@@ -1,4 +1,4 @@
-"""Lightning's checkpoint dictionary to and from sdtrain's checkpoint folder, written by a thread."""
+"""Lightning's checkpoint dictionary to and from sdtrain's folder, written by a thread."""
 
 import contextlib
 import math
@@ -28,7 +28,9 @@ EMA = "ema"
 
 
 def memory_available() -> float:
-    """Bytes that can be taken without swapping, or before a container's limit; inf where the system does not say."""
+    """Bytes that can be taken without swapping, or before a container's limit; inf where the system
+    does not say.
+    """
     free = math.inf
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -44,8 +46,9 @@ def memory_available() -> float:
 class FolderIO(CheckpointIO):
     """Saving stalls training for a copy in memory; a thread writes it.
 
-    A save that fails is tried once more and reported, and training goes on until max_failed_saves in a row have failed.
-    Older checkpoints go when a newer one is published, all but the newest `keep`.
+    A save that fails is tried once more and reported, and training goes on until max_failed_saves
+    in a row have failed. Older checkpoints go when a newer one is published, all but the newest
+    `keep`.
 
     Args:
         config: the run's yaml.
@@ -115,7 +118,9 @@ class FolderIO(CheckpointIO):
             pending.result()
 
     def wait(self, last: bool = False) -> None:
-        """The same. Raises StorageError where too many saves in a row have failed, and where the last one has."""
+        """The same. Raises StorageError where too many saves in a row have failed, and where the
+        last one has.
+        """
         self.settle()
         if self.failure is None:
             return
@@ -153,7 +158,9 @@ class FolderIO(CheckpointIO):
 def split_checkpoint(
     checkpoint: dict,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor] | None, dict]:
-    """(weights, averaged weights or None, all other state) of Lightning's dictionary, which stays as it is."""
+    """(weights, averaged weights or None, all other state) of Lightning's dictionary, which stays
+    as it is.
+    """
     state = dict(checkpoint)
     weights = state.pop("state_dict")
     callbacks = dict(state["callbacks"])

@@ -33,7 +33,9 @@ class Numbered(Dataset):
 
 
 class CollateBlock:
-    """One rank's block of a micro-batch, collated. The block's place in the stream tells where the whole run stands after it."""
+    """One rank's block of a micro-batch, collated. The block's place in the stream tells where the
+    whole run stands after it.
+    """
 
     def __init__(self, collate: Collate, rank: int, world: int) -> None:
         self.collate, self.rank, self.world = collate, rank, world
@@ -44,7 +46,9 @@ class CollateBlock:
 
 
 def ignore_signals(worker: int) -> None:
-    """Loader workers ignore SIGTERM and SIGINT: a signal to the whole group must not end them before the last checkpoint is written."""
+    """Loader workers ignore SIGTERM and SIGINT: a signal to the whole group must not end them
+    before the last checkpoint is written.
+    """
     torch.set_num_threads(1)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
@@ -62,7 +66,8 @@ class DataModule(L.LightningDataModule):
         accumulate: micro-batches of one optimizer step.
         skipped: where pictures that cannot be read may be replaced, what counts them.
 
-    Raises DataError where the batch is larger than the training split, UserError where it cannot be divided over ranks.
+    Raises DataError where the batch is larger than the training split, UserError where it cannot be
+    divided over ranks.
     """
 
     def __init__(
@@ -120,7 +125,9 @@ class DataModule(L.LightningDataModule):
         )
 
     def validation_batches(self, count: int, size: int = 64) -> Iterator[Batch]:
-        """The first `count` validation pictures in batches of up to `size`, with draws keyed by picture."""
+        """The first `count` validation pictures in batches of up to `size`, with draws keyed by
+        picture.
+        """
         count = min(count, len(self.validation))
         for start in range(0, count, size):
             places = range(start, min(start + size, count))

@@ -41,5 +41,7 @@ class DiffusionModule(OptimisedModule):
 
     @torch.no_grad()
     def validate(self, batch: Batch) -> dict[str, Tensor]:
-        """Per sample [B]: the training loss at the batch's own draws, captions dropped as in training."""
+        """Per sample [B]: the training loss at the batch's own draws, captions dropped as in
+        training.
+        """
         return {"loss": self.model.losses(batch).per_sample}

@@ -42,8 +42,9 @@ def quiet_libraries() -> None:
 
 
 def forget_launcher() -> None:
-    """One process is rank 0 of itself, whatever the scheduler that has started it calls it: else a second would not see
-    the lock. Raises UserError where torchrun has started several."""
+    """One process is rank 0 of itself, whatever the scheduler that has started it calls it: else a
+    second would not see the lock. Raises UserError where torchrun has started several.
+    """
     world = os.environ.get("WORLD_SIZE", "1")
     if "TORCHELASTIC_RUN_ID" in os.environ and world != "1":
         raise UserError(
@@ -58,7 +59,7 @@ def forget_launcher() -> None:
 
 @contextlib.contextmanager
 def alone_in(run_dir: Path, console: Console) -> Iterator[None]:
-    """Holds the folder's lock, on rank 0. The folder of a run that was refused is empty, and goes."""
+    """Holds the folder's lock, on rank 0, and removes the folder of a run that was refused."""
     lock = only_run(run_dir, console.print) if global_rank() == 0 else contextlib.nullcontext()
     try:
         with lock:

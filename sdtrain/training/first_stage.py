@@ -1,4 +1,6 @@
-"""The autoencoder that an experiment brings along is trained first: by its own command, in its own process, below the run's folder."""
+"""The autoencoder that an experiment brings along is trained first: by its own command, in its own
+process, below the run's folder.
+"""
 
 import contextlib
 import ctypes
@@ -58,7 +60,9 @@ def first_stage_command(config: dict, overrides: list[str], run: RunFolder) -> l
 
 
 def stop_with_parent() -> None:
-    """Run in a child: it gets SIGTERM, on which it saves, where its parent dies without a word. Linux alone has it."""
+    """Run in a child: it gets SIGTERM, on which it saves, where its parent dies without a word.
+    Linux alone has it.
+    """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
@@ -66,8 +70,8 @@ def stop_with_parent() -> None:
 def train_first_stage(config: dict, overrides: list[str], folder: Path, signals: Signals) -> int:
     """Its exit code, 0 for a trained autoencoder; it has printed its own paragraph otherwise.
 
-    Raises Interrupted after a signal, once it has saved or before there was anything to save, and UserError where it was
-    killed.
+    Raises Interrupted after a signal, once it has saved or before there was anything to save, and
+    UserError where it was killed.
     """
     run = RunFolder(folder)
     if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -79,7 +83,8 @@ def train_first_stage(config: dict, overrides: list[str], folder: Path, signals:
             "model.autoencoder.path=RUN/autoencoder.",
         )
     command = first_stage_command(config, overrides, run)
-    # In a session of its own: a signal reaches it from here, once, and not from the terminal as well.
+    # In a session of its own: a signal reaches it from here, once, and not from the terminal as
+    # well.
     process = subprocess.Popen(command, start_new_session=True, preexec_fn=stop_with_parent)
     _wait(process, signals)
     code = process.returncode
@@ -89,7 +94,8 @@ def train_first_stage(config: dict, overrides: list[str], folder: Path, signals:
         raise Interrupted(code)
     if code < 0:
         raise UserError(
-            f"The first stage was killed by {signal.Signals(-code).name}, perhaps because memory was short",
+            f"The first stage was killed by {signal.Signals(-code).name}, "
+            "perhaps because memory was short",
             key="first_stage.max_images",
             remedy=f"It goes on where it was with resume=auto hydra.run.dir={str(folder)!r}; "
             "first_stage.max_images is its length.",
@@ -110,7 +116,9 @@ def _wait(process: subprocess.Popen, signals: Signals) -> None:
 
 
 def train_first(plan: Plan, run: Run) -> None:
-    """Trains the autoencoder, unless it lies there already. From then on the folder is known for this run's."""
+    """Trains the autoencoder, unless it lies there already. From then on the folder is known for
+    this run's.
+    """
     config = plan.config
     if not config.get("first_stage") or first_stage_done(run.folder):
         return

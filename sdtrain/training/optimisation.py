@@ -1,4 +1,6 @@
-"""How weights move: learning rate by images seen, gradient clipping, and no step at all on a gradient that is not finite."""
+"""How weights move: learning rate by images seen, gradient clipping, and no step at all on a
+gradient that is not finite.
+"""
 
 import math
 from collections.abc import Callable, Iterable
@@ -20,7 +22,9 @@ def not_negative(warmup_images: int) -> int:
 
 
 class Cosine:
-    """Learning rate factor: rises linearly over warmup_images, then falls along half a cosine to final_factor at the end of the run."""
+    """Learning rate factor: rises linearly over warmup_images, then falls along half a cosine to
+    final_factor at the end of the run.
+    """
 
     def __init__(self, *, warmup_images: int, final_factor: float = 0.0) -> None:
         self.warmup_images, self.final_factor = not_negative(warmup_images), final_factor
@@ -45,15 +49,17 @@ class Constant:
 
 
 class Optimisation:
-    """The optimizer with its learning rate and clipping. It has no state of its own: the rate is a function of images seen.
+    """The optimizer with its learning rate and clipping. It has no state of its own: the rate is a
+    function of images seen.
 
     Args:
         optimizer: parameters -> torch optimizer.
         lr_schedule: (images_seen, max_images) -> factor on lr.
         max_images: length of the run in pictures.
         gradient_clip: largest norm of the gradient over all parameters.
-        max_skipped: steps on a loss or gradient that is not finite that may be left out. None: the first one ends the run, which the host
-            learns when it next reads numbers, while the device has masked the step; with a number the host waits for each step's norm.
+        max_skipped: steps on a loss or gradient that is not finite that may be left out. None: the
+            first one ends the run, which the host learns when it next reads numbers, while the
+            device has masked the step; with a number the host waits for each step's norm.
     """
 
     def __init__(
@@ -86,19 +92,22 @@ class Optimisation:
         return optimizer
 
     def set_learning_rate(self, optimizer: Optimizer, images_trained: int) -> None:
-        """images_trained: with the step that is about to be taken, so that the first step of a warm-up moves something;
-        without those of steps that were left out.
+        """images_trained: with the step that is about to be taken, so that the first step of a
+        warm-up moves something; without those of steps that were left out.
 
-        Every setting is written anew: a resumed optimizer brings the old run's along, and would silently keep them.
+        Every setting is written anew: a resumed optimizer brings the old run's along, and would
+        silently keep them.
         """
         factor = self.lr_schedule(images_trained, self.max_images)
         for group, settings in zip(optimizer.param_groups, self.group_settings, strict=True):
             group.update(settings, lr=settings["lr"] * factor)
 
     def clip(self, optimizer: Optimizer, loss: Tensor) -> StepResult:
-        """Clips the gradients in place, and cancels the step where their norm, or the loss, is not finite.
+        """Clips the gradients in place, and cancels the step where their norm, or the loss, is not
+        finite.
 
-        loss: the step's, the same on all ranks, as the gradients are; it may be infinite where they are not.
+        loss: the step's, the same on all ranks, as the gradients are; it may be infinite where they
+        are not.
         """
         parameters = []
         for group in optimizer.param_groups:
@@ -109,7 +118,8 @@ class Optimisation:
         if self.max_skipped is not None:
             applied = not bad.item()
         if all(group.get("fused") for group in optimizer.param_groups):
-            # A fused optimizer then skips the step on the device: the host need not wait for the norm.
+            # A fused optimizer then skips the step on the device: the host need not wait for the
+            # norm.
             optimizer.found_inf = bad
         elif bad.item():
             for parameter in parameters:
@@ -144,7 +154,9 @@ class OptimisedModule(L.LightningModule):
         raise NotImplementedError
 
     def note_losses(self, batch: Batch, per_sample: Tensor, times: Tensor | None) -> Tensor:
-        """Writes down what a micro-batch came to, and returns its mean loss. No self.log: it would wait for the host."""
+        """Writes down what a micro-batch came to, and returns its mean loss. No self.log: it would
+        wait for the host.
+        """
         self.progress.images_seen = batch.stream_end
         self.progress.per_sample = per_sample.detach()
         self.progress.times = times

@@ -1,4 +1,6 @@
-"""How a run ended: in status.json, in error.log with the traceback, and as one paragraph with an exit code."""
+"""How a run ended: in status.json, in error.log with the traceback, and as one paragraph with an
+exit code.
+"""
 
 import os
 import re
@@ -39,8 +41,8 @@ class RunError(UserError):
 class Run:
     """A run that has begun: its folder and what is known of it while it goes on.
 
-    owned: whether the folder's status and log are this process's to write; another run's are not, until this one goes on
-    with it. ranks: who watches the others, where there are several.
+    owned: whether the folder's status and log are this process's to write; another run's are not,
+    until this one goes on with it. ranks: who watches the others, where there are several.
     """
 
     def __init__(self, folder: RunFolder, progress: Progress, console: Console) -> None:
@@ -76,15 +78,17 @@ class Run:
 
 @contextmanager
 def outcome_recorded(run: Run) -> Iterator[None]:
-    """Writes down how the run within ended, and raises Interrupted or a UserError for whatever ended it."""
+    """Writes down how the run within ended, and raises Interrupted or a UserError for whatever
+    ended it.
+    """
     try:
         yield
     except Interrupted as stop:
         if stop.code:
             run.write_status("interrupted", stop.code)
             run.console.print(
-                f"Interrupted at {run.progress.images_seen} images, the checkpoint is written. Go on with "
-                f"the same command with resume=auto hydra.run.dir='{run.folder.path}'",
+                f"Interrupted at {run.progress.images_seen} images, the checkpoint is written. "
+                f"Go on with the same command with resume=auto hydra.run.dir='{run.folder.path}'",
                 soft_wrap=True,
             )
         raise
@@ -120,8 +124,8 @@ def _as_run_error(error: Exception, run: Run) -> UserError:
     """For an error that is no mistake of the user's as it stands."""
     if re.search("DataLoader worker .*(killed by signal|exited unexpectedly)", str(error)):
         return DataError(
-            f"A worker of the loader was killed at {run.progress.images_seen} images, perhaps because "
-            "memory was short",
+            f"A worker of the loader was killed at {run.progress.images_seen} images, "
+            "perhaps because memory was short",
             key="data.num_workers",
             remedy="Lower data.num_workers, and go on with resume=auto "
             f"hydra.run.dir={str(run.folder.path)!r}.",

@@ -119,7 +119,8 @@ def _datamodule(plan: Plan, data: PictureData, collate: Collate, progress: Progr
 def saved_config(plan: Plan, parts: Parts | None = None) -> str:
     """The resolved configuration as yaml, without secrets.
 
-    parts: once they are built, the hashes of the frozen weights and of the data's listing are written into it.
+    parts: once they are built, the hashes of the frozen weights and of the data's listing are
+    written into it.
     """
     config = copy.deepcopy(plan.config)
     del config["resume"], config["resume_allow"]

@@ -19,10 +19,11 @@ from sdtrain.training.optimisation import Optimisation
 
 @dataclass(frozen=True)
 class Plan:
-    """A run, an arm of a sweep and the decision about a resume are all read from it. It never changes.
+    """A run, an arm of a sweep and the decision about a resume are all read from it. It never
+    changes.
 
-    draft: what the user asked for. notes: lines to print, of what made way for what was typed. drawing: of the pictures
-    while training; None for an autoencoder.
+    draft: what the user asked for. notes: lines to print, of what made way for what was typed.
+    drawing: of the pictures while training; None for an autoencoder.
     """
 
     draft: Draft
@@ -48,7 +49,9 @@ class Plan:
 
 
 def make_plan(draft: Draft) -> Plan:
-    """Checks what needs torch but neither data nor weights. Raises UserError before anything is loaded or trained."""
+    """Checks what needs torch but neither data nor weights. Raises UserError before anything is
+    loaded or trained.
+    """
     checker = Checker(draft.typed)
     config = _check_nodes(draft.config, checker)
     notes = list(checker.notes)

@@ -27,7 +27,8 @@ HASHES = {"model.autoencoder.sha256", "data.sha256"}
 
 
 def checkpoint_to_resume(run: Run, plan: Plan, parts: Parts, config: str) -> Path | None:
-    """The checkpoint to go on from, None to start anew. Raises UserError where that would mix two runs.
+    """The checkpoint to go on from, None to start anew. Raises UserError where that would mix two
+    runs.
 
     config: this run's yaml. Newer checkpoints that are not whole are set aside.
     """
@@ -91,8 +92,9 @@ def _print_resume(run: Run, plan: Plan, parts: Parts, checkpoint: Path, config: 
 def applied_changes(
     checkpoint: Path, config: dict, module: torch.nn.Module, allowed: list[str]
 ) -> list[str]:
-    """A line for each key that differs from the checkpoint's. UserError where one of them would make it another run, and
-    is not allowed."""
+    """A line for each key that differs from the checkpoint's. UserError where one of them would
+    make it another run, and is not allowed.
+    """
     changes = compare_configs(renewed(read_config(checkpoint)), config, allowed)
     if changes.refused:
         raise _another_run(checkpoint, config, changes.refused, allowed)
@@ -116,7 +118,8 @@ def _another_run(checkpoint: Path, config: dict, refused: dict, allowed: list[st
     return UserError(
         f"The run in {run} cannot go on with another configuration ({differences})",
         key=next(iter(refused)),
-        remedy=f"Set them back, choose another hydra.run.dir, or allow it with resume_allow=[{to_allow}].",
+        remedy="Set them back, choose another hydra.run.dir, or allow it with "
+        f"resume_allow=[{to_allow}].",
     )
 
 
@@ -129,15 +132,18 @@ def check_weights(checkpoint: Path, module: torch.nn.Module) -> None:
         here = new.get(name, "missing")
         if there != here:
             raise UserError(
-                f"The weights of {checkpoint} do not fit the changed model: {name} is {there} there and {here} here",
+                f"The weights of {checkpoint} do not fit the changed model: "
+                f"{name} is {there} there and {here} here",
                 key="model",
                 remedy="Set model back, or choose another hydra.run.dir.",
             )
 
 
 def newest_unfinished(overrides: list[str]) -> Path | None:
-    """The newest run under runs/ of the same name, with a checkpoint, that has not finished and that this configuration
-    may go on with. None too where the configuration is refused: the run itself reports it."""
+    """The newest run under runs/ of the same name, with a checkpoint, that has not finished and
+    that this configuration may go on with. None too where the configuration is refused: the run
+    itself reports it.
+    """
     config = compose_config("train", overrides)
     words = [word for word in overrides if not word.startswith("hydra.")]
     try:

@@ -25,10 +25,13 @@ from sdtrain.training.trainer import check_devices, make_trainer
 
 
 def train(draft: Draft, run_dir: Path) -> None:
-    """The only run in its folder. Raises UserError or Interrupted where it does not finish; status.json says so too."""
+    """The only run in its folder. Raises UserError or Interrupted where it does not finish;
+    status.json says so too.
+    """
     quiet_libraries()
     sys.stdout = UnbreakableStdout(sys.stdout)
-    # A notebook asks for colours, not for a moving bar; and a path or a list in brackets is no markup.
+    # A notebook asks for colours, not for a moving bar; and a path or a list in brackets is no
+    # markup.
     terminal = {"quiet": global_rank() > 0, "force_terminal": sys.stdout.isatty()}
     console = Console(markup=False, highlight=False, **terminal)
     if draft.is_one_process:

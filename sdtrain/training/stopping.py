@@ -1,4 +1,6 @@
-"""When a run ends: by its budget of images, by its limit of time, or by a signal; the same on all ranks."""
+"""When a run ends: by its budget of images, by its limit of time, or by a signal; the same on all
+ranks.
+"""
 
 import time
 
@@ -13,8 +15,8 @@ from sdtrain.training.progress import Progress, window_ended
 class Stopping(L.Callback):
     """Decides after each optimizer step whether it was the last.
 
-    It stands before the callback that saves, and after those that look: when the time is up one more step is taken,
-    which everybody knows to be the last.
+    It stands before the callback that saves, and after those that look: when the time is up one
+    more step is taken, which everybody knows to be the last.
 
     Args:
         signals: what this process has received.
@@ -69,7 +71,9 @@ class Stopping(L.Callback):
         self.interrupted_by = received
 
     def _agreed(self) -> tuple[int, bool]:
-        """(the signal that any rank has received, 0 for none; whether the time is up); the same on all ranks."""
+        """(the signal that any rank has received, 0 for none; whether the time is up); the same on
+        all ranks.
+        """
         limit = self.max_minutes
         time_is_up = limit is not None and self.seconds_trained >= 60 * limit
         flags = torch.tensor([self.signals.received, time_is_up])
@@ -79,8 +83,9 @@ class Stopping(L.Callback):
 
 
 def disable_lightning_signals(trainer: L.Trainer) -> None:
-    """Switches off two private parts of Lightning 2.6: its handler broadcasts inside a signal, and its check for SIGTERM
-    reads the device at every micro-batch."""
+    """Switches off two private parts of Lightning 2.6: its handler broadcasts inside a signal, and
+    its check for SIGTERM reads the device at every micro-batch.
+    """
     connector = trainer._signal_connector
     loop = trainer.fit_loop.epoch_loop
     assert callable(connector.register_signal_handlers)

@@ -62,7 +62,7 @@ def _model_rows(config: dict, parts: Parts) -> Rows:
 
 
 def print_result(run: Run, parts: Parts, callbacks: CallbackSet) -> None:
-    """Its last numbers, where its pictures and weights are, and the command that goes on from here."""
+    """Its last numbers, where its pictures and weights are, and the command to type next."""
     rows = [("result", ", ".join(_last_numbers(callbacks)))]
     for callback in callbacks.named.values():
         grid = getattr(callback, "last_grid", None)
@@ -98,7 +98,9 @@ def _next_command(folder: RunFolder, parts: Parts) -> str:
 
 
 def _print_table(console: Console, title: str, rows: Rows) -> None:
-    """Names and values in two columns. Long lines are left to the terminal: a path or a command can be copied whole."""
+    """Names and values in two columns. Long lines are left to the terminal: a path or a command can
+    be copied whole.
+    """
     console.print(Text(title, style="bold"))
     for name, value in rows:
         console.print(Text(f"  {name:<13}", style="cyan"), Text(value), sep="", soft_wrap=True)

@@ -15,7 +15,9 @@ from sdtrain.training.checkpoint_io import FolderIO
 from sdtrain.training.stopping import disable_lightning_signals
 
 COLLECTIVES_WAIT = 60
-"""Seconds by which collectives give up later than the thread that watches the ranks, which can say more."""
+"""Seconds by which collectives give up later than the thread that watches the ranks, which can say
+more.
+"""
 
 
 def single() -> str:
@@ -38,7 +40,8 @@ def check_devices(settings: TrainerSettings) -> None:
     found = torch.cuda.device_count()
     if settings.accelerator == "gpu" and found < settings.devices:
         raise UserError(
-            f"trainer.accelerator=gpu with trainer.devices={settings.devices}, but this machine has {found} GPUs",
+            f"trainer.accelerator=gpu with trainer.devices={settings.devices}, "
+            f"but this machine has {found} GPUs",
             key="trainer.devices",
             remedy="Set trainer.accelerator=auto or another trainer.devices.",
         )

@@ -29,7 +29,9 @@ class CallbackSet:
 
     @property
     def looking(self) -> list[L.Callback]:
-        """Those that look at the model: after the average and the log of numbers, before what ends a step."""
+        """Those that look at the model: after the average and the log of numbers, before what ends
+        a step.
+        """
         found = [callback for name, callback in self.named.items() if name != "ema"]
         return found + ([self.validation] if self.validation else [])
 
@@ -61,7 +63,9 @@ def build_callbacks(
 
 
 def try_callbacks(config: dict, drawing: Drawing | None, trainer: TrainerSettings) -> None:
-    """Makes sdtrain's own callbacks, for what their constructors refuse. A user's may look at the data: it waits."""
+    """Makes sdtrain's own callbacks, for what their constructors refuse. A user's may look at the
+    data: it waits.
+    """
     ours = {}
     for name, node in (config.get("callbacks") or {}).items():
         if node and node["_target_"].startswith("sdtrain."):

@@ -14,7 +14,9 @@ from sdtrain.training.stopping import Stopping
 
 
 class Checkpoints(L.Callback):
-    """Saves every `settings.every` images seen, at the end, and after a signal; see FolderIO for what is kept."""
+    """Saves every `settings.every` images seen, at the end, and after a signal; see FolderIO for
+    what is kept.
+    """
 
     def __init__(
         self,
@@ -39,8 +41,9 @@ class Checkpoints(L.Callback):
     def on_load_checkpoint(
         self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict
     ) -> None:
-        """Lightning counts micro-batches and steps; images are the truth. Its counters are rewritten for this run's ranks
-        and accumulation."""
+        """Lightning counts micro-batches and steps; images are the truth. Its counters are
+        rewritten for this run's ranks and accumulation.
+        """
         state = checkpoint[type(trainer.datamodule).__qualname__]
         batch_size = self.progress.batch_size
         steps, rest = divmod(state["images_seen"], batch_size)
@@ -72,7 +75,9 @@ class Checkpoints(L.Callback):
 
 
 def rewrite_counters(loop: dict, steps: int, accumulate: int) -> None:
-    """Sets the counters in Lightning's saved loop state to `steps` optimizer steps of `accumulate` micro-batches each."""
+    """Sets the counters in Lightning's saved loop state to `steps` optimizer steps of `accumulate`
+    micro-batches each.
+    """
     micro_batches = steps * accumulate
     progress = loop["epoch_loop.batch_progress"]
     for part in (progress["total"], progress["current"]):

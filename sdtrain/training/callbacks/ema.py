@@ -10,7 +10,8 @@ from sdtrain.training.progress import window_ended
 
 
 class EMACallback(L.Callback):
-    """Averages every trained parameter after each optimizer step. Sampling and validation use `average`.
+    """Averages every trained parameter after each optimizer step. Sampling and validation use
+    `average`.
 
     decay: of the average, per optimizer step.
     """

@@ -1,4 +1,6 @@
-"""Validation that means the same under every schedule: the error of epsilon by noise level, on held-out pictures."""
+"""Validation that means the same under every schedule: the error of epsilon by noise level, on
+held-out pictures.
+"""
 
 import hashlib
 import json
@@ -44,9 +46,9 @@ FIRST = 4
 class HeldOut:
     """The held-out pictures, encoded once, and what their errors are held against.
 
-    x0, noise [N, C, h, w]; labels [N]; depth [N, 1, H, W] or None; mean, variance [1, C, 1, 1] of training latents;
-    inside [L]: the levels that the schedule reaches; linear [N, L]: errors of the linear denoiser; names: of the
-    pictures, by their content.
+    x0, noise [N, C, h, w]; labels [N]; depth [N, 1, H, W] or None; mean, variance [1, C, 1, 1] of
+    training latents; inside [L]: the levels that the schedule reaches; linear [N, L]: errors of the
+    linear denoiser; names: of the pictures, by their content.
     """
 
     x0: Tensor
@@ -72,19 +74,20 @@ class HeldOut:
 
 
 class NoiseLevelValidation(L.Callback):
-    """Every `every` images seen and at the end: validation/bits_per_dim, see sdtrain.evaluation.noise_level_error, for EMA
-    and raw weights.
+    """Every `every` images seen and at the end: validation/bits_per_dim, see
+    sdtrain.evaluation.noise_level_error, for EMA and raw weights.
 
-    Each held-out picture has its own noise, the same at all levels, for all runs and at all times; it is used in an
-    antithetic pair. In mid-run there are as many pictures as fit into `share` of the time, and all num_images at the end.
-    Every picture's error at every level is kept in validation/IMAGES_SEEN.json, for comparisons picture by picture. Ranks
-    share the pictures; nothing here draws from a generator.
+    Each held-out picture has its own noise, the same at all levels, for all runs and at all times;
+    it is used in an antithetic pair. In mid-run there are as many pictures as fit into `share` of
+    the time, and all num_images at the end. Every picture's error at every level is kept in
+    validation/IMAGES_SEEN.json, for comparisons picture by picture. Ranks share the pictures;
+    nothing here draws from a generator.
 
     Args:
         every: images seen between validations, 0 for none, also at the end.
         num_images: held-out pictures.
-        share: of the time of training that validations in mid-run may take, what comes before the first included; 1 takes
-            all pictures each time.
+        share: of the time of training that validations in mid-run may take, what comes before the
+            first included; 1 takes all pictures each time.
     """
 
     def __init__(
@@ -160,7 +163,9 @@ class NoiseLevelValidation(L.Callback):
         self.metrics_log.report(trainer, module.progress, numbers)
 
     def _affordable(self, trainer: L.Trainer, module: L.LightningModule, entered: float) -> int:
-        """How many pictures in mid-run fit into the share, by the cost of the first few; the same on all ranks."""
+        """How many pictures in mid-run fit into the share, by the cost of the first few; the same
+        on all ranks.
+        """
         began = time.monotonic()
         self._errors(trainer, module, FIRST)
         now = time.monotonic()
@@ -210,7 +215,9 @@ class NoiseLevelValidation(L.Callback):
     def _errors(
         self, trainer: L.Trainer, module: L.LightningModule, count: int
     ) -> dict[str, NoiseLevelErrors]:
-        """By weights: of the average, where there is one, and of those as they are. Each rank takes every n-th picture."""
+        """By weights: of the average, where there is one, and of those as they are. Each rank takes
+        every n-th picture.
+        """
         held_out = self.held_out
         device = module.device
 

@@ -1,4 +1,4 @@
-"""The callbacks of a run in the order in which they act: the average first, what ends a step last."""
+"""The callbacks of a run in the order in which they act."""
 
 import lightning.pytorch as L
 

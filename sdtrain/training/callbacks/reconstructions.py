@@ -1,5 +1,6 @@
-"""What an autoencoder run leaves behind: pictures beside their reconstructions, and at the end the folder that a diffusion
-run reads."""
+"""What an autoencoder run leaves behind: pictures beside their reconstructions, and at the end the
+folder that a diffusion run reads.
+"""
 
 from pathlib import Path
 
@@ -20,8 +21,9 @@ ENCODED_AT_ONCE = 128
 
 
 class Reconstructions(L.Callback):
-    """Every `every` images seen and at the end: a grid of held-out pictures over their reconstructions. At the end
-    RUN/autoencoder with the weights (EMA where there is one), the measured latent scale, and measured.json.
+    """Every `every` images seen and at the end: a grid of held-out pictures over their
+    reconstructions. At the end RUN/autoencoder with the weights (EMA where there is one), the
+    measured latent scale, and measured.json.
     """
 
     def __init__(
@@ -43,7 +45,9 @@ class Reconstructions(L.Callback):
                 self.draw(trainer, module)
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """After the last checkpoint, from which a run whose disk is full here goes on, with nothing left to train."""
+        """After the last checkpoint, from which a run whose disk is full here goes on, with nothing
+        left to train.
+        """
         if trainer.is_global_zero and module.progress.ended:
             with averaged_weights(self.ema, module), torch.no_grad():
                 self.export(trainer, module)

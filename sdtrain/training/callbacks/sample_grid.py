@@ -28,18 +28,21 @@ KEY = "callbacks.samples"
 
 
 class SampleGrid(L.Callback):
-    """Every `every` images seen and at the end: a captioned grid, and a strip of x_t and the predicted x0 along the way of
-    the first picture. Once, at the start: a row of forward diffusion. PNG files under samples/, and the same to the logger.
+    """Every `every` images seen and at the end: a captioned grid, and a strip of x_t and the
+    predicted x0 along the way of the first picture. Once, at the start: a row of forward diffusion.
+    PNG files under samples/, and the same to the logger.
 
     Args:
         every: images seen between grids, 0 for none.
         num_images: pictures of a grid.
-        prompts: what to draw; None takes captions of the data. Repeated in turn when there are fewer than num_images.
+        prompts: what to draw; None takes captions of the data. Repeated in turn when there are
+            fewer than num_images.
         seed: the pictures have the seeds seed, seed + 1, ...
         strip_steps: columns of the strip and of the row of forward diffusion.
-        guidance_scales: of the grid at the end, a row for each, with the first pictures' prompts and seeds; [] draws none.
-        sampler_steps: of the sampler's error against its number of steps, at the end: the distances from the largest of
-            them; [] draws none.
+        guidance_scales: of the grid at the end, a row for each, with the first pictures' prompts
+            and seeds; [] draws none.
+        sampler_steps: of the sampler's error against its number of steps, at the end: the distances
+            from the largest of them; [] draws none.
         drawing: sampler, grid, steps and guidance.
     """
 
@@ -77,8 +80,9 @@ class SampleGrid(L.Callback):
         self.last_grid: Path | None = None
 
     def requests(self, trainer: L.Trainer, module: L.LightningModule) -> list[Request]:
-        """What is drawn: of the condition, what the model reads. Depth maps are those of held-out pictures, whose
-        captions then stand for the data's prompts."""
+        """What is drawn: of the condition, what the model reads. Depth maps are those of held-out
+        pictures, whose captions then stand for the data's prompts.
+        """
         reads = module.model.conditioner.reads
         held_out = trainer.datamodule.validation
         prompts = self.prompts or self.data.example_prompts(self.num_images)
@@ -118,7 +122,7 @@ class SampleGrid(L.Callback):
                 self.draw_steps(trainer, module)
 
     def draw(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """The grid, the strip, and the single pictures side by side, for comparisons between runs."""
+        """The grid, the strip, and the pictures side by side, for comparisons between runs."""
         model = module.model
         seen = module.progress.images_seen
         requests = self.requests(trainer, module)

@@ -11,11 +11,12 @@ from sdtrain.training.progress import window_ended
 
 
 class Validation(L.Callback):
-    """The module's own per-sample numbers on the first `num_images` held-out pictures, every `every` images seen and at
-    the end; every = 0 is never.
+    """The module's own per-sample numbers on the first `num_images` held-out pictures, every
+    `every` images seen and at the end; every = 0 is never.
 
-    Their noise and times are keyed by picture, so the numbers of one run can be compared over time. EMA weights where
-    there are some. Rank 0 validates alone: the others wait at the next optimizer step.
+    Their noise and times are keyed by picture, so the numbers of one run can be compared over time.
+    EMA weights where there are some. Rank 0 validates alone: the others wait at the next optimizer
+    step.
     """
 
     def __init__(
