@@ -28,6 +28,8 @@ TAKE_A_VALUE = {
     "-cd",
     "--experimental-rerun",
 }
+GROUP_OF_KEY = {"metrics": "metric"}
+"""Keys that a user sets like a value, and the group whose options they choose."""
 QUOTED = re.compile(r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\s*""", re.DOTALL)
 QUOTED_LIST = re.compile(rf"\s*\[({QUOTED.pattern},)*{QUOTED.pattern}\]\s*", re.DOTALL)
 
@@ -114,3 +116,19 @@ def typed_values(arguments: Iterable[str]) -> dict[str, str]:
         if equals:
             values[key.lstrip("+")] = value
     return values
+
+
+def group_choice(argument: str) -> str:
+    """The word that chooses options of a group by the name of its key, as Hydra reads it: metrics=a becomes metric=[a].
+
+    Another word is returned as it is, and so is a list of alternatives to sweep over.
+    """
+    key, equals, value = argument.partition("=")
+    if not equals or key not in GROUP_OF_KEY:
+        return argument
+    names = value.strip().removeprefix("[").removesuffix("]")
+    is_list = names != value.strip()
+    if "," in names and not is_list or value.strip() in ("", "null"):
+        return f"{GROUP_OF_KEY[key]}={value}"
+    once = dict.fromkeys(name.strip() for name in names.split(","))  # Hydra takes none twice
+    return f"{GROUP_OF_KEY[key]}=[{','.join(once)}]"
