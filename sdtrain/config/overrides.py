@@ -119,16 +119,20 @@ def typed_values(arguments: Iterable[str]) -> dict[str, str]:
 
 
 def group_choice(argument: str) -> str:
-    """The word that chooses options of a group by the name of its key, as Hydra reads it: metrics=a becomes metric=[a].
+    """The word that Hydra reads as a choice of options, for one that names the key: metrics=a becomes metric=[a].
 
-    Another word is returned as it is, and so is a list of alternatives to sweep over.
+    Any other word is returned as it is. A comma outside of brackets stays, as alternatives to sweep over.
     """
     key, equals, value = argument.partition("=")
     if not equals or key not in GROUP_OF_KEY:
         return argument
-    names = value.strip().removeprefix("[").removesuffix("]")
-    is_list = names != value.strip()
-    if "," in names and not is_list or value.strip() in ("", "null"):
-        return f"{GROUP_OF_KEY[key]}={value}"
+    group = GROUP_OF_KEY[key]
+    value = value.strip()
+    if value in ("", "null"):
+        return f"{group}=[]"
+    is_list = value.startswith("[") and value.endswith("]")
+    if "," in value and not is_list:
+        return f"{group}={value}"
+    names = value[1:-1] if is_list else value
     once = dict.fromkeys(name.strip() for name in names.split(","))  # Hydra takes none twice
-    return f"{GROUP_OF_KEY[key]}=[{','.join(once)}]"
+    return f"{group}=[{','.join(once)}]"
