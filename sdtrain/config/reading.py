@@ -33,7 +33,7 @@ def check_sample(config: dict, overrides: Iterable[str]) -> SampleConfig:
         label=as_list(checked.label),
     )
     # Here torch is imported, with the targets.
-    return replace(checked, **_checked_drawing(config, typed))
+    return replace(checked, **_checked_nodes(config, DRAWING, Checker(typed)))
 
 
 def check_evaluate(config: dict, overrides: Iterable[str]) -> EvaluateConfig:
@@ -55,8 +55,8 @@ def check_evaluate(config: dict, overrides: Iterable[str]) -> EvaluateConfig:
         folder = find_checkpoint(folder)
     checked = replace(checked, checkpoint=str(folder))
     # Here torch is imported, with the targets.
-    metrics = Checker(typed, filled_in=()).node(config["metrics"], "metrics")
-    return replace(checked, metrics=metrics, **_checked_drawing(config, typed))
+    metrics = _checked_nodes(config, ["metrics"], Checker(typed, filled_in=()))
+    return replace(checked, **metrics, **_checked_nodes(config, DRAWING, Checker(typed)))
 
 
 def as_list(value: Any) -> list:
@@ -82,9 +82,8 @@ def _prompts_in(prompt_file: str | None) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def _checked_drawing(config: dict, typed: set[str]) -> dict[str, Any]:
-    checker = Checker(typed)
-    checked = {name: checker.node(config[name], name) for name in DRAWING}
+def _checked_nodes(config: dict, names: Iterable[str], checker: Checker) -> dict[str, Any]:
+    checked = {name: checker.node(config[name], name) for name in names}
     for note in checker.notes:
         warn(note)
     return checked

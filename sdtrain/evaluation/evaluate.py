@@ -109,13 +109,13 @@ def evaluate_checkpoint(
 ) -> None:
     """Prints a table of each metric, and writes its pictures and evaluation.json."""
     subject = load_subject(checkpoint)
+    for name, metric in metrics.items():
+        check_needs(name, metric, subject)
+        metric.check(subject)
     folder = checkpoint.run.evaluation
     if config.output:
         folder = EvaluationFolder(Path(config.output))
     check_writable(folder.path)
-    for name, metric in metrics.items():
-        check_needs(name, metric, subject)
-        metric.check(subject)
     settings = {
         "checkpoint": str(checkpoint.path),
         "num_images": config.num_images,

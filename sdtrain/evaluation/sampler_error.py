@@ -21,7 +21,7 @@ class SamplerError(Metric):
         reference: steps of the pictures that they are compared with; at most the schedule's num_timesteps.
     """
 
-    unit = "root mean square over pixels, share of their range"
+    unit = "share of the pixels' range"
     higher_is_better = False
 
     def __init__(self, *, steps: list[int], reference: int = 1000) -> None:
