@@ -8,7 +8,10 @@ from sdtrain.runs.layout import CheckpointFolder
 
 
 def load_subject(config: EvaluateConfig, checkpoint: CheckpointFolder) -> Subject:
-    """The model of a whole checkpoint, and how its pictures are drawn. Raises UserError where it cannot be built."""
+    """The model of a whole checkpoint, and how its pictures are drawn.
+
+    Raises UserError where it cannot be built.
+    """
     loaded = load_whole(
         checkpoint,
         ema=config.ema,

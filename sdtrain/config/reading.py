@@ -1,4 +1,7 @@
-"""The configurations of the commands that read a run, checked as far as that goes without torch first."""
+"""The configurations of the commands that read a run: sdtrain-sample and sdtrain-evaluate.
+
+What can be refused without torch is refused before it is imported.
+"""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -20,8 +23,8 @@ DRAWING = ("sampler", "grid", "guidance")
 def check_sample(config: dict, overrides: Iterable[str]) -> SampleConfig:
     """Checks a resolved configuration of `sdtrain-sample`. Raises UserError.
 
-    What it returns has the folder of a whole checkpoint as `checkpoint`, and all prompts in `prompt`, those of
-    prompt_file after those that were typed.
+    What it returns has the folder of a whole checkpoint as `checkpoint`, and all prompts in
+    `prompt`, those of prompt_file after those that were typed.
     """
     typed = typed_keys(overrides)
     Checker(typed, filled_in=()).call(config, "", SampleConfig)
@@ -60,7 +63,7 @@ def check_evaluate(config: dict, overrides: Iterable[str]) -> EvaluateConfig:
 
 
 def as_list(value: Any) -> list:
-    """A key that takes one value or several: none for None."""
+    """The values of a key that takes one, several or null."""
     if value is None:
         return []
     return value if isinstance(value, list) else [value]

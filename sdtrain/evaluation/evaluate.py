@@ -36,8 +36,11 @@ SETTINGS = (
 
 
 def evaluate(config: EvaluateConfig, load_subject: LoadSubject) -> None:
-    """Measures what config.checkpoint names: a whole checkpoint, or a sweep, of which each arm that has a checkpoint is
-    measured. Raises the first UserError of an arm after the others were measured."""
+    """Measures a whole checkpoint, or each arm of a sweep that has one: config.checkpoint.
+
+    An arm that cannot be measured does not keep the others from it; the first UserError of one is
+    raised at the end.
+    """
     console = Console(markup=False, highlight=False)
     metrics = build_metrics(config.metrics)
     folder = Path(config.checkpoint)
@@ -150,7 +153,8 @@ def check_needs(name: str, metric: Metric, subject: Subject) -> None:
         )
     if CAPTIONS in metric.needs and "caption" not in subject.reads:
         raise UserError(
-            "asks with captions, which this model does not read: it was trained with another model/conditioner",
+            "asks with captions, which this model does not read: it was trained with another "
+            "model/conditioner",
             key="metrics",
             value=name,
         )
@@ -185,5 +189,5 @@ def table_of(name: str, metric: Metric, measurement: Measurement) -> Table:
 def _caption(metric: Metric) -> str:
     """Unit and direction."""
     directions = {True: "higher is better", False: "lower is better", None: ""}
-    said = (metric.unit, directions[metric.higher_is_better])
-    return ", ".join(part for part in said if part)
+    parts = (metric.unit, directions[metric.higher_is_better])
+    return ", ".join(part for part in parts if part)

@@ -1,10 +1,13 @@
 """The interface of a metric.
 
-A metric is one file with a subclass of Metric, and one yaml configs/metric/NAME.yaml, by which it is chosen:
+A metric is one file with a subclass of Metric, and one yaml, configs/metric/NAME.yaml:
 
     # @package metrics.NAME
     _target_: my_package.my_module.MyMetric
     threshold: 0.5             # its own arguments, keyword-only in the constructor
+
+`sdtrain-evaluate metrics=NAME` chooses it. Yaml files of your own lie in metric/ of a folder that
+'hydra.searchpath=[file:///FOLDER]' names.
 """
 
 from dataclasses import dataclass, field
@@ -25,8 +28,10 @@ REFERENCES = "references"
 class Measurement:
     """What a metric has found.
 
-    columns: {column: {row: value}}, with the same rows in each column: a table as it is printed, and as it stands in
-    evaluation.json. pictures: {name: picture}, written beside as METRIC-NAME.png, and as METRIC.png for the name "".
+    Args:
+        columns: {column: {row: value}}, with the same rows in each column: the table as it is
+            printed, and as it stands in evaluation.json.
+        pictures: {name: picture}, written as METRIC-NAME.png, and as METRIC.png for the name "".
     """
 
     columns: dict[str, dict[str, float]]
@@ -34,10 +39,13 @@ class Measurement:
 
 
 class Metric:
-    """One thing that can be measured of a trained model. A subclass overrides `measure`, and what differs from the defaults."""
+    """One thing that can be measured of a trained model.
+
+    A subclass overrides `measure`, and of the rest what differs from the defaults.
+    """
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Of CAPTIONS and REFERENCES: what a run must offer. Without it the run is refused before anything is drawn."""
+    """Of CAPTIONS and REFERENCES: a run that lacks one is refused before anything is drawn."""
 
     unit: ClassVar[str] = ""
     """What the values count, as "share of the pictures"."""
@@ -46,7 +54,7 @@ class Metric:
     """None where neither is better."""
 
     def check(self, subject: Subject) -> None:
-        """Raises UserError, for the key metrics, where it cannot measure this model. Draws nothing."""
+        """Raises UserError where it cannot measure this model. It is asked before any drawing."""
 
     def measure(self, subject: Subject) -> Measurement:
         """Draws what it needs, by `subject.samples` or `subject.draw`, and measures it."""

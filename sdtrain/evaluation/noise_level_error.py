@@ -1,13 +1,13 @@
-"""One validation number for every schedule: the error of epsilon over a fixed range of noise levels.
+"""One validation number for every schedule: the error of epsilon over a range of noise levels.
 
-The diffusion term of the variational bound (Kingma et al. 2021, eq. 15 and 17; Kingma and Gao 2023, eq. 8), in bits per
-latent dimension:
+The diffusion term of the variational bound (Kingma et al. 2021, eq. 15 and 17; Kingma and Gao 2023,
+eq. 8), in bits per latent dimension:
 
     1 / (2 D ln 2) * integral of E |eps - eps_hat|^2 over log_snr,
 
-without the prior and decoder terms. It knows neither the schedule nor the prediction or weighting of a run. Where a
-schedule does not reach, the best linear denoiser stands in for the network: a valid predictor, so that the sum covers
-the same range for every run.
+without the prior and decoder terms. It knows neither the schedule nor the prediction or weighting
+of a run. Where a schedule does not reach, the best linear denoiser stands in for the network: a
+valid predictor, so that the sum covers the same range for every run.
 """
 
 import math
@@ -23,8 +23,8 @@ LEVELS = torch.linspace(-12, 12, 25, dtype=torch.float64)
 
 
 def bits_over(inside: Tensor) -> Tensor:
-    """Weights [L]: errors [..., L] @ bits_over(inside [L]) is the number over the range that `inside` names, by the
-    trapezoid rule."""
+    """Weights [L]: errors [..., L] @ bits_over(inside [L]) is the number over the range that
+    `inside` names, by the trapezoid rule."""
     half = (inside[1:] & inside[:-1]).double() * LEVELS.diff() / 2
     trapezoids = pad(half, (0, 1)) + pad(half, (1, 0))
     return trapezoids / (2 * math.log(2))
@@ -40,10 +40,15 @@ def network_errors(
     levels: Tensor,
     size: int = 256,
 ) -> Tensor:
-    """Errors [P, len(levels)] float64 of `pictures` [P] int64, each the mean of an antithetic pair: its noise, and minus
-    its noise.
+    """The network's errors [P, len(levels)] float64, each the mean of an antithetic pair: a picture
+    with its noise, and with minus its noise.
 
-    epsilon_error: (picture [B] int64, log_snr [B], sign [B]) -> mean squared error of epsilon [B]; asked in batches of `size`.
+    Args:
+        epsilon_error: (picture [B] int64, log_snr [B], sign [B]) -> mean squared error of epsilon
+            [B].
+        pictures: [P] int64.
+        levels: log_snrs.
+        size: largest B that epsilon_error is asked for.
     """
     rows = torch.cartesian_prod(pictures, torch.arange(len(levels)), torch.arange(2))
     errors = [torch.zeros(0, dtype=torch.float64)]
@@ -56,10 +61,11 @@ def network_errors(
 
 
 def linear_errors(x0: Tensor, mean: Tensor, variance: Tensor, levels: Tensor = LEVELS) -> Tensor:
-    """Errors [N, L] float64 of the best linear denoiser for latents of `mean` and `variance`, which both broadcast to
-    x0 [N, C, h, w].
+    """Errors [N, L] float64 of the best linear denoiser for latents of `mean` and `variance`, which
+    both broadcast to x0 [N, C, h, w].
 
-    eps_hat = sigma (x - alpha m) / (alpha^2 v + sigma^2); its expectation over the noise, with r = SNR:
+    eps_hat = sigma (x - alpha m) / (alpha^2 v + sigma^2), whose expectation over the noise is, with
+    r = SNR:
 
         E (eps - eps_hat)^2 = ((r v)^2 + r (x0 - m)^2) / (1 + r v)^2.
     """
@@ -67,7 +73,8 @@ def linear_errors(x0: Tensor, mean: Tensor, variance: Tensor, levels: Tensor = L
     far = (x0.double().cpu() - mean.double().cpu()).square()
     per_level = []
     for level in levels.tolist():
-        # By powers of exp(-|log_snr|) alone, so that nothing overflows: both sides are divided by r^2 where r is above 1.
+        # By powers of exp(-|log_snr|) alone, so that nothing overflows: both sides are divided by
+        # r^2 where r is above 1.
         r = math.exp(min(level, 0.0))
         one = math.exp(min(-level, 0.0))
         errors = ((r * variance) ** 2 + r * one * far) / (one + r * variance) ** 2
@@ -79,8 +86,10 @@ def linear_errors(x0: Tensor, mean: Tensor, variance: Tensor, levels: Tensor = L
 class NoiseLevelErrors:
     """Errors of N pictures at LEVELS.
 
-    errors [N, L]: of the network where `inside` [L] says so, and of the linear denoiser elsewhere. linear [N, L]: of the
-    linear denoiser.
+    Args:
+        errors: [N, L], of the network where `inside` says so, and of the linear denoiser elsewhere.
+        linear: [N, L], of the linear denoiser.
+        inside: [L] bool.
     """
 
     errors: Tensor
@@ -93,8 +102,8 @@ class NoiseLevelErrors:
         return self.errors @ BITS
 
     def summary(self) -> dict[str, float]:
-        """The number with its standard error over pictures, the bits saved against the linear denoiser with theirs, and
-        the share of the sum that is the stand-in's."""
+        """The number with its standard error over pictures, the bits saved against the linear
+        denoiser with theirs, and the share of the sum that is the stand-in's."""
         bits = self.per_picture
         saved = (self.linear - self.errors) @ BITS
         by_level = self.errors.mean(0) * BITS

@@ -19,8 +19,11 @@ SPLITS = {"trained": False, "held_out": True}
 
 
 class PromptAccuracy(Metric):
-    """Share of pictures in which a verifier reads what the prompt asked for: of trained combinations, beside those that
-    were held out of training. It reads flat shapes, so it needs a run with data=shapes."""
+    """Share of pictures in which a verifier reads what the prompt asked for.
+
+    Combinations of shape and colours that were trained stand beside those that were held out of
+    training. The verifier reads flat shapes, so the run must be one of data=shapes.
+    """
 
     needs = frozenset({CAPTIONS})
     unit = "share of the pictures"
@@ -61,8 +64,8 @@ def shares_right(
 ) -> dict[str, float]:
     """Shares in [0, 1] of the pictures in which the verifier reads what was expected.
 
-    shape, colour, background and size: each alone. background_colour: background and colour both right. all_three:
-    shape, colour and background together. all_four: size too.
+    shape, colour, background and size: each alone. background_colour: background and colour both
+    right. all_three: shape, colour and background together. all_four: size too.
 
     Args:
         images: [B, 3, H, H] in [-1, 1], B at least 1.

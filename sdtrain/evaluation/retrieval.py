@@ -17,10 +17,13 @@ BATCH = 128  # pictures encoded at once
 
 
 class Retrieval(Metric):
-    """Of pictures drawn for training captions, the share whose nearest training picture, in latents, is the captioned one.
+    """Share of the samples whose nearest training picture is the one their caption belongs to.
+
+    Samples are drawn for training captions, and distances are taken in latents.
 
     Args:
-        max_pictures: a run with more training pictures is refused, because each sample is compared with all of them.
+        max_pictures: a run with more training pictures is refused, because each sample is compared
+            with all of them.
     """
 
     needs = frozenset({CAPTIONS, REFERENCES})
@@ -69,10 +72,12 @@ def latents_of(model: LatentDiffusion, rows: list[Row]) -> Tensor:
 
 
 def nearest_picture_share(drawn: Tensor, pictures: Tensor, wanted: Tensor) -> dict[str, float]:
-    """How often the wanted picture is the nearest (top_1), and among the five nearest (top_5), by Euclidean distance.
+    """How often the wanted picture is the nearest (top_1), or among the five nearest (top_5).
 
-    drawn [M, ...]: latents of samples. pictures [N, ...]: latents of all pictures. wanted [M]: the index of the picture
-    that each sample should be nearest to.
+    Args:
+        drawn: [M, ...], latents of samples; distances are Euclidean.
+        pictures: [N, ...], latents of all pictures.
+        wanted: [M], the index of the picture that each sample should be nearest to.
     """
     distance = torch.cdist(drawn.flatten(1), pictures.flatten(1))
     nearer = (distance < distance.gather(1, wanted[:, None])).sum(1)

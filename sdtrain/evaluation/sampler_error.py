@@ -1,4 +1,4 @@
-"""How far are pictures of few steps from those of many? "50 steps" then is a choice that was measured."""
+"""How far pictures of few steps are from those of many, so that "50 steps" is a measured choice."""
 
 from torch import Tensor
 
@@ -14,11 +14,12 @@ KEY = "metrics.sampler_error"
 
 
 class SamplerError(Metric):
-    """Mean and largest distance of pictures of some steps from the same pictures of `reference` steps.
+    """Distance of pictures of few steps from the same ones of many: mean and largest of all.
 
     Args:
-        steps: the numbers of steps that are measured; those that are not below the reference are left out.
-        reference: steps of the pictures that they are compared with; at most the schedule's num_timesteps.
+        steps: the numbers that are measured; those that are not below the reference are left out.
+        reference: steps of the pictures they are compared with, or the schedule's num_timesteps
+            where that is less.
     """
 
     unit = "share of the pixels' range"
@@ -33,7 +34,8 @@ class SamplerError(Metric):
     def check(self, subject: Subject) -> None:
         if draws_noise(subject.drawing):
             raise UserError(
-                "follows the same noise through more steps, and this sampler draws fresh noise at each",
+                "follows the same noise through more steps, and this sampler draws fresh noise at "
+                "each",
                 key="metrics",
                 value="sampler_error",
                 remedy="Choose sampler=ddim.",

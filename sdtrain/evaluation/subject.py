@@ -1,4 +1,4 @@
-"""What is measured: a trained model, the way its pictures are drawn, and the data it was trained on."""
+"""What is measured: a trained model, the way it draws, and the data it was trained on."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,19 +39,19 @@ class Subject:
 
     @cached_property
     def data(self) -> PictureData:
-        """The data set, made when it is first asked for. Raises UserError or DataError where it is not there any more."""
+        """The data set, made when it is first asked for. Raises UserError where it is gone."""
         return self.make_data()
 
     @property
     def prompts(self) -> list[str]:
-        """num_images prompts in the words of the data; empty ones for a model that reads no captions."""
+        """num_images captions of the data; empty ones where the model reads none."""
         if "caption" not in self.reads:
             return [""] * self.num_images
         return self.data.example_prompts(self.num_images)
 
     @cached_property
     def requests(self) -> list[Request]:
-        """num_images requests, spread over the data's prompts and classes as far as the model reads them."""
+        """num_images requests, spread over the captions and classes that the model reads."""
         labels = [0] * self.num_images
         if "label" in self.reads:
             classes = self.data.num_classes
@@ -63,7 +63,7 @@ class Subject:
 
     @cached_property
     def samples(self) -> Tensor:
-        """The pictures of `requests` [num_images, 3, H, W] in [-1, 1], on the CPU: drawn once for all metrics."""
+        """Pictures of `requests` [num_images, 3, H, W] in [-1, 1], drawn once for all metrics."""
         return self.draw(self.requests)
 
     def draw(self, requests: list[Request]) -> Tensor:

@@ -1,6 +1,7 @@
 """Reads what a picture of flat shapes shows, without ever seeing the prompt.
 
-Which shapes and colours there are is given to it (`sdtrain.data.shapes` has it all), so it can follow any such data set:
+Which shapes and colours there are is given to it (`sdtrain.data.shapes` has it all), so it can
+follow any such data set:
 
     Verifier(shapes=SHAPES, palette=COLOURS, radii=RADII, coverage=coverage)
 """
@@ -51,8 +52,8 @@ class Verifier:
         shapes: names.
         palette: colour name -> RGB in [0, 255].
         radii: size name -> (lowest, highest) radius over the picture's side.
-        coverage: the renderer: (shape, x, y, radius, image_size) -> coverage [n, H, W] in [0, 1], from arrays [n] of
-            pixels.
+        coverage: the renderer: (shape, x, y, radius, image_size) -> coverage [n, H, W] in [0, 1],
+            from arrays [n] in pixels.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Verifier:
         self._names = tuple(palette)
         colours = np.array([palette[name] for name in self._names], dtype=np.float32)
         self._rgb = colours / 127.5 - 1.0
-        # Wider than the bands: a model may draw too small or too large. Steps of 10 % are refined later.
+        # Wider than the bands: a model may draw too small or too large. In steps of 10 %.
         lowest = 0.7 * min(low for low, _ in radii.values())
         highest = 1.3 * max(high for _, high in radii.values())
         self._grid = lowest * 1.1 ** np.arange(1 + np.ceil(np.log(highest / lowest) / np.log(1.1)))
@@ -77,9 +78,10 @@ class Verifier:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> list[Reading]:
-        """images [B, 3, H, H] in [-1, 1] -> B readings. Raises ValueError for another shape of tensor.
+        """images [B, 3, H, H] in [-1, 1] -> B readings.
 
-        A picture without a shape, or with a number that is not finite, gets NOTHING for what cannot be seen.
+        A picture without a shape, or with a number that is not finite, gets NOTHING for what cannot
+        be seen. Raises ValueError for another shape of tensor.
         """
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
             raise ValueError(
@@ -102,12 +104,12 @@ class Verifier:
         contrast = float((axis**2).sum())
         if contrast < _FAINTEST**2:
             return nothing
-        # p = ground + c axis: the coverage c of each pixel by least squares over its three channels.
+        # p = ground + c axis: the coverage c of each pixel by least squares over its channels.
         covered = np.einsum("chw,c->hw", difference, axis) / contrast
         shape, radius, explained, template = self._fit(covered)
         if explained < _POOREST * float((difference**2).sum()) / contrast:
             return nothing
-        # The same equation the other way round: the colour given the fitted coverage, over all pixels of the shape.
+        # The same equation the other way round: the colour given the fitted coverage.
         colour = ground + (difference * template).sum((1, 2)) / (template**2).sum()
         size = self._size(radius / image.shape[-1])
         return Reading(shape, self._nearest(colour), size, nothing.background)
@@ -125,8 +127,8 @@ class Verifier:
     def _fit(self, covered: np.ndarray) -> tuple[str, float, float, np.ndarray]:
         """Best (shape, radius, explained energy, its coverage [H, W]) for measured coverage [H, W].
 
-        min over gain a of |c - a T|^2 = |c|^2 - <c, T>^2 / |T|^2, so the best template T has the largest last term. The
-        gain forgives what blur takes from thin shapes.
+        min over gain a of |c - a T|^2 = |c|^2 - <c, T>^2 / |T|^2, so the best template T has the
+        largest last term. The gain forgives what blur takes from thin shapes.
         """
         side = covered.shape[0]
         spectra, energies = self._bank(side)
@@ -149,7 +151,8 @@ class Verifier:
     def _refine(
         self, covered: np.ndarray, shape: str, start: tuple[float, float, float]
     ) -> tuple[float, float, np.ndarray]:
-        """(radius, explained energy, coverage) of the best (x, y, radius) near start, to about 0.06 pixels and 0.6 %."""
+        """(radius, explained energy, coverage) of the best (x, y, radius) near start, to about 0.06
+        pixels and 0.6 %."""
         centre = np.array(start)
         step = np.array([0.5, 0.5, 0.05 * centre[2]])
         for _ in range(4):
@@ -163,8 +166,8 @@ class Verifier:
         return float(centre[2]), float(explained[k]), templates[k]
 
     def _bank(self, side: int) -> tuple[np.ndarray, np.ndarray]:
-        """Spectra [shape, radius, H, H / 2 + 1] of all shapes in the middle of a picture, and their energies
-        [shape, radius]."""
+        """Spectra [shape, radius, H, H / 2 + 1] of all shapes in the middle of a picture, and their
+        energies [shape, radius]."""
         if side not in self._banks:
             middle = np.full(len(self._grid), side / 2)
             radii = self._grid * side

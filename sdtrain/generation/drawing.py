@@ -10,12 +10,14 @@ from sdtrain.samplers import Sampler
 from sdtrain.schedules import Schedule
 
 Guidance = Callable[[Mapping[str, Denoise], float, Schedule], Denoise]
-"""(denoisers by what they are told, guidance_scale, schedule) -> guided denoiser: see sdtrain.diffusion.guidance."""
+"""(denoisers by what they are told, guidance_scale, schedule) -> guided denoiser: see
+sdtrain.diffusion.guidance."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One picture to draw. Of prompt, negative_prompt, label and depth those count that the model's conditioner reads.
+    """One picture to draw. Of prompt, negative_prompt, label and depth those count that the model's
+    conditioner reads.
 
     depth [1, H, W]: inverse depth, 1 nearest and 0 farthest.
     """
@@ -37,8 +39,8 @@ class Request:
 class Drawing:
     """How pictures are drawn.
 
-    sampler: see sdtrain.samplers. grid: (steps, schedule) -> falling times. steps: times visited. guidance_scale: 1 is
-    no guidance. batch_size: pictures drawn at once.
+    sampler: see sdtrain.samplers. grid: (steps, schedule) -> falling times. steps: times visited.
+    guidance_scale: 1 is no guidance. batch_size: pictures drawn at once.
     """
 
     sampler: Sampler

@@ -26,8 +26,9 @@ def generate(
 ) -> Tensor:
     """Pictures [N, 3, H, W] in [-1, 1] on the CPU, with the model's present weights.
 
-    Every random number of a picture is keyed by its own seed, so it does not depend on the batch it was drawn in.
-    show(step, x, x0) sees the latents of each step; it wants all requests to fit into one batch.
+    Every random number of a picture is keyed by its own seed, so it does not depend on the batch it
+    was drawn in. show(step, x, x0) sees the latents of each step; it wants all requests to fit into
+    one batch.
     """
     size = drawing.batch_size
     drawn = []
@@ -62,7 +63,8 @@ def _draw_batch(
     }
     denoise = drawing.guidance(denoisers, drawing.guidance_scale, schedule)
     grid = drawing.grid(drawing.steps, schedule)
-    # What latents of unit variance have at the first time; not 1 on a straight path that begins below alpha = 0.
+    # What latents of unit variance have at the first time; not 1 on a straight path that begins
+    # below alpha = 0.
     alpha, sigma = (c.to(device) for c in schedule.alpha_sigma(grid[0]))
     x = x * (alpha**2 + sigma**2).sqrt()
     return model.autoencoder.decode(drawing.sampler(denoise, x, grid, schedule, noise, show))
@@ -71,8 +73,8 @@ def _draw_batch(
 def inputs_of(
     model: LatentDiffusion, requests: Sequence[Request], latent_size: tuple[int, int]
 ) -> tuple[Inputs, Inputs]:
-    """The inputs with every condition, and those without: a negative prompt stands where the empty one would, and
-    guidance leads away from it. A label has no negative."""
+    """The inputs with every condition, and those without: a negative prompt stands where the empty
+    one would, and guidance leads away from it. A label has no negative."""
     device = model.device
     reads = model.conditioner.reads
     labels = torch.tensor([request.label for request in requests], device=device)

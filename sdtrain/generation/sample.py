@@ -16,10 +16,10 @@ from sdtrain.latent_diffusion import LatentDiffusion
 
 
 def sample(config: SampleConfig, model: LatentDiffusion, drawing: Drawing, image_size: int) -> int:
-    """Draws what the configuration asks for, into its output folder. Returns the number of pictures.
+    """Draws what the configuration asks for, into its output folder, and counts the pictures.
 
-    Raises UserError where the model cannot be asked so, StorageError where the folder cannot be written; then nothing
-    was drawn.
+    Raises UserError where the model cannot be asked so, StorageError where the folder cannot be
+    written; then nothing was drawn.
     """
     reads = model.conditioner.reads
     requests = requests_of(config, model.conditioner)
@@ -32,7 +32,10 @@ def sample(config: SampleConfig, model: LatentDiffusion, drawing: Drawing, image
 def write_samples(
     config: SampleConfig, requests: list[Request], images: Tensor, titles: list[str]
 ) -> None:
-    """A PNG for each of the images [N, 3, H, W], which carries its request and the settings, and one grid of all."""
+    """Writes a PNG of each image, which carries its request and the settings, and one grid of all.
+
+    images: [N, 3, H, W] in [-1, 1].
+    """
     folder = Path(config.output)
     settings = {
         "steps": config.steps,
@@ -53,7 +56,8 @@ def write_samples(
 def requests_of(config: SampleConfig, conditioner: Conditioner) -> list[Request]:
     """num_images pictures of each prompt or label, each with the seeds seed, seed + 1, ...
 
-    Raises UserError where a condition that the model reads is missing, and where one is given that it does not read.
+    Raises UserError where a condition that the model reads is missing, and where one is given that
+    it does not read.
     """
     prompts = as_list(config.prompt)
     labels = as_list(config.label)
@@ -80,11 +84,13 @@ def _check_prompts(config: SampleConfig, prompts: list[str], reads: frozenset[st
         raise UserError(
             "prompt is missing",
             key="prompt",
-            remedy='Say what to draw with prompt="...", several times for several, or give prompt_file=FILE with one a line.',
+            remedy='Say what to draw with prompt="...", several times for several, or give '
+            "prompt_file=FILE with one a line.",
         )
     if config.negative_prompt and config.guidance_scale == 1:
         raise UserError(
-            "negative_prompt has no effect at guidance_scale=1, which asks the conditional network alone",
+            "negative_prompt has no effect at guidance_scale=1, which asks the conditional "
+            "network alone",
             key="negative_prompt",
             remedy="Raise guidance_scale.",
         )
@@ -94,7 +100,8 @@ def _check_labels(labels: list[int], conditioner: Conditioner) -> None:
     if "label" not in conditioner.reads:
         if labels:
             raise UserError(
-                "label has no effect: this model was not trained with model/conditioner=class_label",
+                "label has no effect: this model was not trained with "
+                "model/conditioner=class_label",
                 key="label",
                 remedy="Remove label.",
             )

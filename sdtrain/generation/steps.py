@@ -14,8 +14,8 @@ from sdtrain.schedules.linear import linear
 
 @dataclass(frozen=True)
 class StepComparison:
-    """pictures: {steps: [N, 3, H, W]}. distances: {steps: [N]}, from the pictures of the most steps, which are not among
-    them: the root mean square over pixels, as a share of their range."""
+    """pictures: {steps: [N, 3, H, W]}. distances: {steps: [N]}, from the pictures of the most
+    steps, which are not among them: the root mean square over pixels, as a share of their range."""
 
     pictures: dict[int, Tensor]
     distances: dict[int, Tensor]
@@ -34,7 +34,8 @@ def compare_steps(
 ) -> StepComparison:
     """The same requests drawn with each number of steps.
 
-    It means something for samplers that draw no noise (`draws_noise`): the others walk another path for each number.
+    It means something for samplers that draw no noise (`draws_noise`): the others walk another path
+    for each number.
     """
     pictures = {}
     for each in sorted(steps):

@@ -61,7 +61,8 @@ def test_what_another_checkpoint_was_measured_to_be_goes(here, tiny_run, tmp_pat
 
 @pytest.fixture
 def sweep(tiny_run, tmp_path) -> Path:
-    """Arms: one whole, one that has no checkpoint, one whose averaged weights are missing, and one more that is whole."""
+    """Arms: one whole, one that has no checkpoint, one whose averaged weights are missing, and one
+    more that is whole."""
     folder = tmp_path / "sweep"
     folder.mkdir()
     arms = ["a", "never_begun", "raw", "z"]

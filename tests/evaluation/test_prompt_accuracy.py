@@ -1,4 +1,5 @@
-"""The verifier sees pictures alone. What it should see is known, because the pictures were drawn from it."""
+"""The verifier sees pictures alone. What it should see is known, because the pictures were drawn
+from it."""
 
 import pytest
 import torch

@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from sdtrain.conditioning.class_label import ClassLabel
+from sdtrain.conditioning.interface import Conditioner, Conditioning
 from sdtrain.conditioning.none import Nothing
 from sdtrain.conditioning.text import Text
 from sdtrain.diffusion import Objective, classifier_free
 from sdtrain.diffusion.prediction import Epsilon
 from sdtrain.diffusion.times import Uniform
 from sdtrain.diffusion.weighting.simple import Simple
+from sdtrain.errors import UserError
 from sdtrain.generation.drawing import Drawing, Request
 from sdtrain.generation.generate import generate
 from sdtrain.generation.steps import compare_steps, draws_noise
@@ -25,9 +27,22 @@ from sdtrain.samplers.dpmpp_2m import dpmpp_2m
 from sdtrain.samplers.grids import leading, trailing
 from sdtrain.schedules.linear import linear
 
+
+class DepthMap(Conditioner):
+    """Mean depth as one token."""
+
+    reads = frozenset({"depth"})
+    context_dim = 8
+
+    def forward(self, inputs):
+        depth = inputs.depth.mean((1, 2, 3)) * ~inputs.dropped
+        return Conditioning(context=depth[:, None, None].expand(-1, 1, self.context_dim))
+
+
 CONDITIONERS = {
     "none": partial(Nothing, context_dim=8),
     "class_label": partial(ClassLabel, num_classes=5, context_dim=8),
+    "depth": DepthMap,
     "text": partial(
         Text, context_dim=8, layers=1, heads=2, max_length=12, tokenizer="data/tokenizer"
     ),
@@ -37,7 +52,8 @@ WORDS = ["red circle", "blue square", "", "a tree", "green"]
 
 
 def make(conditioner):
-    """A few thousand random weights. The betas are small, so that pictures of an untrained network are not all black and white."""
+    """A few thousand random weights. The betas are small, so that pictures of an untrained network
+    are not all black and white."""
     torch.manual_seed(0)
     unet = UNet(
         latent_channels=3,
@@ -61,7 +77,7 @@ def make(conditioner):
     )
 
 
-@pytest.fixture(scope="module", params=CONDITIONERS)
+@pytest.fixture(scope="module", params=[name for name in CONDITIONERS if name != "depth"])
 def model(request):
     return make(request.param)
 
@@ -128,7 +144,8 @@ def test_a_picture_depends_on_its_own_seed(model):
 
 
 def test_noise_of_the_steps_is_keyed_too(model):
-    """What a sampler is handed: for each picture and each step numbers of its own, the same at every call and in every company."""
+    """What a sampler is handed: for each picture and each step numbers of its own, the same at
+    every call and in every company."""
     seen = []
 
     def sampler(denoise, x, grid, schedule, noise, show=None):
@@ -165,7 +182,8 @@ def test_the_condition_is_heard():
 
 
 def test_without_negative_prompt_guidance_leads_away_from_the_empty_one(text):
-    """At scale 0 the unconditional network draws alone: the same picture as the empty prompt at scale 1."""
+    """At scale 0 the unconditional network draws alone: the same picture as the empty prompt at
+    scale 1."""
     unconditional = generate(
         text,
         [Request(3, prompt="red circle"), Request(3, prompt="red circle", negative_prompt="")],
@@ -173,7 +191,8 @@ def test_without_negative_prompt_guidance_leads_away_from_the_empty_one(text):
         SIZE,
     )
     assert_same(unconditional, generate(text, [Request(3), Request(3)], drawing(scale=1.0), SIZE))
-    # At any scale: prompt and negative prompt that are alike cancel, and without a prompt nothing is led away from.
+    # At any scale: prompt and negative prompt that are alike cancel, and without a prompt nothing
+    # is led away from.
     assert_same(
         generate(text, [Request(3)], drawing(scale=5.0), SIZE),
         generate(text, [Request(3)], drawing(scale=1.0), SIZE),
@@ -201,7 +220,8 @@ def test_a_negative_prompt_stands_where_the_empty_one_would(text):
 
 
 def test_a_dropped_label_is_what_guidance_leads_away_from():
-    """Of class labels: at scale 0 all labels give one picture, and a negative prompt, which text conditioners alone read, changes nothing."""
+    """Of class labels: at scale 0 all labels give one picture, and a negative prompt, which text
+    conditioners alone read, changes nothing."""
     model = make("class_label")
     pictures = generate(
         model, [Request(3, label=number) for number in range(5)], drawing(scale=0.0), SIZE
@@ -218,6 +238,17 @@ def test_a_dropped_label_is_what_guidance_leads_away_from():
     )
 
 
+def test_a_depth_map_is_drawn_by_and_is_never_made_up():
+    model = make("depth")
+    near = Request(3, depth=torch.ones(1, SIZE, SIZE))
+    far = Request(3, depth=torch.zeros(1, SIZE, SIZE))
+    pictures = generate(model, [near, far], drawing(), SIZE)
+    assert (pictures[0] - pictures[1]).abs().max() > 1e-4
+    with pytest.raises(UserError) as refused:
+        generate(model, [near, Request(3, prompt="a tree")], drawing(), SIZE)
+    assert refused.value.key == "model.conditioner"
+
+
 def test_guidance_1_ignores_the_negative_prompt(text):
     one, other = generate(
         text,
@@ -230,7 +261,8 @@ def test_guidance_1_ignores_the_negative_prompt(text):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_the_model_is_left_as_it_was(model, training):
-    """Mode, weights, gradients and torch's own generator: sampling cannot disturb training. While drawing, it is in evaluation mode."""
+    """Mode, weights, gradients and torch's own generator: sampling cannot disturb training. While
+    drawing, it is in evaluation mode."""
     model.train(training)
     mode = [part.training for part in model.modules()]
     assert any(mode) is training  # the frozen autoencoder never trains

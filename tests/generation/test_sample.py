@@ -73,7 +73,8 @@ def test_a_label_lies_within_the_classes(label):
 
 
 def test_a_run_samples_where_its_data_are_not(here, tiny_run, tmp_path):
-    """The data set is not made: here its pictures lie in a folder that is not there. The pictures stay the same."""
+    """The data set is not made: here its pictures lie in a folder that is not there. The pictures
+    stay the same."""
     run = tmp_path / "copied" / "run"
     shutil.copytree(tiny_run, run)
     for checkpoint in published(run):
