@@ -65,12 +65,19 @@ def load(
     that has moved to.
     """
     folder = CheckpointFolder(find_checkpoint(Path(checkpoint)))
+    return load_whole(folder, ema=ema, device=device, allow=allow, autoencoder=autoencoder)
+
+
+def load_whole(
+    folder: CheckpointFolder, *, ema: bool, device: str, allow: list[str], autoencoder: str | None
+) -> Loaded:
+    """The same for a checkpoint that `find_checkpoint` has found: it is not hashed again."""
     saved = renewed(read_config(folder.path))
     if not saved.get("schedule"):
         raise UserError(
             "is an autoencoder's run: it draws nothing by itself",
             key="checkpoint",
-            value=checkpoint,
+            value=str(folder.path),
             remedy="Give the run of a diffusion model in checkpoint.",
         )
     check_targets({key: saved.get(key) for key in BUILT}, allow)
@@ -78,18 +85,18 @@ def load(
     if autoencoder is not None:
         cfg["model"]["autoencoder"]["path"] = autoencoder
     model = build_model(cfg, folder.run.path)
-    model.load_trained_state(_weights(folder, ema, checkpoint))
+    model.load_trained_state(_weights(folder, ema))
     return Loaded(model.to(device).eval(), cfg, folder)
 
 
-def _weights(folder: CheckpointFolder, ema: bool, checkpoint: str) -> dict[str, torch.Tensor]:
+def _weights(folder: CheckpointFolder, ema: bool) -> dict[str, torch.Tensor]:
     weights = read_weights(folder.path, "model")
     if not ema:
         return weights
     average = read_weights(folder.path, "ema")
     if average is None:
         raise UserError(
-            f"checkpoint={checkpoint} has no averaged weights: "
+            f"checkpoint={folder.path} has no averaged weights: "
             "it was trained without callbacks.ema",
             key="ema",
             remedy="Set ema=false.",

@@ -2,22 +2,26 @@
 
 import sys
 
-import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from sdtrain.config.boundary import bounded_main, overrides_here
-from sdtrain.paths import config_dir
+from sdtrain.config.boundary import run_command
+from sdtrain.config.compose import current_overrides
+from sdtrain.config.overrides import group_choice
+from sdtrain.config.reading import check_evaluate
 
 
-@hydra.main(config_path=str(config_dir()), config_name="evaluate", version_base="1.3")
-def app(cfg: DictConfig) -> None:
-    from sdtrain.evaluation.look import bounded, evaluate, evaluate_root
+def task(cfg: DictConfig) -> None:
+    settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    config = check_evaluate(settings, current_overrides())
+    from sdtrain.assemble.subject import load_subject
+    from sdtrain.evaluation.evaluate import evaluate
 
-    bounded(evaluate, cfg, evaluate_root, overrides_here())
+    evaluate(config, lambda checkpoint: load_subject(config, checkpoint))
 
 
 def main() -> None:
-    bounded_main(app, "evaluate", sys.argv[1:])
+    sys.argv[1:] = [group_choice(word) for word in sys.argv[1:]]
+    run_command(task, "evaluate")
 
 
 if __name__ == "__main__":

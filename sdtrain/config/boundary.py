@@ -16,7 +16,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from sdtrain.config.check import nearest
 from sdtrain.config.compose import known_keys
-from sdtrain.config.overrides import prepared
+from sdtrain.config.overrides import GROUP_OF_KEY, prepared
 from sdtrain.console import fail
 from sdtrain.errors import StorageError, UserError
 from sdtrain.paths import config_dir
@@ -81,8 +81,9 @@ def hydra_paragraph(error: Exception, known: Callable[[], list[str]]) -> str:
     text = str(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        there_is_none = f"{group}={name}: there is no configs/{group}/{name}.yaml."
-        return there_is_none + nearest(name, error.options or [])
+        typed = {value: key for key, value in GROUP_OF_KEY.items()}.get(group, group)
+        there_is_none = f"{typed}={name}: there is no configs/{group}/{name}.yaml."
+        return there_is_none + nearest(name, error.options or _shipped_options(group))
     if isinstance(error, OverrideParseException):
         how = "Write key=value, and put values with spaces, commas or brackets in quotes: "
         example = "'key=\"value\"'."
@@ -103,3 +104,8 @@ def hydra_paragraph(error: Exception, known: Callable[[], list[str]]) -> str:
     if isinstance(cause, MissingMandatoryValue):
         return f"{str(cause).splitlines()[0]}. Set {key}=..."
     return str(cause).splitlines()[0] + (f" (key {key})" if key else "")
+
+
+def _shipped_options(group: str) -> list[str]:
+    """Hydra does not tell the options of a group of which several may be chosen."""
+    return [path.stem for path in (config_dir() / group).glob("*.yaml")]

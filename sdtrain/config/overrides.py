@@ -30,6 +30,8 @@ TAKE_A_VALUE = {
     "-cd",
     "--experimental-rerun",
 }
+GROUP_OF_KEY = {"metrics": "metric"}
+"""Keys that a user sets like a value, and the group whose options they choose."""
 MULTIRUN_FLAGS = ("-m", "--multirun")
 QUOTED = re.compile(r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\s*""", re.DOTALL)
 QUOTED_LIST = re.compile(rf"\s*\[({QUOTED.pattern},)*{QUOTED.pattern}\]\s*", re.DOTALL)
@@ -135,3 +137,23 @@ def typed_values(arguments: Iterable[str]) -> dict[str, str]:
         if equals:
             values[key.lstrip("+")] = value
     return values
+
+
+def group_choice(argument: str) -> str:
+    """The word that Hydra reads as a choice of options, for one that names the key: metrics=a becomes metric=[a].
+
+    Any other word is returned as it is. A comma outside of brackets stays, as alternatives to sweep over.
+    """
+    key, equals, value = argument.partition("=")
+    if not equals or key not in GROUP_OF_KEY:
+        return argument
+    group = GROUP_OF_KEY[key]
+    value = value.strip()
+    if value in ("", "null"):
+        return f"{group}=[]"
+    is_list = value.startswith("[") and value.endswith("]")
+    if "," in value and not is_list:
+        return f"{group}={value}"
+    names = value[1:-1] if is_list else value
+    once = dict.fromkeys(name.strip() for name in names.split(","))  # Hydra takes none twice
+    return f"{group}=[{','.join(once)}]"

@@ -173,6 +173,10 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check_drawing_sizes(self)
+        if not self.metrics:
+            raise UserError(
+                "metrics is empty", key="metrics", remedy="Choose one with metrics=NAME."
+            )
 
 
 def check_drawing_sizes(settings: SampleConfig | EvaluateConfig) -> None:

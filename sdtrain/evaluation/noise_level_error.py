@@ -1,11 +1,13 @@
-"""One validation number for every schedule: the error of epsilon over a fixed range of noise levels.
+"""One validation number for every schedule: the error of epsilon over a range of noise levels.
 
-The diffusion term of the variational bound (Kingma et al. 2021, eq. 15 and 17; Kingma and Gao 2023, eq. 8), in bits per latent dimension:
+The diffusion term of the variational bound (Kingma et al. 2021, eq. 15 and 17; Kingma and Gao 2023,
+eq. 8), in bits per latent dimension:
 
     1 / (2 D ln 2) * integral of E |eps - eps_hat|^2 over log_snr,
 
-without the prior and decoder terms. It knows neither the schedule nor the prediction or weighting of a run. Where a schedule does not
-reach, the best linear denoiser stands in for the network: a valid predictor, so that the sum covers the same range for every run.
+without the prior and decoder terms. It knows neither the schedule nor the prediction or weighting
+of a run. Where a schedule does not reach, the best linear denoiser stands in for the network: a
+valid predictor, so that the sum covers the same range for every run.
 """
 
 import math
@@ -14,17 +16,18 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 LEVELS = torch.linspace(-12, 12, 25, dtype=torch.float64)
 """The log_snrs [L] at which the error is taken."""
 
 
 def bits_over(inside: Tensor) -> Tensor:
-    """[L]: errors [..., L] @ bits_over(inside [L]) is the number over the range that `inside` names, by the trapezoid rule."""
-    both = (inside[1:] & inside[:-1]).double() * LEVELS.diff() / 2
-    return (torch.nn.functional.pad(both, (0, 1)) + torch.nn.functional.pad(both, (1, 0))) / (
-        2 * math.log(2)
-    )
+    """Weights [L]: errors [..., L] @ bits_over(inside [L]) is the number over the range that
+    `inside` names, by the trapezoid rule."""
+    half = (inside[1:] & inside[:-1]).double() * LEVELS.diff() / 2
+    trapezoids = pad(half, (0, 1)) + pad(half, (1, 0))
+    return trapezoids / (2 * math.log(2))
 
 
 BITS = bits_over(torch.ones(len(LEVELS), dtype=torch.bool))
@@ -37,45 +40,57 @@ def network_errors(
     levels: Tensor,
     size: int = 256,
 ) -> Tensor:
-    """Errors [P, len(levels)] float64 of `pictures` [P] int64, each the mean of an antithetic pair (its noise, and minus its noise).
+    """The network's errors [P, len(levels)] float64, each the mean of an antithetic pair: a picture
+    with its noise, and with minus its noise.
 
-    epsilon_error: (picture [B] int64, log_snr [B], sign [B]) -> mean squared error of epsilon [B]; asked in batches of `size`.
+    Args:
+        epsilon_error: (picture [B] int64, log_snr [B], sign [B]) -> mean squared error of epsilon
+            [B].
+        pictures: [P] int64.
+        levels: log_snrs.
+        size: largest B that epsilon_error is asked for.
     """
     rows = torch.cartesian_prod(pictures, torch.arange(len(levels)), torch.arange(2))
-    parts = (part.T for part in rows.split(size) if len(part))
-    found = [
-        epsilon_error(picture, levels[level], 1 - 2 * flipped).double().cpu()
-        for picture, level, flipped in parts
-    ]
-    return (
-        torch.cat([torch.zeros(0, dtype=torch.float64), *found])
-        .view(len(pictures), len(levels), 2)
-        .mean(2)
-    )
+    errors = [torch.zeros(0, dtype=torch.float64)]
+    for part in rows.split(size):
+        if not len(part):  # of no pictures
+            continue
+        picture, level, flipped = part.T
+        errors.append(epsilon_error(picture, levels[level], 1 - 2 * flipped).double().cpu())
+    return torch.cat(errors).view(len(pictures), len(levels), 2).mean(2)
 
 
 def linear_errors(x0: Tensor, mean: Tensor, variance: Tensor, levels: Tensor = LEVELS) -> Tensor:
-    """Errors [N, L] float64 of the best linear denoiser for latents of `mean` and `variance` (both broadcast to x0 [N, C, h, w]).
+    """Errors [N, L] float64 of the best linear denoiser for latents of `mean` and `variance`, which
+    both broadcast to x0 [N, C, h, w].
 
-    eps_hat = sigma (x - alpha m) / (alpha^2 v + sigma^2); its expectation over the noise, with r = SNR:
+    eps_hat = sigma (x - alpha m) / (alpha^2 v + sigma^2), whose expectation over the noise is, with
+    r = SNR:
 
         E (eps - eps_hat)^2 = ((r v)^2 + r (x0 - m)^2) / (1 + r v)^2.
     """
-    x0, mean, variance = (c.double().cpu() for c in (x0, mean, variance))
-    far = (x0 - mean).square()
-    # By powers of exp(-|log_snr|) alone, so that nothing overflows: both sides are divided by r^2 where r is above 1.
+    variance = variance.double().cpu()
+    far = (x0.double().cpu() - mean.double().cpu()).square()
     per_level = []
     for level in levels.tolist():
-        r, one = (math.exp(level), 1.0) if level < 0 else (1.0, math.exp(-level))
-        per_level.append(
-            (((r * variance) ** 2 + r * one * far) / (one + r * variance) ** 2).flatten(1).mean(1)
-        )
+        # By powers of exp(-|log_snr|) alone, so that nothing overflows: both sides are divided by
+        # r^2 where r is above 1.
+        r = math.exp(min(level, 0.0))
+        one = math.exp(min(-level, 0.0))
+        errors = ((r * variance) ** 2 + r * one * far) / (one + r * variance) ** 2
+        per_level.append(errors.flatten(1).mean(1))
     return torch.stack(per_level, dim=1)
 
 
 @dataclass
 class NoiseLevelErrors:
-    """errors [N, L] of N pictures at LEVELS, of the network where `inside` [L] says so and of the linear denoiser elsewhere; linear [N, L]."""
+    """Errors of N pictures at LEVELS.
+
+    Args:
+        errors: [N, L], of the network where `inside` says so, and of the linear denoiser elsewhere.
+        linear: [N, L], of the linear denoiser.
+        inside: [L] bool.
+    """
 
     errors: Tensor
     linear: Tensor
@@ -87,8 +102,10 @@ class NoiseLevelErrors:
         return self.errors @ BITS
 
     def summary(self) -> dict[str, float]:
-        """The number, its standard error over pictures, the bits saved against the linear denoiser, and the share of the sum that is the stand-in's."""
-        bits, saved = self.per_picture, (self.linear - self.errors) @ BITS
+        """The number with its standard error over pictures, the bits saved against the linear
+        denoiser with theirs, and the share of the sum that is the stand-in's."""
+        bits = self.per_picture
+        saved = (self.linear - self.errors) @ BITS
         by_level = self.errors.mean(0) * BITS
         return {
             "bits_per_dim": bits.mean().item(),
@@ -101,4 +118,6 @@ class NoiseLevelErrors:
 
 def standard_error(values: Tensor) -> float:
     """Of the mean of values [N]; infinite for one alone."""
-    return (values.std() / math.sqrt(len(values))).item() if len(values) > 1 else math.inf
+    if len(values) < 2:
+        return math.inf
+    return (values.std() / math.sqrt(len(values))).item()

@@ -1,217 +1,96 @@
-"""Does a picture show what its prompt asked for? A verifier reads pictures of flat shapes, without ever seeing the prompt.
+"""Does a picture show what its prompt asked for?"""
 
-What shapes and colours there are is given to it (`sdtrain.data.shapes` has it all), so it can follow any such data set:
+from collections.abc import Sequence
 
-    Verifier(shapes=SHAPES, palette=COLOURS, radii=RADII, coverage=coverage)
-"""
-
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
-
-import numpy as np
-import torch
 from torch import Tensor
-from torchmetrics import Metric
 
-NOTHING = "none"
-_FAINTEST = (
-    0.2  # Euclidean distance in [-1, 1]^3 under which a foreground is not told from its background
-)
-_POOREST = 0.6  # share of the foreground's energy that the best shape must explain; pure noise gives under 0.2
+from sdtrain import pictures
+from sdtrain.data.shapes import COLOURS, RADII, SHAPES, Shapes, coverage, evaluation_prompts
+from sdtrain.errors import UserError
+from sdtrain.evaluation.metric import CAPTIONS, Measurement, Metric, percent
+from sdtrain.evaluation.subject import Subject
+from sdtrain.evaluation.verifier import Described, Verifier
+from sdtrain.generation.drawing import Request
 
+SHOWN = 64  # pictures of a grid
 
-class Described(Protocol):
-    """Anything that says what a picture shows or should show."""
-
-    shape: str
-    colour: str
-    size: str
-    background: str
-
-
-@dataclass
-class Reading:
-    """What the verifier sees: words of its palette, shapes and radii, or NOTHING."""
-
-    shape: str
-    colour: str
-    size: str
-    background: str
-
-
-class Verifier:
-    """Reads shape, colour, size and background from pictures, by fitting rendered shapes.
-
-    shapes: names. palette: colour name -> RGB in [0, 255]. radii: size name -> (lowest, highest) radius over the picture's side.
-    coverage(shape, x, y, radius, image_size): the renderer, arrays [n] of pixels -> coverage [n, H, W] in [0, 1].
-    """
-
-    def __init__(
-        self,
-        *,
-        shapes: Sequence[str],
-        palette: dict[str, tuple[int, int, int]],
-        radii: dict[str, tuple[float, float]],
-        coverage: Callable[[str, np.ndarray, np.ndarray, np.ndarray, int], np.ndarray],
-    ) -> None:
-        self.shapes, self.radii, self.coverage = tuple(shapes), dict(radii), coverage
-        self._names = tuple(palette)
-        self._rgb = (
-            np.array([palette[name] for name in self._names], dtype=np.float32) / 127.5 - 1.0
-        )
-        # Wider than the bands: a model may draw too small or too large. Steps of 10 % are refined later.
-        lowest, highest = (
-            0.7 * min(low for low, _ in radii.values()),
-            1.3 * max(high for _, high in radii.values()),
-        )
-        self._grid = lowest * 1.1 ** np.arange(1 + np.ceil(np.log(highest / lowest) / np.log(1.1)))
-        self._banks: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> list[Reading]:
-        """images [B, 3, H, H] in [-1, 1] -> B readings. A picture without a shape, or with a number that is not finite, gets
-        NOTHING for what cannot be seen. Raises ValueError for another shape of tensor."""
-        if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
-            raise ValueError(
-                f"the verifier reads square pictures [B, 3, H, H], not {tuple(images.shape)}"
-            )
-        return [self._read(image) for image in images.float().clamp(-1, 1).cpu().numpy()]
-
-    def _read(self, image: np.ndarray) -> Reading:
-        if not np.isfinite(image).all():
-            return Reading(NOTHING, NOTHING, NOTHING, NOTHING)
-        ground = np.median(
-            np.concatenate(
-                [image[:, 0], image[:, -1], image[:, 1:-1, 0], image[:, 1:-1, -1]], axis=1
-            ),
-            axis=1,
-        )
-        nothing = Reading(NOTHING, NOTHING, NOTHING, self._nearest(ground))
-        difference = image - ground[:, None, None]
-        # The colour of the shape: median of the 2 % of pixels that differ most from the background.
-        distance = (difference**2).sum(0).ravel()
-        farthest = np.argpartition(distance, -max(distance.size // 50, 1))[
-            -max(distance.size // 50, 1) :
-        ]
-        axis = np.median(difference.reshape(3, -1)[:, farthest], axis=1)
-        contrast = float((axis**2).sum())
-        if contrast < _FAINTEST**2:
-            return nothing
-        # p = ground + c axis: the coverage c of each pixel by least squares over its three channels.
-        covered = np.einsum("chw,c->hw", difference, axis) / contrast
-        shape, radius, explained, template = self._fit(covered)
-        if explained < _POOREST * float((difference**2).sum()) / contrast:
-            return nothing
-        # The same equation the other way round: the colour given the fitted coverage, over all pixels of the shape.
-        colour = ground + (difference * template).sum((1, 2)) / (template**2).sum()
-        return Reading(
-            shape, self._nearest(colour), self._size(radius / image.shape[-1]), nothing.background
-        )
-
-    def _nearest(self, rgb: np.ndarray) -> str:
-        return self._names[int(((self._rgb - rgb) ** 2).sum(1).argmin())]
-
-    def _size(self, radius: float) -> str:
-        """The band whose geometric middle is nearest in ratio."""
-        return min(
-            self.radii,
-            key=lambda name: abs(
-                np.log(radius / np.sqrt(self.radii[name][0] * self.radii[name][1]))
-            ),
-        )
-
-    def _fit(self, covered: np.ndarray) -> tuple[str, float, float, np.ndarray]:
-        """Best (shape, radius, explained energy, its coverage [H, W]) for measured coverage [H, W].
-
-        min over gain a of |c - a T|^2 = |c|^2 - <c, T>^2 / |T|^2, so the best template T has the largest last term. The gain
-        forgives what blur takes from thin shapes.
-        """
-        side = covered.shape[0]
-        spectra, energies = self._bank(side)
-        # <c, T moved by s> for all s at once: a cyclic cross-correlation.
-        matches = np.fft.irfft2(np.fft.rfft2(covered) * spectra.conj(), s=(side, side))
-        scores = np.maximum(matches, 0.0) ** 2 / energies[..., None, None]
-        bests = scores.reshape(len(self.shapes), -1)
-        best = None
-        for shape, row in zip(self.shapes, bests, strict=True):
-            # Refining gains a few percent: shapes far behind cannot win any more.
-            if row.max() < 0.8 * bests.max():
-                continue
-            k, down, right = np.unravel_index(row.argmax(), scores.shape[1:])
-            start = ((right + side / 2) % side, (down + side / 2) % side, self._grid[k] * side)
-            fitted = self._refine(covered, shape, start)
-            if best is None or fitted[1] > best[2]:
-                best = (shape, *fitted)
-        return best
-
-    def _refine(
-        self, covered: np.ndarray, shape: str, start: tuple[float, float, float]
-    ) -> tuple[float, float, np.ndarray]:
-        """(radius, explained energy, coverage) of the best (x, y, radius) near start, to about 0.06 pixels and 0.6 %."""
-        centre = np.array(start)
-        steps = np.stack(np.meshgrid(*[[-1.0, 0.0, 1.0]] * 3, indexing="ij"), axis=-1).reshape(
-            -1, 3
-        )
-        step = np.array([0.5, 0.5, 0.05 * centre[2]])
-        for _ in range(4):
-            tried = centre + steps * step
-            templates = self.coverage(
-                shape, tried[:, 0], tried[:, 1], tried[:, 2], covered.shape[0]
-            )
-            match = np.maximum(np.einsum("nhw,hw->n", templates, covered), 0.0)
-            explained = match**2 / np.maximum((templates**2).sum((1, 2)), 1e-6)
-            k = int(explained.argmax())
-            centre, step = tried[k], step / 2
-        return float(centre[2]), float(explained[k]), templates[k]
-
-    def _bank(self, side: int) -> tuple[np.ndarray, np.ndarray]:
-        """Spectra [shape, radius, H, H / 2 + 1] of all shapes in the middle of a picture, and their energies [shape, radius]."""
-        if side not in self._banks:
-            middle = np.full(len(self._grid), side / 2)
-            bank = np.stack(
-                [
-                    self.coverage(shape, middle, middle, self._grid * side, side)
-                    for shape in self.shapes
-                ]
-            )
-            self._banks[side] = np.fft.rfft2(bank), (bank**2).sum((2, 3))
-        return self._banks[side]
+SPLITS = {"trained": False, "held_out": True}
+"""Column -> whether its combinations of shape and colours were held out of training."""
 
 
 class PromptAccuracy(Metric):
-    """Share of pictures in which the verifier reads what was asked for.
+    """Share of pictures in which a verifier reads what the prompt asked for.
 
-    compute() gives shape, colour, background, size (each alone), background_colour (background and colour both right), all_three
-    (shape, colour and background together) and all_four (size too), each in [0, 1]; NaN before the first update.
+    Combinations of shape and colours that were trained stand beside those that were held out of
+    training. The verifier reads flat shapes, so the run must be one of data=shapes.
     """
 
-    is_differentiable = False
+    needs = frozenset({CAPTIONS})
+    unit = "share of the pictures"
     higher_is_better = True
-    full_state_update = False
 
-    NAMES = ("shape", "colour", "background", "size", "background_colour", "all_three", "all_four")
+    def __init__(self) -> None:
+        self.verifier = Verifier(shapes=SHAPES, palette=COLOURS, radii=RADII, coverage=coverage)
 
-    def __init__(self, *, verifier: Verifier) -> None:
-        super().__init__()
-        self.verifier = verifier
-        self.add_state(
-            "right", default=torch.zeros(len(self.NAMES), dtype=torch.long), dist_reduce_fx="sum"
-        )
-        self.add_state("total", default=torch.tensor(0), dist_reduce_fx="sum")
+    def check(self, subject: Subject) -> None:
+        if not isinstance(subject.data, Shapes):
+            raise UserError(
+                "reads flat shapes: it needs a run with data=shapes",
+                key="metrics",
+                value="prompt_accuracy",
+                remedy="Choose metrics=retrieval for pictures.",
+            )
 
-    def update(self, images: Tensor, expected: Sequence[Described]) -> None:
-        """images [B, 3, H, H] in [-1, 1]; expected: B descriptions. Raises ValueError where the numbers differ."""
-        if len(images) != len(expected):
-            raise ValueError(f"{len(images)} pictures, but {len(expected)} descriptions")
-        for seen, asked in zip(self.verifier(images), expected, strict=True):
-            shape, colour = seen.shape == asked.shape, seen.colour == asked.colour
-            background, size = seen.background == asked.background, seen.size == asked.size
-            three = shape and colour and background
-            row = (shape, colour, background, size, background and colour, three, three and size)
-            self.right += torch.tensor(row, dtype=torch.long, device=self.right.device)
-        self.total += len(expected)
+    def measure(self, subject: Subject) -> Measurement:
+        columns = {}
+        sheets = {}
+        for name, held_out in SPLITS.items():
+            asked = evaluation_prompts(subject.num_images, held_out, subject.seed)
+            prompts = [prompt for prompt, _ in asked]
+            requests = [
+                Request(subject.seed + place, prompt=prompt) for place, prompt in enumerate(prompts)
+            ]
+            images = subject.draw(requests)
+            columns[name] = shares_right(self.verifier, images, [what for _, what in asked])
+            sheets[name] = pictures.grid(images[:SHOWN], prompts[:SHOWN], columns=8)
+        return Measurement(columns, sheets)
 
-    def compute(self) -> dict[str, float]:
-        shares = self.right.double() / self.total
-        return dict(zip(self.NAMES, shares.tolist(), strict=True))
+    def format(self, value: float) -> str:
+        return percent(value)
+
+
+def shares_right(
+    verifier: Verifier, images: Tensor, expected: Sequence[Described]
+) -> dict[str, float]:
+    """Shares in [0, 1] of the pictures in which the verifier reads what was expected.
+
+    shape, colour, background and size: each alone. background_colour: background and colour both
+    right. all_three: shape, colour and background together. all_four: size too.
+
+    Args:
+        images: [B, 3, H, H] in [-1, 1], B at least 1.
+        expected: B descriptions. Raises ValueError where the numbers differ.
+    """
+    if len(images) != len(expected):
+        raise ValueError(f"{len(images)} pictures, but {len(expected)} descriptions")
+    counts: dict[str, int] = {}
+    for seen, asked in zip(verifier(images), expected, strict=True):
+        for name, right in _agreement(seen, asked).items():
+            counts[name] = counts.get(name, 0) + right
+    return {name: count / len(expected) for name, count in counts.items()}
+
+
+def _agreement(seen: Described, asked: Described) -> dict[str, bool]:
+    shape = seen.shape == asked.shape
+    colour = seen.colour == asked.colour
+    background = seen.background == asked.background
+    size = seen.size == asked.size
+    return {
+        "shape": shape,
+        "colour": colour,
+        "background": background,
+        "size": size,
+        "background_colour": background and colour,
+        "all_three": shape and colour and background,
+        "all_four": shape and colour and background and size,
+    }

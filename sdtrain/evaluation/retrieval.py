@@ -1,13 +1,83 @@
-"""Is the picture that was asked for the nearest of all?"""
+"""Is the training picture that a sample was asked for the nearest of all?"""
 
 import torch
+from PIL import Image
 from torch import Tensor
+
+from sdtrain import pictures
+from sdtrain.config.schema import at_least
+from sdtrain.errors import UserError
+from sdtrain.evaluation.metric import CAPTIONS, REFERENCES, Measurement, Metric, percent
+from sdtrain.evaluation.subject import Subject
+from sdtrain.generation.drawing import Request
+from sdtrain.latent_diffusion import LatentDiffusion
+from sdtrain.types import Row
+
+BATCH = 128  # pictures encoded at once
+
+
+class Retrieval(Metric):
+    """Share of the samples whose nearest training picture is the one their caption belongs to.
+
+    Samples are drawn for training captions, and distances are taken in latents.
+
+    Args:
+        max_pictures: a run with more training pictures is refused, because each sample is compared
+            with all of them.
+    """
+
+    needs = frozenset({CAPTIONS, REFERENCES})
+    unit = "share of the pictures"
+    higher_is_better = True
+
+    def __init__(self, *, max_pictures: int = 20000) -> None:
+        at_least(max_pictures, 1, "metrics.retrieval.max_pictures")
+        self.max_pictures = max_pictures
+
+    def check(self, subject: Subject) -> None:
+        count = len(subject.data.split("train"))
+        if count > self.max_pictures:
+            raise UserError(
+                f"compares with every training picture; {count} are too many for that",
+                key="metrics",
+                value="retrieval",
+                remedy="Choose metrics=prompt_accuracy.",
+            )
+
+    @torch.no_grad()
+    def measure(self, subject: Subject) -> Measurement:
+        train = subject.data.split("train")
+        rows = [train[(index, index)] for index in range(len(train))]
+        count = min(subject.num_images, len(rows))
+        wanted = [place * len(rows) // count for place in range(count)]
+        asked = [Request(subject.seed + index, prompt=rows[index].caption) for index in wanted]
+        images = subject.draw(asked)
+        model = subject.model
+        drawn = model.latents(images.to(model.device)).cpu()
+        shares = nearest_picture_share(drawn, latents_of(model, rows), torch.tensor(wanted))
+        chance = {"top_1": 1 / len(rows), "top_5": 5 / len(rows)}
+        sheet = _sheet(model, [rows[index] for index in wanted], images)
+        return Measurement({"measured": shares, "chance": chance}, {"": sheet})
+
+    def format(self, value: float) -> str:
+        return percent(value)
+
+
+def latents_of(model: LatentDiffusion, rows: list[Row]) -> Tensor:
+    """Latents [N, C, h, w] of rows, on the CPU."""
+    parts = []
+    for start in range(0, len(rows), BATCH):
+        parts.append(model.latents_of_rows(rows[start : start + BATCH]).cpu())
+    return torch.cat(parts)
 
 
 def nearest_picture_share(drawn: Tensor, pictures: Tensor, wanted: Tensor) -> dict[str, float]:
-    """drawn [M, ...] latents of samples, pictures [N, ...] latents of all pictures, wanted [M] the index each sample should be nearest to.
+    """How often the wanted picture is the nearest (top_1), or among the five nearest (top_5).
 
-    top_1: share of samples whose nearest picture (Euclidean) is the wanted one; top_5: whose five nearest hold it.
+    Args:
+        drawn: [M, ...], latents of samples; distances are Euclidean.
+        pictures: [N, ...], latents of all pictures.
+        wanted: [M], the index of the picture that each sample should be nearest to.
     """
     distance = torch.cdist(drawn.flatten(1), pictures.flatten(1))
     nearer = (distance < distance.gather(1, wanted[:, None])).sum(1)
@@ -15,3 +85,14 @@ def nearest_picture_share(drawn: Tensor, pictures: Tensor, wanted: Tensor) -> di
         "top_1": (nearer < 1).double().mean().item(),
         "top_5": (nearer < 5).double().mean().item(),
     }
+
+
+def _sheet(model: LatentDiffusion, rows: list[Row], images: Tensor) -> Image.Image:
+    """Each training picture over what its caption drew."""
+    if rows[0].image is None:  # they bring their latents along in its place
+        above = model.autoencoder.decode(latents_of(model, rows).to(model.device)).cpu()
+    else:
+        above = torch.stack([row.image for row in rows])
+    captions = [row.caption for row in rows]
+    title = "training pictures over what their captions drew"
+    return pictures.grid(torch.cat([above, images], dim=2), captions, columns=8, title=title)

@@ -11,8 +11,7 @@ from sdtrain.schedules import Schedule
 
 Guidance = Callable[[Mapping[str, Denoise], float, Schedule], Denoise]
 """(denoisers by what they are told, guidance_scale, schedule) -> guided denoiser: see
-sdtrain.diffusion.guidance.
-"""
+sdtrain.diffusion.guidance."""
 
 
 @dataclass(frozen=True)

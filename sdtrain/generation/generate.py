@@ -74,8 +74,7 @@ def inputs_of(
     model: LatentDiffusion, requests: Sequence[Request], latent_size: tuple[int, int]
 ) -> tuple[Inputs, Inputs]:
     """The inputs with every condition, and those without: a negative prompt stands where the empty
-    one would, and guidance leads away from it. A label has no negative.
-    """
+    one would, and guidance leads away from it. A label has no negative."""
     device = model.device
     reads = model.conditioner.reads
     labels = torch.tensor([request.label for request in requests], device=device)

@@ -15,8 +15,7 @@ from sdtrain.schedules.linear import linear
 @dataclass(frozen=True)
 class StepComparison:
     """pictures: {steps: [N, 3, H, W]}. distances: {steps: [N]}, from the pictures of the most
-    steps, which are not among them: the root mean square over pixels, as a share of their range.
-    """
+    steps, which are not among them: the root mean square over pixels, as a share of their range."""
 
     pictures: dict[int, Tensor]
     distances: dict[int, Tensor]

@@ -125,6 +125,10 @@ class EvaluationFolder:
     def numbers(self) -> Path:
         return self.path / "evaluation.json"
 
+    def picture(self, metric: str, name: str = "") -> Path:
+        """METRIC.png, or METRIC-NAME.png of a metric that draws several."""
+        return self.path / (f"{metric}-{name}.png" if name else f"{metric}.png")
+
 
 @dataclass(frozen=True)
 class SweepFolder:

@@ -11,12 +11,11 @@ import time
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
-from sdtrain.training.session import newest_unfinished
 
 from sdtrain.config.overrides import prepared
-from sdtrain.evaluation import look
 from sdtrain.paths import find_folder
-from sdtrain.runs.checkpoint import published
+from sdtrain.runs.manifest import published
+from sdtrain.training.resume import newest_unfinished
 
 PROMPT = """a "large" red star, [on] {blue}: it's 50% = ${x} \\ ok, 星 🎨"""
 QUICK = ["num_images=1", "steps=2", "accelerator=cpu"]
@@ -179,6 +178,11 @@ def test_label_is_drawn(here, label_run, tmp_path):
     [
         (["metrics=beauty"], ["metrics", "prompt_accuracy", "retrieval"]),
         (["metrics=[prompt_accuracy,beauty]"], ["metrics", "beauty", "retrieval"]),
+        (["metrics=retrival"], ["metrics=retrival", "'retrieval'"]),
+        (["metrics=[]"], ["metrics"]),
+        (["metrics=sampler_error", "metrics.sampler_error.steps=[]"], ["sampler_error.steps"]),
+        (["metrics=retrieval", "metrics.retrieval.max_pictures=63"], ["metrics=retrieval", "64"]),
+        (["metrics=retrieval", "+metrics.retrieval.k=3"], ["metrics.retrieval.k"]),
         (["num_images=0"], ["num_images=0"]),
         (["guidance_scale=strong"], ["guidance_scale"]),
     ],
@@ -217,36 +221,20 @@ def test_evaluate_works(here, tiny_run, tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"evaluation.json"} | pictures
 
 
-def test_evaluate_measures_how_many_steps_it_takes(here, tiny_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(look, "STEPS", (2, 4, 50))
-    monkeypatch.setattr(look, "REFERENCE", 8)
-    words = ["metrics=sampler_error", "num_images=2", f"output={tmp_path}/out"]
-    assert here("sdtrain-evaluate", f"checkpoint={tiny_run}", *words).code == 0
-    assert (
-        here(
-            "sdtrain-evaluate",
-            f"checkpoint={tiny_run}",
-            "num_images=2",
-            "steps=2",
-            f"output={tmp_path}/out",
-        ).code
-        == 0
-    )  # what was measured before stays
+def test_evaluate_measures_how_many_steps_it_takes(here, tiny_run, tmp_path):
+    steps = ["metrics.sampler_error.steps=[2,4,50]", "metrics.sampler_error.reference=8"]
+    words = [f"checkpoint={tiny_run}", "num_images=2", f"output={tmp_path}/out"]
+    assert here("sdtrain-evaluate", *words, "metrics=sampler_error", *steps).code == 0
+    assert here("sdtrain-evaluate", *words, "steps=2").code == 0  # what was measured before stays
     written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     found = written["sampler_error"]
-    assert {metric: settings["steps"] for metric, settings in written["settings"].items()} == {
-        "sampler_error": 50,
-        "prompt_accuracy": 2,
-    }
-    assert (
-        found["mean"].keys() == {"2 steps", "4 steps"}
-        and 0 < found["mean"]["4 steps"] <= found["largest"]["4 steps"] < 1
-    )
-    assert {path.name for path in (tmp_path / "out").glob("sampler*.png")} == {
-        "sampler_error.png",
-        "sampler_error-curve.png",
-    }
-    result = here("sdtrain-evaluate", f"checkpoint={tiny_run}", *words, "sampler=ddpm")
+    used = {metric: settings["steps"] for metric, settings in written["settings"].items()}
+    assert used == {"sampler_error": 50, "prompt_accuracy": 2}
+    assert found["mean"].keys() == {"2 steps", "4 steps"}
+    assert 0 < found["mean"]["4 steps"] <= found["largest"]["4 steps"] < 1
+    drawn = {path.name for path in (tmp_path / "out").glob("sampler*.png")}
+    assert drawn == {"sampler_error.png", "sampler_error-curve.png"}
+    result = here("sdtrain-evaluate", *words, "metrics=sampler_error", "sampler=ddpm")
     assert result.code == 2 and "sampler=ddim" in result.paragraph
 
 

@@ -46,7 +46,9 @@ FOR_AN_AUTOENCODER = [
     "callbacks/autoencoder",
     *(f"{group}/none" for group in GROUPS_OF_DIFFUSION),
 ]
-OPTIONS = [file for file in FILES if "/" in file and file not in FOR_AN_AUTOENCODER]
+OF_EVALUATE = [file for file in FILES if file.startswith("metric/")]
+NOT_OF_THE_DEFAULT_RUN = (*FOR_AN_AUTOENCODER, *OF_EVALUATE)
+OPTIONS = [file for file in FILES if "/" in file and file not in NOT_OF_THE_DEFAULT_RUN]
 BESIDE = {  # what an option wants beside it
     "data/emoji": ["model/autoencoder=pixels", "data.image_size=16"],
     "data/images": ["model/autoencoder=pixels", "data.image_size=16", "data.path={pictures}"],

@@ -6,7 +6,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from sdtrain.config.overrides import QUOTED, QUOTED_LIST, prepared
+from sdtrain.config.overrides import QUOTED, QUOTED_LIST, group_choice, prepared
 
 NASTY = [
     "a, b, and c",
@@ -160,3 +160,31 @@ def test_a_sweep_over_prompts_stays_a_sweep_and_a_folder_keeps_its_interpolation
 def test_flags_in_any_place(here, tiny, tmp_path):
     result = here("sdtrain", "seed=3", "--cfg", "job", "steps=7", cwd=tmp_path)
     assert result.code == 0 and "seed: 3" in result.out and "steps: 7" in result.out
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("metrics=retrieval", "metric=[retrieval]"),
+        ("metrics=[retrieval,sampler_error]", "metric=[retrieval,sampler_error]"),
+        ("metrics=[ retrieval, retrieval ]", "metric=[retrieval]"),
+        ("metrics='retrieval'", "metric=['retrieval']"),
+        ("metrics=", "metric=[]"),
+        ("metrics=null", "metric=[]"),
+        ("metrics=retrieval,sampler_error", "metric=retrieval,sampler_error"),
+        ("metrics.sampler_error.steps=[2,4]", "metrics.sampler_error.steps=[2,4]"),
+        ("prompt=metrics=retrieval", "prompt=metrics=retrieval"),
+        ("--multirun", "--multirun"),
+    ],
+)
+def test_metrics_are_chosen_by_their_key(typed, read):
+    assert group_choice(typed) == read
+
+
+def test_chosen_metrics_are_composed_in_their_order(composed):
+    words = [group_choice("metrics=[sampler_error,retrieval]"), "metrics.retrieval.max_pictures=3"]
+    metrics = composed(*words, "checkpoint=RUN", config="evaluate")["metrics"]
+    assert list(metrics) == ["sampler_error", "retrieval"]
+    assert metrics["retrieval"]["max_pictures"] == 3
+    default = composed("checkpoint=RUN", config="evaluate")["metrics"]
+    assert list(default) == ["prompt_accuracy"]

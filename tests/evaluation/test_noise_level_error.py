@@ -1,4 +1,4 @@
-"""The number over noise levels against closed forms, for data and networks whose errors are known."""
+"""The number over noise levels against closed forms: of data and networks with known errors."""
 
 import math
 
@@ -53,7 +53,8 @@ def gaussian(count, seed):
 
 
 def ideal(schedule, prediction):
-    """The best network for these latents: x0_hat = alpha STD^2 x / (alpha^2 STD^2 + sigma^2), said as the prediction says it."""
+    """The best network for these latents: x0_hat = alpha STD^2 x / (alpha^2 STD^2 + sigma^2), said
+    as the prediction says it."""
 
     def network(x, timestep):
         alpha, sigma = schedule.alpha_sigma(

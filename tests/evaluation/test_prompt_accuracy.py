@@ -1,12 +1,14 @@
-"""The verifier sees pictures alone. What it should see is known, because the pictures were drawn from it."""
+"""The verifier sees pictures alone. What it should see is known, because the pictures were drawn
+from it."""
 
 import pytest
 import torch
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from sdtrain.data.shapes import COLOURS, RADII, SHAPES, Attributes, Shapes, coverage
-from sdtrain.evaluation.prompt_accuracy import NOTHING, PromptAccuracy, Verifier
+from sdtrain.evaluation.prompt_accuracy import shares_right
 from sdtrain.evaluation.retrieval import nearest_picture_share
+from sdtrain.evaluation.verifier import NOTHING, Verifier
 
 VERIFIER = Verifier(shapes=SHAPES, palette=COLOURS, radii=RADII, coverage=coverage)
 
@@ -19,9 +21,7 @@ def drawn(count: int, image_size: int = 32):
 
 
 def accuracy(images, expected) -> dict[str, float]:
-    metric = PromptAccuracy(verifier=VERIFIER)
-    metric.update(images, expected)
-    return metric.compute()
+    return shares_right(VERIFIER, images, expected)
 
 
 @pytest.mark.parametrize(("image_size", "count"), [(32, 300), (64, 60)])

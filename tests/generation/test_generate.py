@@ -7,13 +7,18 @@ import pytest
 import torch
 
 from sdtrain.conditioning.class_label import ClassLabel
+from sdtrain.conditioning.interface import Conditioner, Conditioning
 from sdtrain.conditioning.none import Nothing
 from sdtrain.conditioning.text import Text
 from sdtrain.diffusion import Objective, classifier_free
 from sdtrain.diffusion.prediction import Epsilon
 from sdtrain.diffusion.times import Uniform
 from sdtrain.diffusion.weighting.simple import Simple
-from sdtrain.generation.generate import Drawing, Request, by_steps, draws_noise, generate
+from sdtrain.errors import UserError
+from sdtrain.generation.drawing import Drawing, Request
+from sdtrain.generation.generate import generate
+from sdtrain.generation.steps import compare_steps, draws_noise
+from sdtrain.latent_diffusion import LatentDiffusion
 from sdtrain.models.autoencoder import Pixels
 from sdtrain.models.unet import UNet
 from sdtrain.samplers.ddim import ddim
@@ -21,20 +26,34 @@ from sdtrain.samplers.ddpm import ddpm
 from sdtrain.samplers.dpmpp_2m import dpmpp_2m
 from sdtrain.samplers.grids import leading, trailing
 from sdtrain.schedules.linear import linear
-from sdtrain.training.diffusion_module import DiffusionModule
+
+
+class DepthMap(Conditioner):
+    """Mean depth as one token."""
+
+    reads = frozenset({"depth"})
+    context_dim = 8
+
+    def forward(self, inputs):
+        depth = inputs.depth.mean((1, 2, 3)) * ~inputs.dropped
+        return Conditioning(context=depth[:, None, None].expand(-1, 1, self.context_dim))
+
 
 CONDITIONERS = {
     "none": partial(Nothing, context_dim=8),
     "class_label": partial(ClassLabel, num_classes=5, context_dim=8),
+    "depth": DepthMap,
     "text": partial(
         Text, context_dim=8, layers=1, heads=2, max_length=12, tokenizer="data/tokenizer"
     ),
 }
-SIZE, WORDS = 8, ["red circle", "blue square", "", "a tree", "green"]
+SIZE = 8
+WORDS = ["red circle", "blue square", "", "a tree", "green"]
 
 
 def make(conditioner):
-    """A few thousand random weights. The betas are small, so that pictures of an untrained network are not all black and white."""
+    """A few thousand random weights. The betas are small, so that pictures of an untrained network
+    are not all black and white."""
     torch.manual_seed(0)
     unet = UNet(
         latent_channels=3,
@@ -49,18 +68,17 @@ def make(conditioner):
     objective = Objective(
         schedule=linear(beta_end=0.002), prediction=Epsilon(), weighting=Simple(), times=Uniform()
     )
-    return DiffusionModule(
+    return LatentDiffusion(
         unet=unet,
         conditioner=CONDITIONERS[conditioner](),
         autoencoder=Pixels(),
         objective=objective,
-        optimisation=None,
         caption_dropout=0.1,
     )
 
 
-@pytest.fixture(scope="module", params=CONDITIONERS)
-def module(request):
+@pytest.fixture(scope="module", params=[name for name in CONDITIONERS if name != "depth"])
+def model(request):
     return make(request.param)
 
 
@@ -101,38 +119,33 @@ def assert_same(one, other, atol=1e-5):
 @pytest.mark.parametrize(
     "sampler", [ddpm, partial(ddim, eta=0.5), ddim], ids=["ddpm", "ddim eta .5", "ddim"]
 )
-def test_a_picture_does_not_depend_on_its_batch(module, sampler):
-    together = generate(module, requests(), drawing(sampler), SIZE)
+def test_a_picture_does_not_depend_on_its_batch(model, sampler):
+    together = generate(model, requests(), drawing(sampler), SIZE)
     assert together.shape == (16, 3, SIZE, SIZE)
     assert together.device.type == "cpu"
     assert (together.abs() < 1).float().mean() > 0.3  # clamped pixels would agree whatever happened
     for batch_size in (1, 5):
         assert_same(
-            generate(module, requests(), drawing(sampler, batch_size=batch_size), SIZE), together
+            generate(model, requests(), drawing(sampler, batch_size=batch_size), SIZE), together
         )
     order = torch.randperm(16, generator=torch.Generator().manual_seed(0)).tolist()
     assert_same(
-        generate(module, [requests()[place] for place in order], drawing(sampler), SIZE),
+        generate(model, [requests()[place] for place in order], drawing(sampler), SIZE),
         together[order],
     )
 
 
-def test_a_picture_depends_on_its_own_seed(module):
-    plain, changed = (
-        [Request(seed) for seed in (0, 1, 2)],
-        [Request(seed) for seed in (0, 2**32 + 1, 2)],
-    )
-    one, other = (
-        generate(module, plain, drawing(), SIZE),
-        generate(module, changed, drawing(), SIZE),
-    )
+def test_a_picture_depends_on_its_own_seed(model):
+    one = generate(model, [Request(seed) for seed in (0, 1, 2)], drawing(), SIZE)
+    other = generate(model, [Request(seed) for seed in (0, 2**32 + 1, 2)], drawing(), SIZE)
     assert torch.equal(one[[0, 2]], other[[0, 2]])
     assert (one[1] - other[1]).abs().mean() > 0.05
     assert (one[0] - one[1]).abs().mean() > 0.05
 
 
-def test_noise_of_the_steps_is_keyed_too(module):
-    """What a sampler is handed: for each picture and each step numbers of its own, the same at every call and in every company."""
+def test_noise_of_the_steps_is_keyed_too(model):
+    """What a sampler is handed: for each picture and each step numbers of its own, the same at
+    every call and in every company."""
     seen = []
 
     def sampler(denoise, x, grid, schedule, noise, show=None):
@@ -140,7 +153,7 @@ def test_noise_of_the_steps_is_keyed_too(module):
         return x
 
     for seeds in ((0, 1, 2), (2,)):
-        generate(module, [Request(seed) for seed in seeds], drawing(sampler), SIZE)
+        generate(model, [Request(seed) for seed in seeds], drawing(sampler), SIZE)
     (start, second, first, again), alone = seen
     assert torch.equal(second, again)
     assert all(torch.equal(company[2:], one) for company, one in zip(seen[0], alone, strict=True))
@@ -151,7 +164,9 @@ def test_noise_of_the_steps_is_keyed_too(module):
 
 
 def test_the_condition_is_heard():
-    text, label, none = make("text"), make("class_label"), make("none")
+    text = make("text")
+    label = make("class_label")
+    none = make("none")
     pictures = generate(text, [Request(0, prompt=word) for word in WORDS], drawing(), SIZE)
     labelled = generate(label, [Request(0, label=number) for number in range(5)], drawing(), SIZE)
     for several in (pictures, labelled):
@@ -167,7 +182,8 @@ def test_the_condition_is_heard():
 
 
 def test_without_negative_prompt_guidance_leads_away_from_the_empty_one(text):
-    """At scale 0 the unconditional network draws alone: the same picture as the empty prompt at scale 1."""
+    """At scale 0 the unconditional network draws alone: the same picture as the empty prompt at
+    scale 1."""
     unconditional = generate(
         text,
         [Request(3, prompt="red circle"), Request(3, prompt="red circle", negative_prompt="")],
@@ -175,7 +191,8 @@ def test_without_negative_prompt_guidance_leads_away_from_the_empty_one(text):
         SIZE,
     )
     assert_same(unconditional, generate(text, [Request(3), Request(3)], drawing(scale=1.0), SIZE))
-    # At any scale: prompt and negative prompt that are alike cancel, and without a prompt nothing is led away from.
+    # At any scale: prompt and negative prompt that are alike cancel, and without a prompt nothing
+    # is led away from.
     assert_same(
         generate(text, [Request(3)], drawing(scale=5.0), SIZE),
         generate(text, [Request(3)], drawing(scale=1.0), SIZE),
@@ -203,20 +220,33 @@ def test_a_negative_prompt_stands_where_the_empty_one_would(text):
 
 
 def test_a_dropped_label_is_what_guidance_leads_away_from():
-    """Of class labels: at scale 0 all labels give one picture, and a negative prompt, which text conditioners alone read, changes nothing."""
-    module = make("class_label")
+    """Of class labels: at scale 0 all labels give one picture, and a negative prompt, which text
+    conditioners alone read, changes nothing."""
+    model = make("class_label")
     pictures = generate(
-        module, [Request(3, label=number) for number in range(5)], drawing(scale=0.0), SIZE
+        model, [Request(3, label=number) for number in range(5)], drawing(scale=0.0), SIZE
     )
     assert_same(pictures, pictures[:1].expand_as(pictures))
     assert (
-        pictures[0] - generate(module, [Request(3, label=0)], drawing(scale=1.0), SIZE)[0]
+        pictures[0] - generate(model, [Request(3, label=0)], drawing(scale=1.0), SIZE)[0]
     ).abs().max() > 1e-3
-    asked, plain = Request(3, label=2, negative_prompt="blue"), Request(3, label=2)
+    asked = Request(3, label=2, negative_prompt="blue")
+    plain = Request(3, label=2)
     assert_same(
-        generate(module, [asked], drawing(scale=3.0), SIZE),
-        generate(module, [plain], drawing(scale=3.0), SIZE),
+        generate(model, [asked], drawing(scale=3.0), SIZE),
+        generate(model, [plain], drawing(scale=3.0), SIZE),
     )
+
+
+def test_a_depth_map_is_drawn_by_and_is_never_made_up():
+    model = make("depth")
+    near = Request(3, depth=torch.ones(1, SIZE, SIZE))
+    far = Request(3, depth=torch.zeros(1, SIZE, SIZE))
+    pictures = generate(model, [near, far], drawing(), SIZE)
+    assert (pictures[0] - pictures[1]).abs().max() > 1e-4
+    with pytest.raises(UserError) as refused:
+        generate(model, [near, Request(3, prompt="a tree")], drawing(), SIZE)
+    assert refused.value.key == "model.conditioner"
 
 
 def test_guidance_1_ignores_the_negative_prompt(text):
@@ -230,40 +260,41 @@ def test_guidance_1_ignores_the_negative_prompt(text):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_module_is_left_as_it_was(module, training):
-    """Mode, weights, gradients and torch's own generator: sampling cannot disturb training. While drawing, it is in evaluation mode."""
-    module.train(training)
-    before, random, modes = (
-        {name: value.clone() for name, value in module.state_dict().items()},
-        torch.get_rng_state(),
-        [],
-    )
+def test_the_model_is_left_as_it_was(model, training):
+    """Mode, weights, gradients and torch's own generator: sampling cannot disturb training. While
+    drawing, it is in evaluation mode."""
+    model.train(training)
+    mode = [part.training for part in model.modules()]
+    assert any(mode) is training  # the frozen autoencoder never trains
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    random = torch.get_rng_state()
+    modes = []
 
     def broken(*arguments):
         raise RuntimeError("broken sampler")
 
     pictures = generate(
-        module,
+        model,
         [Request(0)],
         drawing(),
         SIZE,
-        lambda *seen: modes.append([part.training for part in module.modules()]),
+        lambda *seen: modes.append([part.training for part in model.modules()]),
     )
     with pytest.raises(RuntimeError, match="broken sampler"):
-        generate(module, [Request(0)], drawing(broken), SIZE)
-    assert not any(any(mode) for mode in modes)
+        generate(model, [Request(0)], drawing(broken), SIZE)
+    assert modes and not any(any(seen) for seen in modes)
     assert not pictures.requires_grad
-    assert all(part.training is training for part in module.modules())
+    assert [part.training for part in model.modules()] == mode
     assert torch.equal(torch.get_rng_state(), random)
-    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
-    assert all(p.grad is None and p.requires_grad for p in module.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
 
 
-def test_steps_and_grid_are_the_drawings(module):
+def test_steps_and_grid_are_the_drawings(model):
     for grid in (trailing, leading):
         shown = []
         pictures = generate(
-            module,
+            model,
             [Request(0), Request(1)],
             drawing(ddim, grid=grid),
             SIZE,
@@ -272,18 +303,18 @@ def test_steps_and_grid_are_the_drawings(module):
         assert [step for step, _ in shown] == [0, 1, 2, 3]
         assert torch.equal(pictures, shown[-1][1].clamp(-1, 1))
     assert not torch.equal(
-        generate(module, [Request(0)], drawing(ddim), SIZE),
-        generate(module, [Request(0)], drawing(ddim, grid=leading), SIZE),
+        generate(model, [Request(0)], drawing(ddim), SIZE),
+        generate(model, [Request(0)], drawing(ddim, grid=leading), SIZE),
     )
 
 
 @pytest.mark.gpu
-def test_a_gpu_draws_what_the_cpu_draws(module):
-    here = generate(module, requests(), drawing(), SIZE)
+def test_a_gpu_draws_what_the_cpu_draws(model):
+    here = generate(model, requests(), drawing(), SIZE)
     try:
-        there = generate(module.to("cuda"), requests(), drawing(), SIZE)
+        there = generate(model.to("cuda"), requests(), drawing(), SIZE)
     finally:
-        module.to("cpu")
+        model.to("cpu")
     assert_same(
         there, here, atol=1e-2
     )  # convolutions on a GPU round to TF32, 1e-3, in each of 4 steps
@@ -291,7 +322,10 @@ def test_a_gpu_draws_what_the_cpu_draws(module):
 
 def test_the_error_of_few_steps_falls_and_is_that_of_the_same_seeds(text):
     asked = requests()[:4]
-    drawn, far = by_steps(text, asked, drawing(ddim), SIZE, [32, 4, 8, 128])
+    compared = compare_steps(text, asked, drawing(ddim), SIZE, [32, 4, 8, 128])
+    drawn = compared.pictures
+    far = compared.distances
+    assert compared.most == 128
     assert list(drawn) == [4, 8, 32, 128] and list(far) == [4, 8, 32]
     for steps in (4, 128):
         assert_same(drawn[steps], generate(text, asked, replace(drawing(ddim), steps=steps), SIZE))

@@ -1,0 +1,33 @@
+"""A checkpoint to what the metrics measure."""
+
+from sdtrain.assemble.drawing import build_drawing
+from sdtrain.assemble.load import load_whole, pick_device
+from sdtrain.config.schema import EvaluateConfig
+from sdtrain.evaluation.subject import Subject
+from sdtrain.runs.layout import CheckpointFolder
+
+
+def load_subject(config: EvaluateConfig, checkpoint: CheckpointFolder) -> Subject:
+    """The model of a whole checkpoint, and how its pictures are drawn.
+
+    Raises UserError where it cannot be built.
+    """
+    loaded = load_whole(
+        checkpoint,
+        ema=config.ema,
+        device=pick_device(config.accelerator),
+        allow=config.allow,
+        autoencoder=config.autoencoder,
+    )
+    scale = config.guidance_scale
+    if scale is None:
+        scale = loaded.cfg["guidance_scale"]
+    settings = vars(config) | {"guidance_scale": scale}
+    return Subject(
+        model=loaded.model,
+        drawing=build_drawing(settings, loaded.model.objective.schedule),
+        image_size=loaded.image_size,
+        num_images=config.num_images,
+        seed=config.seed,
+        make_data=lambda: loaded.data,
+    )

@@ -1,0 +1,92 @@
+"""The configurations of the commands that read a run: sdtrain-sample and sdtrain-evaluate.
+
+What can be refused without torch is refused before it is imported.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sdtrain.config.check import Checker
+from sdtrain.config.overrides import typed_keys
+from sdtrain.config.schema import EvaluateConfig, SampleConfig
+from sdtrain.console import warn
+from sdtrain.errors import UserError
+from sdtrain.runs.layout import SweepFolder
+from sdtrain.runs.manifest import find_checkpoint
+
+DRAWING = ("sampler", "grid", "guidance")
+"""The nodes that say how a picture is drawn."""
+
+
+def check_sample(config: dict, overrides: Iterable[str]) -> SampleConfig:
+    """Checks a resolved configuration of `sdtrain-sample`. Raises UserError.
+
+    What it returns has the folder of a whole checkpoint as `checkpoint`, and all prompts in
+    `prompt`, those of prompt_file after those that were typed.
+    """
+    typed = typed_keys(overrides)
+    Checker(typed, filled_in=()).call(config, "", SampleConfig)
+    checked = SampleConfig(**config)
+    checked = replace(
+        checked,
+        checkpoint=str(find_checkpoint(Path(checked.checkpoint))),
+        prompt=as_list(checked.prompt) + _prompts_in(checked.prompt_file),
+        label=as_list(checked.label),
+    )
+    # Here torch is imported, with the targets.
+    return replace(checked, **_checked_nodes(config, DRAWING, Checker(typed)))
+
+
+def check_evaluate(config: dict, overrides: Iterable[str]) -> EvaluateConfig:
+    """Checks a resolved configuration of `sdtrain-evaluate`. Raises UserError.
+
+    What it returns has the folder of a sweep, or of a whole checkpoint, as `checkpoint`.
+    """
+    typed = typed_keys(overrides)
+    if "metric" in config:
+        raise UserError(
+            "There is no key 'metric': a yaml of configs/metric/ belongs under `metrics`",
+            key="metric",
+            remedy="Begin it with the line `# @package metrics.NAME`.",
+        )
+    Checker(typed, filled_in=()).call(config, "", EvaluateConfig)
+    checked = EvaluateConfig(**config)
+    folder = Path(checked.checkpoint).expanduser()
+    if not SweepFolder(folder).record.is_file():
+        folder = find_checkpoint(folder)
+    checked = replace(checked, checkpoint=str(folder))
+    # Here torch is imported, with the targets.
+    metrics = _checked_nodes(config, ["metrics"], Checker(typed, filled_in=()))
+    return replace(checked, **metrics, **_checked_nodes(config, DRAWING, Checker(typed)))
+
+
+def as_list(value: Any) -> list:
+    """The values of a key that takes one, several or null."""
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+def _prompts_in(prompt_file: str | None) -> list[str]:
+    """The lines of the file that are not empty."""
+    if prompt_file is None:
+        return []
+    try:
+        lines = Path(prompt_file).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"cannot be read as UTF-8 text: {error}",
+            key="prompt_file",
+            value=prompt_file,
+            remedy="Give a file with one prompt a line.",
+        ) from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _checked_nodes(config: dict, names: Iterable[str], checker: Checker) -> dict[str, Any]:
+    checked = {name: checker.node(config[name], name) for name in names}
+    for note in checker.notes:
+        warn(note)
+    return checked

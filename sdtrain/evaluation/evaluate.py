@@ -1,0 +1,193 @@
+"""Measures a run, or each arm of a sweep: a table for each metric, and evaluation.json."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from sdtrain import pictures
+from sdtrain.config.build import build
+from sdtrain.config.schema import EvaluateConfig
+from sdtrain.errors import UserError
+from sdtrain.evaluation.metric import CAPTIONS, REFERENCES, Measurement, Metric
+from sdtrain.evaluation.subject import Subject
+from sdtrain.files import check_writable, write_text
+from sdtrain.runs.layout import CheckpointFolder, EvaluationFolder, SweepFolder
+from sdtrain.runs.manifest import find_checkpoint, published
+from sdtrain.runs.reader import read_evaluation, sweep_arms
+
+LoadSubject = Callable[[CheckpointFolder], Subject]
+
+SETTINGS = (
+    "settings",
+    "checkpoint",
+    "num_images",
+    "seed",
+    "steps",
+    "guidance_scale",
+    "sampler",
+    "ema",
+)
+"""Keys of evaluation.json that are no metrics."""
+
+
+def evaluate(config: EvaluateConfig, load_subject: LoadSubject) -> None:
+    """Measures a whole checkpoint, or each arm of a sweep that has one: config.checkpoint.
+
+    An arm that cannot be measured does not keep the others from it; the first UserError of one is
+    raised at the end.
+    """
+    console = Console(markup=False, highlight=False)
+    metrics = build_metrics(config.metrics)
+    folder = Path(config.checkpoint)
+    if not SweepFolder(folder).record.is_file():
+        evaluate_checkpoint(config, metrics, CheckpointFolder(folder), load_subject, console)
+        return
+    failure = None
+    for arm in _arms(folder):
+        console.print(arm.name, soft_wrap=True)
+        if not published(arm):
+            console.print("no checkpoint: not evaluated")
+            continue
+        own_output = f"{config.output}/{arm.name}" if config.output else config.output
+        try:
+            checkpoint = CheckpointFolder(find_checkpoint(arm))
+            of_arm = replace(config, output=own_output)
+            evaluate_checkpoint(of_arm, metrics, checkpoint, load_subject, console)
+        except UserError as error:  # the other arms can be measured
+            console.print(f"not evaluated: {error}", soft_wrap=True)
+            failure = failure or _of_arm(error, arm.name)
+    if failure:
+        raise failure
+
+
+def _arms(sweep: Path) -> list[Path]:
+    arms = sweep_arms(sweep)
+    if arms is None:
+        raise UserError(
+            f"is a sweep whose {SweepFolder(sweep).record.name} cannot be read",
+            key="checkpoint",
+            value=str(sweep),
+            remedy="Give the folder of one of its arms in checkpoint.",
+        )
+    return arms
+
+
+def _of_arm(error: UserError, arm: str) -> UserError:
+    return type(error)(f"{arm} could not be evaluated: {error}", key=error.key)
+
+
+def build_metrics(nodes: dict) -> dict[str, Metric]:
+    """The metrics by name, in the order in which they were chosen. Raises UserError."""
+    metrics = {}
+    for name, node in nodes.items():
+        key = f"metrics.{name}"
+        metric = build(node, key)
+        if not isinstance(metric, Metric):
+            raise UserError(
+                f"{key} is no metric",
+                key=key,
+                remedy="Name a subclass of sdtrain.evaluation.metric.Metric in its _target_.",
+            )
+        if name in SETTINGS:
+            raise UserError(
+                f"{key}: a metric cannot be called so, which evaluation.json has another use for",
+                key=key,
+                remedy="Give it another name, in the first line of its yaml.",
+            )
+        metrics[name] = metric
+    return metrics
+
+
+def evaluate_checkpoint(
+    config: EvaluateConfig,
+    metrics: dict[str, Metric],
+    checkpoint: CheckpointFolder,
+    load_subject: LoadSubject,
+    console: Console,
+) -> None:
+    """Prints a table of each metric, and writes its pictures and evaluation.json."""
+    subject = load_subject(checkpoint)
+    for name, metric in metrics.items():
+        check_needs(name, metric, subject)
+        metric.check(subject)
+    folder = checkpoint.run.evaluation
+    if config.output:
+        folder = EvaluationFolder(Path(config.output))
+    check_writable(folder.path)
+    settings = {
+        "checkpoint": str(checkpoint.path),
+        "num_images": config.num_images,
+        "seed": config.seed,
+        "steps": config.steps,
+        "guidance_scale": subject.drawing.guidance_scale,
+        "sampler": config.sampler["_target_"],
+        "ema": config.ema,
+    }
+    kept = _kept(folder, str(checkpoint.path))
+    result = settings | {"settings": {name: each["settings"] for name, each in kept.items()}}
+    result |= {name: each["columns"] for name, each in kept.items()}
+    for name, metric in metrics.items():
+        measurement = metric.measure(subject)
+        for part, picture in measurement.pictures.items():
+            pictures.write_png(picture, folder.picture(name, part))
+        console.print(table_of(name, metric, measurement))
+        result[name] = measurement.columns
+        result["settings"][name] = settings
+    write_text(folder.numbers, json.dumps(result, indent=1) + "\n")
+    console.print(f"Written to {folder.path}", soft_wrap=True)
+
+
+def check_needs(name: str, metric: Metric, subject: Subject) -> None:
+    """Raises UserError where the run does not offer what the metric needs."""
+    unknown = metric.needs - {CAPTIONS, REFERENCES}
+    if unknown:
+        raise UserError(
+            f"metrics.{name} says that it needs {', '.join(sorted(unknown))}",
+            key=f"metrics.{name}",
+            allowed=f"{CAPTIONS}, {REFERENCES}",
+        )
+    if CAPTIONS in metric.needs and "caption" not in subject.reads:
+        raise UserError(
+            "asks with captions, which this model does not read: it was trained with another "
+            "model/conditioner",
+            key="metrics",
+            value=name,
+        )
+    if REFERENCES in metric.needs:
+        subject.data.split("train")
+
+
+def _kept(folder: EvaluationFolder, checkpoint: str) -> dict[str, dict[str, Any]]:
+    """{metric: its settings and columns} of earlier evaluations of the same checkpoint."""
+    before = read_evaluation(folder.path)
+    settings = before.get("settings")
+    if not isinstance(settings, dict):
+        return {}
+    kept = {}
+    for name, theirs in settings.items():
+        same = isinstance(theirs, dict) and theirs.get("checkpoint") == checkpoint
+        if same and name in before:
+            kept[name] = {"settings": theirs, "columns": before[name]}
+    return kept
+
+
+def table_of(name: str, metric: Metric, measurement: Measurement) -> Table:
+    """Rows and columns as the metric prints them, and below them what they count."""
+    table = Table("", *measurement.columns, title=name, caption=_caption(metric))
+    first = next(iter(measurement.columns.values()))
+    for row in first:
+        values = [metric.format(column[row]) for column in measurement.columns.values()]
+        table.add_row(row.replace("_", " "), *values)
+    return table
+
+
+def _caption(metric: Metric) -> str:
+    """Unit and direction."""
+    directions = {True: "higher is better", False: "lower is better", None: ""}
+    parts = (metric.unit, directions[metric.higher_is_better])
+    return ", ".join(part for part in parts if part)

@@ -1,0 +1,119 @@
+"""Pictures on request: what sdtrain-sample draws and writes."""
+
+from pathlib import Path
+
+from torch import Tensor
+
+from sdtrain import pictures
+from sdtrain.conditioning.interface import Conditioner
+from sdtrain.config.reading import as_list
+from sdtrain.config.schema import SampleConfig
+from sdtrain.errors import UserError
+from sdtrain.files import check_writable
+from sdtrain.generation.drawing import Drawing, Request
+from sdtrain.generation.generate import generate
+from sdtrain.latent_diffusion import LatentDiffusion
+
+
+def sample(config: SampleConfig, model: LatentDiffusion, drawing: Drawing, image_size: int) -> int:
+    """Draws what the configuration asks for, into its output folder, and counts the pictures.
+
+    Raises UserError where the model cannot be asked so, StorageError where the folder cannot be
+    written; then nothing was drawn.
+    """
+    reads = model.conditioner.reads
+    requests = requests_of(config, model.conditioner)
+    check_writable(Path(config.output))
+    images = generate(model, requests, drawing, image_size)
+    write_samples(config, requests, images, [request.title(reads) for request in requests])
+    return len(images)
+
+
+def write_samples(
+    config: SampleConfig, requests: list[Request], images: Tensor, titles: list[str]
+) -> None:
+    """Writes a PNG of each image, which carries its request and the settings, and one grid of all.
+
+    images: [N, 3, H, W] in [-1, 1].
+    """
+    folder = Path(config.output)
+    settings = {
+        "steps": config.steps,
+        "guidance_scale": config.guidance_scale,
+        "ema": config.ema,
+        "sampler": config.sampler["_target_"],
+        "checkpoint": config.checkpoint,
+    }
+    for number, (request, image) in enumerate(zip(requests, images, strict=True)):
+        asked = {key: value for key, value in vars(request).items() if key == "seed" or value}
+        path = folder / f"{number:05d}-seed{request.seed}.png"
+        pictures.write_png(pictures.picture(image), path, asked | settings)
+    # A row for each prompt, as long as that is no long row.
+    columns = config.num_images if 1 < config.num_images <= 8 else 4
+    pictures.write_png(pictures.grid(images, titles, columns), folder / "grid.png", settings)
+
+
+def requests_of(config: SampleConfig, conditioner: Conditioner) -> list[Request]:
+    """num_images pictures of each prompt or label, each with the seeds seed, seed + 1, ...
+
+    Raises UserError where a condition that the model reads is missing, and where one is given that
+    it does not read.
+    """
+    prompts = as_list(config.prompt)
+    labels = as_list(config.label)
+    _check_prompts(config, prompts, conditioner.reads)
+    _check_labels(labels, conditioner)
+    requests = []
+    for prompt in prompts or [""]:
+        for label in labels or [0]:
+            for seed in range(config.seed, config.seed + config.num_images):
+                request = Request(
+                    seed, prompt=prompt, negative_prompt=config.negative_prompt, label=label
+                )
+                requests.append(request)
+    return requests
+
+
+def _check_prompts(config: SampleConfig, prompts: list[str], reads: frozenset[str]) -> None:
+    if "caption" not in reads and (prompts or config.negative_prompt):
+        read = "no condition. Remove prompt"
+        if "label" in reads:
+            read = "a class label. Set label=NUMBER"
+        raise UserError(f"prompt has no effect: this model reads {read}", key="prompt")
+    if "caption" in reads and not prompts:
+        raise UserError(
+            "prompt is missing",
+            key="prompt",
+            remedy='Say what to draw with prompt="...", several times for several, or give '
+            "prompt_file=FILE with one a line.",
+        )
+    if config.negative_prompt and config.guidance_scale == 1:
+        raise UserError(
+            "negative_prompt has no effect at guidance_scale=1, which asks the conditional "
+            "network alone",
+            key="negative_prompt",
+            remedy="Raise guidance_scale.",
+        )
+
+
+def _check_labels(labels: list[int], conditioner: Conditioner) -> None:
+    if "label" not in conditioner.reads:
+        if labels:
+            raise UserError(
+                "label has no effect: this model was not trained with "
+                "model/conditioner=class_label",
+                key="label",
+                remedy="Remove label.",
+            )
+        return
+    if not labels:
+        raise UserError(
+            "label is missing",
+            key="label",
+            remedy="Say which class to draw with label=NUMBER or label=[NUMBER,NUMBER].",
+        )
+    for label in labels:
+        if not 0 <= label < conditioner.num_classes:
+            raise UserError(
+                f"must lie between 0 and {conditioner.num_classes - 1}", key="label", value=label
+            )

@@ -1,0 +1,152 @@
+"""sdtrain-evaluate on what a run or a sweep has left behind."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sdtrain.data.shapes import Shapes
+from sdtrain.evaluation.evaluate import check_needs
+from sdtrain.evaluation.metric import Metric
+from sdtrain.evaluation.subject import Subject
+from sdtrain.paths import config_dir
+from sdtrain.runs.layout import CheckpointFolder
+from sdtrain.runs.manifest import published, write_manifest
+
+QUICK = ["num_images=2", "steps=2", "accelerator=cpu"]
+METRICS = sorted(path.stem for path in (config_dir() / "metric").glob("*.yaml"))
+SHORT = ["metrics.sampler_error.steps=[2,4]", "metrics.sampler_error.reference=8"]
+
+
+def numbers(folder: Path) -> dict:
+    return json.loads((folder / "evaluation.json").read_text())
+
+
+def test_every_metric_measures(here, tiny_run, tmp_path):
+    """The keys of evaluation.json, and a table that says unit and direction of each."""
+    words = [f"metrics=[{','.join(METRICS)}]", *QUICK, *SHORT, f"output={tmp_path}/out"]
+    result = here("sdtrain-evaluate", f"checkpoint={tiny_run}", *words, "seed=3")
+    assert result.code == 0, result.err
+    found = numbers(tmp_path / "out")
+    settings = {
+        "checkpoint": str(published(tiny_run)[-1]),
+        "num_images": 2,
+        "seed": 3,
+        "steps": 2,
+        "guidance_scale": 3.0,  # the run's own
+        "sampler": "sdtrain.samplers.ddim.ddim",
+        "ema": True,
+    }
+    assert list(found) == [*settings, "settings", *METRICS]
+    assert {key: found[key] for key in settings} == settings
+    assert found["settings"] == dict.fromkeys(METRICS, settings)
+    for name in METRICS:
+        assert name in result.out
+        for column in found[name].values():
+            assert column and all(0 <= value <= 1 for value in column.values())
+    assert result.out.count("better") == 3
+    assert "0.0 %" in result.out
+
+
+def test_what_another_checkpoint_was_measured_to_be_goes(here, tiny_run, tmp_path):
+    older, newest = published(tiny_run)
+    out = tmp_path / "out"
+    for checkpoint, metric in ((older, "retrieval"), (newest, "prompt_accuracy")):
+        words = [f"checkpoint={checkpoint}", f"metrics={metric}", *QUICK, f"output={out}"]
+        assert here("sdtrain-evaluate", *words).code == 0
+    assert numbers(out)["settings"].keys() == {"prompt_accuracy"}
+    assert "retrieval" not in numbers(out)
+
+
+@pytest.fixture
+def sweep(tiny_run, tmp_path) -> Path:
+    """Arms: one whole, one that has no checkpoint, one whose averaged weights are missing, and one
+    more that is whole."""
+    folder = tmp_path / "sweep"
+    folder.mkdir()
+    arms = ["a", "never_begun", "raw", "z"]
+    (folder / "sweep.json").write_text(json.dumps({"words": [], "arms": arms}))
+    for name in ("a", "raw", "z"):
+        shutil.copytree(tiny_run, folder / name)
+    for checkpoint in published(folder / "raw"):
+        files = CheckpointFolder(checkpoint)
+        files.ema.unlink()
+        files.manifest.unlink()
+        write_manifest(checkpoint)
+    return folder
+
+
+def test_each_arm_of_a_sweep_is_measured(here, sweep, tmp_path):
+    """One that cannot be does not keep the others from it, and decides the exit code."""
+    result = here("sdtrain-evaluate", f"checkpoint={sweep}", *QUICK, f"output={tmp_path}/out")
+    assert result.code == 2 and result.paragraph.startswith("raw "), result.err
+    assert "ema=false" in result.paragraph
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a", "z"]
+    assert numbers(tmp_path / "out" / "a")["checkpoint"] == str(published(sweep / "a")[-1])
+    assert "no checkpoint" in result.out
+    # Unless told otherwise each is written into its own run.
+    result = here("sdtrain-evaluate", f"checkpoint={sweep}", *QUICK, "ema=false")
+    assert result.code == 0, result.err
+    assert "prompt_accuracy" in numbers(sweep / "raw" / "evaluation")
+
+
+def test_a_sweep_whose_record_is_broken_is_refused(here, sweep):
+    (sweep / "sweep.json").write_text("{")
+    result = here("sdtrain-evaluate", f"checkpoint={sweep}", *QUICK)
+    assert result.code == 2 and f"checkpoint={sweep}" in result.paragraph
+
+
+def test_data_that_are_gone_are_reported_before_anything_is_drawn(here, tiny_run, tmp_path):
+    """By a metric that compares with them."""
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    (checkpoint,) = published(run)[-1:]
+    files = CheckpointFolder(checkpoint)
+    files.config.write_text(files.config.read_text().replace("size: 64", "size: 0", 1))
+    files.manifest.unlink()
+    write_manifest(checkpoint)
+    words = ["metrics=[sampler_error,retrieval]", "steps=2", "num_images=2"]
+    result = here("sdtrain-evaluate", f"checkpoint={run}", *words, f"output={tmp_path}/out")
+    assert result.code in (2, 3) and "data.size" in result.paragraph, result.err
+    assert not (tmp_path / "out").exists()
+
+
+class Unmet(Metric):
+    needs = frozenset({"a_piano"})
+
+
+def test_a_need_that_nobody_knows_is_refused():
+    from sdtrain.errors import UserError
+
+    with pytest.raises(UserError) as refused:
+        check_needs("unmet", Unmet(), subject=None)
+    assert refused.value.key == "metrics.unmet" and "captions" in refused.value.allowed
+
+
+class Reader:
+    """Stands where a model's conditioner does."""
+
+    def __init__(self, reads):
+        self.conditioner = self
+        self.reads = frozenset(reads)
+
+
+@pytest.mark.parametrize("reads", [(), ("caption",), ("label",), ("caption", "label")])
+def test_requests_hold_what_the_model_reads(reads):
+    """The data are asked for only where the model reads something of them."""
+    made = []
+
+    def make_data():
+        made.append(True)
+        return Shapes()
+
+    subject = Subject(Reader(reads), None, 32, num_images=6, seed=2**40, make_data=make_data)
+    requests = subject.requests
+    assert [request.seed for request in requests] == [2**40 + place for place in range(6)]
+    prompts = [request.prompt for request in requests]
+    labels = [request.label for request in requests]
+    assert prompts == (Shapes().example_prompts(6) if "caption" in reads else [""] * 6)
+    # Spread evenly over the 48 classes.
+    assert labels == ([0, 8, 16, 24, 32, 40] if "label" in reads else [0] * 6)
+    assert len(made) == bool(reads)

@@ -1,0 +1,99 @@
+"""sdtrain-sample: what it asks the model for, and that it asks for nothing but the model."""
+
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from sdtrain.conditioning.class_label import ClassLabel
+from sdtrain.conditioning.interface import Conditioner
+from sdtrain.errors import UserError
+from sdtrain.generation.sample import requests_of
+from sdtrain.runs.layout import CheckpointFolder, RunFolder
+from sdtrain.runs.manifest import published, write_manifest
+
+
+class Reading(Conditioner):
+    """A conditioner of which only `reads` matters."""
+
+    def __init__(self, *reads: str) -> None:
+        super().__init__()
+        self.reads = frozenset(reads)
+
+
+def config(**changes) -> SimpleNamespace:
+    plain = {"prompt": [], "label": [], "negative_prompt": "", "guidance_scale": 3.0}
+    return SimpleNamespace(**(plain | {"seed": 5, "num_images": 2} | changes))
+
+
+def asked(conditioner, **changes) -> list[tuple]:
+    requests = requests_of(config(**changes), conditioner)
+    return [(each.prompt, each.label, each.seed) for each in requests]
+
+
+def test_each_prompt_and_label_has_the_same_seeds():
+    found = asked(Reading("caption"), prompt=["a", "b"])
+    assert found == [("a", 0, 5), ("a", 0, 6), ("b", 0, 5), ("b", 0, 6)]
+    assert asked(Reading("caption"), prompt="a") == [("a", 0, 5), ("a", 0, 6)]
+    labels = ClassLabel(num_classes=4, context_dim=2)
+    assert asked(labels, label=[3, 0]) == [("", 3, 5), ("", 3, 6), ("", 0, 5), ("", 0, 6)]
+    assert asked(labels, label=3, num_images=1) == [("", 3, 5)]
+    assert asked(Reading()) == [("", 0, 5), ("", 0, 6)]
+
+
+@pytest.mark.parametrize(
+    ("reads", "key", "changes"),
+    [
+        (("caption",), "prompt", {}),
+        ((), "prompt", {"prompt": "a"}),
+        (("label",), "prompt", {"label": 0, "negative_prompt": "a"}),
+        (("label",), "label", {}),
+        (("caption",), "label", {"prompt": "a", "label": 0}),
+        (
+            ("caption",),
+            "negative_prompt",
+            {"prompt": "a", "negative_prompt": "b", "guidance_scale": 1.0},
+        ),
+    ],
+)
+def test_what_the_model_does_not_read_is_refused_and_so_is_what_is_missing(reads, key, changes):
+    with pytest.raises(UserError) as refused:
+        asked(Reading(*reads), **changes)
+    assert refused.value.key == key
+
+
+@pytest.mark.parametrize("label", [-1, 4])
+def test_a_label_lies_within_the_classes(label):
+    with pytest.raises(UserError) as refused:
+        asked(ClassLabel(num_classes=4, context_dim=2), label=[0, label])
+    assert refused.value.key == "label" and refused.value.value == label
+
+
+def test_a_run_samples_where_its_data_are_not(here, tiny_run, tmp_path):
+    """The data set is not made: here its pictures lie in a folder that is not there. The pictures
+    stay the same."""
+    run = tmp_path / "copied" / "run"
+    shutil.copytree(tiny_run, run)
+    for checkpoint in published(run):
+        files = CheckpointFolder(checkpoint)
+        saved = yaml.safe_load(files.config.read_text())
+        gone = {"_target_": "sdtrain.data.images.Images", "path": str(tmp_path / "gone")}
+        saved["data"] = gone | {"image_size": saved["data"]["image_size"]}
+        files.config.write_text(yaml.safe_dump(saved))
+        files.manifest.unlink()
+        write_manifest(checkpoint)
+    RunFolder(run).config.unlink()
+    drawn = []
+    for name, folder in (("whole", tiny_run), ("copied", run)):
+        words = ["prompt=a red star", "num_images=1", "steps=2", "accelerator=cpu"]
+        out = tmp_path / name / "out"
+        result = here("sdtrain-sample", f"checkpoint={folder}", *words, f"output={out}")
+        assert result.code == 0, result.err
+        drawn.append(np.asarray(Image.open(out / "00000-seed0.png")))
+    assert np.array_equal(*drawn)
+    # The twin: what needs the data says so.
+    result = here("sdtrain-evaluate", f"checkpoint={run}", "num_images=1", "steps=2")
+    assert result.code == 3 and "data.path" in result.paragraph, result.err
