@@ -4,6 +4,7 @@ It is written when a sweep begins, and found again when the same words are typed
 """
 
 import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -32,12 +33,28 @@ def sweep_folder(arguments: list[str]) -> list[str]:
     typed = typed_values(arguments)
     added = []
     if "hydra/launcher" not in typed:
+        _check_installed()
         added.append("hydra/launcher=process")
     if "hydra.sweep.dir" not in typed:
         earlier = earlier_sweep(arguments)
         if earlier is not None:
             added.append(f"hydra.sweep.dir={earlier}")
     return added
+
+
+def _check_installed() -> None:
+    """UserError where Hydra would not find the launcher: an editable install of an earlier version
+    lacks its folder."""
+    try:
+        found = importlib.util.find_spec("hydra_plugins.sdtrain_launcher")
+    except ModuleNotFoundError:
+        found = None
+    if found is None:
+        raise UserError(
+            "The launcher of sweeps is not installed",
+            key="hydra/launcher",
+            remedy="Install sdtrain again, as with `pip install -e .`.",
+        )
 
 
 def earlier_sweep(words: Sequence[str]) -> Path | None:
