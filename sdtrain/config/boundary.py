@@ -55,7 +55,7 @@ def run_command(
 ) -> None:
     """Runs a task on what the words of the command line compose, within the boundary.
 
-    repeatable: a key that may be given several times. more: (words typed) -> overrides to add.
+    repeatable: a key that may be given several times. more: (words as Hydra reads them) -> overrides to add.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and leaving with 1
 
@@ -71,7 +71,7 @@ def run_command(
             if empty in words:
                 key = empty.removesuffix("=")
                 raise UserError("is empty", key=key, value="", remedy="Give a folder.")
-        added = prepared(more(typed)) if more else []
+        added = prepared(more(words)) if more else []
         sys.argv[1:] = words + added
         app()
 

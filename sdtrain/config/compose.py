@@ -1,5 +1,7 @@
 """Words to a configuration, outside of Hydra's own command line."""
 
+from collections.abc import Iterable
+
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -34,5 +36,10 @@ def current_overrides() -> list[str]:
 
 def config_search_path() -> list[str]:
     """hydra.searchpath as the user typed it, as overrides for another process."""
-    typed = OmegaConf.to_container(HydraConfig.get().overrides.hydra, resolve=False)
-    return [word for word in typed if word.lstrip("+").startswith("hydra.searchpath=")]
+    typed = HydraConfig.get().overrides.hydra
+    return search_path_words(OmegaConf.to_container(typed, resolve=False))
+
+
+def search_path_words(overrides: Iterable[str]) -> list[str]:
+    """Those of the overrides that set hydra.searchpath."""
+    return [word for word in overrides if word.lstrip("+").startswith("hydra.searchpath=")]

@@ -1,0 +1,72 @@
+"""The command line of a sweep, checked without torch.
+
+Hydra would take these words silently, and leave them without effect.
+"""
+
+from collections.abc import Sequence
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+
+from sdtrain.errors import UserError
+
+MULTIRUN_FLAGS = {"-m", "--multirun"}
+SHOWING_FLAGS = {"--cfg", "-c", "--info", "-i"}
+OF_A_SINGLE_RUN = ("hydra.run.dir", "hydra.sweep.subdir")
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Raises UserError for words that a sweep cannot follow."""
+    flags = {word.partition("=")[0] for word in words}
+    if flags & MULTIRUN_FLAGS and flags & SHOWING_FLAGS:
+        raise UserError(
+            "--cfg and --info show one run and not several",
+            remedy="Remove them, or -m and the values after the first.",
+        )
+    overrides = _parsed(words)
+    swept = {override.key_or_group for override in overrides if override.is_sweep_override()}
+    _refuse_intervals(overrides)
+    _refuse_repetition([override.key_or_group for override in overrides], swept)
+    for override in overrides:
+        key = override.key_or_group
+        if key in OF_A_SINGLE_RUN:
+            raise UserError(
+                f"{key} is not a sweep's: its folder is hydra.sweep.dir, "
+                "and arms are named by what differs",
+                key=key,
+                remedy="Set hydra.sweep.dir.",
+            )
+    if "sweep" in swept:
+        raise UserError(
+            "sweep=NAME,NAME names several sweeps", key="sweep", remedy="Start one after the other."
+        )
+
+
+def _parsed(words: Sequence[str]) -> list[Override]:
+    """The words that set a key. Raises Hydra's OverrideParseException."""
+    setting = []
+    for word in words:
+        if "=" in word and not word.startswith("-"):
+            setting.append(word)
+    return OverridesParser.create().parse_overrides(setting)
+
+
+def _refuse_intervals(overrides: list[Override]) -> None:
+    for override in overrides:
+        if override.is_interval_sweep():
+            key = override.key_or_group
+            raise UserError(
+                f"{key}=interval(...) names no values",
+                key=key,
+                remedy=f"Write them out, {key}=value,value.",
+            )
+
+
+def _refuse_repetition(keys: list[str], swept: set[str]) -> None:
+    for key in keys:
+        if key in swept and keys.count(key) > 1:
+            raise UserError(
+                f"{key} is given twice, and several values of it would be lost",
+                key=key,
+                remedy="Remove one of the two.",
+            )

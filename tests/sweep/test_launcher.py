@@ -1,0 +1,154 @@
+"""Where arms run, how they are started, and what is said of those that have left."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sdtrain.config.draft import check_draft
+from sdtrain.paths import config_dir
+from sdtrain.runs.layout import RunFolder, SweepFolder
+from sdtrain.signals import Signals
+from sdtrain.sweep.arms import Arm, prefixed
+from sdtrain.sweep.launcher import device_sets, received_by, share_first_stage
+from sdtrain.sweep.places import Places
+from sdtrain.training.plan import make_plan
+
+OFFERED = sorted((config_dir() / "sweep").glob("*.yaml"))
+
+
+def test_places_for_arms():
+    configs = [{"trainer": {"devices": 1, "accelerator": "cpu"}}] * 3
+    for places, devices in [
+        (Places(), [None]),
+        (Places(parallel=2), [None] * 2),
+        (Places(prefix="srun"), [None] * 3),
+        (Places(devices=["0,1", "2,3"]), ["0,1", "2,3"]),
+        (Places(devices=["0", "1"], parallel=1), ["0"]),
+    ]:
+        assert device_sets(places, configs) == devices
+
+
+@pytest.mark.parametrize("path", OFFERED, ids=lambda path: path.stem)
+def test_every_arm_of_a_sweep_that_is_offered_can_be_built(path, composed):
+    node = yaml.safe_load(path.read_text()) or {"hydra": {"sweeper": {"params": {}}}}
+    params = node["hydra"]["sweeper"]["params"]
+    constant = [f"{key}={value}" for key, value in params.items() if "," not in value]
+    for key, values in params.items():
+        for value in values.split(","):
+            words = [*constant, f"{key}={value}"] if "," in values else constant
+            make_plan(check_draft(composed(*words), words))
+
+
+def test_ssh_keeps_the_folder_and_the_words(tmp_path, monkeypatch):
+    """A stand-in that forgets all but PATH and the folder, as the real one does; and a scheduler,
+    which takes words as they are."""
+    (tmp_path / "elsewhere").mkdir()
+    stand_in = tmp_path / "ssh"
+    stand_in.write_text(
+        f'#!/bin/sh\nshift\ncd {tmp_path}/elsewhere\nexec env -i PATH="$PATH" sh -c "$*"\n'
+    )
+    stand_in.chmod(0o755)
+    (tmp_path / "a folder").mkdir()
+    monkeypatch.chdir(tmp_path / "a folder")
+    code = "import os, sys; print(os.getcwd(), os.environ.get('WANDB_RUN_GROUP'), sys.argv[1:])"
+    words = ["a 'b' $c", "d=[1, 2]"]
+    environment = os.environ | {"WANDB_RUN_GROUP": "then"}
+    for prefix, group in (
+        (f"{stand_in} host", "then"),
+        ("env -u WANDB_RUN_GROUP", None),
+        ("", "then"),
+    ):
+        command = prefixed(prefix, [sys.executable, "-c", code, *words], environment)
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert ended.stdout == f"{tmp_path}/a folder {group} {words}\n"
+
+
+def test_a_sweep_still_hears_a_signal_after_the_first_stage_of_its_arms(tmp_path, monkeypatch):
+    heard = []
+    monkeypatch.setattr(
+        "sdtrain.sweep.launcher.train_first_stage",
+        lambda config, words, folder, signals: heard.append(signals) or 0,
+    )
+    config = {"first_stage": {"experiment": "x"}, "data": {}}
+    arm = Arm("a", RunFolder(tmp_path / "a"), [], config)
+    before = signal.getsignal(signal.SIGTERM)
+    signals = Signals()
+    with received_by(signals):
+        share_first_stage(SweepFolder(tmp_path), [arm], signals)
+        assert heard == [signals]
+        assert signal.getsignal(signal.SIGTERM) is signals
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert arm.words == [f"model.autoencoder.path='{tmp_path}/first_stage/autoencoder'"]
+
+
+@pytest.mark.parametrize("other", [{"first_stage": None}, {"data": {"size": 1}}])
+def test_arms_of_other_data_share_no_first_stage(tmp_path, other):
+    config = {"first_stage": {"experiment": "x"}, "data": {}}
+    arms = []
+    for name, own in (("a", config), ("b", config | other)):
+        arms.append(Arm(name, RunFolder(tmp_path / name), [], own))
+    share_first_stage(SweepFolder(tmp_path), arms, Signals())
+    assert [arm.words for arm in arms] == [[], []]
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (-9, "killed, perhaps because memory was short"),
+        (143, "interrupted"),
+        (3, "data.path=x is missing."),
+        (1, "see {folder}/output.txt"),
+    ],
+)
+def test_why_an_arm_has_left(tmp_path, code, reason):
+    output = "sdtrain: what an earlier process has printed\n"
+    arm = Arm("a", RunFolder(tmp_path), [], {"name": "shapes"}, exit_code=code)
+    arm.earlier_output = len(output)
+    output += "sdtrain: shapes  \n  data  1\n"
+    if code == 3:
+        output += "sdtrain: data.path=x is missing.\n"
+    (tmp_path / "output.txt").write_text(output)
+    assert arm.failure_reason() == reason.format(folder=tmp_path)
+
+
+def test_the_group_is_the_sweeps_folder_wherever_the_command_was_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    script = tmp_path / "print_group"
+    script.write_text("#!/bin/sh\necho $WANDB_RUN_GROUP\n")
+    script.chmod(0o755)
+    arm = Arm("a", RunFolder(Path("a")), [], {})
+    arm.start(str(script))
+    arm.process.wait()
+    assert (tmp_path / "a" / "output.txt").read_text() == f"{tmp_path.name}\n"
+
+
+@pytest.mark.parametrize("how", ["hydra.searchpath=[file://{folder}]", "--config-dir={folder}"])
+def test_the_users_own_configurations_reach_every_arm(here, tiny, tmp_path, how):
+    """The words of an arm, as its command is given them, compose in a process of its own too."""
+    own = tmp_path / "conf" / "schedule" / "mine.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text((config_dir() / "schedule" / "linear.yaml").read_text())
+    script = tmp_path / "write_words"
+    write = "import json, sys; json.dump(sys.argv[1:], sys.stdout)"
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} -c {shlex.quote(write)} "$@"\n')
+    script.chmod(0o755)
+    words = tiny(
+        "schedule=cosine,mine",
+        "hydra.sweep.dir=swept",
+        f"hydra.launcher.prefix={script}",
+        how.format(folder=tmp_path / "conf"),
+    )
+    result = here("sdtrain", "-m", *words, cwd=tmp_path)
+    assert result.code == 1, result.err  # the prefix does not run what it is given
+    for name in ("cosine", "mine"):
+        command = json.loads((tmp_path / "swept" / f"schedule={name}" / "output.txt").read_text())
+        assert command[:3] == [sys.executable, "-m", "sdtrain.commands.train"]
+        shown = here("sdtrain", *command[3:], "--cfg", "job", cwd=tmp_path)
+        assert shown.code == 0, shown.err
