@@ -5,8 +5,9 @@ import sys
 from sdtrain.config.boundary import error_boundary
 
 HELP = """\
-sdtrain-schedule shows what a choice of schedule, prediction, weighting and times amounts to. It takes the words of sdtrain, comma lists among
-them, and writes one table, one picture (schedules.png) and one JSON file (schedules.json) for all that were named.
+sdtrain-schedule shows what a choice of schedule, prediction, weighting and times amounts to.
+It takes the words of sdtrain, comma lists among them, and writes one table, one picture
+(schedules.png) and one JSON file (schedules.json) for all that were named.
 
   sdtrain-schedule schedule=cosine,scaled_linear prediction=epsilon weighting=min_snr output=FOLDER
   sdtrain-schedule schedule=scaled_linear modifiers=[],[zero_terminal_snr],[shift] prediction=v weighting=simple
