@@ -43,7 +43,7 @@ def line_style(number: int) -> dict[str, str]:
 def sampler_errors(
     drawn: dict[int, Tensor], far: dict[int, Tensor], heads: list[str], columns: int = 8
 ) -> tuple[Image.Image, Image.Image]:
-    """(pictures by their number of steps, a row each; the distances from the most steps over steps).
+    """(pictures, a row for each number of steps; their distances from the most steps).
 
     drawn: {steps: pictures [N, 3, H, W] in [-1, 1]}. far: {steps: distance [N]}. heads: N captions.
     """
@@ -52,7 +52,8 @@ def sampler_errors(
         rows.append((f"{steps} steps", [pictures.picture(image) for image in images[:columns]]))
     figure, axes = canvas(SIZE)
     for name, measure in (("mean", torch.Tensor.mean), ("largest", torch.Tensor.max)):
-        distances = [measure(each).item() or math.nan for each in far.values()]  # 0 has no logarithm
+        # 0 has no logarithm.
+        distances = [measure(each).item() or math.nan for each in far.values()]
         axes.plot(list(far), distances, label=name, marker="o", linewidth=1.6)
     axes.set(
         xlabel="steps",
@@ -67,7 +68,10 @@ def sampler_errors(
 
 
 def empty_figure(size: tuple[float, float]):
-    """A figure without pyplot, whose global state would keep every figure of a long run. size: in inches."""
+    """A figure of a size in inches, made without pyplot.
+
+    Its global state would keep every figure of a long run.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

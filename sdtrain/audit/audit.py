@@ -18,8 +18,8 @@ PICTURE = "schedules.png"
 def audit(request: AuditRequest) -> None:
     """Writes the numbers and the picture, and prints the table.
 
-    Raises UserError for a part that cannot be built, and at the end where every objective is refused; StorageError
-    where the folder cannot be written.
+    Raises UserError for a part that cannot be built, and at the end where every objective is
+    refused; StorageError where the folder cannot be written.
     """
     entries = make_entries(request.combinations)
     folder = check_writable(request.output)

@@ -25,10 +25,11 @@ STEPS = (10, 25, 50)
 
 @dataclass
 class Entry:
-    """One combination.
+    """One combination, built.
 
-    compared: its objective, None where that is refused. refusal: why it is. duplicate_of, same_objective_as: names of
-    other entries, see find_relations.
+    compared: its objective, None where that is refused.
+    refusal: why it is refused.
+    duplicate_of, same_objective_as: names of other entries, see find_relations.
     """
 
     name: str
@@ -64,11 +65,14 @@ class Entry:
         return [steps for steps in STEPS if steps <= self.schedule.num_timesteps]
 
     def visited(self, steps: int) -> list[float]:
-        """The log_snr of each level that a sampler visits. Raises ValueError where the grid has none for it."""
+        """The log_snr of each level that a sampler visits. Raises ValueError if it cannot."""
         return self.schedule.log_snr(self.grid(steps, self.schedule)).tolist()
 
     def choice(self, group: str) -> str:
-        """What was chosen, as the option is called: weightings by their file, the others by their class or function."""
+        """What was chosen, as the option is called.
+
+        Weightings are called by their file, the others by their class or function.
+        """
         module, _, name = self.config[group]["_target_"].rpartition(".")
         return module.rpartition(".")[2] if group == "weighting" else name.lower()
 
@@ -105,7 +109,7 @@ class Entry:
 
 
 def make_entries(combinations: Iterable[Combination]) -> list[Entry]:
-    """An entry of each, compared with the others. Raises UserError for a part that cannot be built."""
+    """One entry each, compared with the others. Raises UserError for what cannot be built."""
     entries = [make_entry(combination) for combination in combinations]
     _number_equal_names(entries)
     _compare(entries)
@@ -113,7 +117,7 @@ def make_entries(combinations: Iterable[Combination]) -> list[Entry]:
 
 
 def make_entry(combination: Combination) -> Entry:
-    """Builds what the combination names. An objective that cannot be trained is kept as a refusal."""
+    """Builds what the combination names. An objective that cannot be trained becomes a refusal."""
     checker = Checker(combination.typed)
     config = {group: checker.node(node, group) for group, node in combination.config.items()}
     schedule = build_schedule(config)

@@ -1,4 +1,4 @@
-"""The picture of sdtrain-schedule: log_snr over time, effective weights, and the levels that sampling visits."""
+"""The picture of sdtrain-schedule: log_snr over time, effective weights, levels visited."""
 
 import torch
 from PIL import Image

@@ -23,7 +23,12 @@ READ = {*GROUPS, "experiment", "sampler"}
 
 @dataclass(frozen=True)
 class Combination:
-    """One choice of each group. varying: what tells it from the others. config: {group: node}. typed: the keys typed."""
+    """One choice of each group.
+
+    varying: what tells it from the others.
+    config: {group: node}.
+    typed: the keys that the user typed.
+    """
 
     varying: str
     config: dict[str, dict]
@@ -32,7 +37,10 @@ class Combination:
 
 @dataclass(frozen=True)
 class AuditRequest:
-    """Combinations, at least one; the folder to write to; keys that were typed and have no effect here."""
+    """At least one combination, and the folder to write to.
+
+    without_effect: keys that were typed, and that only a run reads.
+    """
 
     combinations: list[Combination]
     output: Path
@@ -40,7 +48,10 @@ class AuditRequest:
 
 
 def read_request(words: list[str]) -> AuditRequest:
-    """The words of the command line, comma lists expanded. Raises UserError, and what Hydra raises."""
+    """Reads the words of the command line, and expands the comma lists.
+
+    Raises UserError, and what Hydra raises.
+    """
     words = prepared(words)
     for word in words:
         if word.startswith("-"):
@@ -64,7 +75,7 @@ def read_request(words: list[str]) -> AuditRequest:
 
 
 def expand(words: Iterable[str]) -> list[tuple[str, list[str]]]:
-    """(what varies, the overrides) of every combination of the comma lists, in the order in which they were typed."""
+    """(what varies, the overrides) of every combination of the comma lists, in typed order."""
     parsed = OverridesParser.create().parse_overrides(list(words))
     found = []
     for combination in itertools.product(*(_choices(override) for override in parsed)):

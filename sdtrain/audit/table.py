@@ -47,7 +47,8 @@ def _half_the_loss(entry: Entry) -> str:
 def middle_half(effective: EffectiveWeight) -> tuple[float, float]:
     """The log_snrs between which the middle half of the loss lies.
 
-    The error of epsilon of the best linear denoiser is SNR / (1 + SNR) = sigmoid(log_snr), for latents of unit variance.
+    The error of epsilon of the best linear denoiser is SNR / (1 + SNR) = sigmoid(log_snr), for
+    latents of unit variance.
     """
     log_snr = effective.log_snr
     loss = effective.weight * log_snr.sigmoid()

@@ -10,7 +10,7 @@ It takes the words of sdtrain, comma lists among them, and writes one table, one
 (schedules.png) and one JSON file (schedules.json) for all that were named.
 
   sdtrain-schedule schedule=cosine,scaled_linear prediction=epsilon weighting=min_snr output=FOLDER
-  sdtrain-schedule schedule=scaled_linear modifiers=[],[zero_terminal_snr],[shift] prediction=v weighting=simple
+  sdtrain-schedule modifiers=[],[zero_terminal_snr],[shift] prediction=v weighting=simple
   sdtrain-schedule schedule=laplace schedule.scale=0.25,0.5,1 weighting=flat,simple grid=karras
 
 output=FOLDER is `schedules` unless given.

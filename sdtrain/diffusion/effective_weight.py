@@ -23,7 +23,8 @@ POINTS = 1001
 class EffectiveWeight:
     """The weight on squared error of epsilon, up to a factor.
 
-    log_snr: [N] float64, rising, equally spaced. weight: [N] float64, its integral over log_snr is 1.
+    log_snr: [N] float64, rising, equally spaced.
+    weight: [N] float64, of unit integral over log_snr.
     """
 
     log_snr: Tensor
@@ -36,7 +37,7 @@ class EffectiveWeight:
 
 
 def effective_weight(objective: Objective) -> EffectiveWeight | None:
-    """Density of log_snr under the base law of the times, times w: over the levels that training draws.
+    """Density of log_snr under the base law times w, over the levels that training draws.
 
     None where all of these lie beyond FARTHEST.
     """
@@ -77,7 +78,8 @@ class ComparedObjective:
 class Relations:
     """Places, in the list that was searched, of the objectives that are like one.
 
-    duplicates: with the same prediction. reparameterised: the same objective for another prediction.
+    duplicates: with the same prediction.
+    reparameterised: the same objective, with another prediction.
     """
 
     duplicates: list[int]
@@ -87,8 +89,8 @@ class Relations:
 def find_relations(compared: Sequence[ComparedObjective | None]) -> list[Relations]:
     """Of each objective, which of the others train the same; None stands for one that is unknown.
 
-    Two are alike if their effective weights, which count up to a factor that Adam ignores, their loss, their noise and
-    their number of timesteps are.
+    Two are alike if their effective weights, which count up to a factor that Adam ignores, their
+    loss, their noise and their number of timesteps are.
     """
     found = []
     for place, one in enumerate(compared):

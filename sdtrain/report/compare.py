@@ -1,4 +1,4 @@
-"""Paired comparison of runs: which can be compared, their arms, and differences picture by picture."""
+"""Paired comparison of runs: their arms, and the differences picture by picture."""
 
 import json
 import math
@@ -24,8 +24,9 @@ from sdtrain.report.statistics import Difference, half_width, quantile_for
 class Arm:
     """Runs that differ by their seed alone.
 
-    used: those whose seeds all arms have, or all where arms have none in common. errors: [N, L], their mean, on the
-    pictures that all arms have. common: bits over the levels that all arms' networks reach, and their standard error.
+    used: those whose seeds all arms have, or all where arms have none in common.
+    errors: [N, L], the mean over `used`, on the N pictures that all arms have.
+    common: bits over the levels that all arms' networks reach; common_error: their standard error.
     """
 
     name: str
@@ -54,7 +55,13 @@ class Arm:
 
 @dataclass
 class Comparison:
-    """arms: best first. inside: [L], the levels that all reach. refused: (run, why it cannot be compared)."""
+    """Arms that were compared with a baseline, and the runs that could not be.
+
+    arms: best first.
+    inside: [L], the levels that all arms' networks reach.
+    refused: (run, why it cannot be compared).
+    unfinished: runs that are not at their end.
+    """
 
     arms: list[Arm]
     baseline: Arm | None
@@ -124,7 +131,7 @@ def unfit(run: MeasuredRun) -> str | None:
 def _keep_comparable(
     runs: list[MeasuredRun], first: MeasuredRun, comparison: Comparison
 ) -> list[MeasuredRun]:
-    """The runs that can be compared with `first`; refuses the others, and finds the levels that all reach."""
+    """Refuses runs that cannot be compared with `first`, and finds the levels all others reach."""
     kept = []
     comparison.inside = first.last.found.inside
     for run in runs:
@@ -145,7 +152,7 @@ def _arms(runs: list[MeasuredRun], weights: Tensor) -> list[Arm]:
     """weights: [L], errors @ weights are bits."""
     groups = group_by_arm(runs)
     if len(groups) == 1:
-        # Runs that differ by their seed alone, and nothing to compare them with: then with each other.
+        # Runs that differ by their seed alone are compared with each other, if with nothing else.
         groups = {run.name: [run] for run in runs}
     seeds = _common_seeds(groups.values())
     count = min((len(run.last.pictures) for run in runs), default=0)
@@ -198,10 +205,11 @@ def _arm_name(group: list[MeasuredRun]) -> str:
 
 
 def difference(arm: Arm, base: Arm, weights: Tensor) -> Difference:
-    """Of runs with the same seeds, on the same pictures with the same noise: what both share cancels.
+    """Difference of two arms, of runs with the same seeds: what both share cancels.
 
-    From three seeds on the interval is over them, and so speaks of other trainings too; below, it is over validation
-    pictures, and speaks of these trained networks. weights: [L], errors @ weights are bits.
+    From three seeds on the interval is over them, and so speaks of other trainings too; below, it
+    is over validation pictures, and speaks of these trained networks. weights: [L], errors @
+    weights are bits.
     """
     mine, theirs, over = sides(arm, base)
     gaps = (mine - theirs) @ weights
@@ -229,7 +237,10 @@ def paired(arm: Arm, base: Arm) -> list[tuple[Tensor, Tensor]]:
 
 
 def sides(arm: Arm, base: Arm) -> tuple[Tensor, Tensor, str]:
-    """(errors [R, L] of both, row by row; what a row is: "seeds" where they share three or more, else "pictures")."""
+    """Errors [R, L] of both, row by row, and what a row is.
+
+    It is "seeds" where they share three or more, else "pictures".
+    """
     pairs = paired(arm, base)
     if len(pairs) < 3:
         return arm.errors, base.errors, "pictures"

@@ -36,7 +36,7 @@ def differences(runs: list[MeasuredRun]) -> dict[str, list[Any]]:
 
 
 def shortened(values: list[str], width: int = 80) -> list[str]:
-    """At most `width` characters of each: from a little before the place where they begin to differ."""
+    """At most `width` characters of each: from a little before the place where they differ."""
     start = 0
     if max(map(len, values)) > width:
         start = max(0, len(os.path.commonprefix(values)) - 20)

@@ -48,7 +48,7 @@ def add_legend(figure, axis) -> None:
 
 
 def levels(comparison: Comparison) -> Image.Image:
-    """Error by level against the linear denoiser, and the difference to the baseline with its interval."""
+    """Error by level beside the linear denoiser's, and the difference to the baseline below."""
     figure, (above, below) = canvas((WIDTH, 1.7 * HEIGHT), rows=2, share_x=True)
     base = comparison.baseline
     linear = base.used[0].last.found.linear[: len(base.errors)].mean(0)
@@ -131,7 +131,10 @@ def _bits_by_look(run: MeasuredRun, weights: Tensor, count: int) -> dict[int, Te
 
 
 def _half_widths(mine: dict[int, Tensor], theirs: dict[int, Tensor]) -> list[float]:
-    """Of the 95 % interval of the difference at each look; NaN where there is none, as for the baseline itself."""
+    """Half of the 95 % interval of the difference at each look.
+
+    NaN where there is none, as for the baseline itself.
+    """
     widths = []
     for seen, bits in mine.items():
         half = half_width(bits - theirs[seen]) if seen in theirs else math.nan

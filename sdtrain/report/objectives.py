@@ -16,14 +16,21 @@ READ = (*NEEDED, "modifiers", "loss")
 
 @dataclass(frozen=True)
 class Objectives:
-    """known: {run or arm: its objective}. unknown: a line for each whose objective cannot be told."""
+    """What runs and arms train.
+
+    known: by the name of the run or arm.
+    unknown: a line for each whose objective cannot be told.
+    """
 
     known: dict[str, ComparedObjective]
     unknown: list[str]
 
 
 def read_objectives(comparison: Comparison) -> Objectives:
-    """Of the configurations of all runs, ranked or not; a configuration may name only what is ours."""
+    """Builds the objectives of all runs, ranked or not.
+
+    A configuration may name only what is ours.
+    """
     configs = {arm.name: arm.runs[0].config for arm in comparison.arms}
     for run in (*comparison.unfinished, *(run for run, _ in comparison.refused)):
         if run.config:

@@ -23,7 +23,7 @@ def where_they_part(one: MeasuredRun, other: MeasuredRun) -> Section:
 
 
 def parting(one: MeasuredRun, other: MeasuredRun) -> tuple[int, int | None]:
-    """(training losses over the same images that both have, images seen at the first that is not the same).
+    """(training losses over the same images that both have, images seen where they part).
 
     None instead of the latter where they never part.
     """
@@ -35,7 +35,10 @@ def parting(one: MeasuredRun, other: MeasuredRun) -> tuple[int, int | None]:
 
 
 def _losses(run: MeasuredRun) -> dict[tuple[int, int], float]:
-    """{images seen before and at the end of a stretch: its mean loss}: a line is the mean since the one before it."""
+    """{(images seen at the beginning, at the end) of a stretch: its mean loss}.
+
+    A line holds the mean since the line before it.
+    """
     ends = [0]
     losses = []
     for line in run.lines:

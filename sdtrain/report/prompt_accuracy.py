@@ -44,7 +44,7 @@ def _mean_of(accuracies: list[dict[str, float]]) -> str:
 
 
 def trained_accuracy(evaluation: dict) -> dict[str, float]:
-    """{name: accuracy} of prompts whose combination was trained; nothing where it was not measured."""
+    """{name: accuracy} of prompts whose combination was trained, where it was measured."""
     found = evaluation.get("prompt_accuracy")
     found = found.get("trained") if isinstance(found, dict) else None
     if not isinstance(found, dict):

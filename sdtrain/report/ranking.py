@@ -95,8 +95,9 @@ def _explanation(comparison: Comparison) -> str:
             " would give is known from three seeds on, seed=0,1,2."
         )
     return (
-        f"Lower is better: bits per latent dimension over log_snr {reached[0]:g} to {reached[-1]:g},"
-        f" which every arm's schedule reaches, {len(reached)} of {len(inside)}, on the same"
+        "Lower is better: bits per latent dimension over log_snr "
+        f"{reached[0]:g} to {reached[-1]:g}, which every arm's schedule reaches, "
+        f"{len(reached)} of {len(inside)}, on the same"
         f" {pictures} held-out pictures with the same noise. The full sum runs from -12 to 12;"
         " outside a schedule's range the best linear denoiser stands in for the network, and its"
         f" share is beside it. {100 * fine:.0f} % of what is ranked lies above level 0, where fine"

@@ -17,7 +17,8 @@ from sdtrain.runs.reader import RunRecord
 class Validation:
     """One look: errors by picture and level, and what they were taken on.
 
-    pictures: a hash of each. weights: "averaged", or "raw" of a run that keeps no average.
+    pictures: a hash of each.
+    weights: "averaged", or "raw" of a run that keeps no average.
     """
 
     images_seen: int
@@ -38,7 +39,10 @@ class Validation:
 
 @dataclass
 class Latents:
-    """What the latents of a run are: hash of the autoencoder, its scale, mean and variance of the training pictures'."""
+    """What the latents of a run are.
+
+    autoencoder: the hash of its weights. mean, variance: of the training pictures' latents.
+    """
 
     autoencoder: str | None
     scale: float | None

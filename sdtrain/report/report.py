@@ -22,7 +22,8 @@ from sdtrain.runs.layout import ReportFolder
 def report(request: ReportRequest) -> None:
     """Writes the report, and prints its summary.
 
-    Raises UserError where the baseline cannot be compared, StorageError where the folder cannot be written.
+    Raises UserError where the baseline cannot be compared, StorageError where the folder cannot be
+    written.
     """
     runs = measure(request.runs)
     comparison = compare(runs, request.baseline)

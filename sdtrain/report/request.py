@@ -18,7 +18,7 @@ class ReportRequest:
 
 
 def read_request(folders: list[Path], baseline: str | None, output: Path | None) -> ReportRequest:
-    """Reads the runs in the folders. Raises UserError where there is none, or none is the baseline."""
+    """Reads the runs in the folders. Raises UserError where there is none, or no such baseline."""
     runs = find_runs(folders)
     names = {run.name for run in runs} | {without_seed(run.name) for run in runs}
     if baseline is not None and baseline not in names:

@@ -1,10 +1,8 @@
 """The last pictures of each arm, under common seeds and prompts."""
 
-import json
-
 from PIL import Image
 
-from sdtrain.pictures import strip_of_rows
+from sdtrain.pictures import read_notes, strip_of_rows
 from sdtrain.report.compare import Arm
 from sdtrain.report.record import MeasuredRun
 from sdtrain.report.section import Picture, Section
@@ -52,7 +50,7 @@ def last_pictures(run: MeasuredRun) -> tuple[list[Image.Image], list[dict]]:
     for path in sorted(pattern.parent.glob(pattern.name), reverse=True):
         try:
             sheet = Image.open(path)
-            asked = json.loads(sheet.text["sdtrain"])["requests"]
+            asked = read_notes(sheet)["requests"]
             side = sheet.width // len(asked)
             pictures = []
             for place in range(len(asked)):

@@ -38,7 +38,8 @@ NORMAL = 1.959964
 def t_quantile(freedom: int) -> float:
     """Quantile .975 of Student's t with so many degrees of freedom.
 
-    Beyond the table by the first terms of its expansion in 1 / freedom, right to 1e-3 (Abramowitz and Stegun 26.7.5):
+    Beyond the table by the first terms of its expansion in 1 / freedom, right to 1e-3 (Abramowitz
+    and Stegun 26.7.5):
 
         z + (z^3 + z) / (4 n) + (5 z^5 + 16 z^3 + 3 z) / (96 n^2).
     """
@@ -51,7 +52,7 @@ def t_quantile(freedom: int) -> float:
 
 
 def quantile_for(count: int) -> float:
-    """By how many standard errors a 95 % interval of the mean of `count` numbers reaches to either side."""
+    """Half a 95 % interval of the mean of `count` numbers, in standard errors."""
     return t_quantile(max(1, count - 1))
 
 
@@ -64,8 +65,10 @@ def half_width(values: Tensor) -> float:
 class Difference:
     """Bits of an arm minus the baseline's, with a 95 % interval.
 
-    half: half its width. over: what it is taken over, "pictures" or "seeds". spread: the means of two seeds, too few
-    for an interval over them. unpaired_half: what the half over pictures were, had each arm its own pictures and noise.
+    half: half the interval's width.
+    over: what it is taken over, "pictures" or "seeds".
+    spread: the lower and the higher of two seeds' means, too few for an interval over them.
+    unpaired_half: half the width, had each arm its own pictures and noise.
     """
 
     mean: float

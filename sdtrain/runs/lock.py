@@ -40,7 +40,8 @@ def only_run(
 ) -> Iterator[None]:
     """Holds the lock of a run's folder, or a sweep's. A dead run's lock is free.
 
-    Raises UserError where another process has it, which it names; StorageError where the folder cannot be written.
+    Raises UserError where another process has it, which it names; StorageError where the folder
+    cannot be written.
 
     report: takes a line for the user where the file system has no locks: then nothing is held.
     key: where the folder is configured.

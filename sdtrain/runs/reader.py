@@ -1,4 +1,4 @@
-"""What a run has left behind, read for comparison, without torch. Nothing of it is built or imported.
+"""What a run has left behind, read for comparison. Nothing of it is built; torch is not needed.
 
 A file that is missing, half or no file of ours counts as nothing: one odd run spoils no comparison.
 """
@@ -26,10 +26,11 @@ Series = tuple[list[int], list[float], list[float]]
 class RunRecord:
     """A run's folder.
 
-    name: told apart from those of the runs beside it. config: as it was saved; empty where there is none to read.
-    state: as in status.json, "killed" where its process has gone without a word, or what is known instead.
-    lines: of metrics.jsonl, those that can be read. looks: the records of the noise-level validation as they lie in
-    validation/, by file name.
+    name: unlike those of the runs read with it.
+    config: as it was saved; empty where there is none that can be read.
+    state: as in status.json; "killed" where the process ended without writing one; or a phrase.
+    lines: of metrics.jsonl, those that can be read.
+    looks: the records of the noise-level validation as they lie in validation/, in order.
     """
 
     name: str
@@ -119,7 +120,10 @@ def printable(name: str) -> str:
 
 
 def sweep_arms(folder: Path) -> list[Path] | None:
-    """A sweep's arms in its own order, those that have never begun among them; None where the folder is no sweep's."""
+    """A sweep's arms in its own order, also those that have never begun.
+
+    None where the folder is no sweep's.
+    """
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         sweep = SweepFolder(folder)
         return [sweep.arm(name).path for name in json.loads(sweep.record.read_text())["arms"]]
