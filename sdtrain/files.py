@@ -81,6 +81,26 @@ def remove_left_overs(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def check_writable(folder: Path, key: str = "output") -> Path:
+    """Makes the folder where it is not there, and tries a file in it. Returns the folder.
+
+    Raises StorageError, which names `key`.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = _beside(folder / "probe")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise StorageError(
+            f"cannot be written: {error.strerror}",
+            key=key,
+            value=str(folder),
+            remedy=f"Give another folder in {key}.",
+        ) from error
+    return folder
+
+
 def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 

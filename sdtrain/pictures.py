@@ -1,4 +1,4 @@
-"""Tensors to pictures for people: captioned grids, strips, PNG files that say how they were made."""
+"""Tensors to pictures for people: captioned grids, strips, PNG files with their history."""
 
 import json
 import textwrap
@@ -11,8 +11,23 @@ from torch import Tensor
 from sdtrain.console import warn
 from sdtrain.files import atomic_file
 
-TILE = 128  # pixels: small pictures are enlarged to about this side, by a whole factor and without smoothing
-PAPER, INK, GAP = (255, 255, 255), (30, 30, 30), 8
+TILE = 128
+"""Pixels: small pictures are enlarged to about this side, by a whole factor without smoothing."""
+
+PAPER = (255, 255, 255)
+INK = (30, 30, 30)
+
+GAP = 8
+"""Pixels between pictures."""
+
+LINE = 15
+"""Pixels from one line of text to the next."""
+
+LETTER = 6
+"""Pixels that a letter takes in about."""
+
+NOTES = "sdtrain"
+"""The text chunk of a PNG file that says how it was made."""
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
@@ -26,94 +41,79 @@ def picture(image: Tensor) -> Image.Image:
 
 
 def latents_as_colours(latents: Tensor) -> Tensor:
-    """[N, C, h, w] latents to [N, 3, h, w] in [-1, 1]: the first three channels, two standard deviations to each side."""
+    """[N, C, h, w] latents to [N, 3, h, w] in [-1, 1]: the first three channels, or the only one.
+
+    Two standard deviations to each side.
+    """
     shown = latents[:, :3] if latents.shape[1] >= 3 else latents[:, :1].expand(-1, 3, -1, -1)
     return (shown / 2).clamp(-1, 1)
 
 
 def tile(pixels: np.ndarray) -> Image.Image:
     """[H, W, 3] uint8 to a picture about TILE wide."""
-    picture, factor = Image.fromarray(pixels), max(1, round(TILE / pixels.shape[1]))
-    return picture.resize(
-        (picture.width * factor, picture.height * factor), Image.Resampling.NEAREST
-    )
+    small = Image.fromarray(pixels)
+    factor = max(1, round(TILE / pixels.shape[1]))
+    return small.resize((small.width * factor, small.height * factor), Image.Resampling.NEAREST)
 
 
 def grid(images: Tensor, captions: list[str], columns: int = 4, title: str = "") -> Image.Image:
     """images [N, 3, H, W] in [-1, 1], each with its caption below it, in rows of `columns`."""
-    font = ImageFont.load_default(size=12)
     tiles = [tile(pixels) for pixels in to_uint8(images)]
-    (side, height), columns = tiles[0].size, min(columns, len(tiles))
-    lines = [
-        textwrap.wrap(caption, width=max(8, side // 6), max_lines=3, placeholder=" ...")
-        for caption in captions
-    ]
-    text_height, rows = (
-        15 * max((len(block) for block in lines), default=0),
-        -(-len(tiles) // columns),
-    )
+    width, height = tiles[0].size
+    columns = min(columns, len(tiles))
+    rows = -(-len(tiles) // columns)
+    blocks = [_wrapped(caption, width, most=3) for caption in captions]
+    row_height = height + LINE * max((len(block) for block in blocks), default=0) + GAP
     top = 24 if title else GAP
-    sheet = Image.new(
-        "RGB", (GAP + columns * (side + GAP), top + rows * (height + text_height + GAP)), PAPER
-    )
-    draw = ImageDraw.Draw(sheet)
-    draw.text((GAP, 5), title, fill=INK, font=font)
-    for number, (picture, block) in enumerate(zip(tiles, lines, strict=True)):
-        x, y = (
-            GAP + number % columns * (side + GAP),
-            top + number // columns * (height + text_height + GAP),
-        )
+    sheet, draw = _sheet(GAP + columns * (width + GAP), top + rows * row_height)
+    _write(draw, (GAP, 5), title)
+    for number, (picture, block) in enumerate(zip(tiles, blocks, strict=True)):
+        row, column = divmod(number, columns)
+        x = GAP + column * (width + GAP)
+        y = top + row * row_height
         sheet.paste(picture, (x, y))
-        for row, line in enumerate(block):
-            draw.text((x, y + height + 2 + 15 * row), line, fill=INK, font=font)
+        for place, line in enumerate(block):
+            _write(draw, (x, y + height + 2 + LINE * place), line)
     return sheet
 
 
 def strip(rows: list[tuple[str, Tensor]], heads: list[str]) -> Image.Image:
-    """Rows of pictures over common column heads. rows: (name, images [N, 3, H, W] in [-1, 1]); heads: N strings."""
-    font, left = ImageFont.load_default(size=12), 96
-    tiles = [[tile(pixels) for pixels in to_uint8(images)] for _, images in rows]
+    """Rows of pictures over common column heads.
+
+    rows: (name, images [N, 3, H, W] in [-1, 1]). heads: N strings.
+    """
+    left = 96
+    top = 20
+    tiles = []
+    for _, images in rows:
+        tiles.append([tile(pixels) for pixels in to_uint8(images)])
     side = tiles[0][0].width
-    sheet = Image.new(
-        "RGB", (left + len(heads) * (side + GAP), 20 + len(rows) * (side + GAP)), PAPER
-    )
-    draw = ImageDraw.Draw(sheet)
+    sheet, draw = _sheet(left + len(heads) * (side + GAP), top + len(rows) * (side + GAP))
     for column, head in enumerate(heads):
-        draw.text((left + column * (side + GAP), 4), head, fill=INK, font=font)
-    for row, ((name, _), pictures) in enumerate(zip(rows, tiles, strict=True)):
-        y = 20 + row * (side + GAP)
-        draw.multiline_text((GAP, y + side // 2 - 8), textwrap.fill(name, 14), fill=INK, font=font)
-        for column, picture in enumerate(pictures):
+        _write(draw, (left + column * (side + GAP), 4), head)
+    for row, (name, _) in enumerate(rows):
+        y = top + row * (side + GAP)
+        _write(draw, (GAP, y + side // 2 - 8), textwrap.fill(name, 14))
+        for column, picture in enumerate(tiles[row]):
             sheet.paste(picture, (left + column * (side + GAP), y))
     return sheet
 
 
 def strip_of_rows(rows: list[tuple[str, list[Image.Image]]], heads: list[str]) -> Image.Image:
     """Rows of pictures, each after its name, under common heads of several lines."""
-    font, left, side = ImageFont.load_default(size=12), 150, tile(np.asarray(rows[0][1][0])).width
-    wrapped = [
-        textwrap.wrap(head, width=max(8, side // 6), max_lines=4, placeholder=" ...")
-        for head in heads
-    ]
-    top = 8 + 15 * max(map(len, wrapped))
-    sheet = Image.new(
-        "RGB", (left + len(heads) * (side + GAP), top + len(rows) * (side + GAP)), PAPER
-    )
-    draw = ImageDraw.Draw(sheet)
-    for column, lines in enumerate(wrapped):
-        draw.multiline_text(
-            (left + column * (side + GAP), 4), "\n".join(lines), fill=INK, font=font
-        )
+    left = 150
+    side = tile(np.asarray(rows[0][1][0])).width
+    blocks = [_wrapped(head, side, most=4) for head in heads]
+    top = 8 + LINE * max(map(len, blocks))
+    sheet, draw = _sheet(left + len(heads) * (side + GAP), top + len(rows) * (side + GAP))
+    for column, block in enumerate(blocks):
+        _write(draw, (left + column * (side + GAP), 4), "\n".join(block))
     for row, (name, pictures) in enumerate(rows):
         y = top + row * (side + GAP)
-        draw.multiline_text(
-            (GAP, y + 8),
-            "\n".join(textwrap.wrap(name, 22, break_long_words=True)),
-            fill=INK,
-            font=font,
-        )
+        _write(draw, (GAP, y + 8), "\n".join(textwrap.wrap(name, 22, break_long_words=True)))
         for column, picture in enumerate(pictures):
-            sheet.paste(tile(np.asarray(picture.convert("RGB"))), (left + column * (side + GAP), y))
+            pixels = np.asarray(picture.convert("RGB"))
+            sheet.paste(tile(pixels), (left + column * (side + GAP), y))
     return sheet
 
 
@@ -122,14 +122,34 @@ def row(images: Tensor) -> Image.Image:
     return Image.fromarray(np.concatenate(list(to_uint8(images)), axis=1))
 
 
+def _sheet(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    sheet = Image.new("RGB", (width, height), PAPER)
+    return sheet, ImageDraw.Draw(sheet)
+
+
+def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str) -> None:
+    draw.multiline_text(place, text, fill=INK, font=ImageFont.load_default(size=12))
+
+
+def _wrapped(text: str, width: int, most: int) -> list[str]:
+    """At most `most` lines that are about `width` pixels wide."""
+    letters = max(8, width // LETTER)
+    return textwrap.wrap(text, width=letters, max_lines=most, placeholder=" ...")
+
+
 def write_png(picture: Image.Image, path: Path, notes: dict[str, object] | None = None) -> None:
-    """Writes a PNG whose text chunk "sdtrain" holds `notes` as JSON. Raises OSError."""
+    """Writes a PNG file whose text chunk NOTES holds `notes` as JSON. Raises OSError."""
     chunks = PngImagePlugin.PngInfo()
     if notes:
-        chunks.add_itxt("sdtrain", json.dumps(notes, ensure_ascii=False))
+        chunks.add_itxt(NOTES, json.dumps(notes, ensure_ascii=False))
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as beside:
         picture.save(beside, format="PNG", pnginfo=chunks)
+
+
+def read_notes(picture: Image.Image) -> dict[str, object]:
+    """What write_png has noted. Raises KeyError, ValueError or AttributeError of another's file."""
+    return json.loads(picture.text[NOTES])
 
 
 def write_if_room(

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from sdtrain import pictures
 
-PAIR = ("-", "--", ":", "-.")
-SIZE = (7.2, 4.2)  # inches, at 110 pixels each
+LINE_STYLES = ("-", "--", ":", "-.")
+SIZE = (7.2, 4.2)
+"""Of a figure in inches, at DPI pixels each."""
+DPI = 110
 
 
 def curves(
@@ -26,36 +28,33 @@ def curves(
     """Lines over a common x, NaN where there is none."""
     figure, axes = canvas(SIZE)
     for number, (name, line) in enumerate(lines.items()):
-        axes.plot(
-            x,
-            line,
-            label=name,
-            color=f"C{number % 10}",
-            linestyle=PAIR[number // 10 % 4],
-            linewidth=1.6,
-        )
+        axes.plot(x, line, label=name, linewidth=1.6, **line_style(number))
     axes.set(xlabel=x_label, ylabel=y_label, title=title)
     axes.legend(fontsize="small")
     return rendered(figure)
 
 
+def line_style(number: int) -> dict[str, str]:
+    """Colour and dashes of a plot's line: ten colours, then the same ones dashed."""
+    style = LINE_STYLES[number // 10 % len(LINE_STYLES)]
+    return {"color": f"C{number % 10}", "linestyle": style}
+
+
 def sampler_errors(
     drawn: dict[int, Tensor], far: dict[int, Tensor], heads: list[str], columns: int = 8
 ) -> tuple[Image.Image, Image.Image]:
-    """(pictures by their number of steps, a row each; the distances from the most steps over steps), see generate.by_steps."""
-    rows = [
-        (f"{steps} steps", [pictures.picture(image) for image in images[:columns]])
-        for steps, images in drawn.items()
-    ]
+    """(pictures, a row for each number of steps; their distances from the most steps).
+
+    drawn: {steps: pictures [N, 3, H, W] in [-1, 1]}. far: {steps: distance [N]}. heads: N captions.
+    """
+    rows = []
+    for steps, images in drawn.items():
+        rows.append((f"{steps} steps", [pictures.picture(image) for image in images[:columns]]))
     figure, axes = canvas(SIZE)
     for name, measure in (("mean", torch.Tensor.mean), ("largest", torch.Tensor.max)):
-        axes.plot(
-            list(far),
-            [measure(each).item() or math.nan for each in far.values()],
-            label=name,
-            marker="o",
-            linewidth=1.6,
-        )  # 0 has no logarithm
+        # 0 has no logarithm.
+        distances = [measure(each).item() or math.nan for each in far.values()]
+        axes.plot(list(far), distances, label=name, marker="o", linewidth=1.6)
     axes.set(
         xlabel="steps",
         ylabel=f"distance from {max(drawn)} steps, share of the range",
@@ -68,24 +67,33 @@ def sampler_errors(
     return pictures.strip_of_rows(rows, heads[:columns]), rendered(figure)
 
 
-def canvas(size: tuple[float, float], rows: int = 1, columns: int = 1, **shared: bool):
-    """(figure, axes) without pyplot, whose global state would keep every figure of a long run."""
+def empty_figure(size: tuple[float, float]):
+    """A figure of a size in inches, made without pyplot.
+
+    Its global state would keep every figure of a long run.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, **shared)
+    return figure
+
+
+def canvas(size: tuple[float, float], rows: int = 1, columns: int = 1, *, share_x: bool = False):
+    """(figure, its axes). size: in inches."""
+    figure = empty_figure(size)
+    return figure, figure.subplots(rows, columns, sharex=share_x)
 
 
 def rendered(figure) -> Image.Image:
+    """The finished picture of a figure, with light grids."""
     for axes in figure.axes:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     file = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "Glyph .* missing from font"
-        )  # a name in another script is drawn as boxes
-        figure.savefig(file, format="png", dpi=110)
+        # A name in another script is drawn as boxes.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(file, format="png", dpi=DPI)
     return Image.open(file).convert("RGB")

@@ -1,12 +1,14 @@
 """sdtrain-report: compares runs."""
 
 import argparse
-import sys
 from pathlib import Path
 
+from sdtrain.config.boundary import error_boundary
+
 HELP = """\
-Compares the runs in the folders, each a run or a sweep, and writes report.html, report.md and their plots. Runs are ranked by
-validation/bits_per_dim on the noise levels that all of them reach; differences are taken picture by picture.
+Compares the runs in the folders, each a run or a sweep, and writes report.html, report.md and
+their plots. Runs are ranked by validation/bits_per_dim on the noise levels that all of them reach;
+differences are taken picture by picture.
 """
 
 
@@ -22,18 +24,13 @@ def main() -> None:
         "--output", type=Path, metavar="FOLDER", help="where to write (report/ in the first folder)"
     )
     asked = parser.parse_args()
-    from sdtrain.console import fail
-    from sdtrain.errors import UserError
-    from sdtrain.report.report import report
+    with error_boundary("train", "--output"):
+        from sdtrain.report.request import read_request
 
-    try:
-        report(asked.folders, asked.baseline, asked.output or asked.folders[0] / "report")
-    except UserError as error:
-        fail(error.exit_code, " ".join(str(error).split()))
-    except OSError as error:
-        fail(5, f"{error.strerror}: {error.filename}. Set --output to another place.")
-    except KeyboardInterrupt:
-        sys.exit(130)
+        request = read_request(asked.folders, asked.baseline, asked.output)
+        from sdtrain.report.report import report
+
+        report(request)
 
 
 if __name__ == "__main__":

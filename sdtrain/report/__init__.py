@@ -1,1 +1,1 @@
-"""Runs side by side: read from their folders, compared picture by picture, drawn and written as one page."""
+"""Runs side by side: compared picture by picture, drawn and written as one page."""

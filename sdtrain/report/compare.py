@@ -1,113 +1,73 @@
-"""Paired comparison of runs: differences picture by picture, and what can be told from them."""
+"""Paired comparison of runs: their arms, and the differences picture by picture."""
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from sdtrain.errors import UserError
 from sdtrain.evaluation.noise_level_error import (
-    BITS,
     LEVELS,
     NoiseLevelErrors,
     bits_over,
     standard_error,
 )
-from sdtrain.runs.reader import RunRecord
-
-# Quantiles .975 of Student's t by degrees of freedom.
-T = (
-    12.706,
-    4.303,
-    3.182,
-    2.776,
-    2.571,
-    2.447,
-    2.365,
-    2.306,
-    2.262,
-    2.228,
-    2.201,
-    2.179,
-    2.160,
-    2.145,
-    2.131,
-    2.120,
-    2.110,
-    2.101,
-    2.093,
-    2.086,
-)
-
-
-def t_quantile(freedom: int) -> float:
-    """.975; beyond the table by the first terms of its expansion in 1 / freedom (Abramowitz and Stegun 26.7.5), right to 1e-3."""
-    z = 1.959964
-    return (
-        T[freedom - 1]
-        if freedom <= len(T)
-        else z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-    )
-
-
-@dataclass
-class Difference:
-    """bits of an arm minus the baseline's, with a 95 % interval; over: "pictures" or "seeds"."""
-
-    mean: float
-    half: float
-    over: str
-    spread: tuple[float, float] | None = None  # of two seeds, too few for an interval over them
-    unpaired_half: float = (
-        math.nan
-    )  # what the interval over pictures were, had each arm its own pictures and noise
-
-    @property
-    def told(self) -> bool:
-        """Whether it can be told from nothing at all; seeds that do not agree in its sign cannot."""
-        return abs(self.mean) > self.half and (
-            self.spread is None or self.spread[0] * self.spread[1] > 0
-        )
+from sdtrain.report.record import MeasuredRun
+from sdtrain.report.request import without_seed
+from sdtrain.report.statistics import Difference, half_width, quantile_for
 
 
 @dataclass
 class Arm:
-    """Runs that differ by their seed alone. used: those whose seeds all arms have, or all where arms have none in common."""
+    """Runs that differ by their seed alone.
+
+    used: those whose seeds all arms have, or all where arms have none in common.
+    errors: [N, L], the mean over `used`, on the N pictures that all arms have.
+    common: bits over the levels that all arms' networks reach; common_error: their standard error.
+    """
 
     name: str
-    runs: list[RunRecord]
-    used: list[RunRecord]
-    errors: Tensor  # [N, L], their mean, on the pictures that all arms have
-    common: float  # bits over the levels that all arms' networks reach
+    runs: list[MeasuredRun]
+    used: list[MeasuredRun]
+    errors: Tensor
+    common: float
     common_error: float
     difference: Difference | None = None
 
     @property
     def inside(self) -> Tensor:
+        """[L]: the levels that its network reaches."""
         return self.runs[0].last.found.inside
 
     def mean(self, name: str) -> float:
         """Of NoiseLevelErrors.summary() over the runs used, on the pictures that all arms have."""
-        found, count = [run.last.found for run in self.used], len(self.errors)
-        each = [
-            NoiseLevelErrors(one.errors[:count], one.linear[:count], one.inside).summary()[name]
-            for one in found
-        ]
-        return sum(each) / len(each)
+        count = len(self.errors)
+        total = 0.0
+        for run in self.used:
+            found = run.last.found
+            shared = NoiseLevelErrors(found.errors[:count], found.linear[:count], found.inside)
+            total += shared.summary()[name]
+        return total / len(self.used)
 
 
 @dataclass
 class Comparison:
-    """arms: best first. inside [L]: the levels that all reach. refused: (run, why it cannot be compared). unfinished: runs not at their end."""
+    """Arms that were compared with a baseline, and the runs that could not be.
+
+    arms: best first.
+    inside: [L], the levels that all arms' networks reach.
+    refused: (run, why it cannot be compared).
+    unfinished: runs that are not at their end.
+    """
 
     arms: list[Arm]
     baseline: Arm | None
     inside: Tensor
-    refused: list[tuple[RunRecord, str]] = field(default_factory=list)
-    unfinished: list[RunRecord] = field(default_factory=list)
+    refused: list[tuple[MeasuredRun, str]] = field(default_factory=list)
+    unfinished: list[MeasuredRun] = field(default_factory=list)
 
     @property
     def over(self) -> str:
@@ -115,168 +75,203 @@ class Comparison:
         return sides(self.arms[0], self.arms[-1])[2]
 
 
-def compare(runs: list[RunRecord], baseline: str | None = None) -> Comparison:
-    """baseline: a run's or an arm's name, else the first that can be compared. Raises UserError where that one cannot."""
-    reasons = {id(run): unfit(run) for run in runs if run.state == "finished"}
-    refused = [(run, reasons[id(run)]) for run in runs if reasons.get(id(run))]
-    ready = [run for run in runs if id(run) in reasons and not reasons[id(run)]]
-    comparison = Comparison(
-        [],
-        None,
-        torch.zeros(len(BITS), dtype=torch.bool),
-        refused,
-        [run for run in runs if run.state != "finished"],
-    )
+def compare(runs: list[MeasuredRun], baseline: str | None = None) -> Comparison:
+    """baseline: a run's or an arm's name, else the first that can be compared.
+
+    Raises UserError where that one cannot.
+    """
+    no_level = torch.zeros(len(LEVELS), dtype=torch.bool)
+    comparison = Comparison([], None, no_level)
+    ready = []
+    for run in runs:
+        if run.state != "finished":
+            comparison.unfinished.append(run)
+        elif reason := unfit(run):
+            comparison.refused.append((run, reason))
+        else:
+            ready.append(run)
     named = [run for run in runs if baseline in (run.name, without_seed(run.name))]
-    if named and not any(run in ready for run in named):
-        raise UserError(
-            f"--baseline {baseline} cannot be compared: {reasons.get(id(named[0])) or named[0].state}. Choose another run."
-        )
+    named_and_ready = [run for run in ready if run in named]
+    if named and not named_and_ready:
+        raise _refused_baseline(baseline, named[0])
     if not ready:
         return comparison
-    first, kept = next((run for run in ready if run in named), ready[0]), []
-    comparison.inside = first.last.found.inside
-    for run in ready:
-        both = comparison.inside & run.last.found.inside
-        if reason := run.last.same_ground(first.last):
-            refused.append((run, f"{reason} than {first.name}"))
-        elif both.sum() < 2:
-            refused.append(
-                (
-                    run,
-                    f"its schedule has not two noise levels in common with {first.name} and those between",
-                )
-            )
-        else:
-            kept.append(run)
-            comparison.inside = both
-    groups = grouped(kept)
-    if (
-        len(groups) == 1
-    ):  # runs that differ by their seed alone, and nothing to compare them with: then with each other
-        groups = {run.name: [run] for run in kept}
-    seeds = (
-        set.intersection(*({seed(run) for run in group} for group in groups.values()))
-        if groups
-        else set()
-    )
-    count, weights = (
-        min((len(run.last.pictures) for run in kept), default=0),
-        bits_over(comparison.inside),
-    )
-    for name, group in groups.items():
-        used = [run for run in group if seed(run) in seeds] or group
-        errors = torch.stack([run.last.found.errors[:count] for run in used]).mean(0)
-        bits = errors @ weights
-        comparison.arms.append(
-            Arm(name, group, used, errors, bits.mean().item(), standard_error(bits))
-        )
+    first = named_and_ready[0] if named_and_ready else ready[0]
+    kept = _keep_comparable(ready, first, comparison)
+    comparison.arms = _arms(kept, bits_over(comparison.inside))
     comparison.baseline = next((arm for arm in comparison.arms if first in arm.runs), None)
     for arm in comparison.arms:
         if arm is not comparison.baseline:
-            arm.difference = difference(arm, comparison.baseline, weights)
+            arm.difference = difference(arm, comparison.baseline, bits_over(comparison.inside))
     comparison.arms.sort(key=lambda arm: arm.common)
     return comparison
 
 
-def unfit(run: RunRecord) -> str | None:
+def _refused_baseline(baseline: str, run: MeasuredRun) -> UserError:
+    reason = unfit(run) if run.state == "finished" else run.state
+    return UserError(
+        f"--baseline {baseline} cannot be compared: {reason}",
+        key="--baseline",
+        remedy="Choose another run.",
+    )
+
+
+def unfit(run: MeasuredRun) -> str | None:
     """Why a finished run has no number to compare."""
     if run.last is None:
         return "no noise-level validation (callbacks.noise_levels)"
     if run.last.images_seen < run.images_seen:
-        return f"its last look at the noise levels was at {run.last.images_seen} of {run.images_seen} images"
-    return None if run.last.found.errors.isfinite().all() else "errors that are not finite"
+        seen = f"{run.last.images_seen} of {run.images_seen} images"
+        return f"its last look at the noise levels was at {seen}"
+    if not run.last.found.errors.isfinite().all():
+        return "errors that are not finite"
+    return None
 
 
-def seed(run: RunRecord) -> str:
-    return str(run.config.get("seed"))
-
-
-def grouped(runs: list[RunRecord]) -> dict[str, list[RunRecord]]:
-    """{name: the runs of one arm}: of one configuration, and each of another seed. A seed for the second time is an arm of its own."""
-    groups: dict[tuple[str, int], list[RunRecord]] = {}
+def _keep_comparable(
+    runs: list[MeasuredRun], first: MeasuredRun, comparison: Comparison
+) -> list[MeasuredRun]:
+    """Refuses runs that cannot be compared with `first`, and finds the levels all others reach."""
+    kept = []
+    comparison.inside = first.last.found.inside
     for run in runs:
-        key = json.dumps(
-            {key: value for key, value in run.config.items() if key != "seed"}, sort_keys=True
-        )
-        copy = sum(
-            seed(run) == seed(each)
-            for (other, _), group in groups.items()
-            if other == key
-            for each in group
-        )
-        groups.setdefault((key, copy), []).append(run)
-    named: dict[str, list[RunRecord]] = {}
+        both = comparison.inside & run.last.found.inside
+        reason = run.last.why_not_comparable(first.last)
+        if reason:
+            comparison.refused.append((run, f"{reason} than {first.name}"))
+        elif both.sum() < 2:
+            few = f"its schedule has not two noise levels in common with {first.name}"
+            comparison.refused.append((run, f"{few} and those between"))
+        else:
+            kept.append(run)
+            comparison.inside = both
+    return kept
+
+
+def _arms(runs: list[MeasuredRun], weights: Tensor) -> list[Arm]:
+    """weights: [L], errors @ weights are bits."""
+    groups = group_by_arm(runs)
+    if len(groups) == 1:
+        # Runs that differ by their seed alone are compared with each other, if with nothing else.
+        groups = {run.name: [run] for run in runs}
+    seeds = _common_seeds(groups.values())
+    count = min((len(run.last.pictures) for run in runs), default=0)
+    arms = []
+    for name, group in groups.items():
+        used = [run for run in group if run.seed in seeds] or group
+        errors = torch.stack([run.last.found.errors[:count] for run in used]).mean(0)
+        bits = errors @ weights
+        arms.append(Arm(name, group, used, errors, bits.mean().item(), standard_error(bits)))
+    return arms
+
+
+def _common_seeds(groups: Iterable[list[MeasuredRun]]) -> set[str]:
+    """Seeds that a run of each group has."""
+    seeds = [{run.seed for run in group} for group in groups]
+    return set.intersection(*seeds) if seeds else set()
+
+
+def group_by_arm(runs: list[MeasuredRun]) -> dict[str, list[MeasuredRun]]:
+    """{name: the runs of one arm}: of one configuration, and each of another seed.
+
+    A seed for the second time is an arm of its own.
+    """
+    groups: dict[tuple[str, int], list[MeasuredRun]] = {}
+    for run in runs:
+        rest = {key: value for key, value in run.config.items() if key != "seed"}
+        configuration = json.dumps(rest, sort_keys=True)
+        copy = 0
+        for (other, _), group in groups.items():
+            if other == configuration:
+                copy += [each.seed for each in group].count(run.seed)
+        groups.setdefault((configuration, copy), []).append(run)
+    named: dict[str, list[MeasuredRun]] = {}
     for group in groups.values():
-        name = group[0].name
-        if len(group) > 1 and (name := without_seed(name)) == group[0].name:
-            name += f" and {len(group) - 1} other seed{'s' if len(group) > 2 else ''}"
-        named[f"{name}, again" if name in named else name] = group
+        name = _arm_name(group)
+        while name in named:
+            name += ", again"
+        named[name] = group
     return named
 
 
-def difference(arm: Arm, base: Arm, weights: Tensor) -> Difference:
-    """Of runs with the same seeds, on the same pictures with the same noise: what both share cancels.
+def _arm_name(group: list[MeasuredRun]) -> str:
+    name = group[0].name
+    others = len(group) - 1
+    if not others:
+        return name
+    if without_seed(name) != name:
+        return without_seed(name)
+    return f"{name} and {others} other seed{'s' if others > 1 else ''}"
 
-    From three seeds on the interval is over them, and so speaks of other trainings too; below, it is over validation pictures, and speaks of
-    these trained networks. weights [L]: errors @ weights are bits.
+
+def difference(arm: Arm, base: Arm, weights: Tensor) -> Difference:
+    """Difference of two arms, of runs with the same seeds: what both share cancels.
+
+    From three seeds on the interval is over them, and so speaks of other trainings too; below, it
+    is over validation pictures, and speaks of these trained networks. weights: [L], errors @
+    weights are bits.
     """
     mine, theirs, over = sides(arm, base)
-    gaps, quantile = (mine - theirs) @ weights, t_quantile(max(1, len(mine) - 1))
-    unpaired = quantile * math.hypot(*(standard_error(each @ weights) for each in (mine, theirs)))
-    spread, pairs = None, paired(arm, base)
+    gaps = (mine - theirs) @ weights
+    alone = [standard_error(side @ weights) for side in (mine, theirs)]
+    unpaired = quantile_for(len(mine)) * math.hypot(*alone)
+    pairs = paired(arm, base)
+    spread = None
     if len(pairs) == 2:
         means = [((one - other) @ weights).item() for one, other in pairs]
-        spread = min(means), max(means)
-    return Difference(gaps.mean().item(), quantile * standard_error(gaps), over, spread, unpaired)
+        spread = (min(means), max(means))
+    return Difference(gaps.mean().item(), half_width(gaps), over, spread, unpaired)
 
 
 def paired(arm: Arm, base: Arm) -> list[tuple[Tensor, Tensor]]:
     """(mean errors [L] of a run of the one, of the other's of the same seed)."""
-    count, others = len(arm.errors), {seed(run): run for run in base.used}
-    mean = lambda run: run.last.found.errors[:count].mean(0)  # noqa: E731
-    return [(mean(run), mean(others[seed(run)])) for run in arm.used if seed(run) in others]
+    count = len(arm.errors)
+    others = {run.seed: run for run in base.used}
+    pairs = []
+    for run in arm.used:
+        if run.seed in others:
+            mine = run.last.found.errors[:count].mean(0)
+            theirs = others[run.seed].last.found.errors[:count].mean(0)
+            pairs.append((mine, theirs))
+    return pairs
 
 
 def sides(arm: Arm, base: Arm) -> tuple[Tensor, Tensor, str]:
-    """(errors [R, L] of both, row by row; what a row is: "seeds" where they share three or more, else "pictures")."""
+    """Errors [R, L] of both, row by row, and what a row is.
+
+    It is "seeds" where they share three or more, else "pictures".
+    """
     pairs = paired(arm, base)
-    return (
-        (arm.errors, base.errors, "pictures")
-        if len(pairs) < 3
-        else (*map(torch.stack, zip(*pairs, strict=True)), "seeds")
-    )
+    if len(pairs) < 3:
+        return arm.errors, base.errors, "pictures"
+    mine = torch.stack([one for one, _ in pairs])
+    theirs = torch.stack([other for _, other in pairs])
+    return mine, theirs, "seeds"
 
 
 def winners(comparison: Comparison) -> list[tuple[float, str | None]]:
-    """(log_snr, the arm with the lowest error there, or None where it cannot be told from the next) at the levels that all reach."""
+    """(log_snr, the arm with the lowest error there) at the levels that all reach.
+
+    None instead of the arm where it cannot be told from the next.
+    """
     found = []
     for place in comparison.inside.nonzero().flatten().tolist():
-        best, *rest = sorted(comparison.arms, key=lambda arm: arm.errors[:, place].mean().item())
+        best, *rest = _best_first(comparison.arms, place)
         following = rest[0] if rest else best
-        theirs, mine, _ = sides(following, best)
-        gap, pairs = (theirs - mine)[:, place], paired(following, best)
-        agree = len(pairs) != 2 or all(
-            one[place] > other[place] for one, other in pairs
-        )  # as in Difference.told
-        told = agree and gap.mean() > t_quantile(max(1, len(gap) - 1)) * standard_error(gap)
+        told = _is_told_at(place, best, following)
         found.append((LEVELS[place].item(), best.name if told else None))
     return found
 
 
-def without_seed(name: str) -> str:
-    return ",".join(part for part in name.split(",") if not part.startswith("seed=")) or name
+def _best_first(arms: list[Arm], place: int) -> list[Arm]:
+    """By their mean error at one level."""
+    return sorted(arms, key=lambda arm: arm.errors[:, place].mean().item())
 
 
-def parting(one: RunRecord, other: RunRecord) -> tuple[int, int | None]:
-    """(training losses over the same images that both have, images_seen at the first that is not the same, None where they never part)."""
-    losses = []
-    for run in (one, other):  # a line is the mean since the one before it
-        lines = [
-            (line["images_seen"], line["train/loss"]) for line in run.lines if "train/loss" in line
-        ]
-        losses.append(
-            {(before, seen): loss for (before, _), (seen, loss) in pairwise([(0, None), *lines])}
-        )
-    both = sorted(losses[0].keys() & losses[1].keys())
-    return len(both), next((span[1] for span in both if losses[0][span] != losses[1][span]), None)
+def _is_told_at(place: int, best: Arm, following: Arm) -> bool:
+    """As Difference.told, at one level."""
+    theirs, mine, _ = sides(following, best)
+    gap = (theirs - mine)[:, place]
+    pairs = paired(following, best)
+    agree = len(pairs) != 2 or all(one[place] > other[place] for one, other in pairs)
+    return agree and bool(gap.mean() > half_width(gap))

@@ -1,7 +1,5 @@
 """The plots of a report, as pictures."""
 
-import io
-import json
 import math
 import textwrap
 
@@ -9,24 +7,28 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sdtrain.evaluation.noise_level_error import BITS, LEVELS, bits_over, standard_error
-from sdtrain.plots import canvas, rendered
-from sdtrain.report.compare import Arm, Comparison, seed, sides, t_quantile
-from sdtrain.runs.reader import RunRecord
+from sdtrain.diffusion.effective_weight import EffectiveWeight
+from sdtrain.evaluation.noise_level_error import BITS, LEVELS, bits_over
+from sdtrain.plots import canvas, line_style, rendered
+from sdtrain.report.compare import Arm, Comparison, sides
+from sdtrain.report.record import MeasuredRun
+from sdtrain.report.statistics import half_width, quantile_for
 
-WIDE, TALL = 9.0, 4.4  # inches
-
-
-def colour(number: int) -> dict:
-    return {"color": f"C{number % 10}", "linestyle": ("-", "--", ":", "-.")[number // 10 % 4]}
-
-
-def said(name: str) -> str:
-    """A name as matplotlib shows it: it takes what is between dollars for a formula, and what begins with _ for nothing."""
-    return f"{' ' if name.startswith('_') else ''}{name}".replace("$", r"\$")
+WIDTH = 9.0
+HEIGHT = 4.4
+"""Of a plot, in inches."""
 
 
-def legend(figure, axis) -> None:
+def in_legend(name: str) -> str:
+    """A name so that matplotlib shows it as it is.
+
+    It takes what is between dollars for a formula, and a name that begins with _ for none.
+    """
+    hidden = " " if name.startswith("_") else ""
+    return f"{hidden}{name}".replace("$", r"\$")
+
+
+def add_legend(figure, axis) -> None:
     """Of the lines of one axis: in it, or below all axes where names are many or long."""
     handles, names = axis.get_legend_handles_labels()
     longest = max(map(len, names), default=0)
@@ -34,7 +36,8 @@ def legend(figure, axis) -> None:
         axis.legend(fontsize="small")
         return
     columns = max(1, min(4, 110 // (longest + 6)))
-    figure.set_figheight(figure.get_figheight() + 0.2 * math.ceil(len(names) / columns))
+    rows = math.ceil(len(names) / columns)
+    figure.set_figheight(figure.get_figheight() + 0.2 * rows)
     figure.legend(
         handles,
         [textwrap.shorten(name, 120, placeholder=" ...") for name in names],
@@ -45,99 +48,68 @@ def legend(figure, axis) -> None:
 
 
 def levels(comparison: Comparison) -> Image.Image:
-    """Error by level against the linear denoiser, and the difference to the baseline with its interval over pictures."""
-    figure, (above, below) = canvas((WIDE, 1.7 * TALL), rows=2, sharex=True)
+    """Error by level beside the linear denoiser's, and the difference to the baseline below."""
+    figure, (above, below) = canvas((WIDTH, 1.7 * HEIGHT), rows=2, share_x=True)
     base = comparison.baseline
-    above.plot(
-        LEVELS,
-        base.used[0].last.found.linear[: len(base.errors)].mean(0),
-        color="0.6",
-        linewidth=1,
-        label="linear denoiser",
-    )
+    linear = base.used[0].last.found.linear[: len(base.errors)].mean(0)
+    above.plot(LEVELS, linear, color="0.6", linewidth=1, label="linear denoiser")
     for number, arm in enumerate(comparison.arms):
-        above.plot(
-            LEVELS,
-            torch.where(arm.inside, arm.errors.mean(0), math.nan),
-            label=said(arm.name),
-            linewidth=1.6,
-            **colour(number),
-        )
+        style = line_style(number)
+        mean = torch.where(arm.inside, arm.errors.mean(0), math.nan)
+        above.plot(LEVELS, mean, label=in_legend(arm.name), linewidth=1.6, **style)
         if arm is not base:
-            both = arm.inside & base.inside
-            mine, theirs, _ = sides(arm, base)
-            gap = (mine - theirs) * BITS
-            middle, half = (
-                gap.mean(0),
-                t_quantile(max(1, len(gap) - 1)) * gap.std(0) / math.sqrt(len(gap)),
-            )
-            below.plot(LEVELS, torch.where(both, middle, math.nan), linewidth=1.6, **colour(number))
-            below.fill_between(
-                LEVELS,
-                middle - half,
-                middle + half,
-                where=both,
-                alpha=0.2,
-                color=colour(number)["color"],
-            )
+            _plot_difference(below, arm, base, style)
     above.set(
         ylabel="mean squared error of epsilon",
         title="Error by noise level, where the schedule reaches",
         yscale="log",
     )
     below.axhline(0, color="0.4", linewidth=1)
-    title = f"Less {said(textwrap.shorten(base.name.replace(',', ', '), 70, placeholder=' ...'))}, with 95 % over {comparison.over}"
+    name = textwrap.shorten(base.name.replace(",", ", "), 70, placeholder=" ...")
     below.set(
         xlabel="log_snr (noise on the left, data on the right)",
         ylabel="bits per dimension",
-        title=title,
+        title=f"Less {in_legend(name)}, with 95 % over {comparison.over}",
     )
-    legend(figure, above)
+    add_legend(figure, above)
     return rendered(figure)
 
 
+def _plot_difference(axes, arm: Arm, base: Arm, style: dict[str, str]) -> None:
+    """Bits at each level that both reach."""
+    both = arm.inside & base.inside
+    mine, theirs, _ = sides(arm, base)
+    gap = (mine - theirs) * BITS
+    middle = gap.mean(0)
+    half = quantile_for(len(gap)) * gap.std(0) / math.sqrt(len(gap))
+    axes.plot(LEVELS, torch.where(both, middle, math.nan), linewidth=1.6, **style)
+    low = middle - half
+    high = middle + half
+    axes.fill_between(LEVELS, low, high, where=both, alpha=0.2, color=style["color"])
+
+
 def learning(comparison: Comparison) -> Image.Image:
-    """Bits on the common levels and the common pictures, against images and against time; bars are of the difference to the baseline."""
-    figure, axes = canvas((WIDE, TALL), columns=2)
-    runs, base = (
-        [(number, run) for number, arm in enumerate(comparison.arms) for run in arm.runs],
-        comparison.baseline,
-    )
-    count = min(len(look.pictures) for _, run in runs for look in run.validations)
-    bits = {
-        id(run): {
-            look.images_seen: (look.found.errors @ bits_over(comparison.inside))[:count]
-            for look in run.validations
-        }
-        for _, run in runs
-    }
-    for number, run in runs:
-        seen, clock, _ = run.series("validation/bits_per_dim")
-        when, mine = dict(zip(seen, clock, strict=True)), bits[id(run)]
-        theirs = next((bits[id(other)] for other in base.used if seed(other) == seed(run)), {})
-        half = [
-            t_quantile(max(1, count - 1)) * standard_error(each - theirs[at])
-            if at in theirs
-            else math.nan
-            for at, each in mine.items()
-        ]
-        half = [
-            each if 0 < each < math.inf else math.nan for each in half
-        ]  # none of the baseline itself
-        label = (
-            said(comparison.arms[number].name) if run is comparison.arms[number].runs[0] else None
-        )
-        for axis, x in zip(
-            axes, (list(mine), [when.get(at, math.nan) / 60 for at in mine]), strict=True
-        ):
-            drawn = {
-                "marker": "o",
-                "markersize": 3,
-                "linewidth": 1.4,
-                "capsize": 2,
-                "label": label,
-            } | colour(number)
-            axis.errorbar(x, [each.mean() for each in mine.values()], yerr=half, **drawn)
+    """Bits on the common levels and the common pictures, against images and against time.
+
+    Bars are of the difference to the baseline.
+    """
+    figure, axes = canvas((WIDTH, HEIGHT), columns=2)
+    counts = []
+    for arm in comparison.arms:
+        for run in arm.runs:
+            counts += [len(look.pictures) for look in run.validations]
+    count = min(counts)
+    weights = bits_over(comparison.inside)
+    theirs = {run.seed: _bits_by_look(run, weights, count) for run in comparison.baseline.used}
+    for number, arm in enumerate(comparison.arms):
+        for run in arm.runs:
+            label = in_legend(arm.name) if run is arm.runs[0] else None
+            mine = _bits_by_look(run, weights, count)
+            half = _half_widths(mine, theirs.get(run.seed, {}))
+            means = [bits.mean() for bits in mine.values()]
+            style = line_style(number) | {"marker": "o", "markersize": 3, "linewidth": 1.4}
+            for axis, x in zip(axes, (list(mine), _minutes(run, mine)), strict=True):
+                axis.errorbar(x, means, yerr=half, capsize=2, label=label, **style)
     axes[0].set(
         xlabel="images seen",
         ylabel="bits per dimension",
@@ -146,15 +118,43 @@ def learning(comparison: Comparison) -> Image.Image:
     axes[1].set(xlabel="minutes of training and looking")
     if len(comparison.arms) > 1:
         axes[1].set(title="Bars: 95 % of the difference to the baseline")
-    legend(figure, axes[0])
+    add_legend(figure, axes[0])
     return rendered(figure)
 
 
-def weights(entries: list[tuple[str, Tensor, Tensor]]) -> Image.Image:
-    """(name, log_snr [N], effective weight [N]) of each, of unit area."""
-    figure, axis = canvas((WIDE, TALL))
-    for number, (name, log_snr, weight) in enumerate(entries):
-        axis.plot(log_snr, weight, label=said(name), linewidth=1.6, **colour(number))
+def _bits_by_look(run: MeasuredRun, weights: Tensor, count: int) -> dict[int, Tensor]:
+    """{images seen: bits [count] of the first pictures}."""
+    looks = {}
+    for look in run.validations:
+        looks[look.images_seen] = (look.found.errors @ weights)[:count]
+    return looks
+
+
+def _half_widths(mine: dict[int, Tensor], theirs: dict[int, Tensor]) -> list[float]:
+    """Half of the 95 % interval of the difference at each look.
+
+    NaN where there is none, as for the baseline itself.
+    """
+    widths = []
+    for seen, bits in mine.items():
+        half = half_width(bits - theirs[seen]) if seen in theirs else math.nan
+        widths.append(half if 0 < half < math.inf else math.nan)
+    return widths
+
+
+def _minutes(run: MeasuredRun, looks: dict[int, Tensor]) -> list[float]:
+    """When each look was taken, NaN where that is not known."""
+    seen, clock, _ = run.series("validation/bits_per_dim")
+    when = dict(zip(seen, clock, strict=True))
+    return [when.get(at, math.nan) / 60 for at in looks]
+
+
+def weights(named: dict[str, EffectiveWeight]) -> Image.Image:
+    """The effective weight of each."""
+    figure, axis = canvas((WIDTH, HEIGHT))
+    for number, (name, shown) in enumerate(named.items()):
+        style = line_style(number)
+        axis.plot(shown.log_snr, shown.weight, label=in_legend(name), linewidth=1.6, **style)
     axis.set(
         xlabel="log_snr",
         ylabel="density x weight, unit area",
@@ -162,42 +162,5 @@ def weights(entries: list[tuple[str, Tensor, Tensor]]) -> Image.Image:
         yscale="log",
         ylim=(1e-4, None),
     )
-    legend(figure, axis)
+    add_legend(figure, axis)
     return rendered(figure)
-
-
-def samples(arms: list[Arm], columns: int = 8) -> tuple[Image.Image | None, list[str]]:
-    """(the last pictures of each arm, a row each, under common seeds and prompts; the arms that have none, or others)."""
-    from sdtrain.pictures import strip_of_rows
-
-    found = [(arm.name, *last_pictures(arm.used[0])) for arm in arms]
-    asked = [each for _, pictures, each in found if pictures]
-    prompts = max(asked, key=asked.count, default=None)  # what most were asked for
-    rows = [
-        (name, pictures[:columns]) for name, pictures, each in found if pictures and each == prompts
-    ]
-    without = [name for name, pictures, each in found if not pictures or each != prompts]
-    return strip_of_rows(
-        rows, [each["prompt"] or f"seed {each['seed']}" for each in prompts[:columns]]
-    ) if rows else None, without
-
-
-def last_pictures(run: RunRecord) -> tuple[list[Image.Image], list[dict]]:
-    """The newest of samples/pictures-*.png cut into its pictures, and what each was asked for."""
-    for path in sorted((run.folder / "samples").glob("pictures-*.png"), reverse=True):
-        try:
-            sheet = Image.open(path)
-            asked = json.loads(sheet.text["sdtrain"])["requests"]
-            side = sheet.width // len(asked)
-            return [
-                sheet.crop((i * side, 0, (i + 1) * side, sheet.height)) for i in range(len(asked))
-            ], asked
-        except (OSError, KeyError, ValueError, TypeError, AttributeError, ZeroDivisionError):
-            continue
-    return [], []
-
-
-def png(picture: Image.Image) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, format="PNG", optimize=True)
-    return file.getvalue()

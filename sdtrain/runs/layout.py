@@ -38,6 +38,11 @@ class RunFolder:
         """Grids, strips and single pictures drawn while training."""
         return self.path / "samples"
 
+    def pictures(self, images_seen: int | str) -> Path:
+        """Single pictures side by side in their own pixels; "*" for a pattern of all."""
+        seen = f"{images_seen:09d}" if isinstance(images_seen, int) else images_seen
+        return self.samples / f"pictures-{seen}.png"
+
     @property
     def validation(self) -> Path:
         """IMAGES_SEEN.json: the error of every held-out picture at every noise level."""
@@ -142,6 +147,11 @@ class SweepFolder:
         return self.path / "sweep.json"
 
     @property
+    def arm_configs(self) -> str:
+        """A pattern, to be looked for below the folder: the configurations of all that lies in it."""
+        return f"*/{CONFIG}"
+
+    @property
     def hydra_record(self) -> Path:
         """Hydra's own record, which is removed: it holds what an arm's config.yaml hides."""
         return self.path / "multirun.yaml"
@@ -155,6 +165,26 @@ class SweepFolder:
         return RunFolder(self.path).first_stage
 
     @property
-    def report(self) -> Path:
+    def report(self) -> "ReportFolder":
         """Where sdtrain-report writes unless told otherwise."""
-        return self.path / "report"
+        return ReportFolder(self.path / "report")
+
+
+@dataclass(frozen=True)
+class ReportFolder:
+    """What sdtrain-report leaves behind."""
+
+    path: Path
+
+    @property
+    def page(self) -> Path:
+        """One page that needs nothing beside it."""
+        return self.path / "report.html"
+
+    @property
+    def text(self) -> Path:
+        """The same as Markdown, with its pictures beside it."""
+        return self.path / "report.md"
+
+    def picture(self, name: str) -> Path:
+        return self.path / f"{name}.png"

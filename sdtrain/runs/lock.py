@@ -14,26 +14,20 @@ from sdtrain.errors import StorageError, UserError
 from sdtrain.runs.layout import RunFolder
 
 
-def _opened(path: Path) -> TextIO:
-    """The locked file at `path`. A holder that leaves removes its file: what was opened before that is no longer the one with the name."""
-    while True:
-        file = open(path, "a+", encoding="utf-8")
-        try:
-            fcntl.lockf(
-                file, fcntl.LOCK_EX | fcntl.LOCK_NB
-            )  # POSIX: not inherited by a loader's workers
-            if path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:
-                return file
-        except OSError as error:
-            file.seek(0)
-            error.holder = file.read().strip()
-            file.close()
-            raise
-        file.close()
+class _HeldError(Exception):
+    """Another process has the lock. holder: the line it has left in the file."""
+
+    def __init__(self, holder: str) -> None:
+        super().__init__(holder)
+        self.holder = holder
+
+
+class _NoLocksError(Exception):
+    """The file could be opened, and its file system refuses to lock it."""
 
 
 def left_behind(folder: Path) -> bool:
-    """Whether a process held the folder's lock, and has gone without a word."""
+    """Whether a process held the folder's lock, and has ended without removing it."""
     with contextlib.suppress(OSError), open(RunFolder(folder).lock, "r+", encoding="utf-8") as file:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
@@ -44,35 +38,79 @@ def left_behind(folder: Path) -> bool:
 def only_run(
     folder: Path, report: Callable[[str], None], key: str = "hydra.run.dir"
 ) -> Iterator[None]:
-    """Holds the lock of a run's folder, or a sweep's. Raises UserError where another process has it, which it names; a dead run's lock is free.
+    """Holds the lock of a run's folder, or a sweep's. A dead run's lock is free.
 
-    report takes a line for the user where the file system has no locks: then nothing is held.
+    Raises UserError where another process has it, which it names; StorageError where the folder
+    cannot be written.
+
+    report: takes a line for the user where the file system has no locks: then nothing is held.
+    key: where the folder is configured.
     """
-    path, file = RunFolder(folder).lock, None
+    path = RunFolder(folder).lock
+    file = None
     try:
         file = _opened(path)
-        file.truncate(0)
-        file.write(
-            f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
-        )
-        file.flush()
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN) and hasattr(error, "holder"):
-            who = error.holder or "another process"
-            raise UserError(
-                f"{folder} belongs to a run that is under way ({who}). Choose another {key}, or wait until it has ended."
-            ) from None
-        if file is not None or not hasattr(error, "holder"):
-            raise StorageError(
-                f"{folder} cannot be written: {error.strerror}. Set {key} to another folder."
-            ) from error
+        _sign(file)
+    except _HeldError as error:
+        who = error.holder or "another process"
+        raise UserError(
+            f"{folder} belongs to a run that is under way ({who})",
+            key=key,
+            remedy=f"Choose another {key}, or wait until it has ended.",
+        ) from None
+    except _NoLocksError as error:
         report(
-            f"The file system of {folder} has no locks ({error.strerror}): take care that no second run is started in it."
+            f"The file system of {folder} has no locks ({error}): take care that no second run is "
+            "started in it."
         )
         path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"{folder} cannot be written: {error.strerror}",
+            key=key,
+            remedy=f"Set {key} to another folder.",
+        ) from error
     try:
         yield
     finally:
         if file is not None:
             path.unlink(missing_ok=True)  # before it is free
             file.close()
+
+
+def _opened(path: Path) -> TextIO:
+    """The locked file at `path`.
+
+    Raises _HeldError, _NoLocksError, or OSError where it cannot be opened.
+    """
+    while True:
+        file = open(path, "a+", encoding="utf-8")
+        try:
+            # POSIX: not inherited by a loader's workers.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            holder = file.read().strip()
+            file.close()
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise _HeldError(holder) from error
+            raise _NoLocksError(error.strerror) from error
+        # A holder that leaves removes its file: what was opened before that has lost its name.
+        if _is_named(file, path):
+            return file
+        file.close()
+
+
+def _is_named(file: TextIO, path: Path) -> bool:
+    """Whether `path` still leads to the open file."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.fstat(file.fileno()).st_ino == path.stat().st_ino
+    return False
+
+
+def _sign(file: TextIO) -> None:
+    """Says whose lock it is."""
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}\n")
+    file.flush()

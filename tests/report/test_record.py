@@ -1,0 +1,210 @@
+"""What a run has left behind: read whatever state it is in, and refused early."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from matplotlib.figure import Figure
+
+from sdtrain.report import figures
+from sdtrain.report.compare import group_by_arm
+from sdtrain.report.configuration import differences
+from sdtrain.runs.lock import only_run
+
+LEFT_BEHIND = """
+import pathlib, sys
+from sdtrain.runs.lock import left_behind
+sys.exit(left_behind(pathlib.Path(sys.argv[1])))
+"""
+WITHOUT_TORCH = """
+import sys
+from sdtrain.commands import report
+try:
+    report.main()
+finally:
+    print("torch:", "torch" in sys.modules)
+"""
+MODULES = """
+import importlib, pkgutil, sys
+import sdtrain.audit, sdtrain.report
+from sdtrain.commands import report, schedule
+for room in (sdtrain.audit, sdtrain.report):
+    for module in pkgutil.iter_modules(room.__path__, f"{room.__name__}."):
+        importlib.import_module(module.name)
+report.main()
+print(*sys.modules)
+"""
+
+
+def test_a_look_of_an_earlier_process_that_went_further_is_not_the_runs(write, errors, read):
+    folder = write("a", errors(16, 1.0))
+    (folder / "status.json").write_text(json.dumps({"state": "finished", "images_seen": 100}))
+    (run,) = read(folder)
+    assert run.last.images_seen == 100
+
+
+def test_a_look_of_another_shape_is_passed_over(write, errors, read, report):
+    sweep = write("a", errors(16, 1.0)).parent
+    path = write("b", errors(16, 1.2), config={"x": 1}) / "validation" / "000000000200.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pictures": ["one"]}))
+    assert [len(run.validations) for run in read(sweep)] == [2, 1]
+
+
+def test_runs_of_one_name_are_told_apart(write, errors, read, tmp_path):
+    for place in ("one", "other"):
+        shutil.copytree(write(f"run-{place}", errors(16, 1.0)), tmp_path / place / "shapes" / "now")
+    assert [run.name for run in read(tmp_path / "one/shapes/now", tmp_path / "other/shapes")] == [
+        "one/shapes/now",
+        "other/shapes/now",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("status.json", "[]"),
+        ("status.json", "{"),
+        ("status.json", "5"),
+        ("config.yaml", "- 1"),
+        ("config.yaml", "seed: 1"),
+        (
+            "metrics.jsonl",
+            '{"images_seen": Infinity, "seconds": 1}\n'
+            '{"images_seen": 1, "seconds": 1, "train/images_per_second": "x"}',
+        ),
+        ("evaluation/evaluation.json", '{"prompt_accuracy": 5}'),
+        ("evaluation/evaluation.json", '{"prompt_accuracy": {}}'),
+        ("config.yaml", "- a"),
+        ("config.yaml", "a: [\n"),
+        ("config.yaml", "\xff"),
+        ("metrics.jsonl", '[]\n{"seconds": "x"}\n{'),
+        ("config.yaml", "seed: [0, 1]"),
+        ("validation/000000000200.json", "[]"),
+        ("validation/000000000200.json", '{"log_snr": 1}'),
+        ("evaluation", "a file"),
+    ],
+)
+def test_a_run_that_is_odd_spoils_no_report(write, errors, report, file, content):
+    sweep = write("a", errors(16, 1.0)).parent
+    path = write("b", errors(16, 1.2), config={"x": 1}) / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content.encode("latin-1"))
+    said = report(sweep, sweep / "a", sweep / ".." / "sweep" / "b")
+    assert len(re.findall("^1. a: ", said, re.MULTILINE)) == 1
+    others = re.findall(r"^(2\. b|not finished: b|not compared: b)\b", said, re.MULTILINE)
+    assert len(others) == 1
+
+
+def test_a_run_whose_process_is_gone_was_killed(write, errors, report):
+    sweep = write("a", errors(16, 1.0)).parent
+    (write("b", errors(16, 1.0), state="running") / ".lock").touch()
+    write("c", errors(16, 1.0), state="running")
+    with only_run(write("d", errors(16, 1.0), state="running"), print):
+        # Asked by another process, it is there.
+        words = [sys.executable, "-c", LEFT_BEHIND, str(sweep / "d")]
+        assert subprocess.run(words, check=False).returncode == 0
+    said = report(sweep)
+    assert "not finished: b, killed at 200 images" in said
+    assert "not finished: c, running at 200 images" in said
+
+
+def test_an_arm_that_has_never_begun_is_in_the_report(write, errors, report):
+    sweep = write("a", errors(16, 1.0)).parent
+    write("c", errors(16, 1.0), config={"x": 1})
+    (sweep / "sweep.json").write_text(json.dumps({"command": [], "arms": ["a", "b", "c"]}))
+    assert "not finished: b, not begun at 0 images" in report(sweep)
+    text = (sweep / "report" / "report.md").read_text()
+    differ = text.partition("What differs in configuration")[2].partition("##")[0]
+    assert "| x |" in differ
+    assert "optimizer.lr" not in differ  # of b nothing is known: that is no difference
+
+
+def test_an_arm_that_was_refused_as_it_was_built_has_failed(write, errors, report):
+    sweep = write("a", errors(16, 1.0)).parent
+    (sweep / "b").mkdir()
+    (sweep / "b" / "status.json").write_text('{"state": "failed", "exit_code": 2}')
+    (sweep / "sweep.json").write_text(json.dumps({"command": [], "arms": ["a", "b"]}))
+    assert "not finished: b, failed at 0 images" in report(sweep)
+
+
+def test_any_name_of_a_folder_is_shown(write, errors, report, recwarn):
+    sweep = write("a$_$b", errors(16, 1.0)).parent
+    for number, name in enumerate(("_x", os.fsdecode(b"c\xff"), "\u7eff")):
+        write(name, errors(16, 1.1 + number), config={"x": number})
+    said = report(sweep)
+    for line in ("1. a$_$b: ", "2. _x: ", "3. c?: "):
+        assert line in said
+    assert not [one for one in recwarn if "Glyph" in str(one.message)]
+    figure = Figure()
+    axis = figure.add_subplot()
+    axis.plot([0, 1], label=figures.in_legend("_a$_$b"))
+    assert [text.get_text() for text in axis.legend().get_texts()] == [r" _a\$_\$b"]
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["nowhere"], "nowhere"),
+        (["empty"], "empty"),
+        (["sweep/a", "--baseline", "z"], "--baseline z"),
+        (["sweep/a", "--output", "/proc/x"], "--output"),
+    ],
+)
+def test_what_holds_no_runs_is_said(write, errors, tmp_path, here, words, named):
+    (tmp_path / "empty").mkdir()
+    write("a", errors(16, 1.0))
+    result = here("sdtrain-report", *words, cwd=tmp_path)
+    assert result.code == (5 if named == "--output" else 2)
+    assert named in result.paragraph
+
+
+def test_names_that_print_alike_are_shown_all_the_same(write, errors, report):
+    for number, name in enumerate((b"c\xff", b"c\xfe")):
+        folder = write(os.fsdecode(name), errors(16, 1.0 + number), config={"x": number})
+    assert len(re.findall(r"^\d\. .*c\?: ", report(folder.parent), re.MULTILINE)) == 2
+
+
+def test_what_is_refused_needs_no_torch(write, errors, tmp_path):
+    """In fresh processes: a folder that is none, an unknown flag, an unknown baseline."""
+    folder = write("a", errors(4, 1.0))
+    for words in ([f"{tmp_path}/none"], [str(folder), "--unknown"], [str(folder), "--baseline=z"]):
+        result = subprocess.run(
+            [sys.executable, "-c", WITHOUT_TORCH, *words], capture_output=True, text=True
+        )
+        assert result.returncode == 2, result.stderr
+        assert result.stdout == "torch: False\n"
+
+
+def test_a_report_loads_neither_lightning_nor_diffusers_nor_transformers(write, errors):
+    """In a fresh process, which writes one, and imports all of audit/ too."""
+    result = subprocess.run(
+        [sys.executable, "-c", MODULES, str(write("a", errors(4, 1.0)))],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = set(result.stdout.splitlines()[-1].split())
+    assert not {"lightning", "diffusers", "transformers"} & loaded
+    assert {"torch", "sdtrain.report.report", "sdtrain.audit.audit"} <= loaded
+
+
+def test_runs_of_moved_classes_are_no_other_runs(write, errors, read):
+    """Of which one was written before the classes got their present names: two seeds of one arm."""
+    old = {"model": {"_target_": "sdtrain.module.DiffusionModule"}}
+    new = {"model": {"_target_": "sdtrain.latent_diffusion.LatentDiffusion"}}
+    write("seed=0", errors(8, 1.0), config=old)
+    runs = read(write("seed=1", errors(8, 1.1), config=new | {"seed": 1}).parent)
+    assert list(differences(runs)) == ["seed"]
+    assert len(group_by_arm(runs)) == 1
+
+
+def test_a_run_of_code_that_is_not_ours_is_compared_all_the_same(write, errors, report):
+    sweep = write("a", errors(16, 1.0)).parent
+    write("b", errors(16, 1.2), config={"weighting": {"_target_": "os.abort"}})
+    assert "2. b: " in report(sweep)
+    text = (sweep / "report" / "report.md").read_text()
+    assert re.search("b: its effective weight is not shown: .*os.abort", text)
