@@ -1,4 +1,5 @@
-"""Commands and runs of a few thousand weights: in this process (`here`), or as processes of their own (`command`)."""
+"""Commands and runs of a few thousand weights: in this process (`here`), or as processes of their
+own (`command`)."""
 
 import contextlib
 import functools
@@ -15,6 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from reading import newest, tensors
+
+MODULES = {"sdtrain": "train"}
+"""Of a command under sdtrain.commands, where it is not called alike."""
+
+INTERRUPTING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 TINY = [
     "trainer.max_images=64",
@@ -64,23 +71,18 @@ class Result:
 @pytest.fixture(scope="session")
 def composed():
     """What a command's overrides make of its configuration."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from omegaconf import OmegaConf
-
-    from sdtrain.paths import config_dir
+    from sdtrain.config.compose import compose_config
 
     def cfg(*overrides: str, config: str = "train") -> dict:
-        GlobalHydra.instance().clear()
-        with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            return OmegaConf.to_container(compose(config, list(overrides)), resolve=True)
+        return compose_config(config, list(overrides))
 
     return cfg
 
 
 @pytest.fixture(scope="session")
 def tiny(composed):
-    """`more` after the overrides of TINY whose keys exist beside them: a run of 8 steps, in about a second."""
+    """`more` after the overrides of TINY whose keys exist beside them: a run of 8 steps, in about a
+    second."""
     from sdtrain.paths import config_dir
     from sdtrain.runs.resume import flat
 
@@ -90,14 +92,12 @@ def tiny(composed):
 
     def overrides(*more: str) -> list[str]:
         given = {word.partition("=")[0].lstrip("+~"): word for word in more}
-        chosen = [
-            word
-            for key, word in given.items()
-            if (config_dir() / key / f"{word.partition('=')[2]}.yaml").is_file()
-        ]
-        return [
-            word for word in TINY if word.partition("=")[0] in keys(*chosen) - given.keys()
-        ] + list(more)
+        chosen = []
+        for key, word in given.items():
+            if (config_dir() / key / f"{word.partition('=')[2]}.yaml").is_file():
+                chosen.append(word)
+        wanted = keys(*chosen) - given.keys()
+        return [word for word in TINY if word.partition("=")[0] in wanted] + list(more)
 
     return overrides
 
@@ -107,8 +107,10 @@ def _undone():
     """Whatever a command changes in its process is put back."""
     from hydra.core.global_hydra import GlobalHydra
 
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    argv, environment, folder = list(sys.argv), dict(os.environ), os.getcwd()
+    handlers = {number: signal.getsignal(number) for number in INTERRUPTING}
+    argv = list(sys.argv)
+    environment = dict(os.environ)
+    folder = os.getcwd()
     try:
         yield
     finally:
@@ -126,15 +128,16 @@ def here():
     """here("sdtrain", "seed=1", ...): the whole command, but in this process."""
 
     def run(name: str, *words: str, cwd: Path | None = None) -> Result:
-        out, err, code = io.StringIO(), io.StringIO(), 0
+        out = io.StringIO()
+        err = io.StringIO()
+        code = 0
         with _undone(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             os.environ.pop("WANDB_API_KEY", None)
             os.chdir(cwd or ".")
             sys.argv[:] = [name, *words]
+            module = MODULES.get(name, name.removeprefix("sdtrain-"))
             try:
-                importlib.import_module(
-                    f"sdtrain.commands.{ {'sdtrain': 'train'}.get(name, name.removeprefix('sdtrain-')) }"
-                ).main()
+                importlib.import_module(f"sdtrain.commands.{module}").main()
             except SystemExit as left:
                 code = left.code
         return Result(code or 0, out.getvalue(), err.getvalue())
@@ -146,7 +149,9 @@ class Command:
     """A running command, the leader of its process group."""
 
     def __init__(self, answers, folder: Path) -> None:
-        self.answers, self.folder, self.code = answers, folder, None
+        self.answers = answers
+        self.folder = folder
+        self.code: int | None = None
         self.pid = json.loads(answers.readline())["pid"]
 
     def said(self, stream: str = "stdout") -> str:
@@ -190,14 +195,14 @@ def server():
 
 @pytest.fixture(scope="session")
 def start(request, tmp_path_factory):
-    """start("sdtrain", "seed=1", ..., cwd=FOLDER, env={...}) -> Command, a process of its own. One at a time.
+    """start("sdtrain", "seed=1", ..., cwd=FOLDER, env={...}) -> Command, a process of its own. One
+    at a time.
 
-    before=f"{__file__}:CALL()" calls a function of the test's file in that process, and in each rank that it starts, before the command begins.
+    before=f"{__file__}:CALL()" calls a function of the test's file in that process, and in each
+    rank that it starts, before the command begins.
     """
     home = tmp_path_factory.mktemp("home")
-    kept = {
-        key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "PYTEST"))
-    }
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "PYTEST"))}
     latest = None
 
     def run(
@@ -210,22 +215,16 @@ def start(request, tmp_path_factory):
         nonlocal latest
         if latest is not None:
             latest.end()
-        server, folder = request.getfixturevalue("server"), tmp_path_factory.mktemp("command")
-        script = str(Path(sysconfig.get_path("scripts")) / name)
-        environment = (
-            kept | {"HOME": str(home), "OMP_NUM_THREADS": "1", "BEFORE": before} | (env or {})
-        )
-        server.stdin.write(
-            json.dumps(
-                {
-                    "argv": [script, *words],
-                    "cwd": str(cwd or folder),
-                    "env": environment,
-                    "output": str(folder),
-                }
-            )
-            + "\n"
-        )
+        server = request.getfixturevalue("server")
+        folder = tmp_path_factory.mktemp("command")
+        given = {"HOME": str(home), "OMP_NUM_THREADS": "1", "BEFORE": before}
+        job = {
+            "argv": [str(Path(sysconfig.get_path("scripts")) / name), *words],
+            "cwd": str(cwd or folder),
+            "env": kept | given | (env or {}),
+            "output": str(folder),
+        }
+        server.stdin.write(json.dumps(job) + "\n")
         server.stdin.flush()
         latest = Command(server.stdout, folder)
         return latest
@@ -238,9 +237,11 @@ def start(request, tmp_path_factory):
 @pytest.fixture(scope="session")
 def command(start):
     """The same, to its end."""
-    return lambda name, *words, cwd=None, env=None, before="": start(
-        name, *words, cwd=cwd, env=env, before=before
-    ).wait()
+
+    def run(name: str, *words: str, **given) -> Result:
+        return start(name, *words, **given).wait()
+
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -254,22 +255,6 @@ def tiny_run(here, tiny, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def saved():
-    """saved(RUN) -> every tensor of its newest checkpoint by name: weights, EMA, and the optimizer's state."""
-    from sdtrain.runs.checkpoint import read_trainer, read_weights
-    from sdtrain.runs.manifest import published
-
-    def tensors(run: Path) -> dict:
-        folder = published(run)[-1]
-        found = {
-            f"{name}/{key}": value
-            for name in ("model", "ema")
-            for key, value in (read_weights(folder, name) or {}).items()
-        }
-        state = read_trainer(folder)["optimizer_states"][0]["state"]
-        return found | {
-            f"optimizer/{number}/{key}": value
-            for number, moments in state.items()
-            for key, value in moments.items()
-        }
-
-    return tensors
+    """saved(RUN) -> every tensor of its newest checkpoint by name: weights, EMA, and the
+    optimizer's state."""
+    return lambda run: tensors(newest(run))

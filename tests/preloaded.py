@@ -1,10 +1,12 @@
-"""Starts sdtrain's commands without paying for their imports: imports once, then forks a process per line of stdin.
+"""Starts sdtrain's commands without paying for their imports: imports once, then forks a process
+per line of stdin.
 
-What it forks is a real process: it has its own argv, environment, signals, exit handlers and exit code. Each request is a line of
-JSON {argv, cwd, env, output}; the answers are a line {"pid": ...} and, once it has ended, a line {"code": ...}.
+What it forks is a real process: it has its own argv, environment, signals, exit handlers and exit
+code. Each request is a line of JSON {argv, cwd, env, output}; the answers are a line {"pid": ...}
+and, once it has ended, a line {"code": ...}.
 
-$BEFORE, as FILE:EXPRESSION, is evaluated in the namespace of that file before the command begins, in each of its ranks: what a test wants
-to happen in there.
+$BEFORE, as FILE:EXPRESSION, is evaluated in the namespace of that file before the command begins,
+in each of its ranks: what a test wants to happen in there.
 """
 
 import importlib
@@ -26,9 +28,8 @@ def become(job: dict) -> None:
     os.environ.clear()
     os.environ.update(job["env"])
     sys.path[:0] = [p for p in job["env"].get("PYTHONPATH", "").split(":") if p]
-    for number, path in enumerate(
-        ("/dev/null", f"{job['output']}/stdout", f"{job['output']}/stderr")
-    ):
+    streams = ("/dev/null", f"{job['output']}/stdout", f"{job['output']}/stderr")
+    for number, path in enumerate(streams):
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), number)
     sys.argv = job["argv"]
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -47,13 +48,14 @@ def serve() -> None:
     for module in pkgutil.walk_packages(sdtrain.__path__, "sdtrain."):
         importlib.import_module(module.name)
     for line in sys.stdin:
-        if (pid := os.fork()) == 0:
-            return become(
-                json.loads(line)
-            )  # by return, so that the interpreter leaves as it always does
+        pid = os.fork()
+        if pid == 0:
+            # By return, so that the interpreter leaves as it always does.
+            return become(json.loads(line))
         os.setpgid(pid, pid)  # here as well as there: whoever comes first
         print(json.dumps({"pid": pid}), flush=True)
-        print(json.dumps({"code": os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}), flush=True)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        print(json.dumps({"code": code}), flush=True)
 
 
 if __name__ == "__main__":

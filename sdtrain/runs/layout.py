@@ -1,5 +1,6 @@
 """How the files of a run are called. No other module spells their names."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +72,26 @@ class RunFolder:
         return self.path / "autoencoder"
 
     @property
+    def csv(self) -> Path:
+        """Of logger=csv."""
+        return self.path / "csv"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Event files, of logger=tensorboard."""
+        return self.path / "tensorboard"
+
+    @property
+    def wandb(self) -> Path:
+        """What wandb keeps of the run, and what waits for an upload."""
+        return self.path / "wandb"
+
+    @property
+    def wandb_id(self) -> Path:
+        """wandb's id of the run, under which a resumed one goes on."""
+        return self.wandb / "id"
+
+    @property
     def lock(self) -> Path:
         return self.path / ".lock"
 
@@ -86,6 +107,12 @@ class RunFolder:
     def stack(self, rank: int | str) -> Path:
         """Where the stacks of a rank that hangs are written; "*" for a pattern of all."""
         return self.path / f"stuck-rank-{rank}.txt"
+
+
+def images_seen_of(path: Path) -> int | None:
+    """The images seen in the name of a file under samples/ or validation/: grid-000000064.png."""
+    match = re.fullmatch(r"(?:[a-z_]+-)?(\d{9,})[.](?:json|png)", path.name)
+    return int(match[1]) if match else None
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ def _as_run_error(error: Exception, run: Run) -> UserError:
             f"hydra.run.dir={str(run.folder.path)!r}.",
         )
     if run.ranks:
-        code, message = run.ranks.verdict(error)
+        code, message = run.ranks.explain(error)
     else:
         code, message = 1, f"{type(error).__name__}: {error}"
     return RunError(" ".join(message.split())[:LONGEST], code)

@@ -16,38 +16,50 @@ import lightning.pytorch as L
 import torch.distributed as dist
 from lightning.pytorch.strategies.launchers import subprocess_script
 
-from sdtrain.errors import RankError
+from sdtrain.errors import DataError, DivergedError, RankError, StorageError, UserError
 from sdtrain.runs.layout import RunFolder
+from sdtrain.signals import INTERRUPTING, exit_code_of
 
-GRACE = 5.0  # seconds in which a rank may still say for itself what has happened to it
+GRACE = 5.0
+"""Seconds in which a rank may still report what has happened to it."""
+
+LOST_PEER = (
+    "gloo",
+    "NCCL",
+    "Connection closed",
+    "Connection reset",
+    "Broken pipe",
+    "Timed out",
+    "timed out",
+    "recvValue failed",
+    "sendBytes failed",
+)
+"""Words of a RuntimeError by which a rank learns that another is gone."""
+
+MISTAKES = {kind.exit_code for kind in (UserError, DataError, DivergedError, StorageError)}
+"""Exit codes of a rank that the whole run leaves with."""
 
 
 def lost_a_peer(error: BaseException) -> bool:
-    """Whether an error says no more than that another rank is gone."""
-    words = (
-        "gloo",
-        "NCCL",
-        "Connection closed",
-        "Connection reset",
-        "Broken pipe",
-        "Timed out",
-        "timed out",
-        "recvValue failed",
-        "sendBytes failed",
-    )
-    return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-    )
+    """Whether an error tells only that another rank is gone."""
+    if isinstance(error, dist.DistError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in LOST_PEER)
 
 
 class Ranks(L.Callback):
-    """Ends the run where a rank makes no step for `timeout` seconds, or has ended. A thread watches, because the main one may be what hangs.
+    """Ends the run where a rank makes no step for `timeout` seconds, or has ended.
+
+    A thread watches, because the main one may be what hangs.
 
     Args:
-        rank: this process's. timeout: seconds.
-        run_dir: where the stacks of a stuck run go, as stuck-rank-N.txt, and where ranks above 0 leave their error logs.
-        config: the run's yaml, which has to be the same on all ranks. compare: raises where rank 0's (first) differs from another's.
-        leave: (exit code, paragraph), says it and ends this process; called on rank 0, and on another where rank 0 answers no more.
+        rank: this process's.
+        timeout: seconds.
+        run_dir: where the stacks of a stuck run go, and where ranks above 0 leave their error logs.
+        config: the run's yaml, which has to be the same on all ranks.
+        compare: raises where rank 0's yaml, the first, differs from another's.
+        leave: (exit code, paragraph), reports it and ends this process; called on rank 0, and on
+            another where rank 0 is dead or stuck.
     """
 
     def __init__(
@@ -60,173 +72,188 @@ class Ranks(L.Callback):
         compare: Callable[[list[str]], None],
         leave: Callable[[int, str], None],
     ) -> None:
-        self.timeout, self.run_dir, self.config, self.compare, self.leave = (
-            timeout,
-            run_dir,
-            config,
-            compare,
-            leave,
-        )
-        self.rank, self.children, self.over, self.thread = rank, [], threading.Event(), None
-        self.launcher = (
-            os.getppid() if rank and "TORCHELASTIC_RUN_ID" not in os.environ else None
-        )  # rank 0 has started this one
-        self.began, self.last, self.images_seen = (
-            time.time(),
-            math.inf,
-            0,
-        )  # of the last step: the ranks' meeting has its own limit
-        # Lightning's own observer kills this process as soon as a child has failed, before anybody has said why.
+        self.rank = rank
+        self.timeout = timeout
+        self.run = RunFolder(run_dir)
+        self.config = config
+        self.compare = compare
+        self.leave = leave
+        self.children: list[subprocess.Popen] = []
+        """The other ranks, where this is rank 0 and has started them."""
+        under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+        self.launcher = os.getppid() if rank and not under_torchrun else None
+        """Process id of rank 0, where it has started this one."""
+        self.ending = threading.Event()
+        self.thread: threading.Thread | None = None
+        self.began = time.time()
+        self.last_step = math.inf  # the ranks' first meeting has a limit of its own
+        self.images_seen = 0
+        # Lightning's own observer kills this process as soon as a child has failed: nobody could
+        # report why.
         assert callable(subprocess_script._launch_process_observer)
         subprocess_script._launch_process_observer = self.watch
 
-    def watch(self, children: list | None = None) -> None:
+    def watch(self, children: list[subprocess.Popen] | None = None) -> None:
+        """Starts the thread, once."""
         self.children = children or []
         if self.thread is None:
             self.thread = threading.Thread(target=self._watch, name="ranks", daemon=True)
             self.thread.start()
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
-        self.run_dir = Path(
-            trainer.strategy.broadcast(str(self.run_dir))
-        )  # torchrun's ranks have folders of their own
+        # torchrun's ranks have folders of their own: rank 0's is the run's.
+        self.run = RunFolder(Path(trainer.strategy.broadcast(str(self.run.path))))
         if self.thread is None:
             self.watch()
         configs: list = [None] * trainer.world_size
         dist.all_gather_object(configs, self.config)
         self.compare(configs)
-        self.stack = open(self._stack_of(self.rank), "w", encoding="utf-8")
-        self._made_a_step()
+        self.stack = open(self.run.stack(self.rank), "w", encoding="utf-8")
+        self._note_step()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs, batch, batch_index: int
     ) -> None:
         self.images_seen = module.progress.images_seen
-        self._made_a_step()
+        self._note_step()
 
-    def _made_a_step(self) -> None:
-        self.last = time.monotonic()
-        # By a thread that is not Python's: foreign code may be stuck with the interpreter's lock in its hands.
+    def _note_step(self) -> None:
+        self.last_step = time.monotonic()
+        # Not by a thread of Python's: foreign code may hang while it holds the interpreter's lock.
         faulthandler.dump_traceback_later(self.timeout, file=self.stack)
-
-    def _stack_of(self, rank: int | str) -> Path:
-        return RunFolder(self.run_dir).stack(rank)
-
-    def _sweep(self, rank: int | str) -> None:
-        """Removes the files in which there is no stack."""
-        for path in self.run_dir.glob(self._stack_of(rank).name):
-            with contextlib.suppress(OSError):
-                if not path.stat().st_size:
-                    path.unlink()
 
     @property
     def orphaned(self) -> bool:
-        """Whether rank 0 is dead, so that somebody else has to say what has happened."""
+        """Whether rank 0 is dead, so that another has to report what has happened."""
         return self.launcher is not None and os.getppid() != self.launcher
 
     def finish(self) -> None:
-        """Before rank 0 leaves: the others may take a moment to do so, and are given no more."""
-        self.over.set()
+        """To be called before this process leaves.
+
+        Rank 0 gives the others a moment to leave too, and then kills them.
+        """
+        self.ending.set()
         faulthandler.cancel_dump_traceback_later()
-        self._sweep(self.rank)
+        self._remove_empty_stacks(self.rank)
         end = time.monotonic() + GRACE
         for child in self.children:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(max(0.0, end - time.monotonic()))
             child.kill()
         if self.children:
-            self._sweep("*")
+            self._remove_empty_stacks("*")
+
+    def explain(self, error: Exception | None) -> tuple[int, str]:
+        """(exit code, paragraph) for an error that is no mistake of the user's.
+
+        error: None where another rank has ended. Its code is kept where it reported a mistake of
+        the user's.
+        """
+        self.ending.set()
+        if error is not None and not lost_a_peer(error):
+            described = f"{type(error).__name__}: {error}"
+            if self.rank:
+                # Code 6 from a rank above 0 means that it has lost another: it is not to blame.
+                return 1, described
+            return RankError.exit_code, f"On rank 0: {described}"
+        ended = self._first_to_end()
+        if ended is not None:
+            return self._explain_end(*ended)
+        reason = error or "one of them lost its peers"
+        lost = f"Rank {self.rank} has lost the others at {self.images_seen} images: {reason}"
+        return RankError.exit_code, lost
 
     def _watch(self) -> None:
+        """The thread's work: looks after the other ranks until the run ends."""
         grace = min(GRACE, self.timeout)
-        while not self.over.wait(min(0.2, self.timeout / 10)):
+        while not self.ending.wait(min(0.2, self.timeout / 10)):
             if any(child.poll() for child in self.children):
-                if not self.over.wait(grace):  # else the main thread has noticed, and says it
-                    self._end(*self.verdict(None))
-            elif time.monotonic() - self.last > self.timeout:
-                if not self.over.wait(
-                    grace if self.rank else 1.0
-                ):  # by now rank 0 has ended the run, unless it is what is stuck
-                    self._end(RankError.exit_code, self._stuck())
+                # Unless the main thread has noticed too, and reports it.
+                if not self.ending.wait(grace):
+                    self._end_run(*self.explain(None))
+            elif time.monotonic() - self.last_step > self.timeout:
+                # Rank 0 ends the run first, unless it is itself what is stuck.
+                if not self.ending.wait(grace if self.rank else 1.0):
+                    self._end_run(RankError.exit_code, self._explain_hang())
 
-    def _place(self, rank: int) -> str:
-        """Where a rank's main thread stands: its innermost line of code, and that outside of torch and Lightning which has led there."""
-        stack = self._stack_of(rank).read_text(encoding="utf-8", errors="replace")
-        frames = re.findall(
-            r'File "(.+)", line (\d+) in (\S+)', stack.rpartition("hread 0x")[2]
-        )  # the main one is the last
+    def _first_to_end(self) -> tuple[int, int] | None:
+        """(rank, exit code) of a rank that has ended for a reason of its own, or None.
+
+        Waits a moment for it.
+        """
+        end = time.monotonic() + min(GRACE, self.timeout)
+        while time.monotonic() < end:
+            codes = [child.poll() for child in self.children]
+            for rank, code in enumerate(codes, 1):
+                if code not in (None, RankError.exit_code):
+                    return rank, code
+            if None not in codes:
+                return None
+            time.sleep(0.05)
+        return None
+
+    def _explain_end(self, rank: int, code: int) -> tuple[int, str]:
+        """(exit code, paragraph) where a rank above 0 has left with `code`."""
+        seen = self.images_seen
+        if -code in INTERRUPTING:
+            # Before it handled signals itself: there is nothing to save yet.
+            name = signal.Signals(-code).name
+            ended = f"Rank {rank} was ended by {name} while it started. Go on with resume=auto."
+            return exit_code_of(-code), ended
+        log = self.run.error_log(rank)
+        if code < 0:
+            reason = f"Rank {rank} was killed by {signal.Signals(-code).name} at {seen} images."
+        elif log.exists() and log.stat().st_mtime >= self.began:
+            first_line = log.read_text(encoding="utf-8").splitlines()[0]
+            reason = f"At {seen} images, on rank {rank}: {first_line}"
+        else:
+            reason = f"Rank {rank} left with exit code {code} at {seen} images."
+        return code if code in MISTAKES else RankError.exit_code, reason
+
+    def _explain_hang(self) -> str:
+        ranks = range(int(os.environ["WORLD_SIZE"]))
+        places = "; ".join(f"rank {rank} {self._position(rank)}" for rank in ranks)
+        return (
+            f"No optimizer step has ended for {self.timeout:g} s, at {self.images_seen} images: "
+            f"{places}. The stacks are in {self.run.stack('*')}. "
+            "If steps do take that long, raise strategy.timeout."
+        )
+
+    def _position(self, rank: int) -> str:
+        """Where a rank's main thread stands: its innermost line of code.
+
+        Where that is in torch or Lightning, the line outside of them that led there too.
+        """
+        stack = self.run.stack(rank).read_text(encoding="utf-8", errors="replace")
+        main_thread = stack.rpartition("hread 0x")[2]  # it is written last
+        frames = re.findall(r'File "(.+)", line (\d+) in (\S+)', main_thread)
         if not frames:
             return "gives no sign of life"
         file, line, name = frames[0]
-        outside = next(
-            (frame for frame in frames if not {"torch", "lightning"} & set(Path(frame[0]).parts)),
-            frames[0],
-        )
-        return f"at {file} line {line}, in {name}" + (
-            f", from {outside[0]} line {outside[1]}" if outside != frames[0] else ""
-        )
-
-    def _stuck(self) -> str:
-        places = "; ".join(
-            f"rank {rank} {self._place(rank)}" for rank in range(int(os.environ["WORLD_SIZE"]))
-        )
-        return (
-            f"No optimizer step has ended for {self.timeout:g} s, at {self.images_seen} images: {places}. The stacks are in "
-            f"{self.run_dir}/stuck-rank-*.txt. If steps do take that long, raise strategy.timeout."
-        )
-
-    def verdict(self, error: Exception | None) -> tuple[int, str]:
-        """(exit code, paragraph) for an error that is nobody's mistake, or for None: a rank has ended. What a rank above 0 has said of a
-        mistake of the user's keeps its code."""
-        self.over.set()
-        if error is not None and not lost_a_peer(error):
-            # Code 6 from a rank above 0 means that it has lost another: it is not the one to blame.
-            return (
-                (1, f"{type(error).__name__}: {error}")
-                if self.rank
-                else (RankError.exit_code, f"On rank 0: {type(error).__name__}: {error}")
-            )
-        end, ended = time.monotonic() + min(GRACE, self.timeout), []
-        while not ended and time.monotonic() < end:
-            codes = [child.poll() for child in self.children]
-            ended = [
-                (rank, code)
-                for rank, code in enumerate(codes, 1)
-                if code not in (None, RankError.exit_code)
-            ]
-            if None not in codes:
+        position = f"at {file} line {line}, in {name}"
+        for outer_file, outer_line, _ in frames:
+            if not {"torch", "lightning"} & set(Path(outer_file).parts):
+                if (outer_file, outer_line) != (file, line):
+                    position += f", from {outer_file} line {outer_line}"
                 break
-            time.sleep(0.05)
-        if not ended:
-            return (
-                RankError.exit_code,
-                f"Rank {self.rank} has lost the others at {self.images_seen} images: {error or 'one of them lost its peers'}",
-            )
-        rank, code = ended[0]
-        log = RunFolder(self.run_dir).error_log(rank)
-        if -code in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
-            # Before it listened: there is nothing to save yet.
-            return (
-                130 if -code == signal.SIGINT else 143,
-                f"Rank {rank} was ended by {signal.Signals(-code).name} while it started. Go on with resume=auto.",
-            )
-        if code < 0:
-            said = f"Rank {rank} was killed by {signal.Signals(-code).name} at {self.images_seen} images."
-        elif log.exists() and log.stat().st_mtime >= self.began:
-            said = f"At {self.images_seen} images, on rank {rank}: {log.read_text(encoding='utf-8').splitlines()[0]}"
-        else:
-            said = f"Rank {rank} left with exit code {code} at {self.images_seen} images."
-        return code if code in (2, 3, 4, 5) else RankError.exit_code, said
+        return position
 
-    def _end(self, code: int, paragraph: str) -> None:
+    def _end_run(self, code: int, paragraph: str) -> None:
+        """Ends the other ranks, then this process."""
         for child in self.children:
             child.kill()
             child.wait()
         if self.launcher and not self.orphaned:
-            os.kill(
-                self.launcher, signal.SIGKILL
-            )  # rank 0 should have ended this one by now: it is stuck beyond help
+            # Rank 0 should have ended this one by now: it is stuck, and cannot end itself.
+            os.kill(self.launcher, signal.SIGKILL)
             while not self.orphaned:
                 time.sleep(0.01)
-        self._sweep("*")
+        self._remove_empty_stacks("*")
         self.leave(code, paragraph)
+
+    def _remove_empty_stacks(self, rank: int | str) -> None:
+        """Removes the files that no stack was written to."""
+        for path in self.run.path.glob(self.run.stack(rank).name):
+            with contextlib.suppress(OSError):
+                if not path.stat().st_size:
+                    path.unlink()

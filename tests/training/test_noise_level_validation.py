@@ -8,13 +8,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from reading import lines, same
 
 from sdtrain.assemble.load import load
+from sdtrain.conditioning.interface import Inputs
 from sdtrain.evaluation.noise_level_error import BITS, LEVELS
+from sdtrain.randomness import KeyedRandom
 from sdtrain.schedules.linear import linear
 from sdtrain.training.callbacks import noise_level_validation as looking
 from sdtrain.training.callbacks.levels import EDGES, by_level, described
 from sdtrain.training.callbacks.noise_level_validation import NoiseLevelValidation
+from sdtrain.training.progress import Progress
 
 LOOKS = [
     "callbacks.noise_levels.every=32",
@@ -24,11 +28,8 @@ LOOKS = [
 ]
 
 
-def lines(run) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 def looks(run) -> list[dict]:
+    """What is left of each validation, in order."""
     return [json.loads(path.read_text()) for path in sorted((run / "validation").glob("*.json"))]
 
 
@@ -40,12 +41,11 @@ def run(here, tiny, tmp_path_factory):
 
 
 def test_it_leaves_a_number_a_curve_and_every_error(run):
-    assert [look["images_seen"] for look in looks(run)] == [32, 64] and len(
-        list((run / "validation").glob("*.png"))
-    ) == 2
-    for look, line in zip(
-        looks(run), [line for line in lines(run) if "validation/bits_per_dim" in line], strict=True
-    ):
+    found = looks(run)
+    reported = [line for line in lines(run) if "validation/bits_per_dim" in line]
+    assert [look["images_seen"] for look in found] == [32, 64]
+    assert len(list((run / "validation").glob("*.png"))) == 2
+    for look, line in zip(found, reported, strict=True):
         errors = torch.tensor(look["errors"]["ema"], dtype=torch.float64)
         assert errors.shape == (8, len(LEVELS)) and line["validation/pictures"] == 8
         assert line["validation/bits_per_dim"] == pytest.approx((errors @ BITS).mean().item())
@@ -56,117 +56,94 @@ def test_it_leaves_a_number_a_curve_and_every_error(run):
             "validation/bits_per_dim_error",
         } <= line.keys()
         outside = ~torch.tensor(look["inside"])
-        assert torch.equal(
-            errors[:, outside], torch.tensor(look["linear"], dtype=torch.float64)[:, outside]
-        ) and 0 < outside.sum() < len(LEVELS)
+        linear = torch.tensor(look["linear"], dtype=torch.float64)
+        assert torch.equal(errors[:, outside], linear[:, outside])
+        assert 0 < outside.sum() < len(LEVELS)
 
 
 def test_the_errors_are_the_networks(run):
     """Asked for again by other means: from the checkpoint, one picture and one level at a time."""
-    model = load(str(run), ema=True, device="cpu", allow=[], autoencoder=None)
-    held_out, objective = model.data.split("validation"), model.module.objective
-    noise = NoiseLevelValidation(
-        every=1, num_images=2, share=1, run_dir=run, metrics_log=None, ema=None
-    ).noise
+    loaded = load(str(run), ema=True, device="cpu", allow=[], autoencoder=None)
+    model = loaded.model
+    schedule = model.objective.schedule
+    held_out = loaded.data.split("validation")
+    random = KeyedRandom(0, "noise levels")
+    found = looks(run)[-1]["errors"]["ema"]
     for place, level in ((0, 9), (5, 12), (7, 18)):
         row = held_out[(place, place)]
-        x0 = model.module.autoencoder.encode(row.image[None])
-        eps = torch.from_numpy(noise.normal(place, tuple(x0.shape[1:])))[None]
-        alpha, sigma = (
-            LEVELS[level].sigmoid().sqrt().float(),
-            (-LEVELS[level]).sigmoid().sqrt().float(),
-        )
-        timestep = objective.schedule.timestep(
-            objective.schedule.time_of(LEVELS[level : level + 1])
-        )
-        context = model.module.conditioner(
-            [row.caption], torch.tensor([row.label]), torch.zeros(1, dtype=torch.bool)
-        ).context
-        with torch.no_grad():
-            both = [
-                (sign * eps - model.module.unet(alpha * x0 + sigma * sign * eps, timestep, context))
-                .square()
-                .mean()
-                .item()
-                for sign in (1, -1)
-            ]
-        assert looks(run)[-1]["errors"]["ema"][place][level] == pytest.approx(
-            np.mean(both), rel=1e-4
-        )
+        x0 = model.autoencoder.encode(row.image[None])
+        eps = torch.from_numpy(random.normal(place, tuple(x0.shape[1:])))[None]
+        alpha = LEVELS[level].sigmoid().sqrt().float()
+        sigma = (-LEVELS[level]).sigmoid().sqrt().float()
+        timestep = schedule.timestep(schedule.time_of(LEVELS[level : level + 1]))
+        kept = torch.zeros(1, dtype=torch.bool)
+        inputs = Inputs([row.caption], torch.tensor([row.label]), kept, tuple(x0.shape[-2:]))
+        context = model.conditioner(inputs).context
+        both = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                output = model.unet(alpha * x0 + sigma * sign * eps, timestep, context)
+            both.append((sign * eps - output).square().mean().item())
+        assert found[place][level] == pytest.approx(np.mean(both), rel=1e-4)
 
 
 @pytest.mark.slow
 def test_ranks_share_the_pictures(command, tiny, run, tmp_path):
-    """Four ranks, two of them without a picture at a look in mid-run, are told the same as one; nobody waits while another looks at all."""
-    words = [
-        "strategy=ddp",
-        "trainer.devices=4",
+    """Four ranks, two of them without a picture in mid-run, find what one finds; nobody waits while another validates."""
+    words = tiny(
+        *LOOKS,
         "data.batch_size=8",
         "trainer.max_images=64",
         "optimizer.lr=0",
-    ]
-    mid = ["callbacks.noise_levels.share=1e-9"]
-    result = command("sdtrain", *tiny(*LOOKS, *words, *mid), f"hydra.run.dir={tmp_path}/four")
+        "callbacks.noise_levels.share=1e-9",
+    )
+    four = ["strategy=ddp", "trainer.devices=4"]
+    result = command("sdtrain", *words, *four, f"hydra.run.dir={tmp_path}/four")
     assert result.code == 0, result.err
-    assert (
-        command("sdtrain", *tiny(*LOOKS, *words[2:], *mid), f"hydra.run.dir={tmp_path}/one").code
-        == 0
-    )
-    ours, theirs = looks(tmp_path / "four"), looks(tmp_path / "one")
-    assert (
-        [len(look["pictures"]) for look in ours]
-        == [2, 8]
-        == [len(look["pictures"]) for look in theirs]
-    )
+    result = command("sdtrain", *words, f"hydra.run.dir={tmp_path}/one")
+    assert result.code == 0, result.err
+    ours = looks(tmp_path / "four")
+    theirs = looks(tmp_path / "one")
+    assert [len(look["pictures"]) for look in ours] == [2, 8]
+    assert [len(look["pictures"]) for look in theirs] == [2, 8]
     for our, their in zip(ours, theirs, strict=True):
         for weights in ("ema", "raw"):
-            torch.testing.assert_close(
-                torch.tensor(our["errors"][weights]),
-                torch.tensor(their["errors"][weights]),
-                rtol=1e-5,
-                atol=0,
-            )
+            one = torch.tensor(our["errors"][weights])
+            other = torch.tensor(their["errors"][weights])
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=0)
 
 
 def test_looking_changes_no_weight(run, tiny_run, saved):
-    ours, theirs = saved(run), saved(tiny_run)
-    assert ours.keys() == theirs.keys() and all(
-        torch.equal(value, theirs[key]) for key, value in ours.items()
-    )
+    assert same(saved(run), saved(tiny_run))
 
 
 def test_runs_of_other_seeds_and_schedules_look_at_the_same_pictures_with_the_same_noise(
     here, tiny, run, tmp_path
 ):
-    assert (
-        here(
-            "sdtrain",
-            *tiny(*LOOKS, "seed=5", "schedule=cosine", "prediction=v"),
-            f"hydra.run.dir={tmp_path}/run",
-        ).code
-        == 0
-    )
-    ours, theirs = looks(run)[-1], looks(tmp_path / "run")[-1]
-    assert all(
-        ours[key] == theirs[key]
-        for key in ("pictures", "mean", "variance", "linear", "autoencoder", "latent_scale")
-    )
+    words = tiny(*LOOKS, "seed=5", "schedule=cosine", "prediction=v")
+    assert here("sdtrain", *words, f"hydra.run.dir={tmp_path}/run").code == 0
+    ours = looks(run)[-1]
+    theirs = looks(tmp_path / "run")[-1]
+    for key in ("pictures", "mean", "variance", "linear", "autoencoder", "latent_scale"):
+        assert ours[key] == theirs[key]
     assert ours["errors"] != theirs["errors"] and sum(theirs["inside"]) > sum(ours["inside"])
 
 
+def validation_of(run_dir, **changed) -> NoiseLevelValidation:
+    settings = {"every": 1000, "num_images": 64, "share": 0.03} | changed
+    silent = SimpleNamespace(report=lambda *given: None)
+    return NoiseLevelValidation(**settings, run_dir=run_dir, metrics_log=silent, ema=None)
+
+
 def test_it_looks_at_as_many_as_the_time_allows_and_at_all_in_the_end(tmp_path, monkeypatch):
-    """On a clock of its own: training takes 1 s an image, a look 2 s a picture."""
+    """On a clock of its own: training takes 1 s an image, a validation 2 s a picture."""
     clock = [0.0]
     monkeypatch.setattr(looking, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    silent = SimpleNamespace(report=lambda *given: None)
-    validation = NoiseLevelValidation(
-        every=1000, num_images=64, share=0.03, run_dir=tmp_path, metrics_log=silent, ema=None
-    )
+    validation = validation_of(tmp_path)
     one = SimpleNamespace(broadcast=lambda value: value)
-    trainer = SimpleNamespace(
-        datamodule=SimpleNamespace(images_seen=0), strategy=one, is_global_zero=True
-    )
-    module = SimpleNamespace(optimisation=SimpleNamespace(max_images=4000))
+    trainer = SimpleNamespace(strategy=one, is_global_zero=True)
+    progress = Progress(batch_size=8, max_images=4000)
+    module = SimpleNamespace(progress=progress)
     seen = []
 
     def errors(trainer, module, count):
@@ -174,34 +151,22 @@ def test_it_looks_at_as_many_as_the_time_allows_and_at_all_in_the_end(tmp_path, 
         seen.append(count)
         return {}
 
-    validation.latents = torch.zeros(64, 1)
+    validation.held_out = SimpleNamespace(x0=torch.zeros(64, 1))
     monkeypatch.setattr(validation, "_errors", errors)
     monkeypatch.setattr(validation, "_write", lambda *given: None)
     validation.on_train_start(trainer, module)
     for _ in range(3):
         clock[0] += 1000.0
-        trainer.datamodule.images_seen += 1000
-        validation.look(trainer, module, last=False)
-    validation.look(trainer, module, last=True)
-    assert seen == [
-        4,
-        8,
-        8,
-        8,
-        64,
-    ]  # 3 % of 4000 s, less 8 s for the first 4, by 4 looks are 14 pictures: a power of two of them
-    resumed = NoiseLevelValidation(
-        every=1000, num_images=64, share=0.03, run_dir=tmp_path, metrics_log=None, ema=None
-    )
+        progress.images_seen += 1000
+        validation.validate(trainer, module, last=False)
+    validation.validate(trainer, module, last=True)
+    # 3 % of 4000 s, less 8 s for the first 4, by 4 validations are 14 pictures: a power of two of them.
+    assert seen == [4, 8, 8, 8, 64]
+    resumed = validation_of(tmp_path)
     resumed.load_state_dict(validation.state_dict())
     assert resumed.count == 8
     for other in ({"share": 0.5}, {"every": 500}):  # that is another number
-        resumed = NoiseLevelValidation(
-            **{"every": 1000, "num_images": 64, "share": 0.03} | other,
-            run_dir=tmp_path,
-            metrics_log=None,
-            ema=None,
-        )
+        resumed = validation_of(tmp_path, **other)
         resumed.load_state_dict(validation.state_dict())
         assert resumed.count is None
 
@@ -222,14 +187,16 @@ def test_bad_values(here, tiny, tmp_path, words):
 
 def test_training_by_level(run):
     """Each line says of every sample since the last where it was and what it cost."""
-    for line in [line for line in lines(run) if "train/loss" in line]:
-        counts, means = line["train/count_by_level"], line["train/loss_by_level"]
-        assert sum(counts) == 16 and [mean is None for mean in means] == [
-            count == 0 for count in counts
-        ]
-        assert sum(
-            mean * count for mean, count in zip(means, counts, strict=True) if count
-        ) / 16 == pytest.approx(line["train/loss"], rel=1e-4)
+    for line in lines(run):
+        if "train/loss" not in line:
+            continue
+        counts = line["train/count_by_level"]
+        means = line["train/loss_by_level"]
+        assert sum(counts) == 16
+        assert [mean is None for mean in means] == [count == 0 for count in counts]
+        pairs = zip(means, counts, strict=True)
+        total = sum(mean * count for mean, count in pairs if count)
+        assert total / 16 == pytest.approx(line["train/loss"], rel=1e-4)
 
 
 def test_the_histogram_is_that_of_the_schedule():
@@ -238,10 +205,9 @@ def test_the_histogram_is_that_of_the_schedule():
     _, counts = by_level(schedule, torch.ones(1000), t)
     wanted, _ = np.histogram(schedule.log_snr(t).numpy(), EDGES.numpy())
     assert counts.tolist() == wanted.tolist() and counts.sum() == 1000
-    extremes = by_level(schedule, torch.tensor([1.0, 3.0]), torch.tensor([0.0, 1.0]))
-    assert described(extremes)["train/count_by_level"][-3:] == [1, 0, 0] and math.isclose(
-        described(extremes)["train/loss_by_level"][1], 3.0
-    )
+    extremes = described(by_level(schedule, torch.tensor([1.0, 3.0]), torch.tensor([0.0, 1.0])))
+    assert extremes["train/count_by_level"][-3:] == [1, 0, 0]
+    assert math.isclose(extremes["train/loss_by_level"][1], 3.0)
 
 
 @pytest.mark.slow
@@ -254,16 +220,11 @@ def test_its_share_of_the_time(command, tmp_path):
         "logger=none",
         "callbacks.samples.every=0",
         "validation.every=0",
+        "callbacks.noise_levels.every=8000",
     ]
-    assert (
-        command(
-            "sdtrain", *words, "callbacks.noise_levels.every=8000", f"hydra.run.dir={tmp_path}/run"
-        ).code
-        == 0
-    )
-    assert time.monotonic() - began < 600 and [
-        look["images_seen"] for look in looks(tmp_path / "run")
-    ] == [8000, 16000]
+    assert command("sdtrain", *words, f"hydra.run.dir={tmp_path}/run").code == 0
+    assert time.monotonic() - began < 600
+    assert [look["images_seen"] for look in looks(tmp_path / "run")] == [8000, 16000]
     found = lines(tmp_path / "run")
     spent = [line["validation/seconds"] for line in found if "validation/seconds" in line]
     assert len(spent) == 2 and spent[0] < 0.03 * (found[-1]["seconds"] - spent[-1])

@@ -2,13 +2,15 @@
 
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from sdtrain.errors import DivergedError
-from sdtrain.training.optimisation import Constant, Cosine, Optimisation
+from sdtrain.errors import DivergedError, UserError
+from sdtrain.training.optimisation import Constant, Cosine, Optimisation, OptimisedModule
+from sdtrain.training.progress import Progress
 
 
 @pytest.mark.parametrize(
@@ -26,9 +28,8 @@ from sdtrain.training.optimisation import Constant, Cosine, Optimisation
     ],
 )
 def test_cosine(images_seen, factor):
-    assert Cosine(warmup_images=100, final_factor=0.1)(images_seen, 1100) == pytest.approx(
-        factor, abs=1e-15
-    )
+    schedule = Cosine(warmup_images=100, final_factor=0.1)
+    assert schedule(images_seen, 1100) == pytest.approx(factor, abs=1e-15)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +49,14 @@ def test_cosine(images_seen, factor):
 )
 def test_other_learning_rates(schedule, images_seen, factor):
     assert schedule(images_seen, 1000) == pytest.approx(factor, abs=1e-15)
+
+
+@pytest.mark.parametrize("schedule", [Cosine, Constant])
+def test_a_negative_warm_up_is_refused(schedule):
+    with pytest.raises(UserError) as caught:
+        schedule(warmup_images=-1)
+    assert caught.value.key == "lr_schedule.warmup_images"
+    assert caught.value.exit_code == 2
 
 
 def make(
@@ -70,21 +79,14 @@ def make(
 
 
 def test_the_rate_is_set_on_every_group_from_its_own_peak():
-    first, second = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
-    optimisation, optimizer = make(
-        [{"params": [first], "lr": 0.2}, {"params": [second]}],
-        lr_schedule=Cosine(warmup_images=100),
-    )
-    for images_seen, factor in (
-        (50, 0.5),
-        (550, 0.5),
-        (50, 0.5),
-        (1000, 0.0),
-    ):  # no state: the same answer at a second call
+    first = {"params": [nn.Parameter(torch.ones(1))], "lr": 0.2}
+    second = {"params": [nn.Parameter(torch.ones(1))]}
+    optimisation, optimizer = make([first, second], lr_schedule=Cosine(warmup_images=100))
+    # No state: the same answer at a second call.
+    for images_seen, factor in ((50, 0.5), (550, 0.5), (50, 0.5), (1000, 0.0)):
         optimisation.set_learning_rate(optimizer, images_seen)
-        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(
-            [0.2 * factor, 0.1 * factor], abs=1e-16
-        )
+        rates = [group["lr"] for group in optimizer.param_groups]
+        assert rates == pytest.approx([0.2 * factor, 0.1 * factor], abs=1e-16)
 
 
 def parameters():
@@ -95,29 +97,49 @@ def parameters():
     ]
 
 
-def step(optimisation, optimizer, values, loss=1.0):
-    """One step with these gradients; the last parameter has none. Returns what clip saw."""
+def set_gradients(optimizer, values):
+    """The last of the three parameters has none."""
     optimizer.zero_grad()
     first, second, _ = optimizer.param_groups[0]["params"]
-    first.grad, second.grad = torch.tensor(values[:3]), torch.tensor(values[3:]).reshape(2, 1)
+    first.grad = torch.tensor(values[:3])
+    second.grad = torch.tensor(values[3:]).reshape(2, 1)
+
+
+def step(optimisation, optimizer, values, loss=1.0):
+    """One step with these gradients. Returns the norm that is shown: that before clipping, NaN for a step not taken."""
+    set_gradients(optimizer, values)
     optimisation.set_learning_rate(optimizer, 8)
-    norm = optimisation.clip(optimizer, torch.tensor(loss))
+    result = optimisation.clip(optimizer, torch.tensor(loss))
     optimizer.step()
-    return norm
+    return result.shown_norm
 
 
-def tensors(optimizer):
-    """Every weight and every entry of the optimizer's state, copied. An entry not made yet counts as nothing."""
-    group = optimizer.param_groups[0]["params"]
-    return [p.detach().clone() for p in group], [
-        {k: v.clone() for k, v in optimizer.state[p].items()} for p in group if p in optimizer.state
-    ]
+def weights_of(optimizer):
+    """Every weight, copied."""
+    return [p.detach().clone() for p in optimizer.param_groups[0]["params"]]
+
+
+def state_of(optimizer):
+    """Every entry of the optimizer's state, copied. An entry not made yet counts as nothing."""
+    copies = []
+    for parameter in optimizer.param_groups[0]["params"]:
+        if parameter in optimizer.state:
+            entries = optimizer.state[parameter].items()
+            copies.append({name: value.clone() for name, value in entries})
+    return copies
 
 
 def same(one, other):
-    return len(one) == len(other) and all(
-        torch.equal(a, b) for a, b in zip(one, other, strict=True)
-    )
+    pairs = zip(one, other, strict=True)
+    return len(one) == len(other) and all(torch.equal(a, b) for a, b in pairs)
+
+
+def same_state(one, other):
+    """Whether every entry of `one` is in `other`, bit for bit."""
+    for ours, theirs in zip(one, other, strict=True):
+        if not all(value.equal(theirs[name]) for name, value in ours.items()):
+            return False
+    return True
 
 
 GOOD = [[0.3, -0.1, 0.2, 1.0, -0.5], [-0.2, 0.4, 0.1, 0.3, 0.2]]
@@ -131,42 +153,32 @@ GOOD = [[0.3, -0.1, 0.2, 1.0, -0.5], [-0.2, 0.4, 0.1, 0.3, 0.2]]
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("clip", [math.inf, 0.5])
 def test_a_gradient_that_is_not_finite_leaves_no_trace(settings, bad, clip):
-    """Three runs: with a bad step between two good ones, with a bad step first, and without any. All end in the same bits."""
-    optimisation, optimizer = make(parameters(), clip=clip, **settings)
-    late_optimisation, late = make(parameters(), clip=clip, **settings)
-    twin_optimisation, twin = make(parameters(), clip=clip, **settings)
+    """Three runs: a bad step between two good ones, a bad step first, and none. All end in the same bits."""
+    middle = make(parameters(), clip=clip, **settings)
+    first = make(parameters(), clip=clip, **settings)
+    twin = make(parameters(), clip=clip, **settings)
 
-    before, _ = tensors(late)
-    assert step(
-        late_optimisation, late, [0.3, bad, 0.2, 1.0, -0.5]
-    ).isnan()  # the norm of a step not taken is nan in the log
-    assert same(tensors(late)[0], before)
-    assert not any(
-        value.any() for state in tensors(late)[1] for value in state.values()
-    )  # no moment, and no step counted
+    before = weights_of(first[1])
+    assert step(*first, [0.3, bad, 0.2, 1.0, -0.5]).isnan()
+    assert same(weights_of(first[1]), before)
+    for entries in state_of(first[1]):  # no moment, and no step counted
+        assert not any(value.any() for value in entries.values())
 
-    assert step(optimisation, optimizer, GOOD[0]).isfinite()
-    weights, state = tensors(optimizer)
+    assert step(*middle, GOOD[0]).isfinite()
+    weights = weights_of(middle[1])
+    state = state_of(middle[1])
     assert not same(weights[:2], before[:2])
-    step(optimisation, optimizer, [0.3, -0.1, 0.2, bad, -0.5])
-    after, state_after = tensors(optimizer)
-    assert same(after, weights)
-    assert all(
-        a[name].equal(b[name]) for a, b in zip(state, state_after, strict=True) for name in a
-    )
+    step(*middle, [0.3, -0.1, 0.2, bad, -0.5])
+    assert same(weights_of(middle[1]), weights)
+    assert same_state(state, state_of(middle[1]))
 
-    step(late_optimisation, late, GOOD[0])
-    step(twin_optimisation, twin, GOOD[0])
-    for pair in ((optimisation, optimizer), (late_optimisation, late), (twin_optimisation, twin)):
-        assert step(*pair, GOOD[1]).isfinite()
-    weights, state = tensors(twin)
-    for one in (optimizer, late):
-        assert same(tensors(one)[0], weights)
-        assert all(
-            a[name].equal(b[name])
-            for a, b in zip(state, tensors(one)[1], strict=True)
-            for name in a
-        )
+    step(*first, GOOD[0])
+    step(*twin, GOOD[0])
+    for each in (middle, first, twin):
+        assert step(*each, GOOD[1]).isfinite()
+    for each in (middle, first):
+        assert same(weights_of(each[1]), weights_of(twin[1]))
+        assert same_state(state_of(twin[1]), state_of(each[1]))
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -174,29 +186,57 @@ def test_a_gradient_that_is_not_finite_leaves_no_trace(settings, bad, clip):
 def test_a_loss_that_is_not_finite_cancels_the_step_though_the_gradient_is(fused, loss):
     """An error of 1e20 has an infinite square and a finite gradient."""
     optimisation, optimizer = make(parameters(), fused=fused)
-    before, _ = tensors(optimizer)
+    before = weights_of(optimizer)
     assert step(optimisation, optimizer, GOOD[0], loss).isnan()
-    assert same(tensors(optimizer)[0], before)
+    assert same(weights_of(optimizer), before)
     step(optimisation, optimizer, GOOD[0])
-    assert not same(tensors(optimizer)[0], before)
+    assert not same(weights_of(optimizer), before)
+
+
+class Trained(OptimisedModule):
+    """Three parameters in one process."""
+
+    def __init__(self, optimisation: Optimisation, progress: Progress) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(parameters())
+        self.optimisation = optimisation
+        self.progress = progress
+        reduce = SimpleNamespace(reduce=lambda value, **_: value)
+        self.trainer = SimpleNamespace(strategy=reduce)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        return dict(self.named_parameters())
+
+    def step(self, optimizer, values) -> None:
+        set_gradients(optimizer, values)
+        self.progress.images_seen += self.progress.batch_size
+        self._window_loss = torch.tensor(1.0)
+        self.configure_gradient_clipping(optimizer)
+        optimizer.step()
 
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_steps_left_out_are_counted_and_bounded_and_do_not_advance_the_rate(fused):
-    optimisation, optimizer = make(
+    progress = Progress(batch_size=10, max_images=1000)
+    optimisation, _ = make(
         parameters(), fused=fused, max_skipped=2, lr_schedule=Cosine(warmup_images=100)
     )
+    module = Trained(optimisation, progress)
+    optimizer = module.configure_optimizers()
     for bad, skipped in ((False, 0), (True, 1), (False, 1), (True, 2)):
-        before, _ = tensors(optimizer)
-        step(optimisation, optimizer, [0.3, math.nan if bad else 0.1, 0.2, 1.0, -0.5])
-        assert (optimisation.skipped, optimisation.stepped) == (skipped, not bad)
-        assert same(tensors(optimizer)[0], before) == bad
-    optimisation.set_learning_rate(optimizer, 70, batch_size=10)
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(
-        0.1 * 0.5
-    )  # 70 seen, 20 of them in vain: half the warm-up
-    with pytest.raises(DivergedError, match=r"3 steps.*trainer\.max_skipped=2"):
-        step(optimisation, optimizer, [math.inf] * 5)
+        before = weights_of(optimizer)
+        module.step(optimizer, [0.3, math.nan if bad else 0.1, 0.2, 1.0, -0.5])
+        assert progress.skipped_steps == skipped
+        assert progress.step.applied == (not bad)
+        assert same(weights_of(optimizer), before) == bad
+    for _ in range(3):
+        module.step(optimizer, GOOD[0])
+    # 70 seen, 20 of them in vain: half the warm-up.
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.5)
+    with pytest.raises(DivergedError, match=r"3 steps.*trainer\.max_skipped=2") as caught:
+        module.step(optimizer, [math.inf] * 5)
+    assert caught.value.key == "optimizer.lr"
+    assert caught.value.exit_code == 4
 
 
 def test_clipping_by_hand():
@@ -207,9 +247,9 @@ def test_clipping_by_hand():
         assert norm.ndim == 0
         assert norm.item() == pytest.approx(13, rel=1e-6)
         grads = torch.cat([p.grad.flatten() for p in optimizer.param_groups[0]["params"][:2]])
-        torch.testing.assert_close(
-            grads, torch.tensor([3.0, 0.0, 4.0, 0.0, 12.0]) * factor, rtol=1e-6, atol=0
-        )  # float32; torch adds 1e-6 to the norm
+        wanted = torch.tensor([3.0, 0.0, 4.0, 0.0, 12.0]) * factor
+        # float32; torch adds 1e-6 to the norm
+        torch.testing.assert_close(grads, wanted, rtol=1e-6, atol=0)
 
 
 def test_what_the_configuration_says_wins_over_a_loaded_optimizer():
@@ -225,22 +265,20 @@ def test_what_the_configuration_says_wins_over_a_loaded_optimizer():
         lr_schedule=Constant(warmup_images=16),
     )
     new.load_state_dict(old.state_dict())
-    moments = tensors(old)[1]
-    assert all(
-        a[name].equal(b[name]) for a, b in zip(moments, tensors(new)[1], strict=True) for name in a
-    )
+    moments = state_of(old)
+    assert same_state(moments, state_of(new))
     new_optimisation.set_learning_rate(new, 8)
     (group,) = new.param_groups
-    assert (group["lr"], group["weight_decay"], tuple(group["betas"]), group["eps"]) == (
-        0.01,
-        0.0,
-        (0.5, 0.6),
-        1e-3,
-    )
-    # And they act. Adam by hand: m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g^2, corrected by the count of steps, 2.
-    before = tensors(new)[0][0]
+    assert group["lr"] == 0.01
+    assert group["weight_decay"] == 0.0
+    assert tuple(group["betas"]) == (0.5, 0.6)
+    assert group["eps"] == 1e-3
+    # And they act. Adam by hand, corrected by the count of steps, 2:
+    # m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g^2
+    before = weights_of(new)[0]
     step(new_optimisation, new, GOOD[1])
     g = torch.tensor(GOOD[1][:3])
-    m, v = 0.5 * moments[0]["exp_avg"] + 0.5 * g, 0.6 * moments[0]["exp_avg_sq"] + 0.4 * g**2
+    m = 0.5 * moments[0]["exp_avg"] + 0.5 * g
+    v = 0.6 * moments[0]["exp_avg_sq"] + 0.4 * g**2
     expected = before - 0.01 * (m / (1 - 0.5**2)) / ((v / (1 - 0.6**2)).sqrt() + 1e-3)
-    torch.testing.assert_close(tensors(new)[0][0], expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(weights_of(new)[0], expected, rtol=1e-6, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Training by noise level: of the losses and times that the ordinary steps have left behind, without a look at the device before a line is due."""
+"""Training by noise level: the mean loss and the number of samples in each bin of log_snr."""
 
 import math
 
@@ -12,18 +12,27 @@ EDGES = torch.arange(-12, 13, dtype=torch.float64)
 
 
 def by_level(schedule: Schedule, losses: Tensor, times: Tensor) -> Tensor:
-    """losses and times [N] to [2, bins] float64 on the CPU: the sum of the losses in each bin of log_snr, and how many they are."""
-    losses, log_snr = losses.double().cpu(), schedule.log_snr(times.double().cpu())
-    places = torch.bucketize(log_snr, EDGES[1:-1])
-    found = torch.zeros(2, len(EDGES) - 1, dtype=torch.float64)
-    return found.index_add_(1, places, torch.stack([losses, torch.ones_like(losses)]))
+    """The sum of the losses in each bin and their number: losses, times [N] to [2, bins] float64.
+
+    The result is on the CPU.
+    """
+    losses = losses.double().cpu()
+    log_snr = schedule.log_snr(times.double().cpu())
+    bins = torch.bucketize(log_snr, EDGES[1:-1])
+    sums_and_counts = torch.zeros(2, len(EDGES) - 1, dtype=torch.float64)
+    values = torch.stack([losses, torch.ones_like(losses)])
+    return sums_and_counts.index_add_(1, bins, values)
 
 
-def described(found: Tensor) -> dict[str, list[float | None]]:
-    """What a line of numbers says of it: the mean loss of each bin, None for an empty one and where it is not finite, and the realised histogram."""
-    sums, counts = found.tolist()
-    means = [
-        float(f"{total / count:.6g}") if count and math.isfinite(total) else None
-        for total, count in zip(sums, counts, strict=True)
-    ]
-    return {"train/loss_by_level": means, "train/count_by_level": [int(count) for count in counts]}
+def described(sums_and_counts: Tensor) -> dict[str, list[float | None]]:
+    """What metrics.jsonl gets: the mean loss of each bin and the number of its samples.
+
+    The mean is None for an empty bin and where it is not finite.
+    """
+    means = []
+    counts = []
+    for total, count in zip(*sums_and_counts.tolist(), strict=True):
+        known = count and math.isfinite(total)
+        means.append(float(f"{total / count:.6g}") if known else None)
+        counts.append(int(count))
+    return {"train/loss_by_level": means, "train/count_by_level": counts}

@@ -16,49 +16,59 @@ from sdtrain.training.progress import window_ended
 
 
 class ProgressBar(L.Callback):
-    """A rich bar with loss, images/s and time left; where the output is no terminal, a plain line at each tenth of the run."""
+    """A bar with loss, images/s and time left.
+
+    Where the output is no terminal, a plain line at each tenth of the run.
+    """
 
     def __init__(self, *, metrics_log: MetricsLog, console: Console) -> None:
-        self.metrics_log, self.console, self.bar, self.tenth = metrics_log, console, None, 0
+        self.metrics_log = metrics_log
+        self.console = console
+        self.bar: Progress | None = None
+        self.task = None
+        self.tenth = 0
+        """Tenths of the run that are done."""
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        total, seen = module.progress.max_images, module.progress.images_seen
+        total = module.progress.max_images
+        seen = module.progress.images_seen
         self.tenth = 10 * seen // total
-        if trainer.is_global_zero and self.console.is_terminal:
-            self.bar = Progress(
-                TextColumn("training"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("images  {task.fields[numbers]}"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                console=self.console,
-            )
-            self.task = self.bar.add_task("training", total=total, completed=seen, numbers="")
-            self.bar.start()
+        if not trainer.is_global_zero or not self.console.is_terminal:
+            return
+        self.bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("images  {task.fields[numbers]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self.task = self.bar.add_task("training", total=total, completed=seen, numbers="")
+        self.bar.start()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs, batch, batch_index: int
     ) -> None:
         if not window_ended(trainer) or not trainer.is_global_zero:
             return
-        total, seen = module.progress.max_images, module.progress.images_seen
+        total = module.progress.max_images
+        seen = module.progress.images_seen
         if self.bar is not None:
-            self.bar.update(self.task, completed=min(seen, total), numbers=self.numbers())
+            self.bar.update(self.task, completed=min(seen, total), numbers=self._latest_numbers())
         elif 10 * seen // total > self.tenth:
             self.tenth = 10 * seen // total
-            self.console.print(f"{seen} of {total} images  {self.numbers()}")
-
-    def numbers(self) -> str:
-        latest = self.metrics_log.latest
-        return (
-            f"loss {latest['train/loss']:.4f}  {latest['train/images_per_second']:.0f} images/s"
-            if latest
-            else ""
-        )
+            self.console.print(f"{seen} of {total} images  {self._latest_numbers()}")
 
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
+
+    def _latest_numbers(self) -> str:
+        latest = self.metrics_log.latest
+        if not latest:
+            return ""
+        speed = latest["train/images_per_second"]
+        return f"loss {latest['train/loss']:.4f}  {speed:.0f} images/s"

@@ -6,11 +6,12 @@ from pathlib import Path
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from sdtrain.errors import UserError
+from sdtrain.runs.layout import RunFolder
 
 
 def csv(*, run_dir: Path) -> Logger:
     """Lightning's metrics.csv under csv/ in the run."""
-    return CSVLogger(run_dir, name="csv", version="")
+    return CSVLogger(run_dir, name=RunFolder(run_dir).csv.name, version="")
 
 
 def tensorboard(*, run_dir: Path, resumed: int) -> Logger:
@@ -23,7 +24,8 @@ def tensorboard(*, run_dir: Path, resumed: int) -> Logger:
             "needs the package tensorboard",
             key="logger",
             value="tensorboard",
-            remedy="pip install tensorboard, or choose another logger.",
+            remedy="Run pip install tensorboard, or choose another logger.",
         )
     purge_step = resumed + 1 if resumed else None
-    return TensorBoardLogger(run_dir, name="tensorboard", version="", purge_step=purge_step)
+    name = RunFolder(run_dir).tensorboard.name
+    return TensorBoardLogger(run_dir, name=name, version="", purge_step=purge_step)

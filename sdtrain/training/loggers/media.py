@@ -1,4 +1,7 @@
-"""What a logger is asked beyond numbers. One that cannot show a thing leaves it out: the run's folder has it."""
+"""Loggers are made and closed here, and given pictures, histograms and tables.
+
+What a logger cannot show is left out: the run's folder has it.
+"""
 
 import os
 
@@ -16,9 +19,10 @@ from sdtrain.training.loggers.wandb import GuardedWandb, own_data_dir
 
 
 def make_logger(config: dict, folder: RunFolder, saved: str, resumed: int) -> Logger | None:
-    """The logger that the configuration names, told the run's saved configuration.
+    """The logger that the configuration names, or None.
 
-    resumed: images seen at the checkpoint that the run goes on from.
+    saved: the run's yaml, which is logged as its hyperparameters. resumed: images seen at the
+    checkpoint that the run goes on from.
     """
     if not config.get("logger"):
         return None
@@ -41,7 +45,7 @@ def close_logger(logger: Logger, *, failed: bool) -> None:
 
 
 def log_picture(logger: Logger, key: str, picture: Image.Image, images_seen: int) -> None:
-    """A picture to a logger that takes pictures."""
+    """Logs a picture, where the logger takes pictures."""
     if isinstance(logger, GuardedWandb):
         import wandb
 
@@ -54,7 +58,7 @@ def log_picture(logger: Logger, key: str, picture: Image.Image, images_seen: int
 def log_levels(
     logger: Logger, lists: dict[str, list], edges: list[float], images_seen: int
 ) -> None:
-    """Training by noise level as histograms over log_snr: how many samples each bin had, and their mean loss."""
+    """Logs the number of samples and the mean loss by noise level, as histograms over log_snr."""
     if not isinstance(logger, GuardedWandb):
         return
     import wandb
@@ -69,19 +73,22 @@ def log_levels(
 def log_table(
     logger: Logger, key: str, columns: list[str], rows: list[list], images_seen: int
 ) -> None:
-    """A table to wandb; cells that are pictures ([H, W, 3] uint8 arrays) are shown as such.
+    """Logs a table to wandb; cells that are pictures ([H, W, 3] uint8 arrays) are shown as such.
 
-    Offline, wandb keeps the table's pictures for the upload alone; so each is logged by itself too, where `wandb leet`
-    and people find it.
+    Offline, wandb keeps the table's pictures for the upload alone; so each is logged by itself too,
+    where `wandb leet` and people find it.
     """
     if not isinstance(logger, GuardedWandb):
         return
     import wandb
 
+    def cell_shown(cell):
+        return wandb.Image(cell) if isinstance(cell, np.ndarray) else cell
+
     def table() -> dict:
         data = []
         for row in rows:
-            data.append([wandb.Image(c) if isinstance(c, np.ndarray) else c for c in row])
+            data.append([cell_shown(cell) for cell in row])
         single = []
         for row in rows:
             caption = ", ".join(str(cell) for cell in row[1:-1])

@@ -1,0 +1,67 @@
+"""The losses of all samples since the last line of metrics.jsonl: in all, and by noise level."""
+
+import lightning.pytorch as L
+import torch
+from torch import Tensor
+
+from sdtrain.training.callbacks.levels import by_level
+from sdtrain.training.diverged import FinishedStep, Samples
+from sdtrain.training.progress import Progress
+from sdtrain.types import Batch
+
+
+class LossesSinceLine:
+    """Collects losses on the device: nothing waits for them until a line is due.
+
+    steps: the optimizer steps since the last line, of this process.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[FinishedStep] = []
+        self._sum: Tensor | float = 0.0
+        self._count = 0
+        self._micro_batches: list[Samples] = []
+        self._levels: Tensor | float = 0.0  # of an earlier process, since its last line
+
+    def add_micro_batch(self, batch: Batch, progress: Progress) -> None:
+        self._sum = self._sum + progress.per_sample.sum()
+        self._count = self._count + len(batch.caption)
+        samples = Samples(batch.ordinal, progress.per_sample, progress.times)
+        self._micro_batches.append(samples)
+
+    def end_step(self, progress: Progress) -> None:
+        step = progress.step
+        self.steps.append(
+            FinishedStep(progress.images_seen, step.loss, step.norm, self._micro_batches)
+        )
+        self._micro_batches = []
+
+    def totals(self, trainer: L.Trainer, module: L.LightningModule) -> Tensor:
+        """[2]: (sum of the losses, their number) over all ranks, which call it together."""
+        parts = []
+        for value in (self._sum, self._count):
+            parts.append(torch.as_tensor(value, device=module.device, dtype=torch.float32))
+        return trainer.strategy.reduce(torch.stack(parts), reduce_op="sum")
+
+    def by_level(self, trainer: L.Trainer, module: L.LightningModule) -> Tensor | None:
+        """The same in each bin of log_snr, [2, bins]; None for an autoencoder."""
+        if module.progress.times is None:
+            return None
+        losses = []
+        times = []
+        for step in self.steps:
+            losses += [samples.losses for samples in step.micro_batches]
+            times += [samples.times for samples in step.micro_batches]
+        schedule = module.model.objective.schedule
+        own = self._levels + by_level(schedule, _joined(losses), _joined(times))
+        return trainer.strategy.reduce(own.to(module.device), reduce_op="sum").cpu()
+
+    def restore(self, totals: Tensor, levels: Tensor | None) -> None:
+        """Goes on from the sums of all ranks, which a checkpoint holds: on rank 0."""
+        self._sum = totals[0]
+        self._count = int(totals[1])
+        self._levels = 0.0 if levels is None else levels
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts) if parts else torch.zeros(0)

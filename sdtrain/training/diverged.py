@@ -1,0 +1,122 @@
+"""Optimizer steps whose loss or gradient was not finite, and the error that ends a run on them."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sdtrain.errors import DivergedError
+from sdtrain.training.progress import Progress
+
+MOST_NAMED = 8
+"""Samples that the error names."""
+
+Row = tuple[int, float, float] | tuple[int, float]
+"""(ordinal, loss, time) of a sample; an autoencoder's has no time."""
+
+
+@dataclass
+class Samples:
+    """A micro-batch on this rank.
+
+    Tensors [B] on the device: ordinals int64, losses, and times, or None for an autoencoder.
+    """
+
+    ordinals: Tensor
+    losses: Tensor
+    times: Tensor | None
+
+    def rows(self) -> list[Row]:
+        columns = [self.ordinals, self.losses]
+        if self.times is not None:
+            columns.append(self.times)
+        return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+@dataclass
+class FinishedStep:
+    """An optimizer step: images seen after it, its numbers on the device, its micro-batches.
+
+    loss: the sum over all its samples. norm: of its gradient before clipping.
+    """
+
+    images_seen: int
+    loss: Tensor
+    norm: Tensor
+    micro_batches: list[Samples]
+
+
+@dataclass
+class BadStep:
+    """A step that was not finite, with its numbers on the host."""
+
+    images_seen: int
+    loss: float
+    norm: float
+    micro_batches: list[Samples]
+
+
+def bad_steps(steps: list[FinishedStep]) -> list[BadStep]:
+    """Those that were not finite, the same on all ranks. Waits for the device, once."""
+    if not steps:
+        return []
+    numbers = torch.stack([torch.stack([step.loss, step.norm]) for step in steps]).tolist()
+    found = []
+    for step, (loss, norm) in zip(steps, numbers, strict=True):
+        if not math.isfinite(loss + norm):
+            found.append(BadStep(step.images_seen, loss, norm, step.micro_batches))
+    return found
+
+
+def divergence(
+    bad: list[BadStep],
+    num_steps: int,
+    *,
+    progress: Progress,
+    lr: float,
+    world_size: int,
+    has_checkpoint: bool,
+) -> DivergedError:
+    """The error for the bad ones of the last `num_steps` steps. It names samples of the first.
+
+    All ranks call it together.
+
+    Args:
+        lr: the learning rate at its peak.
+        has_checkpoint: whether the run has a checkpoint, which then is from before those steps.
+    """
+    first = bad[0]
+    named = _samples_to_name(first, world_size)
+    samples = ", ".join(str(row[0]) for row in named)
+    times = ""
+    if len(named[0]) > 2:
+        times = f", t = {', '.join(f'{row[2]:.3g}' for row in named)}"
+    size = progress.batch_size
+    step = (
+        f"first in step {first.images_seen // size}, which ended at {first.images_seen} images "
+        f"(samples {samples}{times}; loss {first.loss / size:g}, gradient norm {first.norm:g})"
+    )
+    saved = " and the last checkpoint is good" if has_checkpoint else ""
+    return DivergedError(
+        f"The loss or the gradient was not finite in {len(bad)} of the last {num_steps} "
+        f"optimizer steps, {step}. No weight has moved on it{saved}",
+        key="optimizer.lr",
+        remedy=f"Lower optimizer.lr (now {lr:g}) or trainer.gradient_clip, look at those samples, "
+        "or let up to n such steps be left out with trainer.max_skipped=n.",
+    )
+
+
+def _samples_to_name(step: BadStep, world_size: int) -> list[Row]:
+    """Samples on any rank whose own loss was not finite; if all were, any of them."""
+    own: list[Row] = []
+    for samples in step.micro_batches:
+        own += samples.rows()
+    by_rank = [own]
+    if world_size > 1:
+        by_rank = [None] * world_size
+        dist.all_gather_object(by_rank, own)
+    rows = sorted(sum(by_rank, []))
+    not_finite = [row for row in rows if not math.isfinite(row[1])]
+    return (not_finite or rows)[:MOST_NAMED]

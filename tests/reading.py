@@ -1,0 +1,60 @@
+"""What a run has left behind, read back by the tests: not by the code that wrote it."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+
+def not_json(constant: str):
+    raise ValueError(f"{constant} is no JSON")
+
+
+def lines(run: Path) -> list[dict]:
+    """The lines of metrics.jsonl. Raises where one holds NaN or infinity, which JSON does not
+    have."""
+    texts = (run / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(text, parse_constant=not_json) for text in texts]
+
+
+def status(run: Path) -> dict:
+    return json.loads((run / "status.json").read_text())
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The folders of its checkpoints, oldest first."""
+    return sorted((run / "checkpoints").glob("[0-9]*[0-9]"))
+
+
+def newest(run: Path) -> Path:
+    return checkpoints(run)[-1]
+
+
+def tensors(checkpoint: Path) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint by name: weights, average, and the optimizer's moments."""
+    found = {}
+    for name in ("model", "ema"):
+        file = checkpoint / f"{name}.safetensors"
+        weights = load_file(file) if file.is_file() else {}
+        found |= {f"{name}/{key}": value for key, value in weights.items()}
+    state = torch.load(checkpoint / "trainer.pt", weights_only=True)
+    for number, moments in state["optimizer_states"][0]["state"].items():
+        found |= {f"optimizer/{number}/{key}": value for key, value in moments.items()}
+    return found
+
+
+def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
+    """Whether both hold the same tensors, bit for bit."""
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def finite(values: dict[str, Tensor]) -> bool:
+    return all(bool(value.isfinite().all()) for value in values.values())
+
+
+def flattened(values: dict[str, Tensor]) -> Tensor:
+    """The weights among the tensors of a checkpoint, as one vector in float64."""
+    weights = [value for name, value in values.items() if name.startswith("model/")]
+    return torch.cat([value.double().flatten() for value in weights])
