@@ -81,7 +81,7 @@ def composed():
 @pytest.fixture(scope="session")
 def tiny(composed):
     """`more` after the overrides of TINY whose keys exist beside them: a run of 8 steps, in about a second."""
-    from sdtrain.config.check import flat
+    from sdtrain.runs.resume import flat
     from sdtrain.paths import config_dir
 
     @functools.cache
