@@ -1,7 +1,8 @@
-"""Keyed random numbers: every draw is a pure function of (seed, purpose, ordinal, index), so nothing has to be saved to resume.
+"""Keyed random numbers: every draw is a pure function of (seed, purpose, ordinal, index).
 
-Philox is a counter-based generator (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): its key is made of
-(seed, purpose), its counter of (ordinal, index). Two draws that differ in any of the four share no random word.
+So nothing has to be saved to resume. Philox is a counter-based generator (Salmon et al. 2011,
+"Parallel random numbers: as easy as 1, 2, 3"): its key is made of (seed, purpose), its counter of
+(ordinal, index). Two draws that differ in any of the four share no random word.
 """
 
 import hashlib
@@ -10,7 +11,10 @@ import numpy as np
 
 
 def philox_key(seed: int, purpose: str) -> np.ndarray:
-    """128-bit key for (seed, purpose): two uint64 words. Hashed, so that neighbouring seeds are as far apart as any others."""
+    """128-bit key for (seed, purpose): two uint64 words.
+
+    Hashed, so that neighbouring seeds are as far apart as any others.
+    """
     digest = hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=16).digest()
     return np.frombuffer(digest, dtype=np.uint64).copy()
 
@@ -18,18 +22,20 @@ def philox_key(seed: int, purpose: str) -> np.ndarray:
 class KeyedRandom:
     """The random numbers of one purpose.
 
-    One Philox object whose counter is set anew for each draw: half the price of a new generator per sample. The two low
-    words of the counter belong to the draw itself (2^128 blocks), the two high ones to (index, ordinal).
+    One Philox object whose counter is set anew for each draw: half the price of a new generator per
+    sample. The two low words of the counter belong to the draw itself (2^128 blocks), the two high
+    ones to (index, ordinal).
     """
 
     def __init__(self, seed: int, purpose: str) -> None:
-        self.seed, self.purpose = seed, purpose
+        self.seed = seed
+        self.purpose = purpose
         self._key = philox_key(seed, purpose)
         self._bits = np.random.Philox(key=self._key)
         self._generator = np.random.Generator(self._bits)
 
     def at(self, ordinal: int, index: int = 0) -> np.random.Generator:
-        """The generator placed at (ordinal, index), both in [0, 2^64). Valid until the next call."""
+        """The generator at (ordinal, index), both in [0, 2^64). Valid until the next call."""
         self._bits.state = {
             "bit_generator": "Philox",
             "state": {

@@ -1,4 +1,7 @@
-"""What travels between the rooms. Plain dataclasses: not frozen, because Lightning rebuilds them when it moves them to a device."""
+"""What travels between the rooms, as plain dataclasses.
+
+They are not frozen, because Lightning rebuilds them when it moves them to a device.
+"""
 
 from dataclasses import dataclass, fields, replace
 from typing import Protocol
@@ -9,11 +12,14 @@ from torch import Tensor
 
 @dataclass
 class Row:
-    """One sample as a data set gives it: a picture, or in its place the moments that an autoencoder made of it.
+    """One sample of a data set: a picture, or in its place the autoencoder's moments of it.
 
-    image [3, H, W] float32 in [-1, 1], or None; moments [2, C, h, w] float32: mean and standard deviation of the autoencoder's posterior,
-    before the latent scale, or None; label in [0, num_classes), 0 where the data have no classes; depth [1, H, W] float32,
-    inverse depth: 1 nearest, 0 farthest, or None; skipped: (name, what is wrong with it) of pictures that this one stands for.
+    Attributes:
+        image: [3, H, W] float32 in [-1, 1], or None where there are moments. caption: "" where it
+        has none. label: in [0, num_classes), 0 where the data have no classes. depth: [1, H, W]
+        float32, inverse depth: 1 nearest, 0 farthest, or None. moments: [2, C, h, w] float32: mean
+        and standard deviation of the autoencoder's posterior, before the latent scale, or None.
+        skipped: (name, what is wrong with it) of each picture in whose place this one stands.
     """
 
     image: Tensor | None
@@ -28,13 +34,16 @@ class Row:
 class Batch:
     """One micro-batch with every random number that the training step needs.
 
-    image [B, 3, H, W] in [-1, 1], or None where there are moments [B, 2, C, h, w] in its place, see Row; caption: B strings;
-    label [B] int64; depth [B, 1, H, W] or None;
-    noise [B, C, h, w], of the latents' shape: what the network is to predict; input_noise: what is added to the latents, None where that is
-    the same; posterior: standard normal for the autoencoder's posterior, or None;
-    u [B] float64 uniforms behind t; drop [B] float64 uniforms behind caption dropout; ordinal [B] int64;
-    stream_end: the ordinal at which the whole run, over all ranks, stands after this micro-batch;
-    skipped: (name, what is wrong with it) of each picture that another one was taken for.
+    Attributes:
+        image: [B, 3, H, W] in [-1, 1], or None where there are moments. caption: B strings. label:
+        [B] int64. depth: [B, 1, H, W] or None. noise: [B, C, h, w], of the latents' shape: what the
+        network is to predict. input_noise: of the same shape: what is added to the latents, None
+        where that is `noise`. posterior: of the same shape: standard normal for the autoencoder's
+        posterior, or None. u: [B] float64 uniforms behind t. drop: [B] float64 uniforms behind
+        caption dropout. ordinal: [B] int64. stream_end: the ordinal at which the whole run, over
+        all ranks, stands after this micro-batch. moments: [B, 2, C, h, w] in the place of the
+        picture, see Row, or None. skipped: (name, what is wrong with it) of each picture that
+        another one was taken for.
     """
 
     image: Tensor | None
@@ -52,25 +61,33 @@ class Batch:
     skipped: tuple[tuple[str, str], ...] = ()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {
-            k: v.to(device, non_blocking=non_blocking)
-            for k, v in moved.items()
-            if isinstance(v, Tensor)
-        }
+        """The batch with its tensors on a device."""
+        moved = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                moved[field.name] = value.to(device, non_blocking=non_blocking)
         return replace(self, **moved)
 
 
 @dataclass
 class Losses:
-    """per_sample [B]: the weighted loss of each sample, its mean is the training loss. t [B]: the times they were taken at."""
+    """The losses of one batch.
+
+    Attributes:
+        per_sample: [B], the weighted loss of each sample; its mean is the training loss.
+        t: [B], the times they were taken at.
+    """
 
     per_sample: Tensor
     t: Tensor
 
 
 class Pictures(Protocol):
-    """One split of a data set. An item is (index, ordinal): which picture, and the ordinal that keys its crop and flip."""
+    """One split of a data set.
+
+    An item is (index, ordinal): which picture, and the ordinal that keys its crop and flip.
+    """
 
     def __len__(self) -> int: ...
 
@@ -78,7 +95,10 @@ class Pictures(Protocol):
 
 
 class PictureData(Protocol):
-    """A data set: pictures of image_size x image_size with captions, in splits "train" and "validation"."""
+    """A data set: pictures of image_size x image_size with captions.
+
+    It has the splits "train" and "validation".
+    """
 
     image_size: int
     num_classes: int
@@ -86,5 +106,5 @@ class PictureData(Protocol):
     def split(self, name: str) -> Pictures: ...
 
     def example_prompts(self, count: int) -> list[str]:
-        """`count` captions that the sampling callback draws when the user names none; the same at every call."""
+        """`count` captions that are drawn where the user names none; the same at every call."""
         ...

@@ -2,8 +2,8 @@
 
     python -m sdtrain.conditioning.tokenizer FOLDER CAPTIONS.txt
 
-CAPTIONS.txt holds one caption a line; the names of Unicode's symbols are learned beside them. Bytes that no pair covers stay bytes,
-so every string has tokens.
+CAPTIONS.txt holds one caption a line; the names of Unicode's symbols are learned beside them. Bytes
+that no pair covers stay bytes, so every string has tokens.
 """
 
 import json
@@ -17,19 +17,27 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 from transformers import CLIPTokenizer
 
 MARKS = ["<|startoftext|>", "<|endoftext|>"]
-WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # CLIP's own rule
+WORDS = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+)
+"""CLIP's own rule."""
 
 
 def symbol_names() -> list[str]:
     """The lower-case names of Unicode's symbols, emoji among them."""
-    symbols = (
-        chr(code) for code in range(0x2000, 0x20000) if unicodedata.category(chr(code)) == "So"
-    )
-    return [name.lower() for symbol in symbols if (name := unicodedata.name(symbol, ""))]
+    names = []
+    for code in range(0x2000, 0x20000):
+        name = unicodedata.name(chr(code), "")
+        if name and unicodedata.category(chr(code)) == "So":
+            names.append(name.lower())
+    return names
 
 
 def train_tokenizer(captions: Iterable[str], vocabulary_size: int) -> CLIPTokenizer:
-    """A CLIP tokenizer of at most vocabulary_size tokens: 256 bytes, each also as a word's end, two marks and the merged pairs."""
+    """A CLIP tokenizer of at most vocabulary_size tokens.
+
+    They are 256 bytes, each also as a word's end, two marks and the merged pairs.
+    """
     bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
@@ -51,13 +59,13 @@ def train_tokenizer(captions: Iterable[str], vocabulary_size: int) -> CLIPTokeni
     )
     merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
     words = bytes_ + [b + "</w>" for b in bytes_] + ["".join(pair) for pair in merges]
-    return CLIPTokenizer(
-        vocab={word: i for i, word in enumerate(dict.fromkeys(words + MARKS))}, merges=merges
-    )
+    distinct = dict.fromkeys(words + MARKS)
+    return CLIPTokenizer(vocab={word: i for i, word in enumerate(distinct)}, merges=merges)
 
 
 def main() -> None:
-    folder, captions = Path(sys.argv[1]), Path(sys.argv[2]).read_text(encoding="utf-8").splitlines()
+    folder = Path(sys.argv[1])
+    captions = Path(sys.argv[2]).read_text(encoding="utf-8").splitlines()
     with tempfile.TemporaryDirectory() as scratch:
         train_tokenizer(captions + symbol_names(), vocabulary_size=2048).save_pretrained(scratch)
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,12 @@
 """Collating rows to a Batch with every random number of its training step, keyed by ordinal."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import chain
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sdtrain.data.order import permute
 from sdtrain.randomness import KeyedRandom
@@ -18,10 +20,11 @@ class Collate:
         seed: of the run.
         latent_shape: (C, h, w) of the noise.
         posterior: whether draws for the autoencoder's posterior are needed.
-        stratified: spread the u of one global batch evenly: u = (pi(place in the batch) + jitter) / global_batch, with pi keyed by
-            the optimizer step. Each u is still uniform by itself.
+        stratified: spread the u of one global batch evenly: u = (pi(place in the batch) + jitter) /
+            global_batch, with pi keyed by the optimizer step. Each u is still uniform by itself.
         global_batch: pictures of one optimizer step, over all ranks and micro-batches.
-        noise: (draw, shape) -> (noise, what is added to the latents where that is something else or None), see sdtrain.diffusion.noise.
+        noise: (draw, shape) -> (noise, what is added to the latents where that is something else or
+            None), see sdtrain.diffusion.noise.
     """
 
     def __init__(
@@ -34,52 +37,63 @@ class Collate:
         global_batch: int,
         noise: Callable,
     ) -> None:
-        self.law, self.latent_shape, self.stratified, self.global_batch, self.seed = (
-            noise,
-            tuple(latent_shape),
-            stratified,
-            global_batch,
-            seed,
-        )
-        self.noise, self.scalars = KeyedRandom(seed, "noise"), KeyedRandom(seed, "scalars")
+        self.seed = seed
+        self.latent_shape = tuple(latent_shape)
+        self.stratified = stratified
+        self.global_batch = global_batch
+        self.law = noise
+        self.noise = KeyedRandom(seed, "noise")
+        self.scalars = KeyedRandom(seed, "scalars")
         self.posterior = KeyedRandom(seed, "posterior") if posterior else None
 
     def u(self, ordinal: int, jitter: float) -> float:
+        """The uniform behind t of one sample; jitter: its own draw in [0, 1)."""
         if not self.stratified:
             return jitter
         step, place = divmod(ordinal, self.global_batch)
-        stratum = permute(
-            place, self.global_batch, self.seed, -1 - step
-        )  # epochs of the order count from 0: no key is shared
+        # Below 0, where the epochs of the order do not reach: no key is shared.
+        stratum = permute(place, self.global_batch, self.seed, -1 - step)
         return min((stratum + jitter) / self.global_batch, np.nextafter(1.0, 0.0))
 
     def __call__(self, rows: list[Row], ordinals: list[int], stream_end: int) -> Batch:
-        scalars = [
-            self.scalars.uniform(o, 2) for o in ordinals
-        ]  # one row of uniforms a sample: time, caption drop
-        stack = lambda arrays: torch.from_numpy(np.stack(arrays))  # noqa: E731
-        drawn = [
-            self.law(functools.partial(self.noise.normal, o), self.latent_shape) for o in ordinals
-        ]
-        posterior = (
-            None
-            if self.posterior is None
-            else stack([self.posterior.normal(o, self.latent_shape) for o in ordinals])
-        )
+        # One row of uniforms a sample: time, caption drop.
+        scalars = [self.scalars.uniform(ordinal, 2) for ordinal in ordinals]
+        u = [self.u(ordinal, time) for ordinal, (time, _) in zip(ordinals, scalars, strict=True)]
+        noise, input_noise = self._noise(ordinals)
         return Batch(
-            image=torch.stack([row.image for row in rows]),
+            image=_stacked([row.image for row in rows]),
             caption=[row.caption for row in rows],
             label=torch.tensor([row.label for row in rows]),
-            depth=None if rows[0].depth is None else torch.stack([row.depth for row in rows]),
-            noise=stack([noise for noise, _ in drawn]),
-            input_noise=None if drawn[0][1] is None else stack([added for _, added in drawn]),
-            posterior=posterior,
-            u=torch.tensor(
-                [self.u(o, s[0]) for o, s in zip(ordinals, scalars, strict=True)],
-                dtype=torch.float64,
-            ),
-            drop=torch.tensor([s[1] for s in scalars], dtype=torch.float64),
+            depth=_stacked([row.depth for row in rows]),
+            noise=noise,
+            input_noise=input_noise,
+            posterior=self._posterior_draws(ordinals),
+            u=torch.tensor(u, dtype=torch.float64),
+            drop=torch.tensor([drop for _, drop in scalars], dtype=torch.float64),
             ordinal=torch.tensor(ordinals),
             stream_end=stream_end,
-            skipped=tuple(bad for row in rows for bad in row.skipped),
+            moments=_stacked([row.moments for row in rows]),
+            skipped=tuple(chain.from_iterable(row.skipped for row in rows)),
         )
+
+    def _noise(self, ordinals: list[int]) -> tuple[Tensor, Tensor | None]:
+        """[B, C, h, w] each: what is to be predicted, and what is added where that differs."""
+        noise = []
+        added = []
+        for ordinal in ordinals:
+            draw = functools.partial(self.noise.normal, ordinal)
+            predicted, other = self.law(draw, self.latent_shape)
+            noise.append(torch.from_numpy(predicted))
+            added.append(None if other is None else torch.from_numpy(other))
+        return torch.stack(noise), _stacked(added)
+
+    def _posterior_draws(self, ordinals: list[int]) -> Tensor | None:
+        if self.posterior is None:
+            return None
+        draws = [self.posterior.normal(ordinal, self.latent_shape) for ordinal in ordinals]
+        return torch.from_numpy(np.stack(draws))
+
+
+def _stacked(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """One tensor of what every row has; None where the first has nothing."""
+    return None if parts[0] is None else torch.stack(list(parts))

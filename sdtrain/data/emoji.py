@@ -1,6 +1,7 @@
-"""Real pictures without a download: the machine's colour emoji font, each emoji captioned with its Unicode name.
+"""Real pictures without a download: the emoji of the machine's colour emoji font.
 
-`python -m sdtrain.data.emoji FOLDER` writes them as a folder of PNGs with captions, which `Images` reads.
+Each is captioned with its Unicode name. `python -m sdtrain.data.emoji FOLDER` writes them as a
+folder of PNGs with captions, which `Images` reads.
 """
 
 import argparse
@@ -19,16 +20,11 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from sdtrain.data.decode import (
-    WHITE,
-    PictureSplit,
-    Transform,
-    check_options,
-    make_splits,
-    resize_short_side,
-    rows_hash,
-)
+from sdtrain.data.crop import Transform, resize_short_side
+from sdtrain.data.decode import WHITE
+from sdtrain.data.split import PictureSplit, check_options, make_splits, rows_hash
 from sdtrain.errors import DataError, UserError
+from sdtrain.files import atomic_file, write_text
 
 PLACES = (
     "/usr/share/fonts",
@@ -39,26 +35,46 @@ PLACES = (
     "/Library/Fonts",
     "~/Library/Fonts",
 )
-INSTALL = "Install one, on Debian and Ubuntu with apt-get install fonts-noto-color-emoji, or set data.font to the file of one."
-# Bitmap fonts open in the sizes they hold only: Noto's 109, Apple's 160 and smaller. A scalable font opens in the first.
+INSTALL = (
+    "Install one, on Debian and Ubuntu with apt-get install fonts-noto-color-emoji, "
+    "or set data.font to the file of one."
+)
 STRIKES = (109, 160, 136, 128, 96, 64)
-INK = (255, 0, 254)  # what a glyph without colours of its own is drawn in; no emoji is plain in it
-NONCHARACTER = chr(0x1FFFF)  # never assigned, so every font draws its .notdef for it
-MARGIN = 4  # pixels of background around the largest glyph, on each side
+"""Sizes that are tried. Bitmap fonts open in those they hold only: Noto's 109, Apple's 160 and
+smaller. A scalable font opens in the first."""
+
+INK = (255, 0, 254)
+"""What a glyph without colours of its own is drawn in; no emoji is plain in it."""
+
+NONCHARACTER = chr(0x1FFFF)
+"""Never assigned, so every font draws its .notdef for it."""
+
+MARGIN = 4
+"""Pixels of background around the largest glyph, on each side."""
+
+REGIONAL_INDICATORS = range(0x1F1E6, 0x1F200)
+SKIN_TONES = range(0x1F3FB, 0x1F400)
 
 
 def code_points() -> list[int]:
-    """Code points that may be an emoji by themselves: symbols and punctuation with a name, beyond ASCII, below the tags' plane."""
-    alone = [c for c in range(0x80, 0x20000) if unicodedata.category(chr(c))[0] in "SP"]
-    modifiers = {
-        *range(0x1F1E6, 0x1F200),
-        *range(0x1F3FB, 0x1F400),
-    }  # regional indicators; skin tones
-    return [c for c in alone if c not in modifiers and unicodedata.name(chr(c), "")]
+    """Code points that may be an emoji by themselves.
+
+    Symbols and punctuation with a name, beyond ASCII, below the tags' plane.
+    """
+    found = []
+    for code in range(0x80, 0x20000):
+        is_symbol = unicodedata.category(chr(code))[0] in "SP"
+        is_modifier = code in REGIONAL_INDICATORS or code in SKIN_TONES
+        if is_symbol and not is_modifier and unicodedata.name(chr(code), ""):
+            found.append(code)
+    return found
 
 
 def find_fonts() -> list[str]:
-    """Files that may be colour emoji fonts, likeliest first. Asks fontconfig where there is one, then looks in PLACES."""
+    """Files that may be colour emoji fonts, likeliest first.
+
+    Asks fontconfig where there is one, then looks in PLACES.
+    """
     found = []
     if shutil.which("fc-list"):
         listed = subprocess.run(
@@ -68,18 +84,18 @@ def find_fonts() -> list[str]:
             check=False,
         )
         found += listed.stdout.splitlines()
-    for place in map(Path, map(os.path.expanduser, PLACES)):
-        found += (
-            [str(place)]
-            if place.is_file()
-            else [str(file) for file in place.rglob("*") if "emoji" in file.name.lower()]
-        )
+    for name in PLACES:
+        place = Path(os.path.expanduser(name))
+        if place.is_file():
+            found.append(str(place))
+        else:
+            found += [str(file) for file in place.rglob("*") if "emoji" in file.name.lower()]
     fonts = {file for file in found if file.lower().endswith((".ttf", ".otf", ".ttc"))}
     return sorted(fonts, key=lambda file: (Path(file).name != "NotoColorEmoji.ttf", file))
 
 
 def open_font(path: str) -> ImageFont.FreeTypeFont:
-    """The font in the first of the sizes STRIKES that it has. DataError if it is none."""
+    """The font in the first of the sizes STRIKES that it has. Raises DataError if it is none."""
     reason = ""
     for size in STRIKES:
         try:
@@ -87,41 +103,49 @@ def open_font(path: str) -> ImageFont.FreeTypeFont:
             return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
         except OSError as error:
             reason = str(error)
-    raise DataError(f"data.font={path!r} cannot be opened as a font: {reason}. {INSTALL}")
+    raise _unusable_font(path, f"cannot be opened as a font: {reason}")
+
+
+def _unusable_font(path: str, problem: str) -> DataError:
+    return DataError(problem, key="data.font", value=path, remedy=INSTALL)
 
 
 def draw_emoji(path: str, background: Sequence[int]) -> dict[int, Image.Image]:
-    """Code point -> RGB square, all of one side (136 pixels with Noto), the glyph in its middle. DataError if there are none."""
+    """Code point -> RGB square, all of one side (136 pixels with Noto), the glyph in its middle.
+
+    Raises DataError if there are none.
+    """
     font = open_font(path)
     side = int(max(font.getbbox(chr(0x1F600))[2:]) * 1.25)  # a glyph may leave its box a little
     seen = {_digest(_draw(font, NONCHARACTER, side, background))}
     glyphs = {}
-    for c in code_points():
-        canvas = _draw(font, chr(c), side, background)
+    for code in code_points():
+        canvas = _draw(font, chr(code), side, background)
         box = canvas.getchannel("A").getbbox()
         if box is None or not _has_colours(canvas):
             continue
         digest = _digest(canvas)
         if digest not in seen:
             seen.add(digest)
-            glyphs[c] = canvas.crop(box).convert("RGB")
+            glyphs[code] = canvas.crop(box).convert("RGB")
     if len(glyphs) < 2:
-        raise DataError(
-            f"data.font={path!r} has no colour glyphs that can be drawn; it must be a colour emoji font with bitmaps or COLR version 0 "
-            f"(version 1 cannot be drawn). {INSTALL}"
+        raise _unusable_font(
+            path,
+            "has no colour glyphs that can be drawn; it must be a colour emoji font with bitmaps "
+            "or COLR version 0 (version 1 cannot be drawn)",
         )
     square = max(max(glyph.size) for glyph in glyphs.values()) + 2 * MARGIN
-    return {c: _centred(glyph, square, background) for c, glyph in glyphs.items()}
+    return {code: _centred(glyph, square, background) for code, glyph in glyphs.items()}
 
 
 def _draw(
     font: ImageFont.FreeTypeFont, text: str, side: int, background: Sequence[int]
 ) -> Image.Image:
-    # Drawn over the background with alpha 0: the colours come out blended with it, and alpha is where the glyph is.
+    # Drawn over the background with alpha 0: the colours come out blended with it, and alpha is
+    # where the glyph is.
     canvas = Image.new("RGBA", (side, side), (*background, 0))
-    ImageDraw.Draw(canvas).text(
-        (side // 10, side // 10), text, font=font, fill=INK, embedded_color=True
-    )
+    place = (side // 10, side // 10)
+    ImageDraw.Draw(canvas).text(place, text, font=font, fill=INK, embedded_color=True)
     return canvas
 
 
@@ -145,7 +169,8 @@ class GlyphReader:
     """name -> uint8 [3, S, S] with S at least image_size, out of one tensor [N, 3, s, s]."""
 
     def __init__(self, names: Sequence[str], pictures: Tensor, image_size: int) -> None:
-        self._pictures, self._image_size = pictures, image_size
+        self._pictures = pictures
+        self._image_size = image_size
         self._row = {name: i for i, name in enumerate(names)}
 
     def __call__(self, name: str) -> Tensor:
@@ -153,10 +178,17 @@ class GlyphReader:
 
 
 class Emoji:
-    """The emoji of a colour font, about 1,300 in Noto, in squares of image_size; the caption is the Unicode name in lower case.
+    """The emoji of a colour font, about 1,300 in Noto, captioned with their Unicode names.
 
-    font: a file; None looks for one. Which emoji have a name depends on Python's Unicode version (3.11: Unicode 14).
-    Raises DataError where there is no such font and UserError for an option.
+    Which emoji have a name depends on Python's Unicode version (3.11: Unicode 14). Raises DataError
+    where there is no such font and UserError for an option.
+
+    Args:
+        font: a file; None looks for one.
+        image_size: side of the squares in pixels.
+        validation_fraction: share of the pictures that is held out.
+        background: (red, green, blue) in 0..255 around the glyphs.
+        seed: of what is held out.
     """
 
     num_classes = 1
@@ -173,21 +205,23 @@ class Emoji:
         check_options(
             image_size=image_size, validation_fraction=validation_fraction, background=background
         )
-        self.image_size, self.background = image_size, tuple(background)
+        self.image_size = image_size
+        self.background = tuple(background)
         self.font, drawn = _draw_first(font, background)
         self.code_points = list(drawn)
-        # Larger than drawn, they are kept as drawn and enlarged when asked for: 512 x 512 would take a gigabyte.
+        # Larger than drawn, they are kept as drawn and enlarged when asked for: 512 x 512 would
+        # take a gigabyte.
         side = min(image_size, next(iter(drawn.values())).width)
         small = [
             F.pil_to_tensor(square.resize((side, side), Image.Resampling.LANCZOS))
             for square in drawn.values()
         ]
-        names, captions = [file_name(c) for c in drawn], [caption_of(c) for c in drawn]
-        # Which emoji a font has, and how large: another font, not another rendering of the same one.
-        self.sha256 = rows_hash(
-            (name, caption, square.width)
-            for name, caption, square in zip(names, captions, drawn.values(), strict=True)
-        )
+        names = [file_name(code) for code in drawn]
+        captions = [caption_of(code) for code in drawn]
+        # Which emoji a font has, and how large: another font, not another rendering of the same
+        # one.
+        widths = [square.width for square in drawn.values()]
+        self.sha256 = rows_hash(zip(names, captions, widths, strict=True))
         self._splits = make_splits(
             names=names,
             captions=captions,
@@ -198,7 +232,7 @@ class Emoji:
         )
 
     def split(self, name: str) -> PictureSplit:
-        """ "train" or "validation"."""
+        """The pictures of "train" or "validation"."""
         return self._splits[name]
 
     def example_prompts(self, count: int) -> list[str]:
@@ -217,12 +251,11 @@ def caption_of(code_point: int) -> str:
 
 
 def _draw_first(font: str | None, background: Sequence[int]) -> tuple[str, dict[int, Image.Image]]:
+    """(the font that is used, what `draw_emoji` makes of it). DataError where none can be used."""
     if font is not None:
         path = os.path.expanduser(font)
         if not os.path.isfile(path):
-            raise DataError(
-                f"data.font={font!r} is not there; it must be the file of a colour emoji font. {INSTALL}"
-            )
+            raise _unusable_font(font, "is not there; it must be the file of a colour emoji font")
         return path, draw_emoji(path, background)
     tried = []
     for path in find_fonts():
@@ -230,37 +263,43 @@ def _draw_first(font: str | None, background: Sequence[int]) -> tuple[str, dict[
             return path, draw_emoji(path, background)
         except DataError:
             tried.append(path)
-    looked = (
-        f"none of {', '.join(tried)} can be drawn"
-        if tried
-        else f"none is known to fc-list or lies in {', '.join(PLACES)}"
-    )
+    looked = f"none is known to fc-list or lies in {', '.join(PLACES)}"
+    if tried:
+        looked = f"none of {', '.join(tried)} can be drawn"
     raise DataError(
-        f"data.font is null and this machine has no colour emoji font that can be used: {looked}. {INSTALL}"
+        "data.font is null and this machine has no colour emoji font that can be used: " + looked,
+        key="data.font",
+        remedy=INSTALL,
     )
 
 
 def write_folder(data: Emoji, folder: Path, image_size: int | None = None) -> None:
-    """Every emoji of both splits as a PNG, image_size square (None: as the font draws it), with its caption in a .txt beside it.
+    """Writes every emoji of both splits as a PNG, with its caption in a .txt beside it.
 
-    UserError if the folder holds anything: pictures left there from before would be read with the new ones.
+    image_size: side of the squares, None: as the font draws them. Raises UserError if the folder
+    holds anything: pictures left there from before would be read with the new ones.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(
-            f"The folder {str(folder)!r} is there and is not empty; the emoji need a new or empty one. Name another."
+            f"The folder {str(folder)!r} is there and is not empty; "
+            "the emoji need a new or empty one",
+            remedy="Name another.",
         )
     folder.mkdir(parents=True, exist_ok=True)
-    for c, square in draw_emoji(data.font, data.background).items():
+    for code, square in draw_emoji(data.font, data.background).items():
         if image_size is not None:
             square = square.resize((image_size, image_size), Image.Resampling.LANCZOS)
-        square.save(folder / file_name(c))
-        (folder / file_name(c)).with_suffix(".txt").write_text(
-            caption_of(c) + "\n", encoding="utf-8"
-        )
+        file = folder / file_name(code)
+        with atomic_file(file) as beside:
+            square.save(beside, "PNG")
+        write_text(file.with_suffix(".txt"), caption_of(code) + "\n")
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """The command with its arguments, None: those of the process. Returns the exit code: 0, or that of the UserError."""
+    """The command. words: its arguments, None: those of the process.
+
+    Returns the exit code: 0, or that of the UserError.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m sdtrain.data.emoji",
         description="Write the emoji font as pictures with captions.",

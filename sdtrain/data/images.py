@@ -1,60 +1,46 @@
 """A folder of captioned pictures.
 
-The captions are parsed by `captions.py`, so that an error can name file and line, and then live in a `datasets.Dataset`: Arrow memory,
-which forked loader workers share without copying it. datasets' own imagefolder drops pictures without a row silently.
+The captions are parsed by `captions.py`, so that an error can name file and line, and then live in
+a `datasets.Dataset`: Arrow memory, which forked loader workers share without copying it. datasets'
+own imagefolder drops pictures without a row silently.
 """
 
 import hashlib
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal
 
 from torch import Tensor
 
 from sdtrain.data.captions import LAYOUTS, read_captions, some
-from sdtrain.data.decode import (
-    WHITE,
-    PictureSplit,
-    Transform,
-    check_options,
-    make_splits,
-    open_picture,
-    picture_size,
-    resize_short_side,
-    rows_hash,
-)
-from sdtrain.errors import DataError, UserError
+from sdtrain.data.crop import Transform, resize_short_side
+from sdtrain.data.decode import WHITE, open_picture, picture_size
+from sdtrain.data.split import PictureSplit, bad_option, check_options, make_splits, rows_hash
+from sdtrain.errors import DataError
 
-# The last three are not read: listed, they are refused by name instead of being left out in silence.
-SUFFIXES = (
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".webp",
-    ".bmp",
-    ".gif",
-    ".tif",
-    ".tiff",
-    ".ppm",
-    ".jp2",
-    ".avif",
-    ".heic",
-    ".heif",
-    ".jxl",
-)
+READ = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jp2", ".avif")
+"""Suffixes of the pictures that are read, see sdtrain.data.decode.FORMATS."""
+
+SUFFIXES = (*READ, ".heic", ".heif", ".jxl")
+"""Those that are listed: the last three are refused by name, not left out in silence."""
+
 CACHE_BYTES = 256 * 2**20
 
 
 class FolderReader:
-    """name -> uint8 [3, h, w], short side image_size. Keeps what it read, up to CACHE_BYTES in each process.
+    """name -> uint8 [3, h, w], short side image_size.
 
-    Full, the cache takes nothing in and throws nothing out: epochs visit all pictures in turn, where the oldest entry is
-    the one needed next.
+    Keeps what it read, up to CACHE_BYTES in each process. Full, the cache takes nothing in and
+    throws nothing out: epochs visit all pictures in turn, where the oldest entry is the one needed
+    next.
     """
 
     def __init__(self, folder: str, image_size: int, background: Sequence[int]) -> None:
-        self.folder, self.image_size, self.background = folder, image_size, tuple(background)
+        self.folder = folder
+        self.image_size = image_size
+        self.background = tuple(background)
         self._cache: dict[str, Tensor] = {}
         self._free = CACHE_BYTES
 
@@ -73,15 +59,28 @@ class FolderReader:
 
 
 class Images:
-    """`data.path`: a folder of pictures with captions in metadata.jsonl or metadata.csv, or in a .txt beside each.
+    """A folder of pictures with captions.
 
-    Subfolders belong to it, links to folders and what begins with a dot do not. Every picture's header is read at
-    construction, its pixels when they are asked for. DataError for what is wrong in the folder, UserError for an option.
+    These are in metadata.jsonl or metadata.csv, or in a .txt beside each picture. Subfolders belong
+    to it, links to folders and what begins with a dot do not. Every picture's header is read at
+    construction, its pixels when they are asked for. DataError for what is wrong in the folder,
+    UserError for an option.
 
-    on_error: "fail" raises DataError for a bad picture. "skip" leaves those with a bad header out of the listing, with a line in `notes`,
-    and gives another picture of the split for one whose pixels turn out broken later.
-    max_skipped: how many different pictures may be left out or replaced. A count, because each is one that somebody could look at, whatever
-    the size of the folder: a share of a large one would hide a disk that fails.
+    Args:
+        path: the folder.
+        image_size: side of the squares in pixels.
+        crop: where a square is cut from a picture for training.
+        flip: whether half of the training pictures are mirrored.
+        validation_fraction: share of the pictures that is held out, see `hold_out_count`.
+        missing_captions: "empty" trains a picture without a caption with the empty one.
+        on_error: "fail" raises DataError for a bad picture. "skip" leaves those with a bad header
+            out of the listing, with a line in `notes`, and gives another picture of the split for
+            one whose pixels turn out broken later.
+        max_skipped: how many different pictures may be left out or replaced. A count, because each
+            is one that somebody could look at, whatever the size of the folder: a share of a large
+            one would hide a disk that fails.
+        background: (red, green, blue) in 0..255 behind transparent pixels.
+        seed: of crops, flips, replacements and of what is held out.
     """
 
     num_classes = 1
@@ -103,48 +102,25 @@ class Images:
         check_options(
             image_size=image_size, validation_fraction=validation_fraction, background=background
         )
-        for key, value, allowed in (
-            ("missing_captions", missing_captions, ("error", "empty")),
-            ("on_error", on_error, ("fail", "skip")),
-        ):
-            if value not in allowed:
-                raise UserError(
-                    f"data.{key}={value!r} is none of {', '.join(allowed)}. Change data.{key}."
-                )
+        if missing_captions not in ("error", "empty"):
+            raise bad_option("missing_captions", missing_captions, "is none of error, empty")
+        if on_error not in ("fail", "skip"):
+            raise bad_option("on_error", on_error, "is none of fail, skip")
         if max_skipped < 0:
-            raise UserError(
-                f"data.max_skipped={max_skipped} must be at least 0. Change data.max_skipped."
-            )
+            raise bad_option("max_skipped", max_skipped, "must be at least 0")
         training = Transform(image_size=image_size, crop=crop, flip=flip, seed=seed)
-        self.image_size, self.notes = image_size, []
-        folder = (
-            os.path.abspath(os.path.expanduser(path)) if path else ""
-        )  # "" would become the working directory
-        rows = read_captions(folder, list_pictures(folder), missing_captions)
-        names = sorted({name for name, _ in rows})
-        good, bad = judge(folder, names, image_size)
-        if bad and on_error == "fail":
-            refuse(folder, bad, len(names), image_size)
-        if bad:
-            first = next(reason for reason, _ in bad.values())
-            self.notes.append(
-                f"data.on_error=skip: {len(bad)} of {len(names)} pictures are left out: {some(list(bad))}. The first: {first}"
-            )
-        if len(bad) > max_skipped:
-            last, (reason, _) = list(bad.items())[-1]
-            raise DataError(
-                f"{len(bad)} of {len(names)} pictures in data.path={folder!r} cannot be used, and data.max_skipped={max_skipped} may be left out. "
-                f"The last is {last}: {reason} Repair or remove them, or raise data.max_skipped."
-            )
-        if len(good) < 2:
-            without = f" and {len(bad)} that cannot be used" if bad else ""
-            raise DataError(
-                f"data.path={path!r} holds {('no picture', 'one picture')[len(good)]}{without}; at least 2 are needed, one of them for validation. "
-                f"Change data.path."
-            )
-        self.max_skipped = max_skipped - len(bad) if on_error == "skip" else None
-        rows = [(name, caption) for name, caption in rows if name in good]
-        self.sha256 = rows_hash((name, caption, good[name]) for name, caption in rows)
+        self.image_size = image_size
+        # "" would become the working directory.
+        folder = os.path.abspath(os.path.expanduser(path)) if path else ""
+        captioned = read_captions(folder, list_pictures(folder), missing_captions)
+        headers = classify_headers(folder, sorted({name for name, _ in captioned}), image_size)
+        if on_error == "fail":
+            _refuse_unusable(folder, headers, image_size)
+        _check_counts(path, folder, headers, max_skipped)
+        self.notes = [_left_out(headers)] if headers.unusable else []
+        self.max_skipped = max_skipped - len(headers.unusable) if on_error == "skip" else None
+        rows = [(name, caption) for name, caption in captioned if name in headers.marks]
+        self.sha256 = rows_hash((name, caption, headers.marks[name]) for name, caption in rows)
         self._splits = make_splits(
             names=[name for name, _ in rows],
             captions=[caption for _, caption in rows],
@@ -156,7 +132,7 @@ class Images:
         )
 
     def split(self, name: str) -> PictureSplit:
-        """ "train" or "validation"."""
+        """The pictures of "train" or "validation"."""
         return self._splits[name]
 
     def example_prompts(self, count: int) -> list[str]:
@@ -165,69 +141,107 @@ class Images:
 
 
 def list_pictures(folder: str) -> list[str]:
-    """Sorted relative names, with slashes, of the picture files in `folder` and below; what begins with a dot is left out."""
+    """Sorted relative names, with slashes, of the picture files in `folder` and below.
+
+    What begins with a dot is left out. DataError where there are none, or one has an odd name.
+    """
     if not os.path.isdir(folder):
         wrong = "is a file" if os.path.exists(folder) else "does not exist"
         raise DataError(
-            f"data.path={folder!r} {wrong}; it must be a folder of pictures with captions ({LAYOUTS}). Change data.path."
+            f"{wrong}; it must be a folder of pictures with captions ({LAYOUTS})",
+            key="data.path",
+            value=folder,
+            remedy="Change data.path.",
         )
 
     def unreadable(error: OSError) -> None:
         raise DataError(
-            f"data.path={folder!r}: {error.filename!r} cannot be listed: {error.strerror}. Change its permissions, or data.path."
+            f"data.path={folder}: {error.filename!r} cannot be listed: {error.strerror}",
+            key="data.path",
+            remedy="Change its permissions, or data.path.",
         ) from error
 
     names = []
     for parent, folders, files in os.walk(folder, onerror=unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
         inside = Path(parent).relative_to(folder)
-        names += [
-            (inside / name).as_posix()
-            for name in files
-            if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-        ]
+        for name in files:
+            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+                names.append((inside / name).as_posix())
+    names.sort()
     if not names:
         raise DataError(
-            f"data.path={folder!r} holds no pictures; they must end in {', '.join(SUFFIXES[:-3])}. Change data.path."
+            f"holds no pictures; they must end in {', '.join(READ)}",
+            key="data.path",
+            value=folder,
+            remedy="Change data.path.",
         )
-    odd = [
-        ascii(name) for name in sorted(names) if not name.isprintable()
-    ]  # bytes that are no UTF-8, line breaks
+    # Bytes that are no UTF-8, line breaks.
+    odd = [ascii(name) for name in names if not name.isprintable()]
     if odd:
         raise DataError(
-            f"{len(odd)} file names in data.path={folder!r} are not printable text: {some(odd)}. Rename them, or change data.path."
+            f"{len(odd)} file names in data.path={folder} are not printable text: {some(odd)}",
+            key="data.path",
+            remedy="Rename them, or change data.path.",
         )
-    return sorted(names)
+    return names
 
 
-def judge(
-    folder: str, names: Sequence[str], image_size: int
-) -> tuple[dict[str, str], dict[str, tuple[str, int | None]]]:
-    """By their headers: ({name: mark} of the pictures that can be used, {name: (why not, its shorter side where that can be read)} of others)."""
-    good, bad = {}, {}
+@dataclass
+class Unusable:
+    """Why a picture cannot be used. shorter_side: in pixels, where it is that; else None."""
+
+    reason: str
+    shorter_side: int | None = None
+
+
+@dataclass
+class Headers:
+    """What the headers of a folder's pictures say.
+
+    marks: {name: its `file_mark`} of those that can be used. unusable: the others, by name.
+    """
+
+    marks: dict[str, str]
+    unusable: dict[str, Unusable]
+
+    @property
+    def count(self) -> int:
+        return len(self.marks) + len(self.unusable)
+
+
+def classify_headers(folder: str, names: Sequence[str], image_size: int) -> Headers:
+    """Reads the header of every picture: which can be used, and why the others cannot."""
+    headers = Headers({}, {})
     for name in names:
         path = os.path.join(folder, name)
         try:
             if not os.path.isfile(path):  # a pipe would be waited for
-                raise DataError(f"The picture {path!r} is no file, or a link to none.")
-            side, mark = min(picture_size(path)), file_mark(path)
+                raise DataError(f"The picture {path!r} is no file, or a link to none")
+            side = min(picture_size(path))
+            mark = file_mark(path)
         except DataError as error:
-            bad[name] = str(error), None
+            headers.unusable[name] = Unusable(str(error))
         except OSError as error:  # it has vanished since
-            bad[name] = f"The picture {path!r} cannot be opened: {error.strerror}.", None
+            reason = f"The picture {path!r} cannot be opened: {error.strerror}."
+            headers.unusable[name] = Unusable(reason)
         else:
             if side < image_size:
-                bad[name] = (
-                    f"The picture {path!r} is smaller than the crop: its shorter side is {side}, data.image_size={image_size}.",
-                    side,
+                reason = (
+                    f"The picture {path!r} is smaller than the crop: its shorter side is {side}, "
+                    f"data.image_size={image_size}."
                 )
+                headers.unusable[name] = Unusable(reason, side)
             else:
-                good[name] = mark
-    return good, bad
+                headers.marks[name] = mark
+    return headers
 
 
 def file_mark(path: str) -> str:
-    """What tells a file from another in its place without reading all of it: its bytes, and a hash of the first and last 4096."""
+    """What tells a file from another in its place without reading all of it.
+
+    Its number of bytes, and a hash of the first and last 4096.
+    """
     size = os.path.getsize(path)
     with open(path, "rb") as file:
         ends = file.read(4096)
@@ -236,19 +250,57 @@ def file_mark(path: str) -> str:
     return f"{size} {hashlib.sha256(ends).hexdigest()}"
 
 
-def refuse(
-    folder: str, bad: dict[str, tuple[str, int | None]], count: int, image_size: int
-) -> NoReturn:
-    """One DataError for all of `count` pictures that cannot be opened, or else for all whose shorter side is below image_size."""
-    broken = [name for name, (_, side) in bad.items() if side is None]
+def _refuse_unusable(folder: str, headers: Headers, image_size: int) -> None:
+    """Raises one DataError for all pictures that cannot be opened, or else for all too small."""
+    unusable = headers.unusable
+    broken = [name for name, why in unusable.items() if why.shorter_side is None]
     if broken:
         raise DataError(
-            f"{len(broken)} of {count} pictures in data.path={folder!r} cannot be read: {some(broken)}. "
-            f"The first says: {bad[broken[0]][0]} Repair or remove them, change data.path, or leave them out with data.on_error=skip."
+            f"{len(broken)} of {headers.count} pictures in data.path={folder} cannot be read: "
+            f"{some(broken)}. The first says: {unusable[broken[0]].reason}",
+            key="data.path",
+            remedy="Repair or remove them, change data.path, or leave them out with "
+            "data.on_error=skip.",
         )
-    smallest = min(side for _, side in bad.values())
-    raise DataError(
-        f"{len(bad)} of {count} pictures in data.path={folder!r} are smaller than the crop, data.image_size={image_size}: "
-        f"{some(list(bad))}. The shorter side must be at least data.image_size; the smallest seen is {smallest}. "
-        f"Set data.image_size to {smallest} or less, remove them, or leave them out with data.on_error=skip."
+    if unusable:
+        smallest = min(why.shorter_side for why in unusable.values())
+        raise DataError(
+            f"{len(unusable)} of {headers.count} pictures in data.path={folder} are smaller than "
+            f"the crop, data.image_size={image_size}: {some(list(unusable))}. The shorter side "
+            f"must be at least data.image_size; the smallest seen is {smallest}",
+            key="data.image_size",
+            remedy=f"Set data.image_size to {smallest} or less, remove them, or leave them out "
+            "with data.on_error=skip.",
+        )
+
+
+def _check_counts(path: str, folder: str, headers: Headers, max_skipped: int) -> None:
+    """Raises DataError for too many pictures that are left out, or too few that are not."""
+    unusable = headers.unusable
+    if len(unusable) > max_skipped:
+        last, why = list(unusable.items())[-1]
+        raise DataError(
+            f"{len(unusable)} of {headers.count} pictures in data.path={folder} cannot be used, "
+            f"and data.max_skipped={max_skipped} may be left out. The last is {last}: {why.reason}",
+            key="data.max_skipped",
+            remedy="Repair or remove them, or raise data.max_skipped.",
+        )
+    if len(headers.marks) < 2:
+        held = ("no picture", "one picture")[len(headers.marks)]
+        without = f" and {len(unusable)} that cannot be used" if unusable else ""
+        raise DataError(
+            f"holds {held}{without}; at least 2 are needed, one of them for validation",
+            key="data.path",
+            value=path,
+            remedy="Change data.path.",
+        )
+
+
+def _left_out(headers: Headers) -> str:
+    """The line that counts the pictures which are left out."""
+    unusable = headers.unusable
+    first = next(iter(unusable.values()))
+    return (
+        f"data.on_error=skip: {len(unusable)} of {headers.count} pictures are left out: "
+        f"{some(list(unusable))}. The first: {first.reason}"
     )

@@ -1,7 +1,9 @@
-"""The order of pictures: an endless stream of ordinals, each epoch a keyed permutation that is never written down.
+"""The order of pictures: an endless stream of ordinals, each epoch a keyed permutation.
 
-A Feistel network is a bijection on [0, 4^k); walking its cycles until one falls below N makes it one on [0, N) (Black and Rogaway
-2002, "Ciphers with arbitrary finite domains"). So 10^9 pictures cost what 10^3 cost, and resuming needs only the ordinal.
+The permutation is never written down: a Feistel network is a bijection on [0, 4^k), and walking its
+cycles until one falls below N makes it one on [0, N) (Black and Rogaway 2002, "Ciphers with
+arbitrary finite domains"). So 10^9 pictures cost what 10^3 cost, and resuming needs only the
+ordinal.
 """
 
 import hashlib
@@ -18,7 +20,8 @@ def permute(place: int, size: int, seed: int, epoch: int) -> int:
     mask = (1 << half) - 1
     key = hashlib.blake2b(f"{seed}/order/{epoch}".encode(), digest_size=32).digest()
     while True:  # at most 4 turns on average: 4^half < 4 size, or 4 where size is 1
-        left, right = place >> half, place & mask
+        left = place >> half
+        right = place & mask
         for number in range(ROUNDS):
             digest = hashlib.blake2b(
                 right.to_bytes(8, "little") + bytes([number]), digest_size=8, key=key
@@ -32,23 +35,30 @@ def permute(place: int, size: int, seed: int, epoch: int) -> int:
 class Stream(Sampler[list[tuple[int, int]]]):
     """Micro-batches of (index, ordinal), without end and always full, across epoch ends.
 
-    Each global micro-batch of world * size ordinals is cut into contiguous blocks, one per rank. It has no length: so Lightning
-    neither skips batches after a resume nor cuts an accumulation window short.
+    Each global micro-batch of world * size ordinals is cut into contiguous blocks, one per rank. It
+    has no length: so Lightning neither skips batches after a resume nor cuts an accumulation window
+    short.
+
+    Args:
+        length: pictures of the split.
+        seed: of the run.
+        start: the ordinal to begin with.
+        size: pictures of one rank's micro-batch.
+        rank, world: this rank, and the number of ranks.
     """
 
     def __init__(
         self, *, length: int, seed: int, start: int, size: int, rank: int, world: int
     ) -> None:
-        self.length, self.seed, self.start, self.size, self.rank, self.world = (
-            length,
-            seed,
-            start,
-            size,
-            rank,
-            world,
-        )
+        self.length = length
+        self.seed = seed
+        self.start = start
+        self.size = size
+        self.rank = rank
+        self.world = world
 
     def index(self, ordinal: int) -> int:
+        """Which picture stands at this ordinal."""
         epoch, place = divmod(ordinal, self.length)
         return permute(place, self.length, self.seed, epoch)
 

@@ -1,7 +1,8 @@
-"""Pictures drawn by code: one flat shape on a flat background, with a caption, a label and a true depth map. No files.
+"""Pictures drawn by code: one flat shape on a flat background. No files.
 
-Every picture is a pure function of (seed, split, index). A tenth of the (shape, colour, background) triples is never
-trained on, so that one can measure whether a model puts known words together in new ways.
+Each has a caption, a label and a true depth map, and is a pure function of (seed, split, index). A
+tenth of the (shape, colour, background) triples is never trained on, so that one can measure
+whether a model puts known words together in new ways.
 """
 
 import hashlib
@@ -18,7 +19,6 @@ from sdtrain.randomness import KeyedRandom
 from sdtrain.types import Row
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
-# Name -> RGB in [0, 255]. Any two are at least 89 apart (Euclidean): orange and yellow.
 COLOURS = {
     "red": (215, 30, 45),
     "green": (30, 150, 70),
@@ -29,9 +29,15 @@ COLOURS = {
     "white": (250, 250, 250),
     "black": (20, 20, 25),
 }
+"""Name -> RGB in [0, 255]. Any two are at least 89 apart (Euclidean): orange and yellow."""
+
 SIZES = ("large", "small")
-# Size -> (lowest, highest) radius as a fraction of the picture's side. The radius is half the side of the shape's bounding box.
 RADII = {"large": (0.32, 0.35), "small": (0.19, 0.22)}
+"""Size -> (lowest, highest) radius as a fraction of the picture's side.
+
+The radius is half the side of the shape's bounding box.
+"""
+
 NUM_CLASSES = len(SHAPES) * len(COLOURS)
 HELD_OUT_SHARE = 0.1
 SPLITS = ("train", "validation", "held_out")
@@ -78,19 +84,26 @@ class Attributes:
 
 
 def is_held_out(shape: str, colour: str, background: str) -> bool:
-    """Whether the triple is kept out of training. The same for every seed, so that models of different seeds can be compared."""
-    digest = hashlib.blake2b(
-        f"{shape}/{colour}/{background}".encode(), key=b"sdtrain shapes held out", digest_size=8
-    ).digest()
+    """Whether the triple is kept out of training.
+
+    The same for every seed, so that models of different seeds can be compared.
+    """
+    triple = f"{shape}/{colour}/{background}".encode()
+    digest = hashlib.blake2b(triple, key=b"sdtrain shapes held out", digest_size=8).digest()
     return int.from_bytes(digest, "little") < HELD_OUT_SHARE * 2**64
 
 
-_TRIPLES = {
-    held_out: [
-        t for t in product(SHAPES, COLOURS, COLOURS) if t[1] != t[2] and is_held_out(*t) == held_out
-    ]
-    for held_out in (False, True)
-}
+def _triples() -> dict[bool, list[tuple[str, str, str]]]:
+    """{whether it is held out: (shape, colour, background) of each triple}."""
+    triples = {False: [], True: []}
+    for shape, colour, background in product(SHAPES, COLOURS, COLOURS):
+        if colour != background:
+            held_out = is_held_out(shape, colour, background)
+            triples[held_out].append((shape, colour, background))
+    return triples
+
+
+_TRIPLES = _triples()
 
 
 def label_of(attributes: Attributes) -> int:
@@ -114,10 +127,13 @@ def coverage(
 ) -> np.ndarray:
     """How much of each pixel the shape covers, float32 [..., H, W] in [0, 1].
 
-    (x, y) is the centre of the shape's bounding box and radius half its side, in pixels, numbers or arrays of one shape [...].
-    The origin is the picture's top left corner, y points down. Parts outside the picture are cut off.
+    (x, y) is the centre of the shape's bounding box and radius half its side, in pixels, numbers or
+    arrays of one shape [...]. The origin is the picture's top left corner, y points down. Parts
+    outside the picture are cut off.
     """
-    x, y, radius = (np.asarray(v, dtype=np.float32)[..., None] for v in (x, y, radius))
+    x = np.asarray(x, dtype=np.float32)[..., None]
+    y = np.asarray(y, dtype=np.float32)[..., None]
+    radius = np.asarray(radius, dtype=np.float32)[..., None]
     grid = np.arange(image_size, dtype=np.float32) + np.float32(0.5)
     u = ((grid - x) / radius)[..., None, :]
     v = ((grid - y) / radius)[..., :, None]
@@ -125,9 +141,10 @@ def coverage(
 
 
 def _circle(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Signed distance to the outline, negative inside, for a shape in the box [-1, 1]^2; so do the functions below.
+    """Signed distance to the outline of a shape in the box [-1, 1]^2, negative inside.
 
-    Outside a corner they give the distance to the nearer edge's line, which is what antialiasing needs of them.
+    So do the functions below. Outside a corner they give the distance to the nearer edge's line,
+    which is what antialiasing needs of them.
     """
     return np.sqrt(u * u + v * v) - 1.0
 
@@ -144,13 +161,19 @@ def _triangle(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    # Five points of circumradius 1.05, which makes the box 2 wide; notches at 0.47 of that, so that small stars stay plump.
-    outer, notch, sector = 1.05, 0.47 * 1.05, math.pi / 5
+    # Five points of circumradius 1.05, which makes the box 2 wide; notches at 0.47 of that, so that
+    # small stars stay plump.
+    outer = 1.05
+    notch = 0.47 * 1.05
+    sector = math.pi / 5
     v = v - outer * (1 - math.cos(sector)) / 2
-    distance, angle = np.sqrt(u * u + v * v), np.arctan2(u, -v)
-    # All ten edges are mirror images: fold the angle onto the one from (0, outer) to the notch at 36 degrees.
+    distance = np.sqrt(u * u + v * v)
+    angle = np.arctan2(u, -v)
+    # All ten edges are mirror images: fold the angle onto the one from (0, outer) to the notch at
+    # 36 degrees.
     folded = np.abs(angle - 2 * sector * np.round(angle / (2 * sector)))
-    across, along = notch * math.sin(sector), outer - notch * math.cos(sector)
+    across = notch * math.sin(sector)
+    along = outer - notch * math.cos(sector)
     edge = math.hypot(across, along)
     return (
         distance * (along / edge * np.sin(folded) + across / edge * np.cos(folded))
@@ -159,7 +182,8 @@ def _star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _cross(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    u, v = np.abs(u), np.abs(v)
+    u = np.abs(u)
+    v = np.abs(v)
     return np.maximum(np.maximum(u, v) - 1.0, np.minimum(u, v) - 0.33)
 
 
@@ -182,7 +206,10 @@ _RGB = {
 
 
 class ShapePictures:
-    """One split of `Shapes`. There is nothing to crop or flip, so the ordinal of an item is not looked at."""
+    """One split of `Shapes`.
+
+    There is nothing to crop or flip, so the ordinal of an item is not looked at.
+    """
 
     def __init__(self, *, split: str, seed: int, length: int, image_size: int) -> None:
         self.image_size = image_size
@@ -194,13 +221,15 @@ class ShapePictures:
         return self._length
 
     def __getitem__(self, item: tuple[int, int]) -> Row:
-        """Row with a depth map: the shapes are cut-outs of one physical size, so the seen radius tells how near they are.
+        """Row with a depth map. Raises IndexError outside the split.
 
-        Inverse depth is radius / largest radius on the shape and 0 on the background. Raises IndexError outside the split.
+        The shapes are cut-outs of one physical size, so the seen radius tells how near they are:
+        inverse depth is radius / largest radius on the shape and 0 on the background.
         """
         what, x, y, radius, caption = self._scene(item[0])
         covered = coverage(what.shape, x, y, radius, self.image_size)
-        background, colour = _RGB[what.background], _RGB[what.colour]
+        background = _RGB[what.background]
+        colour = _RGB[what.colour]
         # The depth's edge is sharp: a half covered pixel has no depth half way.
         depth = (covered > 0.5) * np.float32(radius / (RADII["large"][1] * self.image_size))
         return Row(
@@ -232,11 +261,17 @@ class ShapePictures:
 
 
 class Shapes:
-    """Flat shapes on flat backgrounds: 6 shapes x 8 colours x 7 other backgrounds x 2 sizes, at random places.
+    """Flat shapes on flat backgrounds, at random places.
 
-    seed: which pictures are drawn. size: number of training pictures. validation_size: number of pictures in each of the
-    splits "validation" (new pictures of trained triples) and "held_out" (triples never trained on, the same for every seed).
-    image_size: side in pixels, at least 16. Raises UserError.
+    6 shapes x 8 colours x 7 other backgrounds x 2 sizes. Raises UserError for a number below its
+    least.
+
+    Args:
+        seed: which pictures are drawn.
+        size: number of training pictures.
+        validation_size: number of pictures in each of the splits "validation" (new pictures of
+            trained triples) and "held_out" (triples never trained on, the same for every seed).
+        image_size: side in pixels, at least 16.
     """
 
     num_classes = NUM_CLASSES
@@ -244,33 +279,39 @@ class Shapes:
     def __init__(
         self, *, seed: int = 0, size: int = 60000, validation_size: int = 1024, image_size: int = 32
     ) -> None:
-        for key, value, least in (
+        for name, value, least in (
             ("size", size, 1),
             ("validation_size", validation_size, 1),
             ("image_size", image_size, 16),
         ):
             if value < least:
-                raise UserError(f"data.{key} is {value}: the shapes need at least {least}.")
-        self.seed, self.size, self.validation_size, self.image_size = (
-            seed,
-            size,
-            validation_size,
-            image_size,
-        )
+                problem = f"is too small: the shapes need at least {least}"
+                raise UserError(problem, key=f"data.{name}", value=value)
+        self.seed = seed
+        self.size = size
+        self.validation_size = validation_size
+        self.image_size = image_size
 
     def split(self, name: str) -> ShapePictures:
-        """The pictures of "train", "validation" or "held_out". Raises ValueError for any other name."""
+        """The pictures of "train", "validation" or "held_out". ValueError for any other name."""
         if name not in SPLITS:
             raise ValueError(f"no split {name!r}: the shapes have {', '.join(SPLITS)}")
         length = self.size if name == "train" else self.validation_size
         return ShapePictures(split=name, seed=self.seed, length=length, image_size=self.image_size)
 
     def example_prompts(self, count: int) -> list[str]:
-        """`count` canonical captions of trained triples; a longer list starts with the shorter one. All shapes come in turn."""
-        colours, prompts, i = list(COLOURS), [], 0
+        """`count` canonical captions of trained triples; all shapes come in turn.
+
+        A longer list starts with the shorter one.
+        """
+        colours = list(COLOURS)
+        prompts = []
+        i = 0
         while len(prompts) < count:
-            # 24 steps visit half of the (shape, colour) pairs; i // 24 shifts the colours onto the other half.
-            shape, colour = i % len(SHAPES), (i + i // 24) % len(colours)
+            # 24 steps visit half of the (shape, colour) pairs; i // 24 shifts the colours onto the
+            # other half.
+            shape = i % len(SHAPES)
+            colour = (i + i // 24) % len(colours)
             background = (colour + 1 + 3 * i % (len(colours) - 1)) % len(colours)
             what = Attributes(
                 SHAPES[shape], colours[colour], SIZES[i // len(SHAPES) % 2], colours[background]
@@ -282,9 +323,10 @@ class Shapes:
 
 
 def evaluation_prompts(count: int, held_out: bool, seed: int) -> list[tuple[str, Attributes]]:
-    """`count` captions worded and drawn like the data's, each with what it asks for, over held-out or over trained triples.
+    """`count` captions worded and drawn like the data's, each with what it asks for.
 
-    A pure function of its arguments; a longer list starts with the shorter one.
+    held_out: of held-out or of trained triples. A pure function of its arguments; a longer list
+    starts with the shorter one.
     """
     random = KeyedRandom(seed, f"shapes.evaluation.{'held_out' if held_out else 'trained'}")
     prompts = []
@@ -311,5 +353,6 @@ def _draw_caption(draw: np.random.Generator, what: Attributes) -> str:
 
 def _fill(template: str, size: str, colour: str, shape: str, background: str) -> str:
     text = template.format(size=size, colour=colour, shape=shape, background=background)
-    # Of all words here only "orange" takes "an"; none begins with a vowel that sounds like a consonant.
+    # Of all words here only "orange" takes "an"; none begins with a vowel that sounds like a
+    # consonant.
     return re.sub(r"\ba (?=[aeiou])", "an ", text)

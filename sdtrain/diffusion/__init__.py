@@ -1,4 +1,7 @@
-"""Forward process, predictions, weights, times, noise, the objective; denoisers and guidance. Needs torch alone."""
+"""Forward process, predictions, weights, times, noise, the objective; denoisers and guidance.
+
+Needs torch alone.
+"""
 
 from sdtrain.diffusion.denoiser import Denoise, Denoiser
 from sdtrain.diffusion.density import Density

@@ -17,12 +17,14 @@ class Denoiser:
     """Reads x0 from a network's output at (x, t), in float32 whatever the network's precision."""
 
     def __init__(self, network: Network, schedule: Schedule, prediction: Prediction) -> None:
-        self.network, self.schedule, self.prediction = network, schedule, prediction
+        self.network = network
+        self.schedule = schedule
+        self.prediction = prediction
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """x0 of x [B, C, h, w] at the scalar time t."""
         t = t.to(x.device).expand(len(x))
         alpha, sigma = self.schedule.alpha_sigma(t, torch.promote_types(x.dtype, torch.float32))
-        output = self.network(
-            self.prediction.network_input(x, alpha, sigma), self.schedule.timestep(t)
-        ).to(x.dtype)
+        seen = self.prediction.network_input(x, alpha, sigma)
+        output = self.network(seen, self.schedule.timestep(t)).to(x.dtype)
         return self.prediction.x0(x, output, alpha, sigma)

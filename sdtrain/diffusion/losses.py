@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from sdtrain.errors import UserError
+
 
 class MSE:
     """error^2."""
@@ -12,14 +14,16 @@ class MSE:
 
 
 class Huber:
-    """error^2 up to delta, beyond it 2 delta |error| - delta^2: a few wild pixels pull no harder than others (Huber 1964, times 2)."""
+    """error^2 up to delta, beyond it 2 delta |error| - delta^2 (Huber 1964, times 2).
+
+    A few wild pixels pull no harder than others.
+    """
 
     def __init__(self, *, delta: float = 1.0) -> None:
         if not delta > 0:
-            raise ValueError(f"loss.delta={delta:g} must be above 0.")
+            raise UserError("must be above 0", key="loss.delta", value=delta)
         self.delta = delta
 
     def __call__(self, error: Tensor) -> Tensor:
-        return torch.where(
-            error.abs() <= self.delta, error.square(), self.delta * (2 * error.abs() - self.delta)
-        )
+        beyond = self.delta * (2 * error.abs() - self.delta)
+        return torch.where(error.abs() <= self.delta, error.square(), beyond)

@@ -1,4 +1,7 @@
-"""A distribution whose optimal network is known: a mixture of Gaussians. Samplers and objectives are held against it."""
+"""A distribution whose optimal network is known: a mixture of Gaussians.
+
+Samplers and objectives are tested against it.
+"""
 
 import math
 
@@ -10,11 +13,15 @@ class GaussianMixture:
     """p0 = sum_k w_k N(mu_k, s_k^2 I).
 
     Args:
-        means: [K, D]; stds: [K], 0 for a point; weights: [K], positive, of any sum. Computed in their dtype.
+        means: [K, D]. All is computed in their dtype.
+        stds: [K], 0 for a point.
+        weights: [K], positive, of any sum.
     """
 
     def __init__(self, means: Tensor, stds: Tensor, weights: Tensor) -> None:
-        self.means, self.stds, self.weights = means, stds, weights / weights.sum()
+        self.means = means
+        self.stds = stds
+        self.weights = weights / weights.sum()
 
     @classmethod
     def ring(cls, modes: int = 6, radius: float = 1.2, std: float = 0.2) -> "GaussianMixture":
@@ -28,7 +35,7 @@ class GaussianMixture:
         )
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """[count, D]."""
+        """Samples of p0: [count, D]."""
         which = torch.multinomial(self.weights, count, replacement=True, generator=generator)
         noise = torch.randn(count, self.means.shape[1], generator=generator, dtype=self.means.dtype)
         return self.means[which] + self.stds[which, None] * noise
@@ -36,8 +43,13 @@ class GaussianMixture:
     def _modes(
         self, x: Tensor, alpha: Tensor, sigma: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """alpha, sigma [B, 1]; v [B, K], the variance of each mode at this level; x - alpha mu [B, K, D]; the share r [B, K] of each in x."""
-        flat, alpha, sigma = x.flatten(1), alpha.reshape(-1, 1), sigma.reshape(-1, 1)
+        """alpha and sigma [B, 1], and what the modes are at this level.
+
+        v [B, K]: the variance of each; x - alpha mu [B, K, D]; the share r [B, K] of each in x.
+        """
+        flat = x.flatten(1)
+        alpha = alpha.reshape(-1, 1)
+        sigma = sigma.reshape(-1, 1)
         v = alpha**2 * self.stds**2 + sigma**2
         offset = flat[:, None] - alpha[..., None] * self.means
         share = (
@@ -46,19 +58,22 @@ class GaussianMixture:
         return alpha, sigma, v, offset, share
 
     def epsilon(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """E[eps | x] = sigma sum_k r_k (x - alpha mu_k) / v_k, with v_k = alpha^2 s_k^2 + sigma^2 and
-        r = softmax_k(ln w_k - |x - alpha mu_k|^2 / (2 v_k) - D / 2 ln v_k): -sigma times the score of p_t.
+        """E[eps | x] = sigma sum_k r_k (x - alpha mu_k) / v_k: -sigma times the score of p_t.
 
-        x [B, D], [B, D, 1, 1] or the like; alpha and sigma [B, 1, 1, 1] or scalars. Returns x's shape.
+        With v_k = alpha^2 s_k^2 + sigma^2 and
+        r = softmax_k(ln w_k - |x - alpha mu_k|^2 / (2 v_k) - D / 2 ln v_k).
+
+        x [B, D], [B, D, 1, 1] or the like; alpha and sigma [B, 1, 1, 1] or scalars. Returns x's
+        shape.
         """
         alpha, sigma, v, offset, share = self._modes(x, alpha, sigma)
         return (sigma * (share[..., None] * offset / v[..., None]).sum(1)).reshape(x.shape)
 
     def x0(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """E[x0 | x] = sum_k r_k (mu_k + alpha s_k^2 / v_k (x - alpha mu_k)), at alpha = 0 too. Shapes as in `epsilon`."""
+        """E[x0 | x] = sum_k r_k (mu_k + alpha s_k^2 / v_k (x - alpha mu_k)), at alpha = 0 too.
+
+        Shapes as in `epsilon`.
+        """
         alpha, sigma, v, offset, share = self._modes(x, alpha, sigma)
-        return (
-            (share[..., None] * (self.means + (alpha * self.stds**2 / v)[..., None] * offset))
-            .sum(1)
-            .reshape(x.shape)
-        )
+        of_mode = self.means + (alpha * self.stds**2 / v)[..., None] * offset
+        return (share[..., None] * of_mode).sum(1).reshape(x.shape)

@@ -1,12 +1,16 @@
-"""The noise of the forward process. Each law makes it of keyed standard normals, sample by sample, in the loader's workers.
+"""The noise of the forward process.
 
-A law is a function of draw(shape, index) -> standard normal array, the same at every call with the same index, and of the shape (C, h, w)
-of the latents. It returns what the network is to predict, and what is added to the latents where that is something else.
+Each law makes it of keyed standard normals, sample by sample, in the loader's workers. A law is a
+function of draw(shape, index) -> standard normal array, the same at every call with the same index,
+and of the shape (C, h, w) of the latents. It returns what the network is to predict, and what is
+added to the latents where that is something else.
 """
 
 from collections.abc import Callable
 
 import numpy as np
+
+from sdtrain.errors import UserError
 
 Draw = Callable[[tuple[int, ...], int], np.ndarray]
 Drawn = tuple[np.ndarray, np.ndarray | None]
@@ -20,13 +24,17 @@ class Gaussian:
 
 
 class Offset:
-    """Noise plus strength times one normal per channel, so that the mean of a picture is noised too (Guttenberg 2023, "Diffusion with offset
-    noise"). Its variance is 1 + strength^2."""
+    """Noise plus strength times one normal per channel, so that a picture's mean is noised too.
+
+    Its variance is 1 + strength^2 (Guttenberg 2023, "Diffusion with offset noise").
+    """
 
     def __init__(self, *, strength: float = 0.1) -> None:
         if not strength > 0:
-            raise ValueError(
-                f"noise.strength={strength:g} must be above 0; noise=gaussian has no offset."
+            raise UserError(
+                "must be above 0; noise=gaussian has no offset",
+                key="noise.strength",
+                value=strength,
             )
         self.strength = strength
 
@@ -35,12 +43,17 @@ class Offset:
 
 
 class InputPerturbation:
-    """The latents get eps + gamma xi, the network is to predict eps: sampling's own errors, seen in training (Ning et al. 2023, algorithm 1)."""
+    """The latents get eps + gamma xi, the network is to predict eps.
+
+    So training sees what sampling's own errors do (Ning et al. 2023, algorithm 1).
+    """
 
     def __init__(self, *, gamma: float = 0.1) -> None:
         if not gamma > 0:
-            raise ValueError(
-                f"noise.gamma={gamma:g} must be above 0; noise=gaussian has no perturbation."
+            raise UserError(
+                "must be above 0; noise=gaussian has no perturbation",
+                key="noise.gamma",
+                value=gamma,
             )
         self.gamma = gamma
 
@@ -50,23 +63,27 @@ class InputPerturbation:
 
 
 class MultiResolution:
-    """Noise plus discount^k times noise of 2^k as large squares, k = 1, 2, ..., brought to unit variance (Whitaker 2023, "Multi-resolution
-    noise for diffusion model training"). Squares, so that the variance is 1 at every pixel; the variance is known, not measured."""
+    """Noise plus discount^k times noise of 2^k as large squares, k = 1, 2, ..., of unit variance.
+
+    Whitaker 2023, "Multi-resolution noise for diffusion model training". Squares, so that the
+    variance is 1 at every pixel; the variance is known, not measured.
+    """
 
     def __init__(self, *, discount: float = 0.4) -> None:
         if not 0 < discount < 1:
-            raise ValueError(f"noise.discount={discount:g} must lie between 0 and 1.")
+            raise UserError("must lie between 0 and 1", key="noise.discount", value=discount)
         self.discount = discount
 
     def __call__(self, draw: Draw, shape: tuple[int, int, int]) -> Drawn:
         channels, height, width = shape
-        total, variance, level = draw(shape, 0).copy(), 1.0, 1
+        total = draw(shape, 0).copy()
+        variance = 1.0
+        level = 1
         while 2**level <= max(height, width):
             size = 2**level
             coarse = draw((channels, -(-height // size), -(-width // size)), level)
-            total += (
-                np.float32(self.discount**level)
-                * coarse.repeat(size, 1).repeat(size, 2)[:, :height, :width]
-            )
-            variance, level = variance + self.discount ** (2 * level), level + 1
+            squares = coarse.repeat(size, 1).repeat(size, 2)[:, :height, :width]
+            total += np.float32(self.discount**level) * squares
+            variance += self.discount ** (2 * level)
+            level += 1
         return total / np.float32(variance**0.5), None

@@ -3,9 +3,13 @@
 import torch
 from torch import Tensor
 
+from sdtrain.errors import UserError
+
 
 class Prediction:
-    """The network's output y = p x0 + q eps, with (p, q) a function of (alpha, sigma). All else follows from two equations:
+    """The network's output y = p x0 + q eps, with (p, q) a function of (alpha, sigma).
+
+    All else follows from two equations:
 
         x = alpha x0 + sigma eps,  y = p x0 + q eps,  d = alpha q - sigma p:
         x0 = (q x - sigma y) / d,  eps = (alpha y - p x) / d,  d eps / d y = alpha / d at a given x.
@@ -23,19 +27,22 @@ class Prediction:
         return alpha * q - sigma * p
 
     def target(self, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """y, which the output is to equal."""
         p, q = self.mix(alpha, sigma)
         return p * x0 + q * noise
 
     def x0(self, x: Tensor, output: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """x0, read from the output at x."""
         _, q = self.mix(alpha, sigma)
         return (q * x - sigma * output) / self.determinant(alpha, sigma)
 
     def epsilon(self, x: Tensor, output: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """eps, read from the output at x."""
         p, _ = self.mix(alpha, sigma)
         return (alpha * output - p * x) / self.determinant(alpha, sigma)
 
     def jacobian(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """J = (d eps / d output)^2: turns squared error of the output into squared error of epsilon."""
+        """J = (d eps / d output)^2: squared error of epsilon per squared error of the output."""
         return (alpha / self.determinant(alpha, sigma)) ** 2
 
     def network_input(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -44,7 +51,10 @@ class Prediction:
 
 
 class Epsilon(Prediction):
-    """The noise (Ho et al. 2020, eq. 12): x0 = (x - sigma eps) / alpha, which no output can give where alpha is 0."""
+    """The noise: x0 = (x - sigma eps) / alpha, which no output can give where alpha is 0.
+
+    Ho et al. 2020, eq. 12.
+    """
 
     def mix(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(alpha), torch.ones_like(alpha)
@@ -61,32 +71,41 @@ class X0(Prediction):
 
 
 class V(Prediction):
-    """v = alpha eps - sigma x0 (Salimans and Ho 2022, section 4): x0 = (alpha x - sigma v) / (alpha^2 + sigma^2)."""
+    """v = alpha eps - sigma x0: x0 = (alpha x - sigma v) / (alpha^2 + sigma^2).
+
+    Salimans and Ho 2022, section 4.
+    """
 
     def mix(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         return -sigma, alpha
 
 
 class Flow(Prediction):
-    """u = eps - x0, the velocity of the straight path (Lipman et al. 2023; Liu et al. 2022): x0 = (x - sigma u) / (alpha + sigma)."""
+    """u = eps - x0, the velocity of the straight path: x0 = (x - sigma u) / (alpha + sigma).
+
+    Lipman et al. 2023; Liu et al. 2022.
+    """
 
     def mix(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         return -torch.ones_like(alpha), torch.ones_like(alpha)
 
 
 class EDM(Prediction):
-    """F of Karras et al. 2022, table 1: D = c_skip y + c_out F with y = x / alpha, shown c_in y, for latents of standard deviation sigma_data.
+    """F of Karras et al. 2022, table 1: D = c_skip y + c_out F with y = x / alpha, shown c_in y.
 
-    With r^2 = sigma^2 + (alpha sigma_data)^2 the three are one row: F = (sigma x0 / sigma_data - alpha sigma_data eps) / r, and the network
-    is shown x / r, of unit variance at every level. At sigma_data = 1 F is -v, and r is 1 where alpha^2 + sigma^2 is.
+    For latents of standard deviation sigma_data. With r^2 = sigma^2 + (alpha sigma_data)^2 the
+    three are one row: F = (sigma x0 / sigma_data - alpha sigma_data eps) / r, and the network is
+    shown x / r, of unit variance at every level. At sigma_data = 1 F is -v, and r is 1 where
+    alpha^2 + sigma^2 is.
     """
 
     def __init__(self, *, sigma_data: float = 1.0) -> None:
         if not sigma_data > 0:
-            raise ValueError(f"prediction.sigma_data={sigma_data:g} must be above 0.")
+            raise UserError("must be above 0", key="prediction.sigma_data", value=sigma_data)
         self.sigma_data = sigma_data
 
     def root(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """r, of alpha's shape."""
         return (sigma**2 + (alpha * self.sigma_data) ** 2).sqrt()
 
     def mix(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:

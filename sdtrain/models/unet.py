@@ -1,23 +1,27 @@
-"""The noise predictor: diffusers' UNet2DConditionModel behind forward(x, timestep, context) -> tensor."""
+"""The noise predictor: diffusers' UNet2DConditionModel with forward(x, timestep, context)."""
 
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from sdtrain.errors import UserError
+
 
 class UNet(nn.Module):
-    """A UNet with cross-attention at every resolution named in `attention`, like the one of Stable Diffusion.
+    """A UNet with cross-attention at the resolutions of `attention`, like Stable Diffusion's.
 
     Args:
         latent_channels: channels of x_t and of the output.
-        condition_channels: input channels that a conditioner lays beside those of x_t; sdtrain fills it in.
+        condition_channels: input channels that a conditioner lays beside those of x_t; sdtrain
+            fills it in.
         context_dim: width D of the conditioning sequence.
         block_channels: channels at each resolution, from the finest to the coarsest.
         layers_per_block: residual blocks at each resolution.
         attention: for each resolution, whether it has self- and cross-attention.
         head_dim: channels of an attention head.
         norm_groups: groups of the group norms; divides every entry of block_channels.
-        pooled_context: adds an attention-pooled context to the time embedding, beside the cross-attention (Saharia et al. 2022, section
-            D.1): the way to every pixel for what concerns the whole picture, such as a background's colour.
+        pooled_context: adds an attention-pooled context to the time embedding, beside the
+            cross-attention (Saharia et al. 2022, section D.1): the way to every pixel for what
+            concerns the whole picture, such as a background's colour.
     """
 
     def __init__(
@@ -35,13 +39,18 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         if len(attention) != len(block_channels):
-            raise ValueError(
-                f"model.unet.attention has {len(attention)} entries, model.unet.block_channels {len(block_channels)}: give one per resolution."
+            raise UserError(
+                f"model.unet.attention has {len(attention)} entries, "
+                f"model.unet.block_channels {len(block_channels)}",
+                key="model.unet.attention",
+                remedy="Give one per resolution.",
             )
         for channels in block_channels:
             if channels % norm_groups or channels % head_dim:
-                raise ValueError(
-                    f"model.unet.block_channels has {channels}: each must be a multiple of norm_groups={norm_groups} and of head_dim={head_dim}."
+                raise UserError(
+                    f"model.unet.block_channels has {channels}: each must be a multiple of "
+                    f"norm_groups={norm_groups} and of head_dim={head_dim}",
+                    key="model.unet.block_channels",
                 )
         down = ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attention]
         up = ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)]
@@ -57,7 +66,8 @@ class UNet(nn.Module):
             resnet_time_scale_shift="scale_shift",
             addition_embed_type="text" if pooled_context else None,
             addition_embed_type_num_heads=max(1, context_dim // head_dim),
-            # diffusers reads `attention_head_dim` as the number of heads, one entry per resolution (its own comment says so).
+            # diffusers reads `attention_head_dim` as the number of heads, one entry per resolution
+            # (its own comment says so).
             attention_head_dim=tuple(c // head_dim for c in block_channels),
         )
 

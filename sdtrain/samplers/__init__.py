@@ -1,4 +1,7 @@
-"""Samplers walk from noise to data, one function per file; grids say which times they visit. Needs torch alone."""
+"""Samplers walk from noise to data, one function per file; grids say which times they visit.
+
+Needs torch alone.
+"""
 
 from sdtrain.samplers.walk import Noise, Sampler, Show
 

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
+from sdtrain.errors import UserError
 from sdtrain.samplers.walk import Noise, Show, level, look, posterior_std, step_to
 from sdtrain.schedules import Schedule
 
@@ -18,17 +19,18 @@ def ddim(
     *,
     eta: float = 0.0,
 ) -> Tensor:
-    """x_s = alpha_s x0 + sqrt(sigma_s^2 - std^2) eps + std z,  std = eta times that of the posterior (Song et al. 2021, eq. 12 and 16).
+    """x_s = alpha_s x0 + sqrt(sigma_s^2 - std^2) eps + std z,  std = eta posterior_std.
 
-    eta = 0 is deterministic: Euler's method in x / alpha over sigma / alpha. eta = 1 is ddpm on the same grid, and the ancestral Euler
-    sampler. eta outside [0, 1] raises ValueError.
+    Song et al. 2021, eq. 12 and 16. eta = 0 is deterministic: Euler's method in x / alpha over
+    sigma / alpha. eta = 1 is ddpm on the same grid, and the ancestral Euler sampler. eta outside
+    [0, 1] raises UserError.
     """
     if not 0 <= eta <= 1:
-        raise ValueError(f"sampler.eta={eta:g} must lie in [0, 1]")
+        raise UserError("must lie in [0, 1]", key="sampler.eta", value=eta)
     for step, (t, s) in enumerate(pairwise(grid)):
         x0 = look(denoise, x, t, step, show)
-        now, then = level(schedule, t, x), level(schedule, s, x)
-        x = step_to(
-            x, x0, now, then, eta * posterior_std(now, then), noise(step) if eta > 0 else None
-        )
+        now = level(schedule, t, x)
+        then = level(schedule, s, x)
+        z = noise(step) if eta > 0 else None
+        x = step_to(x, x0, now, then, eta * posterior_std(now, then), z)
     return look(denoise, x, grid[-1], len(grid) - 1, show)

@@ -11,17 +11,18 @@ from sdtrain.schedules import Schedule
 def ddpm(
     denoise, x: Tensor, grid: Tensor, schedule: Schedule, noise: Noise, show: Show | None = None
 ) -> Tensor:
-    """x_s ~ q(x_s | x_t, x0), the Gaussian posterior between any two times s < t (Ho et al. 2020, eq. 6-7; Kingma et al. 2021, eq. 25).
+    """x_s ~ q(x_s | x_t, x0), the Gaussian posterior between any two times s < t.
 
-    a = alpha_t / alpha_s, v = sigma_t^2 - a^2 sigma_s^2:
+    Ho et al. 2020, eq. 6-7; Kingma et al. 2021, eq. 25. a = alpha_t / alpha_s,
+    v = sigma_t^2 - a^2 sigma_s^2:
     mean = (a sigma_s^2 x_t + alpha_s v x0) / sigma_t^2,  variance = v sigma_s^2 / sigma_t^2.
     """
     for step, (t, s) in enumerate(pairwise(grid)):
         x0 = look(denoise, x, t, step, show)
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = level(schedule, t, x), level(schedule, s, x)
+        alpha_t, sigma_t = level(schedule, t, x)
+        alpha_s, sigma_s = level(schedule, s, x)
         a = alpha_t / alpha_s
         v = (sigma_t**2 - a**2 * sigma_s**2).clamp(min=0)
-        x = (
-            a * sigma_s**2 * x + alpha_s * v * x0
-        ) / sigma_t**2 + v.sqrt() * sigma_s / sigma_t * noise(step)
+        mean = (a * sigma_s**2 * x + alpha_s * v * x0) / sigma_t**2
+        x = mean + v.sqrt() * sigma_s / sigma_t * noise(step)
     return look(denoise, x, grid[-1], len(grid) - 1, show)

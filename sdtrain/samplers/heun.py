@@ -11,18 +11,17 @@ from sdtrain.schedules import Schedule
 def heun(
     denoise, x: Tensor, grid: Tensor, schedule: Schedule, noise: Noise, show: Show | None = None
 ) -> Tensor:
-    """Second order: an Euler step in x / alpha over sigma / alpha, then the mean of the slopes eps at its two ends.
+    """Second order: an Euler step in x / alpha over sigma / alpha, then the mean of its two slopes.
 
-    x_s = alpha_s x0 + sigma_s eps + alpha_s (sigma_s / alpha_s - sigma_t / alpha_t) (eps' - eps) / 2. Two denoisings a step, one in the
-    last; a step from alpha = 0, or to sigma = 0, is Euler's.
+    x_s = alpha_s x0 + sigma_s eps + alpha_s (sigma_s / alpha_s - sigma_t / alpha_t) (eps' - eps) /
+    2, the slopes being eps at the step's ends. Two denoisings a step, one in the last; a step from
+    alpha = 0, or to sigma = 0, is Euler's.
     """
     ends = schedule.log_snr(grid).isfinite().tolist()
     for step, (t, s) in enumerate(pairwise(grid)):
         x0 = look(denoise, x, t, step, show)
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = now, then = (
-            level(schedule, t, x),
-            level(schedule, s, x),
-        )
+        alpha_t, sigma_t = now = level(schedule, t, x)
+        alpha_s, sigma_s = then = level(schedule, s, x)
         euler = step_to(x, x0, now, then)
         if ends[step] and ends[step + 1]:
             change = (euler - alpha_s * denoise(euler, s)) / sigma_s - (x - alpha_t * x0) / sigma_t

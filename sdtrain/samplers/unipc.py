@@ -1,4 +1,4 @@
-"""UniPC of order 2 with its corrector (Zhao et al. 2023, algorithms 1 and 2, for networks that predict x0)."""
+"""UniPC of order 2 with its corrector (Zhao et al. 2023, algorithms 1 and 2, for predicted x0)."""
 
 import math
 
@@ -11,31 +11,45 @@ from sdtrain.schedules import Schedule
 def unipc(
     denoise, x: Tensor, grid: Tensor, schedule: Schedule, noise: Noise, show: Show | None = None
 ) -> Tensor:
-    """dpmpp_2m's step, taken again when the x0 at its end is known, which costs no denoising: third order in effect.
+    """dpmpp_2m's step, taken again when the x0 at its end is known: third order in effect.
 
-    With h the step in ln(alpha / sigma), the exact step is ddim's with the mean of x0 under weights exp(l - h), l in [0, h]; the second
-    time x0(l) is the parabola through the answers before, at and after the step.
+    The second time costs no denoising. With h the step in ln(alpha / sigma), the exact step is
+    ddim's with the mean of x0 under weights exp(l - h), l in [0, h]; the second time x0(l) is the
+    parabola through the answers before, at and after the step.
     """
-    clock, h, h_before, slope = half_log_snr(schedule, grid), math.inf, math.inf, None
-    start, x0, was = x, x, None
+    clock = half_log_snr(schedule, grid)
+    h = math.inf
+    h_before = math.inf
+    start = x
+    level_before = None
+    x0_before = None
+    slope = None
     for step, t in enumerate(grid):
-        after, now = look(denoise, x, t, step, show), level(schedule, t, x)
-        if math.isfinite(
-            h
-        ):  # the step that led here, corrected; mean of l and of l^2 under its weights
-            of_l, new = h / -math.expm1(-h) - 1, (after - x0) / h
-            of_l2, half = h * h / -math.expm1(-h) - 2 * of_l, x0 + new * h / 2
-            x = step_to(
-                start,
-                half
-                if slope is None
-                else x0 + slope * of_l + (new - slope) / (h + h_before) * (of_l2 + h_before * of_l),
-                was,
-                now,
-            )
-            slope, h_before = new, h
+        x0 = look(denoise, x, t, step, show)
+        now = level(schedule, t, x)
+        if math.isfinite(h):  # the step that led here is corrected
+            new = (x0 - x0_before) / h
+            mean = x0_before + new * h / 2
+            if slope is not None:
+                mean = _mean_of_parabola(x0_before, slope, new, h, h_before)
+            x = step_to(start, mean, level_before, now)
+            slope = new
+            h_before = h
         if step + 1 < len(grid):
-            h, start, x0, was = clock[step + 1] - clock[step], x, after, now
+            h = clock[step + 1] - clock[step]
             ahead = x0 + slope * h / 2 if slope is not None and math.isfinite(h) else x0
+            start = x
+            level_before = now
+            x0_before = x0
             x = step_to(x, ahead, now, level(schedule, grid[step + 1], x))
-    return after
+    return x0
+
+
+def _mean_of_parabola(x0: Tensor, slope: Tensor, new: Tensor, h: float, h_before: float) -> Tensor:
+    """Mean of x0(l) over the step h, under its weights.
+
+    slope, new: of x0 over the step before, of length h_before, and over this one.
+    """
+    of_l = h / -math.expm1(-h) - 1  # the mean of l under the weights
+    of_l2 = h * h / -math.expm1(-h) - 2 * of_l  # that of l^2
+    return x0 + slope * of_l + (new - slope) / (h + h_before) * (of_l2 + h_before * of_l)

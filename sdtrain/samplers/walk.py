@@ -1,11 +1,13 @@
-"""What every sampler is: a function that walks from noise to data over a grid of times, and the words for its arguments.
+"""What every sampler is: a function that walks from noise to data over a grid of times.
 
     sampler(denoise, x, grid, schedule, noise, show) -> x0
 
-denoise(x, t) -> x0; x [B, C, h, w] normal with variance alpha^2 + sigma^2 at grid[0]; grid [n] falling float64 times; noise(step) a standard normal
-tensor like x, keyed by each picture's seed; show(step, x, x0) is called at every step. The walk ends in the last x0.
+denoise(x, t) -> x0; x [B, C, h, w] normal with variance alpha^2 + sigma^2 at grid[0]; grid [n]
+falling float64 times; noise(step) a standard normal tensor like x, keyed by each picture's seed;
+show(step, x, x0) is called at every step. The walk ends in the last x0.
 
-Every step is a' x0 + s' eps plus a correction, so that alpha = 0 at the start is nothing special (Song et al. 2021, eq. 12).
+Every step is a' x0 + s' eps plus a correction, so that alpha = 0 at the start is nothing special
+(Song et al. 2021, eq. 12).
 """
 
 from collections.abc import Callable
@@ -23,13 +25,19 @@ Level = tuple[Tensor, Tensor]
 
 
 def level(schedule: Schedule, t: Tensor, x: Tensor) -> Level:
-    """(alpha, sigma) at time t, with x's dtype and on its device. The grid itself stays on the CPU: indexing a table by it would wait for a GPU."""
+    """(alpha, sigma) at time t, with x's dtype and on its device.
+
+    The grid itself stays on the CPU: indexing a table by it would wait for a GPU.
+    """
     alpha, sigma = schedule.alpha_sigma(t, torch.promote_types(x.dtype, torch.float32))
     return alpha.to(x.device), sigma.to(x.device)
 
 
 def half_log_snr(schedule: Schedule, grid: Tensor) -> list[float]:
-    """ln(alpha / sigma) at the times of the grid: the clock of the exponential integrators (Lu et al. 2022, section 3)."""
+    """ln(alpha / sigma) at the times of the grid: the clock of the exponential integrators.
+
+    Lu et al. 2022, section 3.
+    """
     return (schedule.log_snr(grid) / 2).tolist()
 
 
@@ -42,7 +50,8 @@ def step_to(
     z: Tensor | None = None,
 ) -> Tensor:
     """x_s = alpha_s x0 + sqrt(sigma_s^2 - std^2) eps + std z, with the eps that x and x0 imply."""
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = now, then
+    alpha_t, sigma_t = now
+    alpha_s, sigma_s = then
     eps = (x - alpha_t * x0) / sigma_t
     if z is None:
         return alpha_s * x0 + sigma_s * eps
@@ -50,16 +59,18 @@ def step_to(
 
 
 def posterior_std(now: Level, then: Level) -> Tensor:
-    """Standard deviation of q(x_s | x_t, x0), s < t: sigma_s / sigma_t sqrt(sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2).
+    """Standard deviation of q(x_s | x_t, x0), s < t.
 
-    Kingma et al. 2021, eq. 25; it holds whether or not alpha^2 + sigma^2 = 1.
+    sigma_s / sigma_t sqrt(sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2) (Kingma et al. 2021, eq.
+    25); it holds whether or not alpha^2 + sigma^2 = 1.
     """
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = now, then
+    alpha_t, sigma_t = now
+    alpha_s, sigma_s = then
     return sigma_s / sigma_t * (sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2).clamp(min=0).sqrt()
 
 
 def look(denoise, x: Tensor, t: Tensor, step: int, show: Show | None) -> Tensor:
-    """x0 at this step, shown."""
+    """x0 at this step, which is passed to `show`."""
     x0 = denoise(x, t)
     if show:
         show(step, x, x0)
@@ -67,6 +78,8 @@ def look(denoise, x: Tensor, t: Tensor, step: int, show: Show | None) -> Tensor:
 
 
 class Sampler(Protocol):
+    """The signature of a sampler."""
+
     def __call__(
         self,
         denoise,

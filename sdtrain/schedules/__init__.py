@@ -1,4 +1,7 @@
-"""Noise schedules: one curve per file. Only this room knows how alpha and sigma relate to time. Needs torch alone."""
+"""Noise schedules: one curve per file. Needs torch alone.
+
+Only this room knows how alpha and sigma relate to time.
+"""
 
 from sdtrain.schedules.schedule import Schedule
 

@@ -17,9 +17,12 @@ def cauchy(
     log_snr_max: float = 10.0,
     num_timesteps: int = 1000,
 ) -> Schedule:
-    """log_snr = centre + scale tan(pi / 2 (1 - 2 t)): it follows a Cauchy law, cut to its bounds (Hang and Gu 2024, table 1)."""
+    """log_snr = centre + scale tan(pi / 2 (1 - 2 t)): a Cauchy law, cut to its bounds.
+
+    Hang and Gu 2024, table 1.
+    """
     if not scale > 0:
-        raise UserError(f"schedule.scale={scale:g} must be above 0.")
+        raise UserError("must be above 0", key="schedule.scale", value=scale)
     return symmetric(
         "cauchy",
         lambda share: scale / torch.tan(math.pi * share),

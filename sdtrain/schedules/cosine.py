@@ -12,12 +12,13 @@ from sdtrain.schedules.table import from_betas, timesteps
 def cosine(
     *, offset: float = 0.008, max_beta: float = 0.999, num_timesteps: int = 1000
 ) -> Schedule:
-    """alpha_bar(r) = cos^2(pi/2 (r + offset) / (1 + offset)), beta_i = min(1 - alpha_bar((i+1)/T) / alpha_bar(i/T), max_beta).
+    """alpha_bar(r) = cos^2(pi/2 (r + offset) / (1 + offset)), at r = i / T.
 
-    Nichol and Dhariwal 2021, eq. 17. cosine_log_snr is its continuous form.
+    beta_i = min(1 - alpha_bar((i+1)/T) / alpha_bar(i/T), max_beta) (Nichol and Dhariwal 2021, eq.
+    17). cosine_log_snr is its continuous form.
     """
     if max_beta > 1:
-        raise UserError(f"schedule.max_beta={max_beta:g} must be at most 1.")
+        raise UserError("must be at most 1", key="schedule.max_beta", value=max_beta)
     r = torch.linspace(0, 1, timesteps(num_timesteps) + 1, dtype=torch.float64)
     alpha_bar = torch.cos((r + offset) / (1 + offset) * math.pi / 2) ** 2
     return from_betas(

@@ -17,11 +17,17 @@ def edm(
     sigma_max: float = 80.0,
     num_timesteps: int = 1000,
 ) -> Schedule:
-    """ln(sigma / alpha) follows a normal law (Karras et al. 2022, table 1), cut to [sigma_min, sigma_max]; log_snr is -2 times it."""
-    if not 0 < sigma_min or not 0 < sigma_max or not log_sigma_std > 0:
-        raise UserError(
-            f"schedule.sigma_min={sigma_min:g}, schedule.sigma_max={sigma_max:g} and schedule.log_sigma_std={log_sigma_std:g} must be above 0."
-        )
+    """ln(sigma / alpha) = -log_snr / 2 follows a normal law, cut to [sigma_min, sigma_max].
+
+    Karras et al. 2022, table 1.
+    """
+    for name, value in (
+        ("sigma_min", sigma_min),
+        ("sigma_max", sigma_max),
+        ("log_sigma_std", log_sigma_std),
+    ):
+        if not value > 0:
+            raise UserError("must be above 0", key=f"schedule.{name}", value=value)
     std = 2 * log_sigma_std
     return symmetric(
         "edm",

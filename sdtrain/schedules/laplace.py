@@ -15,9 +15,12 @@ def laplace(
     log_snr_max: float = 10.0,
     num_timesteps: int = 1000,
 ) -> Schedule:
-    """log_snr = centre - scale sgn(1/2 - t) ln(1 - 2 |t - 1/2|): it follows a Laplace law, cut to its bounds (Hang and Gu 2024, table 1)."""
+    """log_snr = centre - scale sgn(1/2 - t) ln(1 - 2 |t - 1/2|): a Laplace law, cut to its bounds.
+
+    Hang and Gu 2024, table 1.
+    """
     if not scale > 0:
-        raise UserError(f"schedule.scale={scale:g} must be above 0.")
+        raise UserError("must be above 0", key="schedule.scale", value=scale)
     return symmetric(
         "laplace",
         lambda share: -scale * (2 * share).log(),

@@ -1,4 +1,7 @@
-"""Modifiers make a schedule of a schedule. Each applies to any; modifiers=[a,b] applies a, then b."""
+"""Modifiers make a schedule of a schedule.
+
+Each applies to any; modifiers=[a,b] applies a, then b.
+"""
 
 import math
 
@@ -6,24 +9,28 @@ import torch
 from torch import Tensor
 
 from sdtrain.errors import UserError
-from sdtrain.schedules.schedule import Schedule
+from sdtrain.schedules.schedule import Schedule, curve_error
 
 
 def zero_terminal_snr(schedule: Schedule) -> Schedule:
-    """alpha' = (alpha - alpha_1) alpha_0 / (alpha_0 - alpha_1), which keeps the level at t = 0 and ends in alpha = 0.
+    """alpha' = (alpha - alpha_1) alpha_0 / (alpha_0 - alpha_1).
 
-    Lin et al. 2024, "Common diffusion noise schedules and sample steps are flawed", algorithm 1.
+    It keeps the level at t = 0 and ends in alpha = 0 (Lin et al. 2024, "Common diffusion noise
+    schedules and sample steps are flawed", algorithm 1). Raises UserError where alpha ends in 0
+    already.
     """
     if schedule.log_snr_min == -math.inf:
         raise UserError(
-            f"modifiers=[zero_terminal_snr] has no effect: schedule={schedule.name} already ends in alpha = 0. Remove it from modifiers."
+            f"modifiers=[zero_terminal_snr] has no effect: schedule={schedule.name} already "
+            "ends in alpha = 0",
+            key="modifiers",
+            remedy="Remove it from modifiers.",
         )
-    first, last = (
-        schedule.alpha_sigma(torch.tensor(float(t)), torch.float64)[0].item() for t in (0, 1)
-    )
+    first = schedule.alpha_sigma(torch.tensor(0.0), torch.float64)[0].item()
+    last = schedule.alpha_sigma(torch.tensor(1.0), torch.float64)[0].item()
 
-    # alpha' = alpha - lost. sigma' follows without a difference that would cancel at t = 0: 1 - alpha' = sigma + lost on a straight path,
-    # else 1 - alpha'^2 = sigma^2 + lost (alpha + alpha').
+    # alpha' = alpha - lost. sigma' follows without a difference that would cancel at t = 0: on a
+    # straight path 1 - alpha' = sigma + lost, else 1 - alpha'^2 = sigma^2 + lost (alpha + alpha').
     def log_snr(t: Tensor) -> Tensor:
         alpha, sigma = schedule.split(schedule.log_snr(t))
         lost = last * (first - alpha) / (first - last)
@@ -35,23 +42,23 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
         new, sigma = schedule.split(log_snr)
         lost = last * (first - new) / first
         variance = (sigma - lost) ** 2 if schedule.straight else sigma**2 - lost * (2 * new + lost)
-        return torch.where(
-            log_snr == -math.inf,
-            1.0,
-            schedule.time_of(2 * (new + lost).log() - variance.log(), clamp=True),
-        )
+        t = schedule.time_of(2 * (new + lost).log() - variance.log(), clamp=True)
+        return torch.where(log_snr == -math.inf, 1.0, t)
 
     return schedule.modified("zero_terminal_snr", log_snr, time_of, "schedule")
 
 
 def shift(schedule: Schedule, *, factor: float = 3.0) -> Schedule:
-    """log_snr' = log_snr - 2 ln(factor): every level as noisy as if sigma / alpha were `factor` times as large; above 1 for larger pictures.
+    """log_snr' = log_snr - 2 ln(factor): sigma / alpha becomes `factor` times as large.
 
-    Hoogeboom et al. 2023, "Simple diffusion", eq. 4; under flow it is Esser et al. 2024, eq. 23.
+    Above 1 for larger pictures. Hoogeboom et al. 2023, "Simple diffusion", eq. 4; under flow it is
+    Esser et al. 2024, eq. 23.
     """
     if not 1e-3 <= factor <= 1e3 or factor == 1:
         raise UserError(
-            f"modifiers.shift.factor={factor:g} must lie between 0.001 and 1000, and not be 1, which changes nothing."
+            "must lie between 0.001 and 1000, and not be 1, which changes nothing",
+            key="modifiers.shift.factor",
+            value=factor,
         )
     by = -2 * math.log(factor)
     return schedule.modified(
@@ -63,17 +70,26 @@ def shift(schedule: Schedule, *, factor: float = 3.0) -> Schedule:
 
 
 def clip(schedule: Schedule, *, log_snr_min: float = -10.0, log_snr_max: float = 10.0) -> Schedule:
-    """The part of the curve between two bounds, stretched to [0, 1]. A bound beyond the curve's own end leaves that end."""
+    """The part of the curve between two bounds, stretched to [0, 1].
+
+    A bound beyond the curve's own end leaves that end.
+    """
     keys = "modifiers.clip.log_snr_min or modifiers.clip.log_snr_max"
-    low, high = max(log_snr_min, schedule.log_snr_min), min(log_snr_max, schedule.log_snr_max)
+    low = max(log_snr_min, schedule.log_snr_min)
+    high = min(log_snr_max, schedule.log_snr_max)
     if not low < high:
-        raise UserError(
-            f"modifiers.clip leaves nothing of schedule={schedule.name}, whose log_snr runs from {schedule.log_snr_max:g} to "
-            f"{schedule.log_snr_min:g}: the bounds {log_snr_min:g} and {log_snr_max:g} are reversed or beyond it. Change {keys}."
+        raise curve_error(
+            f"modifiers.clip leaves nothing of schedule={schedule.name}, whose log_snr runs from "
+            f"{schedule.log_snr_max:g} to {schedule.log_snr_min:g}: the bounds {log_snr_min:g} and "
+            f"{log_snr_max:g} are reversed or beyond it",
+            keys,
         )
     if (low, high) == (schedule.log_snr_min, schedule.log_snr_max):
-        raise UserError(
-            f"modifiers.clip has no effect: schedule={schedule.name} lies between {low:g} and {high:g}. Change {keys}, or remove it."
+        raise curve_error(
+            f"modifiers.clip has no effect: schedule={schedule.name} lies between {low:g} and "
+            f"{high:g}",
+            keys,
+            or_else="or remove it",
         )
     start, end = schedule.time_of(torch.tensor([high, low], dtype=torch.float64)).tolist()
     return schedule.modified(

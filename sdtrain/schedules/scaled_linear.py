@@ -10,11 +10,14 @@ from sdtrain.schedules.table import from_betas, timesteps
 def scaled_linear(
     *, beta_start: float = 0.00085, beta_end: float = 0.012, num_timesteps: int = 1000
 ) -> Schedule:
-    """sqrt(beta_i) rises linearly from sqrt(beta_start) to sqrt(beta_end) (Rombach et al. 2022, appendix)."""
-    if beta_start < 0 or beta_end < 0:
-        raise UserError(
-            f"schedule.beta_start={beta_start:g} and schedule.beta_end={beta_end:g} must lie between 0 and 1: their square roots are taken."
-        )
+    """sqrt(beta_i) rises linearly from sqrt(beta_start) to sqrt(beta_end).
+
+    Rombach et al. 2022, appendix.
+    """
+    for name, value in (("beta_start", beta_start), ("beta_end", beta_end)):
+        if value < 0:
+            problem = "must lie between 0 and 1: its square root is taken"
+            raise UserError(problem, key=f"schedule.{name}", value=value)
     roots = torch.linspace(
         beta_start**0.5, beta_end**0.5, timesteps(num_timesteps), dtype=torch.float64
     )

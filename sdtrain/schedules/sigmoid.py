@@ -18,18 +18,21 @@ def sigmoid(
     log_snr_max: float = 10.0,
     num_timesteps: int = 1000,
 ) -> Schedule:
-    """alpha^2 = (S(e) - S(u)) / (S(e) - S(s)),  s = start / temperature, e = end / temperature, u = s + t (e - s), S the logistic function.
+    """alpha^2 = (S(e) - S(u)) / (S(e) - S(s)),  u = s + t (e - s),  S the logistic function.
 
-    Jabri et al. 2022, algorithm of appendix B; Chen 2023, "On the importance of noise scheduling", algorithm 1; cut to its bounds.
+    s = start / temperature, e = end / temperature; cut to its bounds. Jabri et al. 2022, algorithm
+    of appendix B; Chen 2023, "On the importance of noise scheduling", algorithm 1.
     """
-    if not start < end or not temperature > 0:
-        raise UserError(
-            f"schedule.start={start:g} must lie below schedule.end={end:g}, and schedule.temperature={temperature:g} above 0."
-        )
-    s, e = start / temperature, end / temperature
+    if not start < end:
+        raise UserError(f"must lie below schedule.end={end:g}", key="schedule.start", value=start)
+    if not temperature > 0:
+        raise UserError("must be above 0", key="schedule.temperature", value=temperature)
+    s = start / temperature
+    e = end / temperature
 
     def log_snr_of(above, below):
-        # S(a) - S(b) = sinh((a - b) / 2) / (2 cosh(a / 2) cosh(b / 2)), so that nothing cancels near the ends.
+        # S(a) - S(b) = sinh((a - b) / 2) / (2 cosh(a / 2) cosh(b / 2)): nothing cancels near the
+        # ends.
         width = (e - s) / 2
         return (
             torch.sinh(below * width).log()
@@ -38,7 +41,8 @@ def sigmoid(
         )
 
     def shares(log_snr):
-        first, last = 1 / (1 + math.exp(-s)), 1 / (1 + math.exp(-e))
+        first = 1 / (1 + math.exp(-s))
+        last = 1 / (1 + math.exp(-e))
         u = torch.logit(first + (last - first) * (-log_snr).sigmoid())
         return (u - s) / (e - s), (e - u) / (e - s)
 

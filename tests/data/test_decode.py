@@ -1,23 +1,16 @@
-"""Pictures of every mode come out in known colours, and the transform is a function of (picture, seed, ordinal)."""
+"""Pictures of every mode come out upright and in known colours."""
 
 import io
+import struct
 import warnings
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from sdtrain.data import decode as transforms
-from sdtrain.data.decode import (
-    Transform,
-    hold_out,
-    hold_out_count,
-    open_picture,
-    picture_size,
-    resize_short_side,
-)
-from sdtrain.errors import DataError, UserError
+from sdtrain.data import decode
+from sdtrain.data.decode import open_picture, picture_size
+from sdtrain.errors import DataError
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
 
@@ -115,6 +108,30 @@ def test_exif_rotation_is_undone(format, orientation, stored):
     assert np.abs(seen.astype(int) - upright).mean() < (20 if format == "JPEG" else 1e-9)
 
 
+def with_broken_exif(orientation):
+    """A JPEG of 6 x 4 whose EXIF holds the orientation, and an entry that points beyond its end."""
+    entries = [
+        struct.pack("<HHII", 0x010F, 2, 4000, 60000),
+        struct.pack("<HHIHH", 0x0112, 3, 1, orientation, 0),
+    ]
+    directory = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+    exif = b"Exif\0\0II*\0" + struct.pack("<I", 8) + directory
+    return encoded(Image.new("RGB", (6, 4), RED), "JPEG", exif=exif)
+
+
+def test_broken_exif_takes_nothing_of_a_sound_picture():
+    # The orientation is obeyed where it can be read, else the picture stays as it is stored.
+    assert open_picture(with_broken_exif(6)).size == (4, 6)
+    for exif in (b"", b"Exif\0\0", b"Exif\0\0nonsense", b"Exif\0\0II*\0" + b"\xff" * 20):
+        content = encoded(Image.new("RGB", (6, 4), RED), "JPEG", exif=exif)
+        assert open_picture(content).size == (6, 4)
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 60000])
+def test_an_orientation_that_is_none_turns_nothing(orientation):
+    assert open_picture(with_broken_exif(orientation)).size == (6, 4)
+
+
 def test_16_bit_picture_is_rotated_too():
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -136,10 +153,10 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, monkeypat
     Image.new("1", (9000, 9000)).save(file)
     assert file.stat().st_size < 20000
 
-    def decode(picture):
+    def load(picture):
         raise AssertionError("decoded")
 
-    monkeypatch.setattr(Image.Image, "load", decode)
+    monkeypatch.setattr(Image.Image, "load", load)
     for read in (open_picture, picture_size):
         with (
             pytest.raises(DataError, match=r"large\.png.*9000 x 9000 = 81000000"),
@@ -147,7 +164,7 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, monkeypat
         ):
             warnings.simplefilter("error")
             read(file)
-    monkeypatch.setattr(transforms, "PIXEL_LIMIT", 81_000_000)
+    monkeypatch.setattr(decode, "PIXEL_LIMIT", 81_000_000)
     assert picture_size(file) == (9000, 9000)
 
 
@@ -178,96 +195,3 @@ def test_broken_files_name_their_path(tmp_path, content):
     with pytest.raises(DataError, match=r"this one\.png") as caught:
         open_picture(file)
     assert "\n" not in str(caught.value)
-
-
-def test_short_side_becomes_image_size():
-    assert resize_short_side(Image.new("RGB", (100, 50)), 20).shape == (3, 20, 40)
-    assert resize_short_side(Image.new("RGB", (30, 90), RED), 10)[:, 5, 5].tolist() == [255, 0, 0]
-
-
-def test_resize_is_antialiased():
-    stripes = torch.tensor([0, 0, 0, 255, 255, 0, 0, 0], dtype=torch.uint8).repeat(3, 64, 8)
-    assert (
-        resize_short_side(stripes, 8).float() - 63.75
-    ).abs().max() < 20  # picked pixels would be 255
-
-
-def coordinates():
-    """A picture [3, 40, 50] whose pixels say where they are: channel 0 the row, channel 1 the column."""
-    rows, columns = torch.meshgrid(torch.arange(40), torch.arange(50), indexing="ij")
-    return torch.stack([rows, columns, 0 * rows]).to(torch.uint8)
-
-
-def place(image):
-    """(top, left, flipped) read off a transformed `coordinates()`."""
-    pixels = ((image + 1) * 127.5).round().int()
-    return int(pixels[0].min()), int(pixels[1].min()), bool(pixels[1, 0, 0] > pixels[1, 0, -1])
-
-
-def test_transform_is_a_function_of_seed_and_ordinal():
-    def make(seed):
-        return Transform(image_size=32, crop="random", flip=True, seed=seed)
-
-    once, again, other = make(0), make(0), make(1)
-    forwards = [once(coordinates(), ordinal) for ordinal in range(20)]
-    for ordinal in reversed(range(20)):
-        assert torch.equal(again(coordinates(), ordinal), forwards[ordinal])
-    assert sum(place(other(coordinates(), o)) != place(forwards[o]) for o in range(20)) > 15
-    assert forwards[0].shape == (3, 32, 32)
-    assert forwards[0].dtype == torch.float32
-
-
-def test_every_crop_and_both_flips_come_at_their_rate():
-    transform = Transform(image_size=32, crop="random", flip=True, seed=0)
-    n = 2000
-    tops, lefts, flips = map(
-        np.array, zip(*[place(transform(coordinates(), o)) for o in range(n)], strict=True)
-    )
-    for seen, places in ((tops, 9), (lefts, 19), (flips, 2)):
-        counts = np.bincount(seen, minlength=places)
-        assert len(counts) == places
-        # 5 standard deviations of a binomial count
-        assert np.abs(counts - n / places).max() < 5 * np.sqrt(n / places * (1 - 1 / places))
-
-
-def test_centre_and_no_flip():
-    transform = Transform(image_size=32, crop="center", flip=False, seed=0)
-    assert {place(transform(coordinates(), o)) for o in range(30)} == {(4, 9, False)}
-
-
-def test_flip_does_not_depend_on_the_crop():
-    random, centred = (
-        Transform(image_size=32, crop=crop, flip=True, seed=3) for crop in ("random", "center")
-    )
-    assert [place(random(coordinates(), o))[2] for o in range(50)] == [
-        place(centred(coordinates(), o))[2] for o in range(50)
-    ]
-
-
-def test_black_and_white_are_the_ends_of_the_range():
-    transform = Transform(image_size=1, crop="center", flip=False, seed=0)
-    assert transform(
-        torch.tensor([0, 255, 51], dtype=torch.uint8).reshape(3, 1, 1), 0
-    ).flatten().tolist() == pytest.approx([-1, 1, -0.6])
-
-
-def test_unknown_crop():
-    with pytest.raises(UserError, match=r"data\.crop='middle'"):
-        Transform(image_size=8, crop="middle", flip=False, seed=0)
-
-
-@pytest.mark.parametrize(
-    ("pictures", "held_out"),
-    [(2, 1), (3, 1), (8, 2), (100, 25), (256, 64), (1000, 64), (1280, 64), (10000, 500)],
-)
-def test_hold_out_count(pictures, held_out):
-    assert hold_out_count(pictures, 0.05) == held_out
-    assert len(hold_out([str(i) for i in range(pictures)], 0.05, 0)) == held_out
-
-
-def test_hold_out_moves_few_and_follows_the_seed():
-    names = [f"{i}.png" for i in range(1000)]
-    before = hold_out(names, 0.1, 0)
-    assert before == hold_out(names[::-1] + names[:10], 0.1, 0)
-    assert len(before ^ hold_out([*names, "new.png"], 0.1, 0)) <= 2
-    assert len(before & hold_out(names, 0.1, 1)) < 30  # 10 of 100 by chance

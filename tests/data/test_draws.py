@@ -172,3 +172,15 @@ def test_every_rank_knows_where_the_run_stands(world):
             for _ in range(5)
         ]
         assert ends == [30 + (k + 1) * world * 3 for k in range(5)]
+
+
+def test_rows_may_bring_moments_in_the_place_of_their_picture():
+    moments = [torch.full((2, *SHAPE), float(ordinal)) for ordinal in range(2)]
+    rows = [Row(image=None, caption="", moments=of_row) for of_row in moments]
+    batch = make()(rows, [0, 1], 2)
+    assert batch.image is None
+    assert torch.equal(batch.moments, torch.stack(moments))
+    pictures = collated(make(), [0, 1])
+    assert pictures.moments is None
+    # They are no draw: those of the same ordinals are the same.
+    assert all(torch.equal(draws(batch)[o], draws(pictures)[o]) for o in range(2))

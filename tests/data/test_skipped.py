@@ -114,15 +114,16 @@ def test_a_picture_vanishing_while_the_headers_are_read(folder, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "key", "words"),
     [
-        ({"on_error": "ignore"}, "none of fail, skip"),
-        ({"on_error": "skip", "max_skipped": -1}, "must be at least 0"),
+        ({"on_error": "ignore"}, "data.on_error", "none of fail, skip"),
+        ({"on_error": "skip", "max_skipped": -1}, "data.max_skipped", "must be at least 0"),
     ],
 )
-def test_bad_options(folder, options, words):
-    with pytest.raises(UserError, match=words):
+def test_bad_options(folder, options, key, words):
+    with pytest.raises(UserError) as refused:
         Images(path=str(folder), **options)
+    assert refused.value.key == key and words in str(refused.value)
 
 
 def test_left_out_at_start_they_count_against_the_bound(folder):
@@ -269,7 +270,7 @@ def test_a_run_with_too_many_ends(train, monkeypatch, bounded):
     """And the twin: without the bound it goes on."""
     if not bounded:
         monkeypatch.setattr(
-            "sdtrain.training.run.Skipped",
+            "sdtrain.training.parts.Skipped",
             lambda limit, report: Skipped(limit=10**6, report=report),
         )
     result = train("data.on_error=skip", "data.max_skipped=2")

@@ -15,7 +15,6 @@ import pytest
 import torch
 from PIL import Image
 
-from sdtrain.data.decode import UPRIGHT
 from sdtrain.data.images import Images
 from sdtrain.errors import DataError
 
@@ -23,10 +22,16 @@ TABLES = (Path(__file__).parents[2] / "data" / "README.md").read_text(encoding="
 COLOUR, BLUE, WHITE = (200, 40, 90), (0, 0, 255), (255, 255, 255)
 PLAIN, OTHER = Image.new("RGB", (40, 40), COLOUR), Image.new("RGB", (40, 40), BLUE)
 NOISY = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
-INVERSE = {
+# Orientation -> how a camera that writes it has turned an upright picture (EXIF 2.32, tag 0x0112).
+STORED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
     6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
-}  # of UPRIGHT; the others are their own
+}
 
 
 def encoded(picture, format="PNG", **options):
@@ -63,8 +68,8 @@ def turned(orientation):
     upright.paste(COLOUR, (0, 0, 20, 60))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    how = INVERSE.get(orientation, UPRIGHT.get(orientation))
-    return encoded(upright if how is None else upright.transpose(how), exif=exif)
+    stored = upright.transpose(STORED[orientation]) if orientation in STORED else upright
+    return encoded(stored, exif=exif)
 
 
 def without_adobe(content):
@@ -422,7 +427,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from sdtrain.data import decode as transforms
+from sdtrain.data import decode
 from sdtrain.errors import DataError
 
 
@@ -432,12 +437,12 @@ def peak():
 
 
 sound, large = sys.argv[1:]
-transforms.open_picture(sound)
+decode.open_picture(sound)
 if os.environ.get("UNGUARDED"):
-    transforms.PIXEL_LIMIT, Image.MAX_IMAGE_PIXELS = 10**12, None
+    decode.PIXEL_LIMIT, Image.MAX_IMAGE_PIXELS = 10**12, None
 before, refused = peak(), False
 try:
-    transforms.open_picture(large)
+    decode.open_picture(large)
 except DataError:
     refused = True
 print(refused, (peak() - before) / 1024)

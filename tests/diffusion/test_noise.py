@@ -6,6 +6,7 @@ import yaml
 from hydra.utils import instantiate
 
 from sdtrain.diffusion.noise import Gaussian, InputPerturbation, MultiResolution, Offset
+from sdtrain.errors import UserError
 from sdtrain.paths import config_dir
 from sdtrain.randomness import KeyedRandom
 
@@ -94,5 +95,6 @@ def test_multi_resolution_has_unit_variance_and_the_covariance_of_nested_squares
     ],
 )
 def test_what_would_have_no_effect_is_refused(law, bad):
-    with pytest.raises(ValueError, match=f"noise.{next(iter(bad))}"):
+    with pytest.raises(UserError) as refused:
         law(**bad)
+    assert refused.value.key == f"noise.{next(iter(bad))}"

@@ -206,8 +206,9 @@ def test_epsilon_says_nothing_of_x0_in_pure_noise():
 
 def test_bad_sigma_data_is_refused():
     for wrong in (0.0, -1.0, float("nan")):
-        with pytest.raises(ValueError, match=r"prediction\.sigma_data"):
+        with pytest.raises(UserError) as refused:
             EDM(sigma_data=wrong)
+        assert refused.value.key == "prediction.sigma_data"
 
 
 class Net:

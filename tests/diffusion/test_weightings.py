@@ -218,8 +218,9 @@ def test_products_at_the_ends(weighting, prediction, at_noise, at_data):
     ],
 )
 def test_bad_arguments_are_refused_by_key(name, key, value):
-    with pytest.raises((ValueError, UserError), match=rf"weighting\.{key}"):
+    with pytest.raises(UserError) as refused:
         made(WEIGHTINGS[name] | {key: value})
+    assert refused.value.key == f"weighting.{key}"
 
 
 # The density of log_snr, and flat.

@@ -9,6 +9,7 @@ from sdtrain.diffusion import Objective
 from sdtrain.diffusion.prediction import Epsilon
 from sdtrain.diffusion.times import Uniform
 from sdtrain.diffusion.weighting.simple import Simple
+from sdtrain.errors import UserError
 from sdtrain.models.unet import UNet
 from sdtrain.schedules.scaled_linear import scaled_linear
 
@@ -57,12 +58,14 @@ def test_shape_and_every_argument_reaches_the_output(pooled):
     [
         ({"attention": [True, True]}, "model.unet.attention"),
         ({"block_channels": [36]}, "model.unet.block_channels"),
-        ({"norm_groups": 5}, "norm_groups=5"),
+        ({"norm_groups": 5}, "model.unet.block_channels"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_by_name(changed, key):
-    with pytest.raises(ValueError, match=key):
+    with pytest.raises(UserError) as refused:
         make(**changed)
+    assert refused.value.key == key
+    assert next(iter(changed)) in str(refused.value)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from diffusers import DDPMScheduler
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from hydra.utils import get_object
 
-from sdtrain.assemble.model import build_schedule
+from sdtrain.assemble.objective import build_schedule
 from sdtrain.errors import UserError
 from sdtrain.paths import config_dir
 from sdtrain.schedules.cosine_log_snr import cosine_log_snr

@@ -6,10 +6,14 @@ from torch import Tensor
 
 
 class Flat:
-    """w = 1 / density: every log_snr counts alike, so the loss is the integral of the squared error of epsilon over log_snr, per
-    dimension: the diffusion term of the variational bound is D / 2 times it (Kingma et al. 2021, eq. 18).
+    """w = 1 / density: every log_snr counts alike.
 
-    density: log_snr to its density under the schedule and the base law of the times (sdtrain.diffusion.density); filled in.
+    So the loss is the integral of the squared error of epsilon over log_snr, per dimension: the
+    diffusion term of the variational bound is D / 2 times it (Kingma et al. 2021, eq. 18).
+
+    Args:
+        density: log_snr to its density under the schedule and the base law of the times
+            (sdtrain.diffusion.density); filled in.
     """
 
     def __init__(self, *, density: Callable[[Tensor], Tensor]) -> None:

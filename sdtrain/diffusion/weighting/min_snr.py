@@ -2,13 +2,18 @@
 
 from torch import Tensor
 
+from sdtrain.errors import UserError
+
 
 class MinSNR:
-    """w = min(1, gamma / SNR) (Hang et al. 2023, section 3.4, there min(SNR, gamma) on the error of x0)."""
+    """w = min(1, gamma / SNR), which is min(SNR, gamma) on the error of x0.
+
+    Hang et al. 2023, section 3.4.
+    """
 
     def __init__(self, *, gamma: float = 5.0) -> None:
         if not gamma > 0:
-            raise ValueError(f"weighting.gamma={gamma:g} must be above 0.")
+            raise UserError("must be above 0", key="weighting.gamma", value=gamma)
         self.gamma = gamma
 
     def __call__(self, log_snr: Tensor, jacobian: Tensor) -> Tensor:

@@ -4,13 +4,18 @@ import math
 
 from torch import Tensor
 
+from sdtrain.errors import UserError
+
 
 class Sigmoid:
-    """w = 1 / (1 + exp(log_snr - bias)) (Kingma and Gao 2023, section 4; Hoogeboom et al. 2024, eq. 7)."""
+    """w = 1 / (1 + exp(log_snr - bias)).
+
+    Kingma and Gao 2023, section 4; Hoogeboom et al. 2024, eq. 7.
+    """
 
     def __init__(self, *, bias: float = 2.0) -> None:
         if not math.isfinite(bias):
-            raise ValueError(f"weighting.bias={bias:g} must be a number.")
+            raise UserError("must be a number", key="weighting.bias", value=bias)
         self.bias = bias
 
     def __call__(self, log_snr: Tensor, jacobian: Tensor) -> Tensor:

@@ -4,13 +4,18 @@ import math
 
 from torch import Tensor
 
+from sdtrain.errors import UserError
+
 
 class SoftMinSNR:
-    """w = gamma / (SNR + gamma), 1 / (1 / SNR + 1 / gamma) on the error of x0 (Crowson et al. 2024, appendix): `sigmoid` with bias ln(gamma)."""
+    """w = gamma / (SNR + gamma): `sigmoid` with bias ln(gamma).
+
+    On the error of x0 it is 1 / (1 / SNR + 1 / gamma) (Crowson et al. 2024, appendix).
+    """
 
     def __init__(self, *, gamma: float = 4.0) -> None:
         if not gamma > 0:
-            raise ValueError(f"weighting.gamma={gamma:g} must be above 0.")
+            raise UserError("must be above 0", key="weighting.gamma", value=gamma)
         self.gamma = gamma
 
     def __call__(self, log_snr: Tensor, jacobian: Tensor) -> Tensor:
