@@ -55,23 +55,6 @@ def write_text(path: Path, text: str) -> None:
         beside.write_text(text, encoding="utf-8")
 
 
-def check_writable(folder: Path, key: str = "output") -> Path:
-    """Makes the folder, and returns it. Raises StorageError, which names `key`, where nothing can be written there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".sdtrain.tmp"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise StorageError(
-            f"cannot be written: {error.strerror}",
-            key=key,
-            value=str(folder),
-            remedy=f"Give another folder in {key}.",
-        ) from error
-    return folder
-
-
 def remove_left_overs(folder: Path) -> None:
     """Removes what writers that died have left in `folder`."""
     for path in folder.glob(".*.tmp"):
