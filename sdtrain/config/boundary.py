@@ -55,7 +55,8 @@ def run_command(
 ) -> None:
     """Runs a task on what the words of the command line compose, within the boundary.
 
-    repeatable: a key that may be given several times. more: (words as Hydra reads them) -> overrides to add.
+    repeatable: a key that may be given several times. more: (words as Hydra reads them) ->
+    overrides to add.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and leaving with 1
 

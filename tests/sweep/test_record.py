@@ -45,6 +45,14 @@ def test_what_a_sweep_is_given_beside_its_words(tmp_path, monkeypatch):
     assert sweep_folder([*WORDS, "hydra.sweep.dir=x"]) == ["hydra/launcher=process"]
 
 
+def test_an_installation_without_the_launcher_is_named(monkeypatch):
+    """As that of an editable checkout of an earlier version."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError) as raised:
+        sweep_folder(WORDS)
+    assert raised.value.key == "hydra/launcher"
+
+
 def test_words_that_are_quoted_for_hydra_find_the_sweep_too(here, tiny, tmp_path):
     """Its arms cannot start, where files lie in the place of their folders."""
     words = tiny("seed=0,1", "name=a b")

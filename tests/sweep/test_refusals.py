@@ -135,6 +135,23 @@ def test_a_folder_of_runs_with_another_budget_is_left_alone(here, tiny, tiny_run
     assert not (tmp_path / "seed=1").exists()
 
 
+def test_a_run_of_an_earlier_version_is_taken_for_the_arm_that_it_is(
+    here, tiny, tiny_run, tmp_path
+):
+    """Its config.yaml names classes as they were called then."""
+    arm = tmp_path / "seed=0"
+    shutil.copytree(tiny_run, arm)
+    config = (arm / "config.yaml").read_text()
+    renamed = config.replace("sdtrain.training.optimisation.", "sdtrain.optimisation.")
+    renamed = renamed.replace("sdtrain.config.schema.", "sdtrain.cli.trainer.")
+    assert renamed.count("sdtrain.optimisation.") == renamed.count("sdtrain.cli.trainer.") == 1
+    (arm / "config.yaml").write_text(renamed)
+    words = tiny("seed=0,1", f"hydra.sweep.dir={tmp_path}", "hydra.launcher.prefix=echo")
+    result = here("sdtrain", "-m", *words)
+    assert "seed=0: done before" in result.out, result.err
+    assert "seed=1: not finished" in result.out
+
+
 def test_arms_that_cannot_start_are_named_and_earlier_arms_stay_in_the_record(here, tiny, tmp_path):
     record = tmp_path / "sweep.json"
     record.write_text(json.dumps({"command": [], "arms": ["earlier"]}))
