@@ -8,7 +8,7 @@ a hidden name that ends in .tmp, see `remove_left_overs`.
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sdtrain.errors import StorageError
@@ -53,6 +53,16 @@ def write_text(path: Path, text: str) -> None:
     """Writes a text file in UTF-8, or raises OSError."""
     with atomic_file(path) as beside:
         beside.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def removed_if_empty(folder: Path) -> Iterator[None]:
+    """Removes the folder afterwards, where nothing has been written into it."""
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def remove_left_overs(folder: Path) -> None:

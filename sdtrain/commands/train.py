@@ -13,14 +13,16 @@ from sdtrain.config.boundary import run_command
 from sdtrain.config.compose import current_overrides
 from sdtrain.config.draft import check_draft
 from sdtrain.config.overrides import is_sweep, typed_values
+from sdtrain.files import removed_if_empty
 
 
 def task(cfg: DictConfig) -> None:
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    draft = check_draft(OmegaConf.to_container(cfg, resolve=True), current_overrides())
-    from sdtrain.training.run import train
+    with removed_if_empty(run_dir):  # a run that is refused leaves nothing behind
+        draft = check_draft(OmegaConf.to_container(cfg, resolve=True), current_overrides())
+        from sdtrain.training.run import train
 
-    train(draft, run_dir)
+        train(draft, run_dir)
 
 
 def run_folder(arguments: list[str]) -> list[str]:

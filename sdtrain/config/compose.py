@@ -35,7 +35,11 @@ def current_overrides() -> list[str]:
 
 
 def config_search_path() -> list[str]:
-    """hydra.searchpath as the user typed it, as overrides for another process."""
+    """hydra.searchpath as the user typed it, as overrides for another process; none outside of a
+    Hydra command.
+    """
+    if not HydraConfig.initialized():
+        return []
     typed = HydraConfig.get().overrides.hydra
     return search_path_words(OmegaConf.to_container(typed, resolve=False))
 

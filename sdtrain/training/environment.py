@@ -1,18 +1,12 @@
 """What a training process is told by, and tells, the libraries and launchers around it."""
 
-import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Iterator
-from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_only
-from rich.console import Console
 
-from sdtrain.console import global_rank
 from sdtrain.errors import UserError
-from sdtrain.runs.lock import only_run
 
 LAUNCHER_VARIABLES = (
     "TORCHELASTIC_RUN_ID",
@@ -55,15 +49,3 @@ def forget_launcher() -> None:
     for name in LAUNCHER_VARIABLES:
         os.environ.pop(name, None)
     rank_zero_only.rank = 0
-
-
-@contextlib.contextmanager
-def alone_in(run_dir: Path, console: Console) -> Iterator[None]:
-    """Holds the folder's lock, on rank 0, and removes the folder of a run that was refused."""
-    lock = only_run(run_dir, console.print) if global_rank() == 0 else contextlib.nullcontext()
-    try:
-        with lock:
-            yield
-    finally:
-        with contextlib.suppress(OSError):
-            run_dir.rmdir()

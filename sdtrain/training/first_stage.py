@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from sdtrain.config.compose import config_search_path
 from sdtrain.config.overrides import quoted
 from sdtrain.errors import UserError
 from sdtrain.runs.layout import RunFolder
@@ -24,7 +25,13 @@ from sdtrain.training.resume import nothing_to_resume
 RECIPE_BATCH = 16
 """Pictures of one optimizer step of the recipe, unless there are few."""
 
-SHARED_WORDS = ("trainer.accelerator=", "trainer.threads=", "logger=", "logger.")
+SHARED_WORDS = (
+    "trainer.accelerator=",
+    "trainer.threads=",
+    "logger=",
+    "logger.",
+    "hydra.searchpath=",
+)
 """What is typed of these holds for both stages."""
 
 
@@ -127,7 +134,7 @@ def train_first(plan: Plan, run: Run) -> None:
     run.console.print(f"First stage: sdtrain experiment={config['first_stage']['experiment']}")
     write_config(run.folder, saved_config(plan))
     run.write_status("running")
-    words = list(plan.draft.overrides)
+    words = [*plan.draft.overrides, *config_search_path()]
     code = train_first_stage(config, words, run.folder.path, run.signals)
     if code:
         run.write_status("failed", code)

@@ -1,6 +1,7 @@
 """One training run, from its checked configuration to its last picture."""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from rich.console import Console
@@ -9,10 +10,11 @@ from sdtrain.config.build import build
 from sdtrain.config.draft import Draft
 from sdtrain.console import UnbreakableStdout, global_rank, warn
 from sdtrain.runs.layout import RunFolder
+from sdtrain.runs.lock import only_run
 from sdtrain.training.callbacks.assembly import build_callbacks
 from sdtrain.training.callbacks.order import ordered_callbacks
 from sdtrain.training.checkpoint_io import FolderIO
-from sdtrain.training.environment import alone_in, forget_launcher, quiet_libraries
+from sdtrain.training.environment import forget_launcher, quiet_libraries
 from sdtrain.training.first_stage import train_first
 from sdtrain.training.loggers.media import close_logger, make_logger
 from sdtrain.training.outcome import Run, outcome_recorded
@@ -37,7 +39,8 @@ def train(draft: Draft, run_dir: Path) -> None:
     if draft.is_one_process:
         forget_launcher()
     progress = Progress(draft.config["data"]["batch_size"], draft.trainer.max_images)
-    with alone_in(run_dir, console):
+    lock = only_run(run_dir, console.print) if global_rank() == 0 else nullcontext()
+    with lock:
         plan = make_plan(draft)  # what is refused leaves nothing behind
         run = Run(RunFolder(run_dir), progress, console)
         with outcome_recorded(run):

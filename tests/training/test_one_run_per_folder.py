@@ -78,10 +78,10 @@ def test_a_run_that_is_under_way_is_left_alone(start, here, tiny, tmp_path):
 TOGETHER = """
 import contextlib, sys
 from sdtrain.commands import train
-from sdtrain.training import environment
+from sdtrain.training import run
 
 if sys.argv.pop(1) == "unlocked":
-    environment.only_run = lambda folder, report: contextlib.nullcontext()
+    run.only_run = lambda folder, report: contextlib.nullcontext()
 print("ready", flush=True)
 sys.stdin.readline()
 train.main()
