@@ -50,11 +50,23 @@ def write_text(path: Path, text: str) -> None:
         beside.write_text(text, encoding="utf-8")
 
 
+def remove_left_overs(folder: Path) -> None:
+    """Removes what writers that died have left in `folder`."""
+    for path in folder.glob(".*.tmp"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def check_writable(folder: Path, key: str = "output") -> Path:
-    """Makes the folder, and returns it. Raises StorageError, which names `key`, where nothing can be written there."""
+    """Makes the folder where it is not there, and tries a file in it. Returns the folder.
+
+    Raises StorageError, which names `key`.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".sdtrain.tmp"
+        probe = _beside(folder / "probe")
         probe.touch()
         probe.unlink()
     except OSError as error:
@@ -65,15 +77,6 @@ def check_writable(folder: Path, key: str = "output") -> Path:
             remedy=f"Give another folder in {key}.",
         ) from error
     return folder
-
-
-def remove_left_overs(folder: Path) -> None:
-    """Removes what writers that died have left in `folder`."""
-    for path in folder.glob(".*.tmp"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
 
 
 def _beside(path: Path) -> Path:
