@@ -119,15 +119,7 @@ def evaluate_checkpoint(
     if config.output:
         folder = EvaluationFolder(Path(config.output))
     check_writable(folder.path)
-    settings = {
-        "checkpoint": str(checkpoint.path),
-        "num_images": config.num_images,
-        "seed": config.seed,
-        "steps": config.steps,
-        "guidance_scale": subject.drawing.guidance_scale,
-        "sampler": config.sampler["_target_"],
-        "ema": config.ema,
-    }
+    settings = _settings(config, checkpoint, subject)
     kept = _kept(folder, str(checkpoint.path))
     result = settings | {"settings": {name: each["settings"] for name, each in kept.items()}}
     result |= {name: each["columns"] for name, each in kept.items()}
@@ -140,6 +132,21 @@ def evaluate_checkpoint(
         result["settings"][name] = settings
     write_text(folder.numbers, json.dumps(result, indent=1) + "\n")
     console.print(f"Written to {folder.path}", soft_wrap=True)
+
+
+def _settings(
+    config: EvaluateConfig, checkpoint: CheckpointFolder, subject: Subject
+) -> dict[str, Any]:
+    """What evaluation.json says about how its numbers were measured."""
+    return {
+        "checkpoint": str(checkpoint.path),
+        "num_images": config.num_images,
+        "seed": config.seed,
+        "steps": config.steps,
+        "guidance_scale": subject.drawing.guidance_scale,
+        "sampler": config.sampler["_target_"],
+        "ema": config.ema,
+    }
 
 
 def check_needs(name: str, metric: Metric, subject: Subject) -> None:
