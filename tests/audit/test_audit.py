@@ -2,11 +2,21 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
+WITHOUT_TORCH = """
+import sys
+from sdtrain.commands import schedule
+try:
+    schedule.main()
+finally:
+    print("torch:", "torch" in sys.modules)
+"""
 ALPHA_BAR = {
     "linear": np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)),
     "scaled_linear": np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2),
@@ -65,7 +75,9 @@ def test_the_numbers_of_tables(audit):
         ratio = weight[inside] / expected[inside]
         assert ratio.std() / ratio.mean() < 1e-9
         assert np.trapezoid(weight, places) == pytest.approx(1)
-    assert "linear" in said and "6.8 %" in said and "0.47 %" in said
+    assert "linear" in said
+    assert "6.8 %" in said
+    assert "0.47 %" in said
 
 
 def test_infinite_ends_are_numbers_of_json(audit):
@@ -88,9 +100,8 @@ def test_duplicates_and_other_parameterisations_are_named(audit):
     )
     assert twin["duplicate_of"] == ["scaled_linear, epsilon, simple"]
     assert twin["same_objective_as"] == ["scaled_linear, v, epsilon"]
-    assert other["duplicate_of"] == [] and other["same_objective_as"] == [
-        "scaled_linear, v, min_snr"
-    ]
+    assert other["duplicate_of"] == []
+    assert other["same_objective_as"] == ["scaled_linear, v, min_snr"]
     assert (
         entries["scaled_linear, v, simple"]["duplicate_of"]
         == entries["scaled_linear, v, simple"]["same_objective_as"]
@@ -132,7 +143,8 @@ def test_what_is_refused_is_said_and_the_rest_is_shown(audit, here, tmp_path):
     result = here(
         "sdtrain-schedule", "schedule=flow", "prediction=epsilon", f"output={tmp_path}/alone"
     )
-    assert result.code == 2 and "prediction" in result.paragraph
+    assert result.code == 2
+    assert "prediction" in result.paragraph
     assert json.loads((tmp_path / "alone" / "schedules.json").read_text())[0]["refused"]
 
 
@@ -152,7 +164,8 @@ def test_what_is_refused_is_said_and_the_rest_is_shown(audit, here, tmp_path):
 )
 def test_bad_words(here, tmp_path, words, key):
     result = here("sdtrain-schedule", f"output={tmp_path}", *words)
-    assert result.code in (2, 5) and key in result.paragraph
+    assert result.code in (2, 5)
+    assert key in result.paragraph
 
 
 def test_words_that_only_a_run_reads_are_named(here, tmp_path):
@@ -185,10 +198,8 @@ def test_a_table_from_a_file_of_any_name_and_fewer_steps_than_are_drawn(audit, t
         f"schedule.betas={tmp_path}/my betas, v=2 (final).txt",
         "schedule.num_timesteps=3",
     )
-    assert (
-        entries["table"]["terminal_snr"] == pytest.approx(0.504 / 0.496)
-        and entries["table"]["visited"] == {}
-    )
+    assert entries["table"]["terminal_snr"] == pytest.approx(0.504 / 0.496)
+    assert entries["table"]["visited"] == {}
 
 
 def test_another_output_is_the_same_objective_under_squares_alone(audit):
@@ -220,3 +231,17 @@ def test_another_output_is_the_same_objective_under_squares_alone(audit):
 def test_mistakes_of_the_user_are_no_bugs_of_ours(here, tmp_path, words, key):
     result = here("sdtrain-schedule", f"output={tmp_path}/out", *words)
     assert result.code == 2 and key in result.err, result.err
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [(["schedul=linear"], "schedul"), (["schedule.beta=1"], "beta"), (["-m"], "-m")],
+)
+def test_what_is_refused_needs_no_torch(words, key):
+    """In fresh processes: an unknown group, an unknown key, an unknown flag."""
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *words], capture_output=True, text=True
+    )
+    assert result.returncode == 2, result.stderr
+    assert key in result.stderr
+    assert result.stdout == "torch: False\n"
