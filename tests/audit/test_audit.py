@@ -1,4 +1,4 @@
-"""sdtrain-schedule: its numbers against tables made here, what it calls a duplicate, and what it says of the rest."""
+"""sdtrain-schedule: its numbers against tables made here, its duplicates, its refusals."""
 
 import json
 import math
@@ -64,8 +64,9 @@ def test_the_numbers_of_tables(audit):
             assert entry["visited"][str(steps)] == pytest.approx(
                 log_snr[np.arange(1000, 0, -1000 // steps) - 1], abs=1e-9
             )
-        # The share of a point over the way between its neighbours' middles, times min(1, 5 / SNR), to unit area.
-        places, weight = (np.array(entry["effective_weight"][key]) for key in ("log_snr", "weight"))
+        # The share of a point over the way between its neighbours' middles, times min(1, 5 / SNR).
+        places = np.array(entry["effective_weight"]["log_snr"])
+        weight = np.array(entry["effective_weight"]["weight"])
         point = np.abs(log_snr[:, None] - places).argmin(0)
         edges = np.concatenate([log_snr[:1], (log_snr[1:] + log_snr[:-1]) / 2, log_snr[-1:]])
         expected = (1 / (edges[:-1] - edges[1:]))[point] * np.minimum(1, 5 * np.exp(-places))
@@ -94,10 +95,8 @@ def test_infinite_ends_are_numbers_of_json(audit):
 def test_duplicates_and_other_parameterisations_are_named(audit):
     entries, said = audit("prediction=epsilon,v", "weighting=epsilon,min_snr,simple")
     assert len(entries) == 6
-    twin, other = (
-        entries["scaled_linear, epsilon, epsilon"],
-        entries["scaled_linear, epsilon, min_snr"],
-    )
+    twin = entries["scaled_linear, epsilon, epsilon"]
+    other = entries["scaled_linear, epsilon, min_snr"]
     assert twin["duplicate_of"] == ["scaled_linear, epsilon, simple"]
     assert twin["same_objective_as"] == ["scaled_linear, v, epsilon"]
     assert other["duplicate_of"] == []
@@ -107,10 +106,8 @@ def test_duplicates_and_other_parameterisations_are_named(audit):
         == entries["scaled_linear, v, simple"]["same_objective_as"]
         == []
     )
-    assert (
-        "scaled_linear, v, min_snr: same objective, other parameterisation: scaled_linear, epsilon, min_snr"
-        in said
-    )
+    same = "same objective, other parameterisation: scaled_linear, epsilon, min_snr"
+    assert f"scaled_linear, v, min_snr: {same}" in said
     entries, _ = audit(
         "prediction=epsilon", "weighting=epsilon,simple", "loss=huber,mse"
     )  # another loss is another objective

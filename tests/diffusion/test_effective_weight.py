@@ -50,18 +50,18 @@ class SNROverSigma:
 
 
 class FlowWeight:
-    """w = 1 / J of flow: J = (alpha / (alpha + sigma))^2, with sigma / alpha = exp(-log_snr / 2)."""
+    """w = 1 / J of flow: J = (alpha / (alpha + sigma))^2, sigma / alpha = exp(-log_snr / 2)."""
 
     def __call__(self, log_snr, jacobian):
         return (1 + (-log_snr / 2).exp()) ** 2
 
 
-def relations(*pairs, noise=None):
-    """(prediction's setting, objective) of each, all with equal noise and, where it is None, loss."""
+def relations(*pairs):
+    """Of (prediction's setting, objective) each, all with the same noise."""
     compared = []
     for prediction, one in pairs:
         loss = type(one.loss).__name__
-        compared.append(ComparedObjective(one, prediction, loss, noise))
+        compared.append(ComparedObjective(one, prediction, loss, "gaussian"))
     return find_relations(compared)
 
 

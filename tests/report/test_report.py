@@ -38,8 +38,7 @@ def test_numbers_side_by_side_are_of_the_same_pictures(write, errors, text_of, t
         path.write_text(json.dumps(record))
     text = text_of(sweep, output=tmp_path / "out")
     rows = [line for line in text.splitlines() if line.startswith(("| a |", "| b |"))][:2]
-    first, second = (row.split("|")[6:9] for row in rows)
-    assert first == second
+    assert rows[0].split("|")[6:9] == rows[1].split("|")[6:9]
     assert "on the same 16 held-out pictures" in text
     assert "Not all numbers are of averaged weights: a kept none" in text
 
