@@ -44,6 +44,7 @@ class Entry:
 
     @property
     def weight(self) -> EffectiveWeight | None:
+        """None where the objective is refused, or all of its levels lie too far out."""
         return self.compared.weight if self.compared else None
 
     @property

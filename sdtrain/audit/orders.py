@@ -49,6 +49,7 @@ def deterministic() -> dict[str, Sampler]:
 
 
 def no_noise(step: int) -> Tensor:
+    """Raises NotImplementedError: of a sampler that asks for noise nothing is measured."""
     raise NotImplementedError
 
 

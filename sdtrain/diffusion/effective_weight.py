@@ -71,6 +71,7 @@ class ComparedObjective:
 
     @cached_property
     def weight(self) -> EffectiveWeight | None:
+        """As effective_weight says."""
         return effective_weight(self.objective)
 
 

@@ -76,9 +76,10 @@ class Comparison:
 
 
 def compare(runs: list[MeasuredRun], baseline: str | None = None) -> Comparison:
-    """baseline: a run's or an arm's name, else the first that can be compared.
+    """Groups the runs by arm, and compares each arm with the baseline.
 
-    Raises UserError where that one cannot.
+    baseline: a run's or an arm's name; None for the first run that can be compared.
+    Raises UserError where the baseline cannot.
     """
     no_level = torch.zeros(len(LEVELS), dtype=torch.bool)
     comparison = Comparison([], None, no_level)

@@ -53,10 +53,12 @@ def base64_png(picture: Image.Image) -> str:
 
 
 def is_table(part: object) -> bool:
+    """For the template."""
     return isinstance(part, Table)
 
 
 def is_picture(part: object) -> bool:
+    """For the template."""
     return isinstance(part, Picture)
 
 

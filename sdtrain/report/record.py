@@ -75,10 +75,12 @@ class MeasuredRun(RunRecord):
 
     @property
     def last(self) -> Validation | None:
+        """The newest look."""
         return self.validations[-1] if self.validations else None
 
     @property
     def seed(self) -> str:
+        """As it was configured."""
         return str(self.config.get("seed"))
 
 

@@ -1,12 +1,22 @@
-"""sdtrain-schedule: its numbers against tables made here, what it calls a duplicate, and what it says of the rest."""
+"""sdtrain-schedule: its numbers against tables made here, its duplicates, its refusals."""
 
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
+WITHOUT_TORCH = """
+import sys
+from sdtrain.commands import schedule
+try:
+    schedule.main()
+finally:
+    print("torch:", "torch" in sys.modules)
+"""
 ALPHA_BAR = {
     "linear": np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)),
     "scaled_linear": np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2),
@@ -54,8 +64,9 @@ def test_the_numbers_of_tables(audit):
             assert entry["visited"][str(steps)] == pytest.approx(
                 log_snr[np.arange(1000, 0, -1000 // steps) - 1], abs=1e-9
             )
-        # The share of a point over the way between its neighbours' middles, times min(1, 5 / SNR), to unit area.
-        places, weight = (np.array(entry["effective_weight"][key]) for key in ("log_snr", "weight"))
+        # The share of a point over the way between its neighbours' middles, times min(1, 5 / SNR).
+        places = np.array(entry["effective_weight"]["log_snr"])
+        weight = np.array(entry["effective_weight"]["weight"])
         point = np.abs(log_snr[:, None] - places).argmin(0)
         edges = np.concatenate([log_snr[:1], (log_snr[1:] + log_snr[:-1]) / 2, log_snr[-1:]])
         expected = (1 / (edges[:-1] - edges[1:]))[point] * np.minimum(1, 5 * np.exp(-places))
@@ -65,7 +76,9 @@ def test_the_numbers_of_tables(audit):
         ratio = weight[inside] / expected[inside]
         assert ratio.std() / ratio.mean() < 1e-9
         assert np.trapezoid(weight, places) == pytest.approx(1)
-    assert "linear" in said and "6.8 %" in said and "0.47 %" in said
+    assert "linear" in said
+    assert "6.8 %" in said
+    assert "0.47 %" in said
 
 
 def test_infinite_ends_are_numbers_of_json(audit):
@@ -82,24 +95,19 @@ def test_infinite_ends_are_numbers_of_json(audit):
 def test_duplicates_and_other_parameterisations_are_named(audit):
     entries, said = audit("prediction=epsilon,v", "weighting=epsilon,min_snr,simple")
     assert len(entries) == 6
-    twin, other = (
-        entries["scaled_linear, epsilon, epsilon"],
-        entries["scaled_linear, epsilon, min_snr"],
-    )
+    twin = entries["scaled_linear, epsilon, epsilon"]
+    other = entries["scaled_linear, epsilon, min_snr"]
     assert twin["duplicate_of"] == ["scaled_linear, epsilon, simple"]
     assert twin["same_objective_as"] == ["scaled_linear, v, epsilon"]
-    assert other["duplicate_of"] == [] and other["same_objective_as"] == [
-        "scaled_linear, v, min_snr"
-    ]
+    assert other["duplicate_of"] == []
+    assert other["same_objective_as"] == ["scaled_linear, v, min_snr"]
     assert (
         entries["scaled_linear, v, simple"]["duplicate_of"]
         == entries["scaled_linear, v, simple"]["same_objective_as"]
         == []
     )
-    assert (
-        "scaled_linear, v, min_snr: same objective, other parameterisation: scaled_linear, epsilon, min_snr"
-        in said
-    )
+    same = "same objective, other parameterisation: scaled_linear, epsilon, min_snr"
+    assert f"scaled_linear, v, min_snr: {same}" in said
     entries, _ = audit(
         "prediction=epsilon", "weighting=epsilon,simple", "loss=huber,mse"
     )  # another loss is another objective
@@ -132,7 +140,8 @@ def test_what_is_refused_is_said_and_the_rest_is_shown(audit, here, tmp_path):
     result = here(
         "sdtrain-schedule", "schedule=flow", "prediction=epsilon", f"output={tmp_path}/alone"
     )
-    assert result.code == 2 and "prediction" in result.paragraph
+    assert result.code == 2
+    assert "prediction" in result.paragraph
     assert json.loads((tmp_path / "alone" / "schedules.json").read_text())[0]["refused"]
 
 
@@ -152,7 +161,8 @@ def test_what_is_refused_is_said_and_the_rest_is_shown(audit, here, tmp_path):
 )
 def test_bad_words(here, tmp_path, words, key):
     result = here("sdtrain-schedule", f"output={tmp_path}", *words)
-    assert result.code in (2, 5) and key in result.paragraph
+    assert result.code in (2, 5)
+    assert key in result.paragraph
 
 
 def test_words_that_only_a_run_reads_are_named(here, tmp_path):
@@ -185,10 +195,8 @@ def test_a_table_from_a_file_of_any_name_and_fewer_steps_than_are_drawn(audit, t
         f"schedule.betas={tmp_path}/my betas, v=2 (final).txt",
         "schedule.num_timesteps=3",
     )
-    assert (
-        entries["table"]["terminal_snr"] == pytest.approx(0.504 / 0.496)
-        and entries["table"]["visited"] == {}
-    )
+    assert entries["table"]["terminal_snr"] == pytest.approx(0.504 / 0.496)
+    assert entries["table"]["visited"] == {}
 
 
 def test_another_output_is_the_same_objective_under_squares_alone(audit):
@@ -220,3 +228,17 @@ def test_another_output_is_the_same_objective_under_squares_alone(audit):
 def test_mistakes_of_the_user_are_no_bugs_of_ours(here, tmp_path, words, key):
     result = here("sdtrain-schedule", f"output={tmp_path}/out", *words)
     assert result.code == 2 and key in result.err, result.err
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [(["schedul=linear"], "schedul"), (["schedule.beta=1"], "beta"), (["-m"], "-m")],
+)
+def test_what_is_refused_needs_no_torch(words, key):
+    """In fresh processes: an unknown group, an unknown key, an unknown flag."""
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *words], capture_output=True, text=True
+    )
+    assert result.returncode == 2, result.stderr
+    assert key in result.stderr
+    assert result.stdout == "torch: False\n"

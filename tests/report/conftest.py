@@ -98,7 +98,11 @@ def _record(seen, reached, names, found):
 @pytest.fixture(scope="session")
 def read():
     """read(FOLDER, ...) -> the runs in these folders."""
-    return lambda *folders: measure(find_runs(list(folders)))
+
+    def run(*folders):
+        return measure(find_runs(list(folders)))
+
+    return run
 
 
 @pytest.fixture

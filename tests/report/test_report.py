@@ -1,4 +1,32 @@
-def test_numbers_side_by_side_are_of_the_same_pictures(write, errors, report):
+"""The sections of a report, and the page that shows them."""
+
+import json
+import re
+
+import pytest
+from PIL import Image
+
+from sdtrain.pictures import write_png
+from sdtrain.report.compare import compare
+from sdtrain.report.configuration import shortened
+from sdtrain.report.page import page
+from sdtrain.report.samples import sample_sheet
+from sdtrain.report.section import Picture, Section, Table
+from sdtrain.runs.layout import RunFolder
+
+
+@pytest.fixture
+def text_of(report):
+    """text_of(FOLDER, ..., output=FOLDER) -> the report in Markdown."""
+
+    def run(*folders, output):
+        report(*folders, "--output", output)
+        return (output / "report.md").read_text()
+
+    return run
+
+
+def test_numbers_side_by_side_are_of_the_same_pictures(write, errors, text_of, tmp_path):
     """b has seen 16 pictures more, which are harder; and a has no average of its weights."""
     more = errors(32, 1.0)
     more[16:] *= 5
@@ -8,19 +36,14 @@ def test_numbers_side_by_side_are_of_the_same_pictures(write, errors, report):
         record = json.loads(path.read_text())
         del record["errors"]["ema"]
         path.write_text(json.dumps(record))
-    report(sweep)
-    page = (sweep / "report" / "report.md").read_text()
-    rows = [
-        line.split("|")[6:9] for line in page.splitlines() if line.startswith(("| a |", "| b |"))
-    ][:2]
-    assert (
-        rows[0] == rows[1]
-        and "on the same 16 held-out pictures" in page
-        and "Not all numbers are of averaged weights: a kept none" in page
-    )
+    text = text_of(sweep, output=tmp_path / "out")
+    rows = [line for line in text.splitlines() if line.startswith(("| a |", "| b |"))][:2]
+    assert rows[0].split("|")[6:9] == rows[1].split("|")[6:9]
+    assert "on the same 16 held-out pictures" in text
+    assert "Not all numbers are of averaged weights: a kept none" in text
 
 
-def test_prompt_accuracy_says_how_it_was_measured(write, errors, report):
+def test_prompt_accuracy_says_how_it_was_measured(write, errors, text_of, tmp_path):
     def measured(folder, value, **how):
         settings = {
             "checkpoint": "there/000000000200",
@@ -28,124 +51,141 @@ def test_prompt_accuracy_says_how_it_was_measured(write, errors, report):
             "steps": 50,
             "sampler": "sdtrain.samplers.ddim.ddim",
         } | how
-        (folder / "evaluation").mkdir(exist_ok=True)
-        text = json.dumps(
-            {
-                "prompt_accuracy": {"trained": {"colour": value}},
-                "settings": {"prompt_accuracy": settings},
-            }
-        )
-        (folder / "evaluation" / "evaluation.json").write_text(text)
+        numbers = {
+            "prompt_accuracy": {"trained": {"colour": value}},
+            "settings": {"prompt_accuracy": settings},
+        }
+        evaluation = RunFolder(folder).evaluation
+        evaluation.path.mkdir(exist_ok=True)
+        evaluation.numbers.write_text(json.dumps(numbers))
 
-    first, second = (write(name, errors(16, 1.0), config={"x": name}) for name in "ab")
+    first = write("a", errors(16, 1.0), config={"x": "a"})
+    second = write("b", errors(16, 1.0), config={"x": "b"})
     measured(first, 0.5)
     measured(second, 0.25)
-    report(first.parent)
-    page = (first.parent / "report" / "report.md").read_text()
-    assert (
-        "Prompt accuracy is of trained combinations: num_images 8, steps 50, ddim, last checkpoint."
-        in page
-        and "colour 50.0 %" in page
-    )
+    text = text_of(first.parent, output=tmp_path / "out")
+    how = "num_images 8, steps 50, ddim, last checkpoint."
+    assert f"Prompt accuracy is of trained combinations: {how}" in text
+    assert "colour 50.0 %" in text
     measured(second, 0.25, checkpoint="there/000000000100", steps=1)
-    report(first.parent)
-    page = (first.parent / "report" / "report.md").read_text()
-    assert (
-        "not measured alike" in page
-        and "b: num_images 8, steps 1, ddim, checkpoint at 100 images" in page
-    )
+    text = text_of(first.parent, output=tmp_path / "out")
+    assert "not measured alike" in text
+    assert "b: num_images 8, steps 1, ddim, checkpoint at 100 images" in text
 
 
-def test_two_runs_that_have_not_finished_are_told_by_what_they_train(write, errors, report):
+def test_prompt_accuracy_stands_beside_the_number(write, errors, text_of, tmp_path):
+    sweep = write("a", errors(16, 1.0)).parent
+    evaluation = RunFolder(write("b", errors(16, 1.2), config={"x": 1})).evaluation
+    evaluation.path.mkdir()
+    found = {"trained": {"colour": 0.75}, "held_out": {"colour": 0.5}}
+    evaluation.numbers.write_text(json.dumps({"num_images": 4, "prompt_accuracy": found}))
+    text = text_of(sweep, output=tmp_path / "out")
+    assert re.search(r"\| b \|.*\| colour 75.0 % \|\n", text)
+
+
+def test_two_runs_that_have_not_finished_are_told_by_what_they_train(
+    write, errors, text_of, tmp_path
+):
+    min_snr = {"_target_": "sdtrain.diffusion.weighting.min_snr.MinSNR", "gamma": 5.0}
     first = write("a", errors(16, 1.0), state="interrupted")
-    weighting = {
-        "weighting": {"_target_": "sdtrain.diffusion.weighting.min_snr.MinSNR", "gamma": 5.0}
-    }
-    second = write("b", errors(16, 1.0), state="running", config=weighting)
-    report(first, second)
-    assert "![effective_weights]" in (first / "report" / "report.md").read_text()
+    second = write("b", errors(16, 1.0), state="running", config={"weighting": min_snr})
+    text = text_of(first, second, output=tmp_path / "out")
+    assert "![effective_weights]" in text
+    assert "Duplicates" not in text
+
+
+def test_objectives_without_a_loss_are_compared(write, errors, text_of, tmp_path):
+    """Of a version that had no such key: a square was meant."""
+    v = {"_target_": "sdtrain.diffusion.prediction.V"}
+    epsilon = {"_target_": "sdtrain.diffusion.weighting.epsilon.Epsilon"}
+    for name, prediction in (("a", {}), ("b", {"prediction": v})):
+        folder = write(
+            name, errors(16, 1.0), config={"loss": None, "weighting": epsilon} | prediction
+        )
+    text = text_of(folder.parent, output=tmp_path / "out")
+    assert "a: same objective, other parameterisation: b." in text
 
 
 def test_what_differs_is_shown_where_it_differs():
-    assert shown(["a" * 90 + "b", "a" * 90 + "c"]) == [
+    assert shortened(["a" * 90 + "b", "a" * 90 + "c"]) == [
         "... " + "a" * 20 + "b",
         "... " + "a" * 20 + "c",
-    ] and shown(["ab", "ac"]) == ["ab", "ac"]
-    assert shown(["x" * 90, "y"]) == ["x" * 80 + " ...", "y"]
+    ]
+    assert shortened(["ab", "ac"]) == ["ab", "ac"]
+    assert shortened(["x" * 90, "y"]) == ["x" * 80 + " ...", "y"]
 
 
-def test_samples_are_of_the_prompts_that_most_arms_have(write, errors):
-    for name, prompt in (("a", "other"), ("b", "same"), ("c", "same")):
-        folder = write(name, errors(16, {"a": 0.5, "b": 1.0, "c": 1.1}[name]), config={"x": name})
-        (folder / "samples").mkdir()
-        write_png(
-            Image.new("RGB", (8, 8)),
-            folder / "samples" / "pictures-000000200.png",
-            {"requests": [{"prompt": prompt, "seed": 0}]},
-        )
-    sheet, without = figures.samples(compare(read(folder.parent)).arms)
-    assert without == ["a"] and sheet is not None
+def test_samples_are_of_the_prompts_that_most_arms_have(write, errors, read):
+    for name, prompt, scale in (("a", "other", 0.5), ("b", "same", 1.0), ("c", "same", 1.1)):
+        folder = write(name, errors(16, scale), config={"x": name})
+        requests = {"requests": [{"prompt": prompt, "seed": 0}]}
+        write_png(Image.new("RGB", (8, 8)), RunFolder(folder).pictures(200), requests)
+    sheet, without = sample_sheet(compare(read(folder.parent)).arms)
+    assert without == ["a"]
+    assert sheet is not None
 
 
-def test_the_page_needs_nothing_beside_it(write, errors, report):
-    sweep = write("<b>bold", errors(16, 1.0)).parent
+def test_the_page_needs_nothing_beside_it(write, errors, report, tmp_path):
+    sweep = write("a", errors(16, 1.0)).parent
     write("d|e", errors(16, 1.2), config={"optimizer": {"lr": 0.02}})
-    report(sweep, "--output", sweep / "there")
-    page = (sweep / "there" / "report.html").read_text()
-    assert "<b>bold" not in page and "&lt;b&gt;bold" in page and "width=device-width" in page
-    assert (
-        set(re.findall(r'(?:src|href)="([^:"]*)', page)) == {"data"}
-        and len(re.findall("data:image/png;base64", page)) == 3
-    )
-    text = (sweep / "there" / "report.md").read_text()
-    assert (
-        all((sweep / "there" / name).is_file() for name in re.findall(r"\]\(([^)]+)\)", text))
-        and "| optimizer.lr | 0.002 | 0.02 |" in text
-    )
-    assert (
-        "noise) alone: &lt;b>bold; d|e." in text
-    )  # duplicates by their objective, whatever the learning rate
+    report(sweep, "--output", tmp_path / "there")
+    html = (tmp_path / "there" / "report.html").read_text()
+    assert "width=device-width" in html
+    assert set(re.findall(r'(?:src|href)="([^:"]*)', html)) == {"data"}
+    assert len(re.findall("data:image/png;base64", html)) == 3
+    text = (tmp_path / "there" / "report.md").read_text()
+    for name in re.findall(r"\]\(([^)]+)\)", text):
+        assert (tmp_path / "there" / name).is_file()
+    assert "| optimizer.lr | 0.002 | 0.02 |" in text
+    # Duplicates by their objective, whatever the learning rate.
+    assert "noise) alone: a; d|e." in text
 
 
-def test_prompt_accuracy_stands_beside_the_number(write, errors, report):
-    sweep = write("a", errors(16, 1.0)).parent
-    write("b", errors(16, 1.2), config={"x": 1})
-    (sweep / "b" / "evaluation").mkdir()
-    found = {"trained": {"colour": 0.75}, "held_out": {"colour": 0.5}}
-    (sweep / "b" / "evaluation" / "evaluation.json").write_text(
-        json.dumps({"num_images": 4, "prompt_accuracy": found})
-    )
-    report(sweep)
-    assert re.search(
-        r"\| b \|.*\| colour 75.0 % \|\n", (sweep / "report" / "report.md").read_text()
-    )
+def test_a_name_is_no_html(write, errors, report, tmp_path):
+    sweep = write("<script>alert(1)<&>", errors(16, 1.0)).parent
+    write('d"e', errors(16, 1.2), config={"x": "<b>&amp;"})
+    report(sweep, "--output", tmp_path / "there")
+    html = (tmp_path / "there" / "report.html").read_text()
+    assert "<script" not in html
+    assert "<b>" not in html
+    assert "&lt;script&gt;alert(1)&lt;&amp;&gt;" in html
+    assert "&lt;b&gt;&amp;amp;" in html
+    text = (tmp_path / "there" / "report.md").read_text()
+    assert "<script" not in text
+    assert "&lt;script>" in text
 
 
-def test_two_runs_part_where_their_losses_do(write, errors, report):
-    sweep = write("a", errors(16, 1.0)).parent
-    write("b", errors(16, 1.0))
-    report(sweep / "a", sweep / "b", "--output", sweep / "there")
-    assert "never part" in (sweep / "there" / "report.md").read_text()
-    lines = (sweep / "b" / "metrics.jsonl").read_text().splitlines()
-    (sweep / "b" / "metrics.jsonl").write_text(
-        "\n".join(lines[:2] + [lines[2].replace("0.005", "0.006")] + lines[3:]) + "\n"
-    )
-    report(sweep / "a", sweep / "b", "--output", sweep / "there")
-    assert "part at 200 images seen" in (sweep / "there" / "report.md").read_text()
-    (sweep / "b" / "metrics.jsonl").write_text(
-        "\n".join([lines[0].replace('"train/loss": 0.01', '"train/loss": null'), *lines[1:]]) + "\n"
-    )
-    report(sweep / "a", sweep / "b", "--output", sweep / "there")
-    assert "part at 100 images seen" in (sweep / "there" / "report.md").read_text()
-    loss = lambda seen, value: (  # noqa: E731
-        json.dumps({"images_seen": seen, "seconds": 1.0, "train/loss": value}) + "\n"
-    )
-    (sweep / "a" / "metrics.jsonl").write_text(loss(16, 1.0) + loss(32, 2.0) + loss(48, 4.0))
-    (sweep / "b" / "metrics.jsonl").write_text(
-        loss(32, 1.5) + loss(48, 4.0)
-    )  # means over longer stretches of the same losses
-    report(sweep / "a", sweep / "b", "--output", sweep / "there")
-    assert "never part, in 1 line " in (sweep / "there" / "report.md").read_text()
-    (sweep / "b" / "metrics.jsonl").write_text("")
-    report(sweep / "a", sweep / "b", "--output", sweep / "there")
-    assert "no line of the training loss" in (sweep / "there" / "report.md").read_text()
+def test_all_of_a_section_is_escaped():
+    """Titles, heads, cells, paragraphs, names of pictures: in text and in attributes."""
+    odd = "<script>\"&'"
+    parts = [odd, Table([odd], [[odd]]), Picture(odd, Image.new("RGB", (2, 2)))]
+    sections = [Section(odd, parts)]
+    html = page(odd, sections)
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;&#34;&amp;&#39;") == 7
+
+
+def test_two_runs_part_where_their_losses_do(write, errors, text_of, tmp_path):
+    first = RunFolder(write("a", errors(16, 1.0)))
+    second = RunFolder(write("b", errors(16, 1.0)))
+
+    def said():
+        return text_of(first.path, second.path, output=tmp_path / "out")
+
+    def loss(seen, value):
+        return json.dumps({"images_seen": seen, "seconds": 1.0, "train/loss": value}) + "\n"
+
+    assert "never part" in said()
+    lines = second.metrics.read_text().splitlines(keepends=True)
+    changed = lines[2].replace("0.005", "0.006")
+    second.metrics.write_text("".join([*lines[:2], changed, *lines[3:]]))
+    assert "part at 200 images seen" in said()
+    no_loss = lines[0].replace('"train/loss": 0.01', '"train/loss": null')
+    second.metrics.write_text("".join([no_loss, *lines[1:]]))
+    assert "part at 100 images seen" in said()
+    # Means over longer stretches of the same losses.
+    first.metrics.write_text(loss(16, 1.0) + loss(32, 2.0) + loss(48, 4.0))
+    second.metrics.write_text(loss(32, 1.5) + loss(48, 4.0))
+    assert "never part, in 1 line " in said()
+    second.metrics.write_text("")
+    assert "no line of the training loss" in said()
