@@ -1,5 +1,7 @@
-"""The default experiment, of which only the budget is shortened: whole, or with a mishap."""
+"""The default experiment, its budget shortened: whole, or with a mishap. And who still works on a run."""
 
+import subprocess
+import time
 from pathlib import Path
 
 import mishaps
@@ -41,3 +43,19 @@ def whole(train, tmp_path_factory):
     result = train(run, "checkpoint.keep=6")
     assert result.code == 0, result.err
     return run
+
+
+@pytest.fixture(scope="session")
+def processes_of():
+    """processes_of(RUN) -> command lines of the processes that still work on this run, a moment later."""
+
+    def found(run: Path) -> list[str]:
+        for _ in range(100):
+            listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+            working = [line for line in listed.splitlines() if str(run) in line]
+            if not working:
+                return []
+            time.sleep(0.1)
+        return working
+
+    return found
