@@ -1,6 +1,8 @@
-"""What happens to a run of the default experiment in the tests: called in its processes, before the command begins.
+"""What happens to a run of the default experiment in the tests: called in its processes, before the
+command begins.
 
-The fixture `train` (tests/training/conftest.py) hands on such a call as before="CALL()", evaluated in here.
+The fixture `train` (tests/training/conftest.py) hands on such a call as before="CALL()", evaluated
+in here.
 """
 
 import itertools

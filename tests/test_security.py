@@ -57,7 +57,8 @@ def marker(tmp_path):
 
 @pytest.fixture(params=PICKLES)
 def evil(request, marker) -> bytes:
-    """The bytes of such a pickle; loaded without care it does what it wants: the twin of every test that asks for it."""
+    """The bytes of such a pickle; loaded without care it does what it wants: the twin of every test
+    that asks for it."""
     pickle.loads(pickle.dumps(Evil(marker)))
     marker.rmdir()
     return PICKLES[request.param](Evil(marker))
@@ -164,7 +165,8 @@ SECRETS = ("hunter2", "open-sesame")
 
 
 def left_in(run, printed: str) -> set[str]:
-    """Which secrets stand in what a run wrote, its checkpoints among it, or printed; written in any way."""
+    """Which secrets stand in what a run wrote, its checkpoints among it, or printed; written in any
+    way."""
     texts = [path.read_text(errors="replace") for path in run.rglob("*") if path.is_file()]
     return {secret for secret in SECRETS if any(secret in text for text in [*texts, printed])}
 

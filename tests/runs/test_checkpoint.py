@@ -176,7 +176,8 @@ def test_a_refused_rewrite_keeps_the_one_that_was_there(run):
 def test_a_full_disk_ends_a_run_with_5_and_the_older_checkpoint_stays(
     here, tiny, tmp_path, tiny_run, allowed
 ):
-    """To its end, where the last save must hold, or until too many in a row have failed, seen when the next begins."""
+    """To its end, where the last save must hold, or until too many in a row have failed, seen when
+    the next begins."""
     run = tmp_path / "run"
     first = published(tiny_run)[0]
     shutil.copytree(first, run / "checkpoints" / first.name)
@@ -279,7 +280,8 @@ def test_weights_that_are_not_finite_never_replace_good_ones(tmp_path, which):
 
 
 def test_free_space_is_looked_at_before_anything_is_written(run):
-    """No disk has room for this one, which has no memory either: a tensor of one number, spread out."""
+    """No disk has room for this one, which has no memory either: a tensor of one number, spread
+    out."""
     huge = {"a": torch.zeros(1).expand(2**50)}
     with pytest.raises(StorageError, match="MiB are free") as caught:
         write_checkpoint(run / "checkpoints" / "000000000064", huge, None, {}, "")
@@ -297,7 +299,8 @@ run, value = Path(sys.argv[1]), 0
 while True:
     value += 1
     tensors = {str(i): torch.full((40000,), float(value)) for i in range(6)}
-    write_checkpoint(run / "checkpoints" / f"{value:012d}", tensors, tensors, {"steps": value}, f"seed: {value}\\n")
+    folder = run / "checkpoints" / f"{value:012d}"
+    write_checkpoint(folder, tensors, tensors, {"steps": value}, f"seed: {value}\\n")
     print(value, flush=True)
 """
 
@@ -305,7 +308,8 @@ while True:
 @pytest.mark.slow
 @pytest.mark.parametrize("attempt", range(25))
 def test_killed_at_any_moment_of_a_save_a_whole_one_is_found(tmp_path, attempt):
-    """The writer prints each checkpoint that it has published; killed at a random moment, that one or a newer is whole."""
+    """The writer prints each checkpoint that it has published; killed at a random moment, that one
+    or a newer is whole."""
     moment = random.Random(attempt).uniform(0.0, 0.15)
     # Another file system: nothing is renamed across.
     environment = os.environ | {"TMPDIR": "/dev/shm"}

@@ -1,4 +1,5 @@
-"""The default experiment, its budget shortened: whole, or with a mishap. And who still works on a run."""
+"""The default experiment, its budget shortened: whole, or with a mishap. And who still works on a
+run."""
 
 import subprocess
 import time
@@ -24,7 +25,8 @@ SHORT = [
 
 @pytest.fixture(scope="session")
 def train(command):
-    """train(RUN, "seed=1", ..., before="CALL()"): the experiment in a process of its own, to its end.
+    """train(RUN, "seed=1", ..., before="CALL()"): the experiment in a process of its own, to its
+    end.
 
     CALL is of tests/mishaps.py.
     """
@@ -47,7 +49,8 @@ def whole(train, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def processes_of():
-    """processes_of(RUN) -> command lines of the processes that still work on this run, a moment later."""
+    """processes_of(RUN) -> command lines of the processes that still work on this run, a moment
+    later."""
 
     def found(run: Path) -> list[str]:
         for _ in range(100):

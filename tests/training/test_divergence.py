@@ -1,4 +1,5 @@
-"""Numbers that are not finite in a tiny run: it ends with 4, or leaves the step out, and no weight becomes NaN."""
+"""Numbers that are not finite in a tiny run: it ends with 4, or leaves the step out, and no weight
+becomes NaN."""
 
 import pytest
 import torch

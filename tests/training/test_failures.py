@@ -1,4 +1,5 @@
-"""What goes wrong in the default experiment: numbers that are not finite, and signals at any moment."""
+"""What goes wrong in the default experiment: numbers that are not finite, and signals at any
+moment."""
 
 import math
 import shutil
@@ -87,7 +88,8 @@ def test_a_learning_rate_of_1e9_ends_the_run_and_leaves_good_checkpoints(train, 
 
 @pytest.fixture
 def poisoned(whole, tmp_path):
-    """A run with two checkpoints, in the newer of which one weight is NaN: whole, by its manifest."""
+    """A run with two checkpoints, in the newer of which one weight is NaN: whole, by its
+    manifest."""
     run = tmp_path / "run"
     for folder in checkpoints(whole)[2:4]:
         shutil.copytree(folder, run / "checkpoints" / folder.name)

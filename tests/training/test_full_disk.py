@@ -1,4 +1,5 @@
-"""A disk without room: training goes on, the older checkpoints stay, and the run ends with 5 if it must."""
+"""A disk without room: training goes on, the older checkpoints stay, and the run ends with 5 if it
+must."""
 
 import subprocess
 

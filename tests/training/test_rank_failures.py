@@ -63,7 +63,8 @@ def sick_step(self, batch, batch_index):
         if what == "hangs":
             time.sleep(1e6)
         if what == "holds":
-            ctypes.PyDLL(None).sleep(1_000_000)  # foreign code that does not let go of the interpreter
+            # Foreign code that does not let go of the interpreter.
+            ctypes.PyDLL(None).sleep(1_000_000)
         if what in ("killed", "stopped"):
             os.kill(os.getpid(), signal.SIGKILL if what == "killed" else signal.SIGSTOP)
         if what == "raises":
@@ -117,7 +118,8 @@ def sick(tmp_path):
 
 
 def ended(process) -> SimpleNamespace:
-    """code; err: all of stderr; printed: sdtrain's lines in it. Waits until the other rank has closed its end too."""
+    """code; err: all of stderr; printed: sdtrain's lines in it. Waits until the other rank has
+    closed its end too."""
     _, err = process.communicate(timeout=120)
     printed = [line for line in err.splitlines() if line.startswith("sdtrain: ")]
     return SimpleNamespace(code=process.returncode, err=err, printed=printed)
@@ -187,7 +189,7 @@ def test_a_nan_on_one_rank_ends_both_before_the_next_checkpoint_and_its_sample_i
 
 
 INFINITE = '''
-"""sdtrain, where the loss of one sample on rank 1 is infinite in the fourth step, and its gradient finite.
+"""sdtrain, where one loss on rank 1 is infinite in the fourth step, and its gradient finite.
 
 ALONE: ranks judge by their own loss.
 """
@@ -238,7 +240,8 @@ if __name__ == "__main__":
 @pytest.mark.slow
 @pytest.mark.parametrize("alone", ["", "1"], ids=["", "judging alone"])
 def test_ranks_agree_on_a_step_that_only_one_of_them_would_leave_out(tmp_path, alone):
-    """And the twin, in which each judges by its own loss: their weights are not the same any more."""
+    """And the twin, in which each judges by its own loss: their weights are not the same any
+    more."""
     script = tmp_path / "infinite.py"
     script.write_text(INFINITE)
     run = tmp_path / "run"

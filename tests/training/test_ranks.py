@@ -93,7 +93,8 @@ QUARTERS = [
 
 @pytest.fixture
 def quarters(command, tmp_path):
-    """quarters(ranks, accumulate, script=None) -> the folder of a finished run, in a process of its own for each rank."""
+    """quarters(ranks, accumulate, script=None) -> the folder of a finished run, in a process of its
+    own for each rank."""
 
     def trained(ranks: int, accumulate: int, script: str | None = None):
         run = tmp_path / f"{ranks} x {accumulate}{' wrong' if script else ''}"
@@ -115,7 +116,8 @@ def quarters(command, tmp_path):
 
 
 def apart(a, b) -> float:
-    """How far two runs end from each other, as a share of the way that one went since its first checkpoint."""
+    """How far two runs end from each other, as a share of the way that one went since its first
+    checkpoint."""
     start = flattened(tensors(checkpoints(a)[0]))
     end = flattened(tensors(newest(a)))
     other = flattened(tensors(newest(b)))
