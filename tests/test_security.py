@@ -14,7 +14,7 @@ import torch
 
 from sdtrain.paths import shipped
 from sdtrain.redaction import redacted
-from sdtrain.runs.checkpoint import published
+from sdtrain.runs.manifest import published
 
 LOOK = ["prompt=a star", "num_images=1", "steps=2", "accelerator=cpu"]
 
@@ -37,7 +37,8 @@ def zipped(evil) -> bytes:
 
 def tarred(evil) -> bytes:
     """torch's format of before 2017: three pickles in a tar."""
-    buffer, content = io.BytesIO(), pickle.dumps(evil, protocol=2)
+    buffer = io.BytesIO()
+    content = pickle.dumps(evil, protocol=2)
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for name in ("storages", "tensors", "pickle"):
             member = tarfile.TarInfo(name)
@@ -56,7 +57,8 @@ def marker(tmp_path):
 
 @pytest.fixture(params=PICKLES)
 def evil(request, marker) -> bytes:
-    """The bytes of such a pickle; loaded without care it does what it wants: the twin of every test that asks for it."""
+    """The bytes of such a pickle; loaded without care it does what it wants: the twin of every test
+    that asks for it."""
     pickle.loads(pickle.dumps(Evil(marker)))
     marker.rmdir()
     return PICKLES[request.param](Evil(marker))
@@ -73,16 +75,30 @@ def with_file(run, tmp_path, name, content):
     return tmp_path / "run"
 
 
+def sampled(run, tmp_path) -> list[str]:
+    """sdtrain-sample of the run."""
+    return ["sdtrain-sample", f"checkpoint={run}", *LOOK, f"output={tmp_path}/out"]
+
+
+def evaluated(run, tmp_path) -> list[str]:
+    """sdtrain-evaluate of the run."""
+    words = ["metrics=prompt_accuracy", *LOOK[1:], f"output={tmp_path}/out"]
+    return ["sdtrain-evaluate", f"checkpoint={run}", *words]
+
+
+def resumed(run, tiny) -> list[str]:
+    """sdtrain that goes on with the run."""
+    words = tiny("resume=must", "trainer.max_images=128")
+    return ["sdtrain", *words, f"hydra.run.dir={run}"]
+
+
 def test_a_pickle_as_trainer_state_is_refused_on_resume_and_not_read_otherwise(
     here, tiny, tiny_run, tmp_path, marker, evil
 ):
     run = with_file(tiny_run, tmp_path, "trainer.pt", evil)
-    result = here("sdtrain", *tiny("resume=must", "trainer.max_images=128"), f"hydra.run.dir={run}")
+    result = here(*resumed(run, tiny))
     assert result.code == 5 and "trainer.pt" in result.paragraph and not marker.exists()
-    assert (
-        here("sdtrain-sample", f"checkpoint={run}", *LOOK, f"output={tmp_path}/out").code == 0
-        and not marker.exists()
-    )
+    assert here(*sampled(run, tmp_path)).code == 0 and not marker.exists()
 
 
 @pytest.mark.parametrize(
@@ -92,23 +108,16 @@ def test_a_pickle_as_weights_of_a_checkpoint_is_refused(
     here, tiny, tiny_run, tmp_path, marker, evil, name
 ):
     run = with_file(tiny_run, tmp_path, name, evil)
-    for words in (
-        ["sdtrain-sample", *LOOK],
-        ["sdtrain-evaluate", "metrics=prompt_accuracy", *LOOK[1:]],
-    ):
-        result = here(*words, f"checkpoint={run}", f"output={tmp_path}/out")
+    for words in (sampled(run, tmp_path), evaluated(run, tmp_path), resumed(run, tiny)):
+        result = here(*words)
         assert result.code == 5 and name in result.paragraph and not marker.exists()
-    result = here("sdtrain", *tiny("resume=must", "trainer.max_images=128"), f"hydra.run.dir={run}")
-    assert result.code == 5 and name in result.paragraph and not marker.exists()
 
 
 def test_a_pickle_given_as_checkpoint_is_refused(here, tmp_path, marker, evil):
-    (tmp_path / "model.tar").write_bytes(evil)
-    for words in (
-        ["sdtrain-sample", *LOOK],
-        ["sdtrain-evaluate", "metrics=prompt_accuracy", *LOOK[1:]],
-    ):
-        result = here(*words, f"checkpoint={tmp_path}/model.tar", f"output={tmp_path}/out")
+    file = tmp_path / "model.tar"
+    file.write_bytes(evil)
+    for words in (sampled(file, tmp_path), evaluated(file, tmp_path)):
+        result = here(*words)
         assert result.code == 2 and "checkpoint=" in result.paragraph and not marker.exists()
 
 
@@ -116,18 +125,13 @@ def test_a_pickle_given_as_checkpoint_is_refused(here, tmp_path, marker, evil):
     "name", ["diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors"]
 )
 def test_a_pickle_as_weights_of_an_autoencoder_is_refused(here, tiny, tmp_path, marker, evil, name):
-    own = next(
-        path.parent
-        for path in shipped("data", "README.md").rglob("diffusion_pytorch_model.safetensors")
-    )
-    (tmp_path / "autoencoder").mkdir()
-    shutil.copy(own / "config.json", tmp_path / "autoencoder")
-    (tmp_path / "autoencoder" / name).write_bytes(evil)
-    result = here(
-        "sdtrain",
-        *tiny(f"model.autoencoder.path={tmp_path}/autoencoder"),
-        f"hydra.run.dir={tmp_path}/run",
-    )
+    weights = shipped("data", "README.md").rglob("diffusion_pytorch_model.safetensors")
+    folder = tmp_path / "autoencoder"
+    folder.mkdir()
+    shutil.copy(next(weights).with_name("config.json"), folder)
+    (folder / name).write_bytes(evil)
+    words = tiny(f"model.autoencoder.path={folder}")
+    result = here("sdtrain", *words, f"hydra.run.dir={tmp_path}/run")
     assert result.code == 2 and "model.autoencoder.path" in result.paragraph and not marker.exists()
 
 
@@ -137,11 +141,8 @@ def test_an_array_of_objects_as_table_is_refused(here, tiny, tmp_path, marker, k
     np.save(file, np.array([Evil(marker)], dtype=object), allow_pickle=True)
     np.load(file, allow_pickle=True)  # the twin
     marker.rmdir()
-    result = here(
-        "sdtrain",
-        *tiny("schedule=table", f"schedule.{key}={file}"),
-        f"hydra.run.dir={tmp_path}/run",
-    )
+    words = tiny("schedule=table", f"schedule.{key}={file}")
+    result = here("sdtrain", *words, f"hydra.run.dir={tmp_path}/run")
     assert result.code == 2 and f"schedule.{key}" in result.paragraph and not marker.exists()
 
 
@@ -152,22 +153,22 @@ def test_a_configuration_that_is_no_plain_mapping_is_refused(
     here, tiny, tiny_run, tmp_path, marker, text
 ):
     run = with_file(tiny_run, tmp_path, "config.yaml", text.format(marker=marker).encode())
-    result = here("sdtrain-sample", f"checkpoint={run}", *LOOK, f"output={tmp_path}/out")
-    assert result.code == 5 and "config.yaml" in result.paragraph and not marker.exists()
-    result = here("sdtrain", *tiny("resume=must", "trainer.max_images=128"), f"hydra.run.dir={run}")
-    assert result.code == 5 and "config.yaml" in result.paragraph and not marker.exists()
+    for words in (sampled(run, tmp_path), resumed(run, tiny)):
+        result = here(*words)
+        assert result.code == 5 and "config.yaml" in result.paragraph and not marker.exists()
 
 
-TOKEN = 'hunter2\'hunter2 "and" more'  # with what yaml, json and a shell would each write in another way
+# With what yaml, json and a shell would each write in another way.
+TOKEN = 'hunter2\'hunter2 "and" more'
 LOGIN = "https://me:open-sesame@example.invalid/pictures"
+SECRETS = ("hunter2", "open-sesame")
 
 
-def left_in(run, said: str) -> set[str]:
-    """Which secrets stand in what a run wrote, its checkpoints among it, or in `said`; in any of the ways they may be written."""
-    texts = [path.read_text(errors="replace") for path in run.rglob("*") if path.is_file()] + [said]
-    return {
-        secret for secret in ("hunter2", "open-sesame") if any(secret in text for text in texts)
-    }
+def left_in(run, printed: str) -> set[str]:
+    """Which secrets stand in what a run wrote, its checkpoints among it, or printed; written in any
+    way."""
+    texts = [path.read_text(errors="replace") for path in run.rglob("*") if path.is_file()]
+    return {secret for secret in SECRETS if any(secret in text for text in [*texts, printed])}
 
 
 @pytest.mark.parametrize(
@@ -196,12 +197,16 @@ def test_what_is_named_like_a_secret_is_hidden(monkeypatch, node, found):
     assert redacted(node) == found
 
 
+REDACTING = ("console", "training.parts", "training.outcome", "training.loggers.media")
+"""Modules through which everything goes that a run writes and prints."""
+
+
 @pytest.mark.parametrize("guarded", [True, False], ids=["redacted", "twin"])
 def test_no_secret_is_written(here, tiny, tmp_path, monkeypatch, guarded):
     """By ${oc.env:...} and typed, in what a run saves and in what it fails with."""
     monkeypatch.setenv("MY_TOKEN", TOKEN)
     if not guarded:
-        for module in ("run", "errors", "session"):
+        for module in REDACTING:
             monkeypatch.setattr(f"sdtrain.{module}.redacted", lambda node: node)
     words = tiny(
         "trainer.max_images=8",
@@ -213,16 +218,13 @@ def test_no_secret_is_written(here, tiny, tmp_path, monkeypatch, guarded):
     run = tmp_path / "run"
     first = here("sdtrain", *words, prompt, f"hydra.run.dir={run}")
     assert first.code == 0, first.err
-    assert left_in(run, first.err) == (set() if guarded else {"hunter2", "open-sesame"})
-    again = here(
-        "sdtrain", *words, prompt, "resume=must", "trainer.max_images=16", f"hydra.run.dir={run}"
-    )
+    assert left_in(run, first.err) == (set() if guarded else set(SECRETS))
+    more = ["resume=must", "trainer.max_images=16", f"hydra.run.dir={run}"]
+    again = here("sdtrain", *words, prompt, *more)
     assert again.code == 0 and "prompts" not in again.out, again.err
-    failing = here(
-        "sdtrain",
-        *words,
-        f"model.conditioner.tokenizer={TOKEN}",
-        f"hydra.run.dir={tmp_path}/failed",
-    )
-    assert failing.code == 2 and ("tokenizer=***" in failing.paragraph) == guarded, failing.err
-    assert left_in(tmp_path / "failed", failing.err) == (set() if guarded else {"hunter2"})
+    failed = tmp_path / "failed"
+    bad = f"model.conditioner.tokenizer={TOKEN}"
+    failing = here("sdtrain", *words, bad, f"hydra.run.dir={failed}")
+    assert failing.code == 2, failing.err
+    assert ("tokenizer=***" in failing.paragraph) == guarded
+    assert left_in(failed, failing.err) == (set() if guarded else {"hunter2"})

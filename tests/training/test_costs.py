@@ -1,4 +1,5 @@
-"""What the guards cost against a step of the default experiment, in one process and with one thread."""
+"""What the guards cost against a step of the default experiment, in one process and with one
+thread."""
 
 import math
 import time
@@ -43,7 +44,8 @@ def default(composed, tmp_path_factory):
 
 
 class Step:
-    """A step of training: the batch is drawn and collated, the loss is charged, the weights move."""
+    """A step of training: the batch is drawn and collated, the loss is charged, the weights
+    move."""
 
     def __init__(self, parts: Parts) -> None:
         self.module = parts.module

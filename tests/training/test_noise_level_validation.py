@@ -1,4 +1,5 @@
-"""Noise-level validation in a run: what it leaves, how long it may look, and that it changes nothing."""
+"""Noise-level validation in a run: what it leaves, how long it may look, and that it changes
+nothing."""
 
 import json
 import math
@@ -89,7 +90,8 @@ def test_the_errors_are_the_networks(run):
 
 @pytest.mark.slow
 def test_ranks_share_the_pictures(command, tiny, run, tmp_path):
-    """Four ranks, two of them without a picture in mid-run, find what one finds; nobody waits while another validates."""
+    """Four ranks, two of them without a picture in mid-run, find what one finds; nobody waits while
+    another validates."""
     words = tiny(
         *LOOKS,
         "data.batch_size=8",
@@ -160,7 +162,8 @@ def test_it_looks_at_as_many_as_the_time_allows_and_at_all_in_the_end(tmp_path, 
         progress.images_seen += 1000
         validation.validate(trainer, module, last=False)
     validation.validate(trainer, module, last=True)
-    # 3 % of 4000 s, less 8 s for the first 4, by 4 validations are 14 pictures: a power of two of them.
+    # 3 % of 4000 s, less 8 s for the first 4, by 4 validations are 14 pictures: a power of two of
+    # them.
     assert seen == [4, 8, 8, 8, 64]
     resumed = validation_of(tmp_path)
     resumed.load_state_dict(validation.state_dict())

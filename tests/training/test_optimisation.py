@@ -1,4 +1,5 @@
-"""How weights move: learning rates by hand, clipping by hand, and no trace of a gradient that is not finite."""
+"""How weights move: learning rates by hand, clipping by hand, and no trace of a gradient that is
+not finite."""
 
 import math
 from functools import partial
@@ -106,7 +107,8 @@ def set_gradients(optimizer, values):
 
 
 def step(optimisation, optimizer, values, loss=1.0):
-    """One step with these gradients. Returns the norm that is shown: that before clipping, NaN for a step not taken."""
+    """One step with these gradients. Returns the norm that is shown: that before clipping, NaN for
+    a step not taken."""
     set_gradients(optimizer, values)
     optimisation.set_learning_rate(optimizer, 8)
     result = optimisation.clip(optimizer, torch.tensor(loss))
@@ -153,7 +155,8 @@ GOOD = [[0.3, -0.1, 0.2, 1.0, -0.5], [-0.2, 0.4, 0.1, 0.3, 0.2]]
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("clip", [math.inf, 0.5])
 def test_a_gradient_that_is_not_finite_leaves_no_trace(settings, bad, clip):
-    """Three runs: a bad step between two good ones, a bad step first, and none. All end in the same bits."""
+    """Three runs: a bad step between two good ones, a bad step first, and none. All end in the same
+    bits."""
     middle = make(parameters(), clip=clip, **settings)
     first = make(parameters(), clip=clip, **settings)
     twin = make(parameters(), clip=clip, **settings)

@@ -1,4 +1,5 @@
-"""A run does not depend on wandb: unreachable, silent, killed, stopped or gone in mid-run, it costs a warning."""
+"""A run does not depend on wandb: unreachable, silent, killed, stopped or gone in mid-run, it costs
+a warning."""
 
 import contextlib
 import json
@@ -119,7 +120,8 @@ SILENT = 0
 
 @dataclass
 class Blocked:
-    """A run that has ended. seconds: from when wandb was blocked to when it was `warned` of, and when the run `ended`."""
+    """A run that has ended. seconds: from when wandb was blocked to when it was `warned` of, and
+    when the run `ended`."""
 
     code: int
     err: str
@@ -127,7 +129,8 @@ class Blocked:
 
 
 def blocked(tiny, tmp_path, number: int, kind: str) -> Blocked:
-    """A run whose wandb process gets the signal when half of it is done. kind: "guarded" or "bare"."""
+    """A run whose wandb process gets the signal when half of it is done. kind: "guarded" or
+    "bare"."""
     script = tmp_path / "blocked.py"
     script.write_text(BLOCKED)
     words = [*tiny("logger=wandb"), f"hydra.run.dir={tmp_path}/run"]
@@ -234,7 +237,8 @@ def wandb_host(leaves: bool) -> Iterator[tuple[dict[str, str], list[tuple[str, s
 
 @pytest.mark.slow
 def test_a_resumed_run_continues_the_same_wandb_run(command, tiny, tmp_path):
-    """Begun offline, gone on with online: wandb's host is asked where the run of that id has stopped."""
+    """Begun offline, gone on with online: wandb's host is asked where the run of that id has
+    stopped."""
     run = tmp_path / "run"
     words = tiny(
         "logger=wandb",
@@ -258,7 +262,8 @@ def test_a_resumed_run_continues_the_same_wandb_run(command, tiny, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_whose_host_is_gone_in_mid_run_is_the_same(command, tiny, tiny_run, saved, tmp_path):
-    """wandb's process goes on trying; the run hears of it at its end, and waits for less than 10 s."""
+    """wandb's process goes on trying; the run hears of it at its end, and waits for less than 10
+    s."""
     run = tmp_path / "run"
     words = [*tiny("logger=wandb"), f"hydra.run.dir={run}"]
     with wandb_host(leaves=True) as (online, asked):

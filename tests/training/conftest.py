@@ -1,0 +1,64 @@
+"""The default experiment, its budget shortened: whole, or with a mishap. And who still works on a
+run."""
+
+import subprocess
+import time
+from pathlib import Path
+
+import mishaps
+import pytest
+from mishaps import BATCH
+
+SHORT = [
+    "trainer.accelerator=cpu",
+    "trainer.threads=1",
+    "logger=none",
+    "data.num_workers=1",
+    "callbacks.samples.every=0",
+    "validation.every=0",
+    f"trainer.max_images={6 * BATCH}",
+    f"trainer.log_every={6 * BATCH}",
+    f"checkpoint.every={BATCH}",
+    "callbacks.noise_levels.num_images=2",
+]
+
+
+@pytest.fixture(scope="session")
+def train(command):
+    """train(RUN, "seed=1", ..., before="CALL()"): the experiment in a process of its own, to its
+    end.
+
+    CALL is of tests/mishaps.py.
+    """
+
+    def run(folder: Path, *words: str, before: str = ""):
+        call = f"{mishaps.__file__}:{before}" if before else ""
+        return command("sdtrain", *SHORT, *words, f"hydra.run.dir={folder}", before=call)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def whole(train, tmp_path_factory):
+    """The run to which nothing happens, with all its checkpoints."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    result = train(run, "checkpoint.keep=6")
+    assert result.code == 0, result.err
+    return run
+
+
+@pytest.fixture(scope="session")
+def processes_of():
+    """processes_of(RUN) -> command lines of the processes that still work on this run, a moment
+    later."""
+
+    def found(run: Path) -> list[str]:
+        for _ in range(100):
+            listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+            working = [line for line in listed.splitlines() if str(run) in line]
+            if not working:
+                return []
+            time.sleep(0.1)
+        return working
+
+    return found
