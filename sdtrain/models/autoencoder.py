@@ -1,4 +1,7 @@
-"""Autoencoders: picture [B, 3, H, W] in [-1, 1] to latents [B, C, h, w] of about unit variance, and back."""
+"""Autoencoders: pictures [B, 3, H, W] in [-1, 1] to latents [B, C, h, w], and back.
+
+The latents have about unit variance.
+"""
 
 import hashlib
 import json
@@ -18,13 +21,16 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 class Autoencoder(nn.Module):
-    """A frozen AutoencoderKL with its latent scale, read from a folder in diffusers' layout (config.json, safetensors).
+    """A frozen AutoencoderKL with its latent scale, read from a folder in diffusers' layout.
 
     Args:
-        path: the folder; "data/..." is also looked for in sdtrain's own data.
+        path: the folder, with config.json and safetensors; "data/..." is also looked for in
+            sdtrain's own data.
         latent_channels, downsampling: what the folder must hold; a disagreement raises UserError.
-        latent_scale: latents are multiplied by it; None takes the `scaling_factor` that lies with the weights.
-        sample_posterior: draw latents from the posterior, as Stable Diffusion does, or take its mean.
+        latent_scale: latents are multiplied by it; None takes the `scaling_factor` that lies with
+            the weights.
+        sample_posterior: draw latents from the posterior, as Stable Diffusion does, or take its
+            mean.
         sha256: of the weights file, as a run's config.yaml holds it; None checks nothing.
     """
 
@@ -46,7 +52,8 @@ class Autoencoder(nn.Module):
         folder = find_folder(path, "model.autoencoder.path")
         if not (folder / "config.json").is_file() or not (folder / WEIGHTS).is_file():
             raise UserError(
-                f"holds no autoencoder: config.json and {WEIGHTS} are needed, as diffusers writes them",
+                f"holds no autoencoder: config.json and {WEIGHTS} are needed, as diffusers writes "
+                "them",
                 key="model.autoencoder.path",
                 value=path,
             )
@@ -72,7 +79,10 @@ class Autoencoder(nn.Module):
         )
 
     def latent_shape(self, image_size: int) -> tuple[int, int, int]:
-        """(C, h, w) for pictures of image_size x image_size. UserError where that is no multiple of the downsampling."""
+        """(C, h, w) for pictures of image_size x image_size.
+
+        Raises UserError where that is no multiple of the downsampling.
+        """
         if image_size % self.downsampling:
             raise UserError(
                 f"must be a multiple of {self.downsampling}, the autoencoder's downsampling",
@@ -84,12 +94,15 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def moments(self, image: Tensor) -> Tensor:
-        """[B, 2, C, h, w]: mean and standard deviation of the posterior, before the latent scale."""
+        """[B, 2, C, h, w]: the posterior's mean and standard deviation, before the latent scale."""
         posterior = self.net.encode(image).latent_dist
         return torch.stack([posterior.mean, posterior.std], dim=1)
 
     def latents_of(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Latents [B, C, h, w]: the posterior's mean, or with noise [B, C, h, w] mean + std noise, times latent_scale."""
+        """Latents [B, C, h, w]: the posterior's mean, or mean + std noise, times latent_scale.
+
+        moments [B, 2, C, h, w]; noise [B, C, h, w], standard normal, or None.
+        """
         latents = moments[:, 0]
         if noise is not None:
             latents = latents + moments[:, 1] * noise
@@ -142,15 +155,16 @@ class Pixels(nn.Module):
 def check_latent_scale(autoencoder: Autoencoder | Pixels, latents: Tensor) -> float:
     """Standard deviation of the latents [N, C, h, w] of a calibration batch.
 
-    Raises UserError outside [0.7, 1.4]: the schedule's noise levels are meant for latents of unit variance. In pixel
-    space nothing is checked: a picture's own contrast is no mistake.
+    Raises UserError outside [0.7, 1.4]: the schedule's noise levels are meant for latents of unit
+    variance. In pixel space nothing is checked: a picture's own contrast is no mistake.
     """
     std = latents.std().item()
     if autoencoder.has_unit_variance and not 0.7 <= std <= 1.4:
         scale = autoencoder.latent_scale
         raise UserError(
-            f"The latents of {len(latents)} training pictures have a standard deviation of {std:.3g}; "
-            f"between 0.7 and 1.4 is needed. model.autoencoder.latent_scale is {scale:.4g}",
+            f"The latents of {len(latents)} training pictures have a standard deviation of "
+            f"{std:.3g}; between 0.7 and 1.4 is needed. model.autoencoder.latent_scale is "
+            f"{scale:.4g}",
             key="model.autoencoder.latent_scale",
             remedy=f"model.autoencoder.latent_scale={scale / std:.4g} would make it 1.",
         )
@@ -160,9 +174,10 @@ def check_latent_scale(autoencoder: Autoencoder | Pixels, latents: Tensor) -> fl
 def write_autoencoder(
     net: AutoencoderKL, latent_scale: float, folder: Path, measured: dict | None = None
 ) -> None:
-    """Writes config.json with scaling_factor and fp16 weights, in diffusers' layout, and measured.json.
+    """Writes an autoencoder in diffusers' layout, and measured.json.
 
-    Raises StorageError where the disk refuses; then nothing is left behind.
+    config.json has the scaling_factor, the weights are in fp16. Raises StorageError where the disk
+    refuses; then nothing is left behind.
     """
     config = {key: value for key, value in net.config.items() if not key.startswith("_")}
     config["scaling_factor"] = latent_scale
