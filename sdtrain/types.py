@@ -103,7 +103,9 @@ class PictureData(Protocol):
     image_size: int
     num_classes: int
 
-    def split(self, name: str) -> Pictures: ...
+    def split(self, name: str) -> Pictures:
+        """The pictures of a split."""
+        ...
 
     def example_prompts(self, count: int) -> list[str]:
         """`count` captions that are drawn where the user names none; the same at every call."""

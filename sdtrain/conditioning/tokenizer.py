@@ -64,6 +64,7 @@ def train_tokenizer(captions: Iterable[str], vocabulary_size: int) -> CLIPTokeni
 
 
 def main() -> None:
+    """The command; see above."""
     folder = Path(sys.argv[1])
     captions = Path(sys.argv[2]).read_text(encoding="utf-8").splitlines()
     with tempfile.TemporaryDirectory() as scratch:

@@ -207,6 +207,7 @@ class Headers:
 
     @property
     def count(self) -> int:
+        """How many pictures there are."""
         return len(self.marks) + len(self.unusable)
 
 
@@ -217,7 +218,8 @@ def classify_headers(folder: str, names: Sequence[str], image_size: int) -> Head
         path = os.path.join(folder, name)
         try:
             if not os.path.isfile(path):  # a pipe would be waited for
-                raise DataError(f"The picture {path!r} is no file, or a link to none")
+                problem = f"The picture {path!r} is no file, or a link to none"
+                raise DataError(problem, key="data.path")
             side = min(picture_size(path))
             mark = file_mark(path)
         except DataError as error:

@@ -63,8 +63,10 @@ class Skipped:
         return self.replaced
 
     def state_dict(self) -> dict:
+        """What a checkpoint holds of it. To be called on all ranks at once."""
         return {"replaced": self.agree(), "names": sorted(self.names)}
 
     def load_state_dict(self, state: dict) -> None:
+        """The inverse of `state_dict`."""
         self.replaced = state["replaced"]
         self.names = set(state["names"])

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from sdtrain.diffusion.denoiser import Denoise
+from sdtrain.errors import UserError
 from sdtrain.schedules import Schedule
 
 CONDITIONED = "all"
@@ -25,15 +26,17 @@ def classifier_free(
     log_snr_max: float | None = None,
     max_std: float | None = None,
 ) -> Denoise:
-    """x0 = x0_u + guidance_scale (x0_c - x0_u) (Ho and Salimans 2022, eq. 6, in the convention of
-    Stable Diffusion: 1 is no guidance).
+    """x0 = x0_u + guidance_scale (x0_c - x0_u).
 
-    Said of x0 it equals the same formula said of eps, because at one (x, t) the two differ by an
+    Ho and Salimans 2022, eq. 6, in the convention of Stable Diffusion: 1 is no guidance. The
+    formula for x0 equals the same formula for eps, because at one (x, t) the two differ by an
     affine map. At 0 and 1 only one network is asked, and its answer is passed on untouched (but for
-    max_std).
+    max_std). Raises UserError for an option outside its range.
 
     Args:
         denoisers: by what they are told: CONDITIONED gives x0_c, UNCONDITIONED x0_u.
+        guidance_scale: weight of the difference that the condition makes.
+        schedule: for the log_snr of a time.
         rescale: in [0, 1], how far the guided x0 of each picture is brought back to the standard
             deviation of its conditional x0 (Lin et al. 2024, eq. 15-16).
         log_snr_min, log_snr_max: outside of them there is no guidance and one network is asked
@@ -43,17 +46,17 @@ def classifier_free(
     low = -math.inf if log_snr_min is None else log_snr_min
     high = math.inf if log_snr_max is None else log_snr_max
     if not 0 <= rescale <= 1:
-        raise ValueError(f"guidance.rescale={rescale:g} must lie in [0, 1].")
+        raise UserError("must lie in [0, 1]", key="guidance.rescale", value=rescale)
     if not low < high:
-        raise ValueError(
-            f"guidance.log_snr_min={low:g} must lie below guidance.log_snr_max={high:g}."
+        raise UserError(
+            f"must lie below guidance.log_snr_max={high:g}", key="guidance.log_snr_min", value=low
         )
-    conditional, unconditional = denoisers[CONDITIONED], denoisers[UNCONDITIONED]
+    conditional = denoisers[CONDITIONED]
+    unconditional = denoisers[UNCONDITIONED]
 
     def guided(x: Tensor, t: Tensor) -> Tensor:
-        if (
-            not low <= schedule.log_snr(t).item() <= high
-        ):  # t is on the CPU: nothing waits for the device
+        log_snr = schedule.log_snr(t).item()  # t is on the CPU: nothing waits for the device
+        if not low <= log_snr <= high:
             return conditional(x, t)
         x0_u = unconditional(x, t)
         if guidance_scale == 0:
@@ -75,10 +78,11 @@ def bounded(denoise: Denoise, max_std: float) -> Denoise:
 
     Near alpha = 0 the x0 read from a predicted eps is its error over alpha, thousands of times the
     size of any picture. Latents have unit variance and no fixed range, so it is their deviation
-    that is bounded (after the dynamic thresholding of Saharia et al. 2022, section 2.3).
+    that is bounded (after the dynamic thresholding of Saharia et al. 2022, section 2.3). Raises
+    UserError for max_std <= 0.
     """
     if not max_std > 0:
-        raise ValueError(f"guidance.max_std={max_std:g} must be above 0.")
+        raise UserError("must be above 0", key="guidance.max_std", value=max_std)
 
     def within(x: Tensor, t: Tensor) -> Tensor:
         x0 = denoise(x, t)

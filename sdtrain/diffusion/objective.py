@@ -115,7 +115,7 @@ class Objective:
         return error, exact_alpha, exact_sigma
 
     def check(self) -> None:
-        """Raises UserError for what cannot be trained, WeightingError where the weighting is why."""
+        """Raises UserError for what cannot be trained; WeightingError if the weighting is why."""
         self._check_prediction()
         self._check_weighting()
 
@@ -128,8 +128,8 @@ class Objective:
         if self.prediction.determinant(alpha, sigma).item() == 0:
             raise UserError(
                 f"prediction={self._prediction_name} cannot be read at t = 1, where "
-                f"schedule={self.schedule.name} has alpha = {alpha.item():g}: x is all noise there, "
-                "and an output that repeats it says nothing of x0",
+                f"schedule={self.schedule.name} has alpha = {alpha.item():g}: x is all noise "
+                "there, and an output that repeats it says nothing of x0",
                 key="prediction",
                 remedy="Set prediction=v or prediction=flow, or do without what takes alpha to 0: "
                 "modifiers=[zero_terminal_snr], schedule=flow, a beta of 1.",

@@ -1,5 +1,6 @@
-"""Autoencoders: picture [B, 3, H, W] in [-1, 1] to latents [B, C, h, w] of about unit variance, and
-back.
+"""Autoencoders: pictures [B, 3, H, W] in [-1, 1] to latents [B, C, h, w], and back.
+
+The latents have about unit variance.
 """
 
 import hashlib
@@ -20,11 +21,11 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 class Autoencoder(nn.Module):
-    """A frozen AutoencoderKL with its latent scale, read from a folder in diffusers' layout
-    (config.json, safetensors).
+    """A frozen AutoencoderKL with its latent scale, read from a folder in diffusers' layout.
 
     Args:
-        path: the folder; "data/..." is also looked for in sdtrain's own data.
+        path: the folder, with config.json and safetensors; "data/..." is also looked for in
+            sdtrain's own data.
         latent_channels, downsampling: what the folder must hold; a disagreement raises UserError.
         latent_scale: latents are multiplied by it; None takes the `scaling_factor` that lies with
             the weights.
@@ -51,7 +52,8 @@ class Autoencoder(nn.Module):
         folder = find_folder(path, "model.autoencoder.path")
         if not (folder / "config.json").is_file() or not (folder / WEIGHTS).is_file():
             raise UserError(
-                f"holds no autoencoder: it needs config.json and {WEIGHTS}, as diffusers writes them",
+                f"holds no autoencoder: config.json and {WEIGHTS} are needed, as diffusers writes "
+                "them",
                 key="model.autoencoder.path",
                 value=path,
             )
@@ -77,8 +79,9 @@ class Autoencoder(nn.Module):
         )
 
     def latent_shape(self, image_size: int) -> tuple[int, int, int]:
-        """(C, h, w) for pictures of image_size x image_size. UserError where that is no multiple of
-        the downsampling.
+        """(C, h, w) for pictures of image_size x image_size.
+
+        Raises UserError where that is no multiple of the downsampling.
         """
         if image_size % self.downsampling:
             raise UserError(
@@ -96,8 +99,9 @@ class Autoencoder(nn.Module):
         return torch.stack([posterior.mean, posterior.std], dim=1)
 
     def latents_of(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Latents [B, C, h, w]: the posterior's mean, or with noise [B, C, h, w] mean + std noise,
-        times latent_scale.
+        """Latents [B, C, h, w]: the posterior's mean, or mean + std noise, times latent_scale.
+
+        moments [B, 2, C, h, w]; noise [B, C, h, w], standard normal, or None.
         """
         latents = moments[:, 0]
         if noise is not None:
@@ -159,7 +163,8 @@ def check_latent_scale(autoencoder: Autoencoder | Pixels, latents: Tensor) -> fl
         scale = autoencoder.latent_scale
         raise UserError(
             f"The latents of {len(latents)} training pictures have a standard deviation of "
-            f"{std:.3g}; between 0.7 and 1.4 is needed. model.autoencoder.latent_scale is {scale:.4g}",
+            f"{std:.3g}; between 0.7 and 1.4 is needed. model.autoencoder.latent_scale is "
+            f"{scale:.4g}",
             key="model.autoencoder.latent_scale",
             remedy=f"model.autoencoder.latent_scale={scale / std:.4g} would make it 1.",
         )
@@ -169,10 +174,10 @@ def check_latent_scale(autoencoder: Autoencoder | Pixels, latents: Tensor) -> fl
 def write_autoencoder(
     net: AutoencoderKL, latent_scale: float, folder: Path, measured: dict | None = None
 ) -> None:
-    """Writes config.json with scaling_factor and fp16 weights, in diffusers' layout, and
-    measured.json.
+    """Writes an autoencoder in diffusers' layout, and measured.json.
 
-    Raises StorageError where the disk refuses; then nothing is left behind.
+    config.json has the scaling_factor, the weights are in fp16. Raises StorageError where the disk
+    refuses; then nothing is left behind.
     """
     config = {key: value for key, value in net.config.items() if not key.startswith("_")}
     config["scaling_factor"] = latent_scale

@@ -47,6 +47,7 @@ class EMA:
                 p.data = own[name]
 
     def state_dict(self) -> dict[str, int | dict[str, Tensor]]:
+        """The average and how many steps it has seen."""
         return {"steps": self.steps, "weights": self.weights}
 
     def load_state_dict(self, state: dict) -> None:

@@ -20,8 +20,10 @@ def heun(
     ends = schedule.log_snr(grid).isfinite().tolist()
     for step, (t, s) in enumerate(pairwise(grid)):
         x0 = look(denoise, x, t, step, show)
-        alpha_t, sigma_t = now = level(schedule, t, x)
-        alpha_s, sigma_s = then = level(schedule, s, x)
+        now = level(schedule, t, x)
+        then = level(schedule, s, x)
+        alpha_t, sigma_t = now
+        alpha_s, sigma_s = then
         euler = step_to(x, x0, now, then)
         if ends[step] and ends[step + 1]:
             change = (euler - alpha_s * denoise(euler, s)) / sigma_s - (x - alpha_t * x0) / sigma_t

@@ -38,6 +38,7 @@ class Points:
         return self.tables[device]
 
     def log_snr(self, t: Tensor) -> Tensor:
+        """log_snr at times t in [0, 1], float64."""
         table = self.table(t.device)
         place = t * self.last
         low = place.floor().clamp(0, self.last - 1).long()
@@ -53,6 +54,7 @@ class Points:
         return torch.where(low == self.last - 1, in_last, elsewhere)
 
     def time_of(self, log_snr: Tensor) -> Tensor:
+        """The inverse of log_snr."""
         table = self.table(log_snr.device)
         low = (torch.searchsorted(-table, -log_snr.contiguous()) - 1).clamp(0, self.last - 1)
         start = table[low]
