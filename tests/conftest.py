@@ -81,8 +81,8 @@ def composed():
 @pytest.fixture(scope="session")
 def tiny(composed):
     """`more` after the overrides of TINY whose keys exist beside them: a run of 8 steps, in about a second."""
+    from sdtrain.config.check import flat
     from sdtrain.paths import config_dir
-    from sdtrain.runs.resume import flat
 
     @functools.cache
     def keys(*groups: str) -> frozenset[str]:
