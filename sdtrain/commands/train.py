@@ -28,7 +28,7 @@ def task(cfg: DictConfig) -> None:
 def run_folder(arguments: list[str]) -> list[str]:
     """Overrides that say where the run lies, where ${now:...} must not decide."""
     if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("RANK", 0)) > 0:
-        # Each rank that torchrun starts would resolve ${now:} by itself: only rank 0 owns the run's folder.
+        # Each rank that torchrun starts would resolve ${now:} by itself: the folder is rank 0's.
         return [f"hydra.run.dir={tempfile.mkdtemp()}"]
     if is_sweep(arguments):
         from sdtrain.sweep.record import sweep_folder

@@ -140,9 +140,10 @@ def typed_values(arguments: Iterable[str]) -> dict[str, str]:
 
 
 def group_choice(argument: str) -> str:
-    """The word that Hydra reads as a choice of options, for one that names the key: metrics=a becomes metric=[a].
+    """The word that Hydra reads as a choice of options, for one that names the key.
 
-    Any other word is returned as it is. A comma outside of brackets stays, as alternatives to sweep over.
+    metrics=a becomes metric=[a]; any other word is returned as it is. A comma outside of brackets
+    stays, as alternatives to sweep over.
     """
     key, equals, value = argument.partition("=")
     if not equals or key not in GROUP_OF_KEY:

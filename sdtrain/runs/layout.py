@@ -175,7 +175,7 @@ class SweepFolder:
 
     @property
     def arm_configs(self) -> str:
-        """A pattern, to be looked for below the folder: the configurations of all that lies in it."""
+        """A pattern below the folder: the configurations of all that lies in it."""
         return f"*/{CONFIG}"
 
     @property
