@@ -47,7 +47,9 @@ def room_of(dotted: str) -> str | None:
 
 
 def imported(tree: ast.AST, module: str, is_package: bool) -> Iterator[tuple[int, str]]:
-    """(line, dotted name) of every import, wherever it stands: inside functions and `if TYPE_CHECKING` too. `from a import b` is a.b."""
+    """(line, dotted name) of every import, wherever it stands: inside functions and `if
+    TYPE_CHECKING` too. `from a import b` is a.b.
+    """
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -59,7 +61,9 @@ def imported(tree: ast.AST, module: str, is_package: bool) -> Iterator[tuple[int
 
 
 def violations(sources: dict[str, str]) -> list[str]:
-    """sources: path below the package -> text. One line for each import that goes up or sideways, or out of a room that is not on the list."""
+    """sources: path below the package -> text. One line for each import that goes up or sideways,
+    or out of a room that is not on the list.
+    """
     found = []
     for path, text in sources.items():
         parts = Path(path).with_suffix("").parts
@@ -156,7 +160,9 @@ def test_the_walker_lets_pass_what_goes_down(path, text):
 
 
 def modules_after(rooms: set[str]) -> set[str]:
-    """The packages that importing every module of the rooms brings into a fresh process, beside torch's own imports."""
+    """The packages that importing every module of the rooms brings into a fresh process, beside
+    torch's own imports.
+    """
     names = [
         path.relative_to(PACKAGE.parent)
         for room in rooms

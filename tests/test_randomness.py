@@ -45,7 +45,8 @@ def test_a_draw_is_a_function_of_its_key_alone():
     assert first.dtype == np.float32
     assert uniform.dtype == np.float64
     np.random.seed(1)
-    # Odd numbers of words and 32-bit draws leave buffers half used: the next draw must not see them.
+    # Odd numbers of words and 32-bit draws leave buffers half used: the next draw must not see
+    # them.
     for ordinal in (3, 1000, 2**63, 0):
         generator = keyed.at(ordinal, 9)
         generator.integers(7, size=3, dtype=np.uint32)
@@ -58,7 +59,9 @@ def test_a_draw_is_a_function_of_its_key_alone():
 
 
 def test_the_generator_is_philox_at_the_key():
-    """Against a generator that numpy makes anew: key from a hash of seed and purpose, counter (0, 0, ordinal, index)."""
+    """Against a generator that numpy makes anew: key from a hash of seed and purpose, counter (0,
+    0, ordinal, index).
+    """
     key = np.frombuffer(hashlib.blake2b(b"5/noise", digest_size=16).digest(), dtype=np.uint64)
     keyed = KeyedRandom(5, "noise")
     for ordinal, index in ((0, 0), (1000, 3), (2**64 - 1, 2**40)):
@@ -71,7 +74,10 @@ def test_the_generator_is_philox_at_the_key():
 
 
 def test_other_processes_draw_the_same():
-    code = "from sdtrain.randomness import KeyedRandom; print(KeyedRandom(0, 'noise').uniform(3, 4, 1).tolist())"
+    code = (
+        "from sdtrain.randomness import KeyedRandom\n"
+        "print(KeyedRandom(0, 'noise').uniform(3, 4, 1).tolist())"
+    )
     outputs = [
         subprocess.run(
             [sys.executable, "-c", code],
@@ -87,7 +93,9 @@ def test_other_processes_draw_the_same():
 
 @pytest.mark.parametrize("key", NEIGHBOURS)
 def test_neighbouring_keys_are_independent(key):
-    """No number in common place by place, and no correlation: of 200 000 pairs it has a standard error of 1 / sqrt(200 000)."""
+    """No number in common place by place, and no correlation: of 200 000 pairs it has a standard
+    error of 1 / sqrt(200 000).
+    """
     count = 200_000
     ours, theirs = draw(BASE, count).astype(np.float64), draw(key, count).astype(np.float64)
     assert (
@@ -100,7 +108,7 @@ def test_neighbouring_keys_are_independent(key):
 
 
 def test_no_random_word_is_shared():
-    """10 000 words of each key, all distinct: 64-bit words meet by chance once in 10^8 such tests."""
+    """10 000 words of each key, all distinct: 64-bit words meet once in 10^8 such tests."""
     words = [
         KeyedRandom(seed, purpose).at(ordinal, index).bit_generator.random_raw(10_000)
         for seed, purpose, ordinal, index in [BASE, *NEIGHBOURS]
@@ -109,7 +117,9 @@ def test_no_random_word_is_shared():
 
 
 def test_draws_of_successive_ordinals_are_independent():
-    """The first numbers of ordinal after ordinal, as training takes them, are themselves a white sequence."""
+    """The first numbers of ordinal after ordinal, as training takes them, are themselves a white
+    sequence.
+    """
     keyed, count = KeyedRandom(0, "noise"), 30_000
     rows = np.stack([keyed.normal(ordinal, (3,)) for ordinal in range(count)]).astype(np.float64)
     for column in rows.T:
@@ -130,7 +140,9 @@ def test_seed_0_is_a_seed():
 
 
 def test_moments_of_normals_and_uniforms():
-    """Over 4000 ordinals of 250 numbers. E x, x^2, x^3, x^4 = 0, 1, 0, 3 with variances 1, 2, 15, 96; uniforms: 1/2 and 1/12."""
+    """Over 4000 ordinals of 250 numbers. E x, x^2, x^3, x^4 = 0, 1, 0, 3 with variances 1, 2, 15,
+    96; uniforms: 1/2 and 1/12.
+    """
     keyed, count = KeyedRandom(7, "noise"), 1_000_000
     x = (
         np.stack([keyed.normal(ordinal, (250,)) for ordinal in range(4000)])

@@ -1,4 +1,6 @@
-"""A checkpoint may come from anybody: what its configuration may build is ours, or what the user allows by name."""
+"""A checkpoint may come from anybody: what its configuration may build is ours, or what the user
+allows by name.
+"""
 
 import hashlib
 import json
@@ -78,7 +80,9 @@ def test_what_is_not_ours_is_refused_and_not_called(doctored, tmp_path, target):
 
 
 def test_no_section_builds_what_is_not_ours(doctored, tiny_run, tmp_path):
-    """Whatever section of the configuration it stands in, a foreign target is refused, or never looked at; it is not called."""
+    """Whatever section of the configuration it stands in, a foreign target is refused, or never
+    looked at; it is not called.
+    """
     refused = set()
     for section in [
         *yaml.safe_load((tiny_run / "config.yaml").read_text()),

@@ -1,4 +1,6 @@
-"""A row that brings the autoencoder's moments is trained like its picture, and the autoencoder is not asked."""
+"""A row that brings the autoencoder's moments is trained like its picture, and the autoencoder is
+not asked.
+"""
 
 from dataclasses import replace
 
@@ -15,7 +17,7 @@ ORDINALS = list(range(8))
 
 @pytest.fixture
 def model(composed, tmp_path):
-    """The frozen autoencoder that ships with the package, and a network of a few thousand weights."""
+    """The autoencoder that ships with the package, and a network of a few thousand weights."""
     cfg = composed(
         "model.unet.block_channels=[16,16]",
         "model.unet.norm_groups=8",

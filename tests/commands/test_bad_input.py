@@ -1,4 +1,6 @@
-"""What people get wrong with files, folders, prompts and checkpoints: one paragraph that names the key, its code, nothing half-written."""
+"""What people get wrong with files, folders, prompts and checkpoints: one paragraph that names the
+key, its code, nothing half-written.
+"""
 
 import contextlib
 import json

@@ -1,4 +1,6 @@
-"""A condition of one's own is one file and one yaml: depth as a further input channel, with no edit in sdtrain."""
+"""A condition of one's own is one file and one yaml: depth as a further input channel, with no edit
+in sdtrain.
+"""
 
 import sys
 
@@ -45,7 +47,9 @@ context_dim: 16
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """A package and a folder of configurations of a user's own: the words that choose its conditioner."""
+    """A package and a folder of configurations of a user's own: the words that choose its
+    conditioner.
+    """
     package = tmp_path / "packages" / "depth_of_mine"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(CONDITIONER)

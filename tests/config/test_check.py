@@ -1,4 +1,6 @@
-"""Strict configuration: a typo, a wrong type or a missing argument is one paragraph that names the key, and exit code 2."""
+"""Strict configuration: a typo, a wrong type or a missing argument is one paragraph that names the
+key, and exit code 2.
+"""
 
 import sys
 

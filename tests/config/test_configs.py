@@ -1,4 +1,6 @@
-"""Every file under configs/ composes, and what it offers runs two steps. A new file is picked up by itself."""
+"""Every file under configs/ composes, and what it offers runs two steps. A new file is picked up by
+itself.
+"""
 
 import copy
 import hashlib
@@ -189,7 +191,8 @@ def test_the_other_commands_compose(config, composed):
         composed("checkpoint=x", f"sampler={sampler.stem}", config=config)
 
 
-# Each number, word and switch of the default run, changed: something that the run leaves behind must change with it.
+# Each number, word and switch of the default run, changed: something that the run leaves behind
+# must change with it.
 UNSEEN = {  # keys that rightly change nothing here, and why
     "data.num_workers": "speed alone",
     "trainer.threads": "speed alone",
@@ -326,7 +329,9 @@ OF_THE_MATHEMATICS = [
 
 
 def fingerprint(cfg) -> list[float]:
-    """What the mathematics of a configuration does to fixed numbers: losses of a fixed network, the law of the noise, pictures drawn."""
+    """What the mathematics of a configuration does to fixed numbers: losses of a fixed network, the
+    law of the noise, pictures drawn.
+    """
     generator = torch.Generator().manual_seed(0)
     x0, x = torch.randn(2, 64, 2, 4, 4, generator=generator)
     u = torch.rand(64, generator=generator, dtype=torch.float64)

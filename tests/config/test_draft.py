@@ -1,4 +1,4 @@
-"""What can be refused without torch is refused before torch is imported; checking changes nothing."""
+"""What can be refused without torch is refused before it is imported; checking changes nothing."""
 
 import copy
 import subprocess

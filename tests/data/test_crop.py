@@ -24,7 +24,9 @@ def test_resize_is_antialiased():
 
 
 def coordinates():
-    """A picture [3, 40, 50] whose pixels say where they are: channel 0 the row, channel 1 the column."""
+    """A picture [3, 40, 50] whose pixels say where they are: channel 0 the row, channel 1 the
+    column.
+    """
     rows, columns = torch.meshgrid(torch.arange(40), torch.arange(50), indexing="ij")
     return torch.stack([rows, columns, 0 * rows]).to(torch.uint8)
 

@@ -1,4 +1,6 @@
-"""Every random number of a training step depends on its sample's ordinal alone, whoever collates it with whom."""
+"""Every random number of a training step depends on its sample's ordinal alone, whoever collates it
+with whom.
+"""
 
 import math
 
@@ -101,7 +103,9 @@ def test_stratified_one_u_in_each_stratum_of_every_global_batch():
 
 
 def kolmogorov(u):
-    """sqrt(n) times the largest distance of the distribution of u from the uniform one: above 1.95 once in a thousand."""
+    """sqrt(n) times the largest distance of the distribution of u from the uniform one: above 1.95
+    once in a thousand.
+    """
     u = u.sort().values
     steps = torch.arange(len(u) + 1, dtype=torch.float64) / len(u)
     return math.sqrt(len(u)) * max((steps[1:] - u).max().item(), (u - steps[:-1]).max().item())
@@ -161,7 +165,9 @@ def test_a_batch_carries_its_rows():
 
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_every_rank_knows_where_the_run_stands(world):
-    """After micro-batch k all ranks together have seen start + (k + 1) x world x size ordinals, and each rank says so."""
+    """After micro-batch k all ranks together have seen start + (k + 1) x world x size ordinals, and
+    each rank says so.
+    """
     for rank in range(world):
         stream, collate = (
             iter(Stream(length=10, seed=0, start=30, size=3, rank=rank, world=world)),

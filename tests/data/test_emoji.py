@@ -1,4 +1,4 @@
-"""The emoji font as data: enough of it, each once, the same every time, and readable as a folder."""
+"""The emoji font as data: enough of it, each once, the same every time, readable as a folder."""
 
 import pickle
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""A folder of captioned pictures: the layouts agree, every mistake is one paragraph that names the key, splits hold their rule."""
+"""A folder of captioned pictures: the layouts agree, every mistake is one paragraph that names the
+key, splits hold their rule.
+"""
 
 import json
 import os
@@ -90,7 +92,8 @@ def test_two_captions_of_a_picture_stay_in_one_split(tmp_path):
     assert not set(data.split("train").names) & set(data.split("validation").names)
 
 
-# What is wrong, the words its paragraph must hold, and what to do to a sound folder of the given layout.
+# What is wrong, the words its paragraph must hold, and what to do to a sound folder of the given
+# layout.
 def write(name, content):
     return lambda folder: (folder / name).write_bytes(content)
 

@@ -1,4 +1,6 @@
-"""The order of pictures: a permutation for every epoch, and a stream that ranks cut into blocks without gap or overlap."""
+"""The order of pictures: a permutation for every epoch, and a stream that ranks cut into blocks
+without gap or overlap.
+"""
 
 import math
 import time
@@ -27,7 +29,8 @@ def test_every_epoch_and_seed_has_its_own_order():
     orders = [order(64, seed, epoch) for seed in (0, 1, 10, 2**32) for epoch in (0, 1, -1, 11)]
     assert len({tuple(one) for one in orders}) == len(orders)
     assert order(64, 5, 2) == order(64, 5, 2)
-    # Two random orders agree in one place on average; 120 pairs in 120, with a standard deviation of sqrt(120).
+    # Two random orders agree in one place on average; 120 pairs in 120, with a standard deviation
+    # of sqrt(120).
     agreements = sum(
         a == b
         for i, one in enumerate(orders)
@@ -50,7 +53,9 @@ def test_a_place_lands_everywhere_equally_often(size, place):
 
 
 def test_neighbours_are_scattered():
-    """Where places 0 and 1 land together, on a coarse board of 8 x 8: 64 cells, over 6400 epochs of 1000 places."""
+    """Where places 0 and 1 land together, on a coarse board of 8 x 8: 64 cells, over 6400 epochs of
+    1000 places.
+    """
     cells = Counter(
         permute(0, 1000, 1, epoch) // 125 * 8 + permute(1, 1000, 1, epoch) // 125
         for epoch in range(6400)
@@ -61,7 +66,9 @@ def test_neighbours_are_scattered():
 
 
 def test_within_one_epoch_it_looks_shuffled():
-    """The correlation of place and image over one epoch of 1000 has a standard error of 1 / sqrt(999)."""
+    """The correlation of place and image over one epoch of 1000 has a standard error of 1 /
+    sqrt(999).
+    """
     for epoch in range(10):
         image = order(1000, 0, epoch)
         covariance = sum((place - 499.5) * (at - 499.5) for place, at in enumerate(image)) / 1000
@@ -73,7 +80,9 @@ def test_within_one_epoch_it_looks_shuffled():
 
 
 def test_a_billion_costs_what_a_thousand_costs():
-    """2000 places of 10^9: no array (a list of a billion would be gigabytes) and far below a second of processor time."""
+    """2000 places of 10^9: no array (a list of a billion would be gigabytes) and far below a second
+    of processor time.
+    """
     tracemalloc.start()
     began = time.process_time()
     images = [permute(place, 10**9, 0, 0) for place in range(2000)]
@@ -104,7 +113,9 @@ def blocks(count, **arguments):
 @pytest.mark.parametrize("world", [1, 2, 4])
 @pytest.mark.parametrize("start", [0, 5, 23])
 def test_blocks_of_the_ranks_tile_the_stream(world, start):
-    """Length 10 and micro-batches of 3 x world: epoch ends fall inside them. Each ordinal occurs once, in order, and each block is full."""
+    """Length 10 and micro-batches of 3 x world: epoch ends fall inside them. Each ordinal occurs
+    once, in order, and each block is full.
+    """
     ranks = [blocks(20, start=start, size=3, rank=rank, world=world) for rank in range(world)]
     assert all(len(block) == 3 for rank in ranks for block in rank)
     stream = [

@@ -1,4 +1,6 @@
-"""Drawn shapes: a pure function of (seed, split, index), with captions, labels and depth that agree with the picture."""
+"""Drawn shapes: a pure function of (seed, split, index), with captions, labels and depth that agree
+with the picture.
+"""
 
 from itertools import product
 
@@ -17,7 +19,8 @@ from sdtrain.data.shapes import (
 )
 from sdtrain.errors import UserError
 
-# What a person would accept for each word; written here by hand, not taken from the code under test.
+# What a person would accept for each word; written here by hand, not taken from the code under
+# test.
 SAID = {
     "circle": ["circle", "disc"],
     "square": ["square", "box"],

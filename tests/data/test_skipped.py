@@ -1,4 +1,6 @@
-"""Pictures whose pixels turn out broken in the middle of a run: it ends and names them, or another of the split takes their place."""
+"""Pictures whose pixels turn out broken in the middle of a run: it ends and names them, or another
+of the split takes their place.
+"""
 
 import json
 import os
@@ -285,7 +287,10 @@ def test_a_run_with_too_many_ends(train, monkeypatch, bounded):
 
 
 WATCHED = '''
-"""sdtrain, that writes down what each rank is given: rank, pictures, replaced ones. UNKEYED: another picture is drawn by the process's own generator."""
+"""sdtrain, that writes down what each rank is given: rank, pictures, replaced ones.
+
+UNKEYED: another picture is drawn by the process's own generator.
+"""
 
 import os
 import random
@@ -306,7 +311,9 @@ def watched(self, batch, batch_index):
 
 
 def unkeyed(self, ordinal, count, index=0):
-    return [random.random()] * count if self.purpose == "replacement" else uniform(self, ordinal, count, index)
+    if self.purpose == "replacement":
+        return [random.random()] * count
+    return uniform(self, ordinal, count, index)
 
 
 DiffusionModule.training_step = watched
@@ -319,7 +326,9 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def watched(tiny, folder, saved, tmp_path):
-    """watched(ranks, workers) -> (weights, what each rank was given, data/skipped, stderr) of a run over the broken pictures."""
+    """watched(ranks, workers) -> (weights, what each rank was given, data/skipped, stderr) of a run
+    over the broken pictures.
+    """
     (tmp_path / "watched.py").write_text(WATCHED)
 
     def run(ranks, workers, **env):

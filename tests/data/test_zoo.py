@@ -1,4 +1,6 @@
-"""Odd pictures and captions: each does what the tables of data/README.md say of it, whether bad ones end the run or are skipped."""
+"""Odd pictures and captions: each does what the tables of data/README.md say of it, whether bad
+ones end the run or are skipped.
+"""
 
 import io
 import json
@@ -84,7 +86,8 @@ INK = Image.new("CMYK", (40, 40), (55, 215, 165, 0))
 SOUND = png()
 DATA = SOUND.index(b"IDAT") + 4
 DATA_BYTES = struct.unpack(">I", SOUND[DATA - 8 : DATA - 4])[0]
-# The picture's name in the table -> (file name, its bytes or what makes it, the colour of its top left third or words of the refusal).
+# The picture's name in the table -> (file name, its bytes or what makes it, the colour of its top
+# left third or words of the refusal).
 PICTURES = {
     "grey PNG of 16 bits": (
         "x.png",
@@ -318,7 +321,8 @@ def comma(folder):
     )
 
 
-# The caption's name in the table -> (what to do to the folder, the captions that are not "plain", or words of the refusal).
+# The caption's name in the table -> (what to do to the folder, the captions that are not "plain",
+# or words of the refusal).
 CAPTIONS = {
     "missing": (lambda folder: (folder / "0.txt").unlink(), "1 of 8 have none"),
     "empty": (beside(b""), "1 of 8 have none"),
@@ -419,7 +423,10 @@ def test_captions_that_are_cut_are_counted_at_the_start(here, tiny, folder, tmp_
 
 
 MEASURED = '''
-"""Prints by how many MB the peak of this process grew while the picture was opened. UNGUARDED: nobody looks at its header first."""
+"""Prints by how many MB the peak of this process grew while the picture was opened.
+
+UNGUARDED: nobody looks at its header first.
+"""
 
 import os
 import sys
@@ -433,7 +440,8 @@ from sdtrain.errors import DataError
 
 def peak():
     """kB. Not getrusage's, which begins with that of the process that started this one."""
-    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 sound, large = sys.argv[1:]

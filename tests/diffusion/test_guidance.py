@@ -1,4 +1,6 @@
-"""Guidance: one pass at scale 0 and 1, linear, the same of x0 and of the noise, rescaled per picture, and only inside its interval."""
+"""Guidance: one pass at scale 0 and 1, linear, the same of x0 and of the noise, rescaled per
+picture, and only inside its interval.
+"""
 
 import math
 
@@ -59,7 +61,9 @@ def test_0_and_1_ask_one_network_and_pass_its_answer_on(scale, rescale, x):
 
 @pytest.mark.parametrize("scale", [-1.0, 0.5, 2.0, 7.5])
 def test_linear_and_the_same_in_epsilon(scale, x):
-    """Said of x0 or of the noise: with eps = eps_u + scale (eps_c - eps_u), x0 = (x - sigma eps) / alpha."""
+    """Said of x0 or of the noise: with eps = eps_u + scale (eps_c - eps_u), x0 = (x - sigma eps) /
+    alpha.
+    """
     networks = [lambda x, timestep: x.sin() * 3.1, lambda x, timestep: x.cos() / 7]
     conditional, unconditional = (Denoiser(network, linear(), Epsilon()) for network in networks)
     answer = classifier_free(told(conditional, unconditional), scale, linear())(x, at(600))
@@ -136,7 +140,9 @@ def test_refusals_name_the_key(key, arguments):
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
 def test_an_x0_that_is_too_large_is_scaled_down_and_no_other(scale):
-    """Picture by picture, whatever the guidance; one that is within the bound is passed on bit for bit."""
+    """Picture by picture, whatever the guidance; one that is within the bound is passed on bit for
+    bit.
+    """
     x, t = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor(0.3)
     size = torch.tensor([0.1, 1.0, 500.0]).reshape(3, 1, 1, 1)
     denoisers = told(lambda x, t: x.sin() * size, lambda x, t: (x + 1).sin() * size)

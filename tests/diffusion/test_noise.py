@@ -1,4 +1,4 @@
-"""Every law of the noise: a function of its own sample's draws, with the covariance that it claims."""
+"""Every law of the noise: a function of its sample's draws, with the covariance that it claims."""
 
 import numpy as np
 import pytest
@@ -51,7 +51,9 @@ def covariance(values):
 
 
 def close(measured, expected):
-    """4.5 standard errors: a product of two normals of covariance S has variance S_ii S_jj + S_ij^2, and there are 3,000 of them."""
+    """4.5 standard errors: a product of two normals of covariance S has variance S_ii S_jj +
+    S_ij^2, and there are 3,000 of them.
+    """
     spread = np.sqrt((np.outer(np.diag(expected), np.diag(expected)) + expected**2) / COUNT)
     return (np.abs(measured - expected) < 4.5 * spread).all()
 

@@ -1,4 +1,6 @@
-"""The objective against closed forms: the network of these tests is the exact one, its noise levels and formulas are made here."""
+"""The objective against closed forms: the network of these tests is the exact one, its noise levels
+and formulas are made here.
+"""
 
 import inspect
 import math
@@ -166,7 +168,8 @@ def test_every_formula_is_of_something_offered():
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_loss_floor_of_every_schedule_prediction_and_weighting(name, prediction, generator):
-    """Data N(0, d^2), the exact network: eps is missed by a^2 d^2 / (a^2 d^2 + s^2), which costs w of it; under `simple` that over J.
+    """Data N(0, d^2), the exact network: eps is missed by a^2 d^2 / (a^2 d^2 + s^2), which costs w
+    of it; under `simple` that over J.
 
     Four levels of 8192 squared errors each: 4 standard errors are 6 % of the floor.
     """
@@ -228,7 +231,8 @@ def test_loss_floor_of_every_schedule_prediction_and_weighting(name, prediction,
         assert (np.abs(losses.mean(1) / (1.3 * weight * floor) - 1) > 0.15).all(), (
             "the twin: 30 % too much would be seen"
         )
-    # flat counts the first levels of laplace 5e8 times, and under x0 again 2e4 times: that may be refused.
+    # flat counts the first levels of laplace 5e8 times, and under x0 again 2e4 times: that may be
+    # refused.
     assert allowed >= len(WEIGHTINGS) - (prediction == "x0") or schedule.log_snr_min == -math.inf
     assert (
         allowed > 0 or prediction == "epsilon"
@@ -238,7 +242,9 @@ def test_loss_floor_of_every_schedule_prediction_and_weighting(name, prediction,
 @pytest.mark.parametrize("place", LEVELS)
 @pytest.mark.parametrize("std", [0.5, 1.0, 2.0])
 def test_loss_floor(place, std, generator):
-    """E|eps - eps*|^2 / D = a^2 d^2 / (a^2 d^2 + s^2). 131072 squared errors: 4 standard errors are 1.6 % of the floor."""
+    """E|eps - eps*|^2 / D = a^2 d^2 / (a^2 d^2 + s^2). 131072 squared errors: 4 standard errors are
+    1.6 % of the floor.
+    """
     x0, noise = (
         std * torch.randn(2048, 4, 4, 4, generator=generator),
         torch.randn(2048, 4, 4, 4, generator=generator),
@@ -252,8 +258,9 @@ def test_loss_floor(place, std, generator):
 @pytest.mark.parametrize("prediction", [V(), Flow()], ids=lambda p: type(p).__name__)
 @pytest.mark.parametrize("schedule", [flow(), zero_terminal_snr(linear())], ids=lambda s: s.name)
 def test_loss_floor_in_pure_noise_and_on_pure_data(schedule, prediction, generator):
-    """At t = 1 x says nothing of x0: the best output is 0, and the target's whole variance is left: of v d^2, of flow 1 + d^2 less that of
-    eps, which x is. At t = 0 of flow x says nothing of eps."""
+    """At t = 1 x says nothing of x0: the best output is 0, and the target's whole variance is left:
+    of v d^2, of flow 1 + d^2 less that of eps, which x is. At t = 0 of flow x says nothing of eps.
+    """
     d, count, noise = 0.8, 4096, torch.randn(4096, 1, 2, 2, generator=generator)
     x0 = d * torch.randn(count, 1, 2, 2, generator=generator)
     objective = Objective(
@@ -277,7 +284,9 @@ def test_loss_floor_in_pure_noise_and_on_pure_data(schedule, prediction, generat
 
 
 def test_mean_floor_over_all_times(generator):
-    """The law of t and the level at each t at once: the mean of the floors over the 1000 points. A latent scale off by 5 % is seen."""
+    """The law of t and the level at each t at once: the mean of the floors over the 1000 points. A
+    latent scale off by 5 % is seen.
+    """
     std, count = 0.7, 40000
     x0, noise = (
         std * torch.randn(count, 4, 1, 1, generator=generator),
@@ -295,7 +304,9 @@ def test_mean_floor_over_all_times(generator):
 
 @pytest.mark.parametrize("place", LEVELS)
 def test_orthogonality(place, generator):
-    """eps* is a conditional expectation, so its error is orthogonal to every function of x_t: E[(eps - eps*) h(x_t)] = 0."""
+    """eps* is a conditional expectation, so its error is orthogonal to every function of x_t:
+    E[(eps - eps*) h(x_t)] = 0.
+    """
     count, seen = 50000, {}
     x0, noise = draw_mixture(count, generator), torch.randn(count, 2, 1, 1, generator=generator)
 
@@ -338,7 +349,9 @@ def test_what_the_network_is_fed(generator):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_no_noise_is_lost_to_low_precision(name, dtype, generator):
-    """x0 = 0 and eps = 1 in whatever precision the latents come: the network sees sigma to one float32 ulp at every t, the first ones too."""
+    """x0 = 0 and eps = 1 in whatever precision the latents come: the network sees sigma to one
+    float32 ulp at every t, the first ones too.
+    """
     schedule, fed, count = made(SCHEDULES[name]), [], 1000
     t = torch.arange(count, dtype=torch.float64) / (count - 1)
     objective = Objective(schedule=schedule, prediction=V(), weighting=Simple(), times=Uniform())
@@ -381,7 +394,9 @@ def test_input_noise_goes_to_the_network_and_the_target_stays(generator):
 
 @pytest.mark.parametrize("prediction", TARGET)
 def test_the_own_target_with_weight_one(prediction, generator):
-    """Under `simple`, what papers call unweighted, and its gradient; a network that is right costs nothing."""
+    """Under `simple`, what papers call unweighted, and its gradient; a network that is right costs
+    nothing.
+    """
     x0, noise, output = (torch.randn(1000, 2, 3, 3, generator=generator) for _ in range(3))
     t = torch.arange(1000, dtype=torch.float64) / 999
     objective = Objective(
@@ -433,7 +448,8 @@ def test_continuous_times_cover_the_interval():
     u, fed = (torch.arange(5000, dtype=torch.float64) + 0.5) / 5000, []
     network = lambda x, timestep: fed.append(timestep) or x  # noqa: E731
     t = make(continuous=True)(network, torch.zeros(5000, 1, 1, 1), torch.zeros(5000, 1, 1, 1), u).t
-    # t has the law of u: equal spacing, so 5 in every thousandth, from one end to the other, also between the points of the table.
+    # t has the law of u: equal spacing, so 5 in every thousandth, from one end to the other, also
+    # between the points of the table.
     torch.testing.assert_close(t.sort().values, u, rtol=0, atol=1e-15)
     torch.testing.assert_close(fed[0].double(), u * 999, rtol=1e-7, atol=0)
     assert (fed[0] != fed[0].round()).float().mean() > 0.9
@@ -442,7 +458,7 @@ def test_continuous_times_cover_the_interval():
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("law", TIMES)
 def test_every_law_and_loss_gives_finite_losses_of_its_own_times(law, loss, generator):
-    """Through __call__: the times are the law's for these uniforms, and the losses those at them."""
+    """Through __call__: the times are the law's for these uniforms, the losses those at them."""
     objective = Objective(
         schedule=linear(),
         prediction=V(),
@@ -531,10 +547,12 @@ def normal(x, mean, variance):
 
 
 def path_gap(betas, d, shift=0):
-    """log p(x_0:T) - log q(x_1:T | x0) - log p(x0) on 64 paths, for data N(0, d^2) and the exact network.
+    """log p(x_0:T) - log q(x_1:T | x0) - log p(x0) on 64 paths, for data N(0, d^2) and the exact
+    network.
 
-    q walks by the betas of the paper; p steps with the levels of the schedule and the reverse step of the samplers: given x0 it is
-    N(step_to(x, x0), posterior_std^2), x0 itself is N(x0*, V) given x. shift: the levels are taken so many points too late.
+    q walks by the betas of the paper; p steps with the levels of the schedule and the reverse step
+    of the samplers: given x0 it is N(step_to(x, x0), posterior_std^2), x0 itself is N(x0*, V) given
+    x. shift: the levels are taken so many points too late.
     """
     schedule = from_betas(
         "mine",
@@ -590,7 +608,10 @@ def path_gap(betas, d, shift=0):
     ids=["linear", "scaled_linear", "short", "two"],
 )
 def test_pathwise_bound(betas, d):
-    """With the exact reverse conditionals the bound is no bound: log p(x_0:T) - log q(x_1:T | x0) = log p(x0) on every path."""
-    # 1000 terms whose variance, a difference of sigma^2, keeps 1e-16 / 1e-4 of itself, up or down. Reached: 2.4e-12.
+    """With the exact reverse conditionals the bound is no bound: log p(x_0:T) - log q(x_1:T | x0) =
+    log p(x0) on every path.
+    """
+    # 1000 terms whose variance, a difference of sigma^2, keeps 1e-16 / 1e-4 of itself, up or down.
+    # Reached: 2.4e-12.
     assert path_gap(betas, d) < 1e-10
     assert path_gap(betas, d, shift=1) > 1e-3, "the twin: levels one point late"

@@ -1,4 +1,6 @@
-"""Predictions against formulas by hand, and the certificate that they are one objective: one network, read as each, the same loss and gradient."""
+"""Predictions against formulas by hand, and the certificate that they are one objective: one
+network, read as each, the same loss and gradient.
+"""
 
 import inspect
 
@@ -47,8 +49,8 @@ def edm_target(x0, eps, a, s, sigma_data=1.0):
     return (x0 - c_skip * (x0 + noise * eps)) / c_out
 
 
-# What the network is to say, the way back, and (d eps / d output)^2, as the papers have them. A prediction without a line is held against
-# the definitions alone.
+# What the network is to say, the way back, and (d eps / d output)^2, as the papers have them. A
+# prediction without a line is held against the definitions alone.
 TARGET = {
     "epsilon": lambda x0, eps, a, s: eps,
     "x0": lambda x0, eps, a, s: x0,
@@ -103,7 +105,8 @@ def draw(generator, count=500):
 def test_target_x0_and_epsilon_are_consistent_for_any_alpha_and_sigma(name, generator):
     prediction, (x0, eps, alpha, sigma) = made(PREDICTIONS[name]), draw(generator)
     x, output = alpha * x0 + sigma * eps, prediction.target(x0, eps, alpha, sigma)
-    # Divided by 0.05 at least: 20 roundings of numbers up to 5, and squared coefficients up to 30 times each other.
+    # Divided by 0.05 at least: 20 roundings of numbers up to 5, and squared coefficients up to 30
+    # times each other.
     torch.testing.assert_close(prediction.x0(x, output, alpha, sigma), x0, rtol=0, atol=1e-12)
     torch.testing.assert_close(prediction.epsilon(x, output, alpha, sigma), eps, rtol=0, atol=1e-12)
     # Any output, not only the right one, is read as a pair that makes x.
@@ -212,7 +215,9 @@ def test_bad_sigma_data_is_refused():
 
 
 class Net:
-    """A network of two convolutions with weights of its own for every sample of the batch, so that the gradients come level by level."""
+    """A network of two convolutions with weights of its own for every sample of the batch, so that
+    the gradients come level by level.
+    """
 
     def __init__(self, levels, generator):
         self.levels = levels
@@ -247,7 +252,8 @@ class Net:
 
 
 def certificate(name, dtype, t, generator):
-    """(loss [B] and gradients [B, weights] of the network read as eps, {(prediction, weighting): the same through Objective}) in epsilon error.
+    """(loss [B] and gradients [B, weights] of the network read as eps, {(prediction, weighting):
+    the same through Objective}) in epsilon error.
 
     alpha and sigma of the conversion are the schedule's; that they are right is shown elsewhere.
     """
@@ -321,7 +327,9 @@ def test_one_network_read_as_each_prediction_has_one_loss_and_one_gradient(name,
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_same_in_float32(name, generator):
-    """Up to |log_snr| = 10; x0 loses 6e-6 at 7 already, because what it says is the small rest of a large number."""
+    """Up to |log_snr| = 10; x0 loses 6e-6 at 7 already, because what it says is the small rest of a
+    large number.
+    """
     t = torch.linspace(0.005, 0.995, 50, dtype=torch.float64)
     t = t[made(SCHEDULES[name]).log_snr(t).abs() <= 10]
     (loss, gradient), found = certificate(name, torch.float32, t, generator)

@@ -1,4 +1,6 @@
-"""The laws by which training draws times: quantile and distribution function, what is realised, and the points of a table."""
+"""The laws by which training draws times: quantile and distribution function, what is realised, and
+the points of a table.
+"""
 
 import functools
 import inspect
@@ -86,7 +88,8 @@ def test_quantile_and_cdf_are_inverse(name, law):
     u = evenly(5000)
     t = times.quantile(u, schedule)
     assert t.dtype == torch.float64 and (t.diff() > 0).all() and t.min() >= 0 and t.max() <= 1
-    # A normal's tails to 1e-4 of it; time_of under laplace, where t is flat in log_snr, keeps 1e-16 of 1 in a share of 1e-9 of log_snr.
+    # A normal's tails to 1e-4 of it; time_of under laplace, where t is flat in log_snr, keeps 1e-16
+    # of 1 in a share of 1e-9 of log_snr.
     torch.testing.assert_close(times.cdf(t, schedule), u, rtol=0, atol=1e-11)
     ends = times.quantile(torch.tensor([0.0, np.nextafter(1, 0)], dtype=torch.float64), schedule)
     assert ends.isfinite().all() and ends[0] >= 0 and ends[1] <= 1
@@ -115,7 +118,9 @@ def test_cdf_by_hand(name, law, changed):
 @pytest.mark.parametrize("law", CDF)
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_realised_times_follow_the_law(name, law):
-    """20,000 evenly spread uniforms: the share below each level is the law's to one draw, on points to half a point's share."""
+    """20,000 evenly spread uniforms: the share below each level is the law's to one draw, on points
+    to half a point's share.
+    """
     schedule, count = schedule_of(name), 20000
     arguments = {
         key: value
@@ -171,14 +176,17 @@ def test_window_stays_inside():
 
 
 def test_log_normal_gives_the_same_levels_under_every_schedule():
-    """Cut to one range: the same log_snr for the same u, those of EDM's law, whatever the curve underneath."""
+    """Cut to one range: the same log_snr for the same u, those of EDM's law, whatever the curve
+    underneath.
+    """
     u, law = evenly(500), NormalDist(-1.2, 1.2)
     first, last = law.cdf(-2.5), law.cdf(2)
     wanted = [-2 * law.inv_cdf(first + place * (last - first)) for place in u.tolist()]
     for name in SCHEDULES:
         schedule = clip(schedule_of(name), log_snr_min=-4.0, log_snr_max=5.0)
         found = schedule.log_snr(LogNormal(continuous=True)(u, schedule)).numpy()
-        # log_snr moves up to 2e4 times as fast as t, which is good to 1e-15, where a law is cut far out (laplace).
+        # log_snr moves up to 2e4 times as fast as t, which is good to 1e-15, where a law is cut far
+        # out (laplace).
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-10, err_msg=name)
 
 

@@ -1,5 +1,7 @@
-"""A small network on a ring of six Gaussians, trained through the objective, reaches the loss of the exact denoiser: noise, time, target,
-loss and optimizer at once. Half a minute each on one thread."""
+"""A small network on a ring of six Gaussians, trained through the objective, reaches the loss of
+the exact denoiser: noise, time, target, loss and optimizer at once. Half a minute each on one
+thread.
+"""
 
 import math
 
@@ -41,7 +43,9 @@ class MLP(nn.Module):
 
 
 def exact(objective):
-    """The best output at x_t, from the mixture's own formulas. alpha and sigma of the timestep are the schedule's."""
+    """The best output at x_t, from the mixture's own formulas. alpha and sigma of the timestep are
+    the schedule's.
+    """
 
     def network(x, timestep):
         alpha, sigma = objective.schedule.alpha_sigma(timestep.double() / 999, torch.float64)
@@ -58,7 +62,7 @@ def exact(objective):
 
 
 def excess(objective, network, count=200000):
-    """(mean loss of the network less that of the exact one on the same draws, its standard error)."""
+    """(mean loss of the network less the exact one's on the same draws, its standard error)."""
     generator = torch.Generator().manual_seed(1)
     differences = []
     with torch.no_grad():
@@ -116,7 +120,9 @@ def objective_of(schedule, prediction):
     ids=["linear-epsilon", "cosine_log_snr-v", "flow-flow", "cosine_log_snr-x0"],
 )
 def test_a_small_network_reaches_the_floor(schedule, prediction, close):
-    """In mean squared error of the own target. The exact network is the floor: nothing lies below it but by chance."""
+    """In mean squared error of the own target. The exact network is the floor: nothing lies below
+    it but by chance.
+    """
     objective = objective_of(schedule(), prediction())
     above, error = excess(objective, trained(objective))
     print(f"{schedule.__name__} {prediction.__name__}: floor + {above:.5f} +- {error:.5f}")
@@ -126,8 +132,9 @@ def test_a_small_network_reaches_the_floor(schedule, prediction, close):
 
 @pytest.mark.parametrize("prediction", [Epsilon, V, X0, Flow])
 def test_the_exact_network_is_the_floor(prediction):
-    """Twins of the slow test, without training: whatever is off by a little, by a network that is wrong by 0.1 or one that sees a wrong time,
-    lies above the floor by more than is allowed there."""
+    """Twins of the slow test, without training: whatever is off by a little, by a network that is
+    wrong by 0.1 or one that sees a wrong time, lies above the floor by more than is allowed there.
+    """
     objective = objective_of(cosine_log_snr(), prediction())
     best = exact(objective)
     assert excess(objective, best, 20000)[0] == 0

@@ -1,4 +1,6 @@
-"""Weightings against formulas by hand, the products with every prediction and their limits, and the density behind `flat`."""
+"""Weightings against formulas by hand, the products with every prediction and their limits, and the
+density behind `flat`.
+"""
 
 import functools
 import inspect
@@ -60,7 +62,9 @@ def schedule_of(name):
 
 
 def gauss_legendre(edges, order=12):
-    """Nodes and weights of composite quadrature over [edges[0], edges[-1]]; exact to rounding for what is smooth between the edges."""
+    """Nodes and weights of composite quadrature over [edges[0], edges[-1]]; exact to rounding for
+    what is smooth between the edges.
+    """
     nodes, weights = np.polynomial.legendre.leggauss(order)
     low, width = np.asarray(edges)[:-1, None], np.diff(edges)[:, None]
     return torch.from_numpy((low + width * (nodes + 1) / 2).ravel()), torch.from_numpy(
@@ -68,10 +72,12 @@ def gauss_legendre(edges, order=12):
     )
 
 
-# The weights in squared error of epsilon, as the papers have them, of the snr. `simple` and `flat` are of the configuration, not of the snr.
+# The weights in squared error of epsilon, as the papers have them, of the snr. `simple` and `flat`
+# are of the configuration, not of the snr.
 BY_HAND = {
     "debiased": lambda snr, *, max_weight: np.minimum(1 / np.sqrt(snr), max_weight),
-    # Karras et al. 2022: lambda(sigma) = (sigma^2 + d^2) / (sigma d)^2 on the error of x0, which is sigma times that of epsilon.
+    # Karras et al. 2022: lambda(sigma) = (sigma^2 + d^2) / (sigma d)^2 on the error of x0, which is
+    # sigma times that of epsilon.
     "edm": lambda snr, *, sigma_data: (1 / snr + sigma_data**2) / (sigma_data**2 / snr) / snr,
     "epsilon": lambda snr: np.ones_like(snr),
     "min_snr": lambda snr, *, gamma: np.minimum(snr, gamma) / snr,
@@ -126,7 +132,9 @@ def test_what_is_charged_is_the_papers_weight_times_the_jacobian(name, changed, 
 
 
 def test_min_snr_on_the_own_target_of_each_prediction():
-    """min(SNR, g) / SNR for epsilon, min(SNR, g) for x0, min(SNR, g) / (SNR + 1) for v (Hang et al. 2023)."""
+    """min(SNR, g) / SNR for epsilon, min(SNR, g) for x0, min(SNR, g) / (SNR + 1) for v (Hang et al.
+    2023).
+    """
     snr, gamma = 10 ** np.linspace(-5, 5, 201), 5.0
     alpha, sigma = (
         torch.from_numpy(c).reshape(-1, 1, 1, 1)
@@ -154,7 +162,9 @@ def test_simple_charges_one_everywhere(name, prediction):
 
 
 def test_edm_weights_make_an_untrained_network_cost_one():
-    """Gaussian data of width d make F = 0 the best output: E target^2 = 1, charged 1 / d^2 / (d eps / d F)^-2... = 1 at every level."""
+    """Gaussian data of width d make F = 0 the best output: E target^2 = 1, charged 1 / d^2 / (d eps
+    / d F)^-2... = 1 at every level.
+    """
     for sigma_data in (0.5, 1.0, 2.0):
         prediction = made(PREDICTIONS["edm"] | {"sigma_data": sigma_data})
         alpha, sigma = linear().alpha_sigma(torch.linspace(0, 1, 1000), torch.float64)
@@ -193,7 +203,9 @@ def test_edm_weights_make_an_untrained_network_cost_one():
     ],
 )
 def test_products_at_the_ends(weighting, prediction, at_noise, at_data):
-    """Where alpha or sigma is 0 the product is its limit; there it is taken at 1e-12, so an infinite one is 1e24, and a zero 1e-12 at most."""
+    """Where alpha or sigma is 0 the product is its limit; there it is taken at 1e-12, so an
+    infinite one is 1e24, and a zero 1e-12 at most.
+    """
     alpha = torch.tensor([0.0, 1.0], dtype=torch.float64).reshape(2, 1, 1, 1)
     found = charge(weighting, prediction, alpha, 1 - alpha).flatten().tolist()
     for value, wanted in zip(found, (at_noise, at_data), strict=True):
@@ -227,7 +239,9 @@ def test_bad_arguments_are_refused_by_key(name, key, value):
 
 
 def grid(schedule, *inner):
-    """Edges in log_snr, fine enough, with the places where a density may have a corner among them. Infinite ends stand at t = 1e-6 from them."""
+    """Edges in log_snr, fine enough, with the places where a density may have a corner among them.
+    Infinite ends stand at t = 1e-6 from them.
+    """
     t = torch.tensor([1e-6, 1 - 1e-6], dtype=torch.float64)
     high = (
         schedule.log_snr_max
@@ -273,14 +287,17 @@ def test_density_integrates_to_one(name, law):
         times.cdf(ends, schedule).diff().item()
     )  # all of it, but for what is left out at infinite ends
     assert share > 1 - 1e-5
-    # 12 nodes in each of 400 pieces leave nothing of a smooth function; cut laws carry the 1e-9 of laplace's tails, where t is flat.
+    # 12 nodes in each of 400 pieces leave nothing of a smooth function; cut laws carry the 1e-9 of
+    # laplace's tails, where t is flat.
     assert (density(log_snr) * weight).sum().item() == pytest.approx(share, abs=1e-8)
 
 
 @pytest.mark.parametrize("law", TIMES)
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_density_is_that_of_the_realised_times(name, law):
-    """200,000 evenly spread draws, counted between 60 levels, against the integral of the density between them."""
+    """200,000 evenly spread draws, counted between 60 levels, against the integral of the density
+    between them.
+    """
     schedule, times, count = schedule_of(name), made(TIMES[law]), 200000
     times.continuous = (
         True  # on points, the histogram is of 1000 lines; their shares are tested with the times
@@ -306,7 +323,9 @@ def test_density_is_that_of_the_realised_times(name, law):
     "name", [name for name in SCHEDULES if math.isfinite(schedule_of(name).log_snr_min)]
 )
 def test_density_has_no_holes(name, law):
-    """At single points, such as the ends and the centre of a symmetric law, it is what it is beside them."""
+    """At single points, such as the ends and the centre of a symmetric law, it is what it is beside
+    them.
+    """
     schedule, times = schedule_of(name), made(TIMES[law])
     times.continuous = True
     density = Density(schedule, times)
@@ -337,17 +356,23 @@ def test_density_has_no_holes(name, law):
 
 
 def mean_square(log_snr, d):
-    """E|eps - eps*|^2 per dimension for data N(0, d^2): a^2 d^2 / (a^2 d^2 + s^2), of log_snr alone."""
+    """E|eps - eps*|^2 per dimension for data N(0, d^2): a^2 d^2 / (a^2 d^2 + s^2), of log_snr
+    alone.
+    """
     return 1 / (1 + torch.exp(-log_snr) / d**2)
 
 
 def likelihood_difference(low, high, d):
-    """I-MMSE (Guo et al. 2005): 1/2 integral of MMSE d(snr) = 1/2 ln(1 + d^2 snr) between the ends, the Gaussian's mutual information."""
+    """I-MMSE (Guo et al. 2005): 1/2 integral of MMSE d(snr) = 1/2 ln(1 + d^2 snr) between the ends,
+    the Gaussian's mutual information.
+    """
     return 0.5 * (math.log1p(d**2 * math.exp(high)) - math.log1p(d**2 * math.exp(low)))
 
 
 def expected_loss(schedule, times, t, weight, d):
-    """The mean loss over a quadrature of times, through what the objective charges, the network the best for data N(0, d^2)."""
+    """The mean loss over a quadrature of times, through what the objective charges, the network the
+    best for data N(0, d^2).
+    """
     charged = charge(
         Flat(density=Density(schedule, times)), V(), *schedule.alpha_sigma(t, torch.float64)
     ).flatten()
@@ -361,7 +386,9 @@ def expected_loss(schedule, times, t, weight, d):
 @pytest.mark.parametrize("d", [0.6, 2.0])
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_flat_is_the_likelihood_whatever_the_schedule(name, d):
-    """The mean loss under `flat`, halved, is a difference of Gaussian log-likelihoods that knows only the ends: 9 digits."""
+    """The mean loss under `flat`, halved, is a difference of Gaussian log-likelihoods that knows
+    only the ends: 9 digits.
+    """
     schedule = (
         schedule_of(name)
         if math.isfinite(schedule_of(name).log_snr_min)
@@ -372,7 +399,8 @@ def test_flat_is_the_likelihood_whatever_the_schedule(name, d):
         t, weight = gauss_legendre(np.linspace(0, 1, size))
         times = Uniform(continuous=True)
     else:
-        # The curve is steep at the ends, where laplace has t - 0 down to 1e-9: pieces of equal log_snr resolve it.
+        # The curve is steep at the ends, where laplace has t - 0 down to 1e-9: pieces of equal
+        # log_snr resolve it.
         edges = schedule.time_of(
             torch.linspace(schedule.log_snr_max, schedule.log_snr_min, 401, dtype=torch.float64),
             clamp=True,
@@ -479,7 +507,9 @@ def test_edm_weights_train_the_level_of_pure_noise():
 
 
 def test_what_is_never_visited_is_not_held_against_a_configuration():
-    """Under flow x0 has infinite weight at t = 0 alone: a window that leaves that out may have it, and one that leaves it in may not."""
+    """Under flow x0 has infinite weight at t = 0 alone: a window that leaves that out may have it,
+    and one that leaves it in may not.
+    """
     objective(flow(), X0(), EDM(), Window(low=0.1, high=0.9))
     with pytest.raises(WeightingError):
         objective(flow(), X0(), EDM(), Window(low=0.0, high=0.9))
@@ -489,7 +519,9 @@ def test_what_is_never_visited_is_not_held_against_a_configuration():
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_what_is_offered_is_finite_or_refused(name, prediction, weighting):
-    """Every combination either raises UserError or charges finite weights on all its levels, and something where sampling starts."""
+    """Every combination either raises UserError or charges finite weights on all its levels, and
+    something where sampling starts.
+    """
     schedule, times = schedule_of(name), Uniform()
     try:
         found = objective(
@@ -499,7 +531,8 @@ def test_what_is_offered_is_finite_or_refused(name, prediction, weighting):
         )
     except UserError as error:
         assert "weighting" in str(error) or "prediction" in str(error)
-        # laplace has a density of 2e-9 at t = 0, where x0 counts 2e4 times: 1e13 is as good as infinite.
+        # laplace has a density of 2e-9 at t = 0, where x0 counts 2e4 times: 1e13 is as good as
+        # infinite.
         assert schedule.log_snr_min == -math.inf or (weighting, prediction) == ("flat", "x0"), (
             "refused though every level is finite"
         )

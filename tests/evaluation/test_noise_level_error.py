@@ -48,8 +48,9 @@ def made(node):
 def gaussian(count, seed):
     """Latents N(0, STD^2) and their noise, [count, *SHAPE] float64."""
     generator = torch.Generator().manual_seed(seed)
-    draw = lambda: torch.randn(count, *SHAPE, generator=generator, dtype=torch.float64)  # noqa: E731
-    return STD * draw(), draw()
+    x0 = torch.randn(count, *SHAPE, generator=generator, dtype=torch.float64)
+    noise = torch.randn(count, *SHAPE, generator=generator, dtype=torch.float64)
+    return STD * x0, noise
 
 
 def ideal(schedule, prediction):

@@ -1,4 +1,6 @@
-"""The average of the weights against its closed form, and the weights themselves, which it must leave alone."""
+"""The average of the weights against its closed form, and the weights themselves, which it must
+leave alone.
+"""
 
 import math
 
@@ -12,13 +14,17 @@ from sdtrain.models.ema import EMA
 
 
 def drifting(steps, seed=0):
-    """(parameters, the values [steps + 1, 3] that they will have): 0 at the start, then after each step."""
+    """(parameters, the values [steps + 1, 3] that they will have): 0 at the start, then after each
+    step.
+    """
     values = torch.randn(steps + 1, 3, generator=torch.Generator().manual_seed(seed))
     return {"w": nn.Parameter(values[0].clone())}, values
 
 
 def average(values, decay):
-    """decay_n = min(decay, (1 + n) / (10 + n)): p_0 weighs prod d_j, p_k weighs (1 - d_k) prod_{j > k} d_j."""
+    """decay_n = min(decay, (1 + n) / (10 + n)): p_0 weighs prod d_j, p_k weighs (1 - d_k) prod_{j >
+    k} d_j.
+    """
     decays = np.array([min(decay, (1 + n) / (10 + n)) for n in range(1, len(values))])
     later = np.append(
         np.cumprod(decays[::-1])[::-1], 1.0
@@ -53,7 +59,7 @@ def test_it_does_not_follow_the_parameters_by_reference():
 
 
 def test_float32_whatever_the_parameters_are():
-    """bfloat16 cannot hold 1 + 1e-3; the average moves by less than that in each step, and arrives."""
+    """bfloat16 cannot hold 1 + 1e-3; the average moves by less than that a step, and arrives."""
     parameters = {"w": nn.Parameter(torch.ones(2, dtype=torch.bfloat16))}
     ema = EMA(parameters, 0.999)
     parameters["w"].data.fill_(2)
@@ -97,7 +103,9 @@ def test_applied_lends_the_average_and_gives_the_very_same_tensors_back():
 
 
 def test_state_round_trip(tmp_path):
-    """Through a file of plain tensors, and then the averages go on as one, bit for bit: the step counter is part of the state."""
+    """Through a file of plain tensors, and then the averages go on as one, bit for bit: the step
+    counter is part of the state.
+    """
     parameters, values = drifting(12)
     ema, other = EMA(parameters, 0.9), EMA({"w": nn.Parameter(torch.zeros(3))}, 0.9)
     for step, value in enumerate(values[1:]):

@@ -70,7 +70,9 @@ def test_sizes_that_do_not_fit_are_refused_by_name(changed, key):
 
 @pytest.mark.slow
 def test_a_tiny_unet_reaches_the_floor_of_unit_gaussian_latents():
-    """x0 ~ N(0, 1): eps* = sigma x and E|eps - eps*|^2 = alpha^2 at every level, whose mean over the table is the floor of the training loss."""
+    """x0 ~ N(0, 1): eps* = sigma x and E|eps - eps*|^2 = alpha^2 at every level, whose mean over
+    the table is the floor of the training loss.
+    """
     schedule, unet, generator = scaled_linear(), make(), torch.Generator().manual_seed(1)
     objective = Objective(
         schedule=schedule, prediction=Epsilon(), weighting=Simple(), times=Uniform()

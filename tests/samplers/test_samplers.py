@@ -1,4 +1,6 @@
-"""Samplers against closed forms: the exact denoiser of a Gaussian mixture, Bayes, an integrator of our own, and diffusers."""
+"""Samplers against closed forms: the exact denoiser of a Gaussian mixture, Bayes, an integrator of
+our own, and diffusers.
+"""
 
 import math
 
@@ -33,7 +35,9 @@ from sdtrain.schedules.scaled_linear import scaled_linear
 
 
 def configs(group):
-    """Every option of a group by name. sampler/euler brings its grid along, and has its own node one level down."""
+    """Every option of a group by name. sampler/euler brings its grid along, and has its own node
+    one level down.
+    """
     nodes = {
         path.stem: yaml.safe_load(path.read_text())
         for path in sorted((config_dir() / group).glob("*.yaml"))
@@ -77,7 +81,9 @@ def generator():
 
 
 def epsilon(x, alpha, sigma):
-    """eps* of the ring: sigma sum_k r_k (x - alpha mu_k) / v, v = alpha^2 width^2 + sigma^2. x [B, 2]."""
+    """eps* of the ring: sigma sum_k r_k (x - alpha mu_k) / v, v = alpha^2 width^2 + sigma^2. x [B,
+    2].
+    """
     v = alpha**2 * WIDTH**2 + sigma**2
     offset = x[:, None] - alpha * CENTRES
     r = (WEIGHTS.log() - offset.square().sum(2) / (2 * v)).softmax(1)
@@ -85,8 +91,9 @@ def epsilon(x, alpha, sigma):
 
 
 def ring(schedule):
-    """The exact denoiser of the ring, x [B, 2, 1, 1]: sum_k r_k (mu_k + alpha width^2 / v (x - alpha mu_k)), finite at alpha = 0. It asks
-    the schedule for its level alone, in float64."""
+    """The exact denoiser of the ring, x [B, 2, 1, 1]: sum_k r_k (mu_k + alpha width^2 / v (x -
+    alpha mu_k)), finite at alpha = 0. It asks the schedule for its level alone, in float64.
+    """
 
     def denoise(x, t):
         alpha, sigma = (c.item() for c in schedule.alpha_sigma(t, torch.float64))
@@ -107,17 +114,23 @@ def even_in_log_snr(steps, schedule, low, high):
 
 
 def test_the_ring_comes_out(sampler, generator):
-    """From standard normal noise, over 250 steps: mean, covariance, share of each mode and width of the modes.
+    """From standard normal noise, over 250 steps: mean, covariance, share of each mode and width of
+    the modes.
 
-    A step is 0.077 of log_snr, and the variance inside a mode is what suffers most: an error of first order is of that size. All
-    else is smaller than chance, of which 4 standard errors are allowed.
+    A step is 0.077 of log_snr, and the variance inside a mode is what suffers most: an error of
+    first order is of that size. All else is smaller than chance, of which 4 standard errors are
+    allowed.
     """
     schedule, count, steps = linear(), 8000, 250
     low, high = schedule.log_snr(torch.tensor([1.0, 0.0], dtype=torch.float64)).tolist()
     grid = even_in_log_snr(steps, schedule, low, high)
-    noise = lambda step: torch.randn(count, 2, 1, 1, generator=generator, dtype=torch.float64)  # noqa: E731
+
+    def noise(step):
+        return torch.randn(count, 2, 1, 1, generator=generator, dtype=torch.float64)
+
     samples = sampler(ring(schedule), noise(0), grid, schedule, noise).flatten(1)
-    # The walk ends in E[x0 | x] at alpha_bar_0 = 1 - 1e-4: the width of a mode is that of the posterior's mean.
+    # The walk ends in E[x0 | x] at alpha_bar_0 = 1 - 1e-4: the width of a mode is that of the
+    # posterior's mean.
     signal = ALPHA_BAR[0] * WIDTH**2
     inner = WIDTH**2 * signal / (signal + 1 - ALPHA_BAR[0])
     mean = (WEIGHTS[:, None] * CENTRES).sum(0)
@@ -140,7 +153,9 @@ def test_the_ring_comes_out(sampler, generator):
 
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_shape_of_the_walk(sampler, grid, steps, generator):
-    """Each step is shown once, in order, beginning with the noise itself; the last x0 is the answer; float32 stays float32."""
+    """Each step is shown once, in order, beginning with the noise itself; the last x0 is the
+    answer; float32 stays float32.
+    """
     schedule, shown = scaled_linear(), []
     x = torch.randn(3, 2, 1, 1, generator=generator)
     answer = sampler(
@@ -170,8 +185,10 @@ def test_shape_of_the_walk(sampler, grid, steps, generator):
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_the_walk_lives_where_x_lives(sampler, grid, steps):
-    """x on another device than the grid. torch's meta device checks shapes and devices, so no GPU is needed; and it has no numbers to
-    read back, so a walk that waits for its device at every step fails too."""
+    """x on another device than the grid. torch's meta device checks shapes and devices, so no GPU
+    is needed; and it has no numbers to read back, so a walk that waits for its device at every step
+    fails too.
+    """
     x = torch.empty(2, 3, 4, 4, device="meta")
     answer = sampler(
         lambda x, t: x, x, grid(steps, linear()), linear(), lambda step: torch.empty_like(x)
@@ -185,7 +202,9 @@ ORDER = {"ddim": (0.95, 1.05), "heun": (1.9, 2.1), "dpmpp_2m": (1.9, 2.1), "unip
 
 @pytest.mark.parametrize("name", ORDERED)
 def test_convergence_order(name):
-    """Without the last step into data, on grids even in log_snr: doubling the steps divides the error by 2^order."""
+    """Without the last step into data, on grids even in log_snr: doubling the steps divides the
+    error by 2^order.
+    """
     measured = orders(errors(ORDERED[name], [80, 160, 320, 640], count=32))
     low, high = ORDER.get(
         name, (0.95, 10)
@@ -194,7 +213,9 @@ def test_convergence_order(name):
 
 
 def test_an_order_is_seen_to_be_missed():
-    """The twins: a denoiser asked a little beside its time does not converge, nor does one whose answer is off by a thousandth."""
+    """The twins: a denoiser asked a little beside its time does not converge, nor does one whose
+    answer is off by a thousandth.
+    """
 
     def beside(denoise, x, grid, schedule, noise, show=None):
         return ddim(lambda x, t: denoise(x, 0.98 * t), x, grid, schedule, noise, show)
@@ -221,7 +242,9 @@ def test_the_stochastic_samplers_are_not_listed_as_deterministic():
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_every_sampler_on_every_kind_of_schedule(sampler, grid, name, generator):
-    """Finite from alpha = 0 on, in float32 too, and every sample within a mode of the ring: 3 % may stray at 40 steps."""
+    """Finite from alpha = 0 on, in float32 too, and every sample within a mode of the ring: 3 % may
+    stray at 40 steps.
+    """
     schedule = SCHEDULES[name]()
     times = grid(40, schedule)
     noise = torch.randn(41, 500, 2, 1, 1, generator=generator)
@@ -235,7 +258,9 @@ def test_every_sampler_on_every_kind_of_schedule(sampler, grid, name, generator)
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_ddim_is_euler_in_x_over_alpha(name, generator):
-    """d(x / alpha) = eps d(sigma / alpha); under flow it is the straight-line step x + (s - t) (eps - x0)."""
+    """d(x / alpha) = eps d(sigma / alpha); under flow it is the straight-line step x + (s - t) (eps
+    - x0).
+    """
     schedule = SCHEDULES[name]()
     x, x0 = torch.randn(2, 50, 3, 1, 1, generator=generator, dtype=torch.float64)
     for t, s in ((0.9, 0.6), (0.4, 0.395), (0.05, 0.0001)):
@@ -259,7 +284,9 @@ def test_ddim_is_euler_in_x_over_alpha(name, generator):
 
 @pytest.mark.parametrize("steps", [200])
 def test_unit_gaussian_data_keep_their_deviation_wherever_a_walk_begins(grid, steps, generator):
-    """From the deviation that such data have at the first time, sqrt(alpha^2 + sigma^2), also on a straight path cut above alpha = 0."""
+    """From the deviation that such data have at the first time, sqrt(alpha^2 + sigma^2), also on a
+    straight path cut above alpha = 0.
+    """
     for schedule in (
         clip(flow(), log_snr_min=-2.0, log_snr_max=10.0),
         clip(linear(), log_snr_min=-2.0),
@@ -282,7 +309,9 @@ def ratio(alpha, sigma):
 
 
 def test_ddim_up_and_down_returns(generator):
-    """Inversion: data to noise along the same grid turned round, and back. The way back misses by the step, to first order."""
+    """Inversion: data to noise along the same grid turned round, and back. The way back misses by
+    the step, to first order.
+    """
     schedule, missed = linear(), []
     start = (
         CENTRES.repeat(10, 1) + WIDTH * torch.randn(60, 2, generator=generator, dtype=torch.float64)
@@ -324,7 +353,9 @@ def test_ddim_with_eta_1_is_ddpm(grid, steps, generator):
 
 @pytest.mark.parametrize(("place", "after"), [(999, 998), (999, 500), (300, 299), (120, 7), (1, 0)])
 def test_posterior_is_the_product_of_bayes(place, after, generator):
-    """q(x_s | x_t, x0) ~ N(x_s; alpha_s x0, sigma_s^2) N(x_t; a x_s, v): precisions add, means add weighted by precision."""
+    """q(x_s | x_t, x0) ~ N(x_s; alpha_s x0, sigma_s^2) N(x_t; a x_s, v): precisions add, means add
+    weighted by precision.
+    """
     x_t, x0 = torch.randn(2, 50, 3, 1, 1, generator=generator, dtype=torch.float64)
     grid = torch.tensor([place, after], dtype=torch.float64) / 999
     betas = np.linspace(1e-4, 0.02, 1000)
@@ -344,14 +375,17 @@ def test_posterior_is_the_product_of_bayes(place, after, generator):
                 lambda step, z=z: torch.full_like(x0, z),
                 **more,
             )
-            # Rounding of numbers up to 5, and sigma_t^2 - a^2 sigma_s^2 cancels down to v, which is 1e-4 in the first step.
+            # Rounding of numbers up to 5, and sigma_t^2 - a^2 sigma_s^2 cancels down to v, which is
+            # 1e-4 in the first step.
             torch.testing.assert_close(
                 x_s, mean + z / math.sqrt(precision), rtol=0, atol=2e-14 + 1e-15 / v
             )
 
 
 def test_eta_scales_the_noise_and_nothing_else(generator):
-    """std(eta) = eta std(1), and what is not noise is sigma_s^2 - std^2 of eps (Song et al. 2021, eq. 12 and 16)."""
+    """std(eta) = eta std(1), and what is not noise is sigma_s^2 - std^2 of eps (Song et al. 2021,
+    eq. 12 and 16).
+    """
     x_t, x0 = torch.randn(2, 50, 3, 1, 1, generator=generator, dtype=torch.float64)
     place, after, eta = 700, 600, 0.3
     std = eta * math.sqrt(
@@ -388,7 +422,8 @@ def test_eta_0_draws_nothing_and_other_eta_are_refused():
 @pytest.mark.parametrize("spacing", ["trailing", "leading"])
 @pytest.mark.parametrize("eta", [0.0, 0.6, None])
 def test_parity_with_diffusers(eta, spacing, generator):
-    """Ten steps on the betas of Stable Diffusion in float32, with one network and the same noise. eta None: ddpm.
+    """Ten steps on the betas of Stable Diffusion in float32, with one network and the same noise.
+    eta None: ddpm.
 
     Their last step goes to alpha_bar = 1, which is the x0 that ours ends in.
     """
@@ -435,7 +470,8 @@ def test_parity_with_diffusers(eta, spacing, generator):
         lambda step, x, x0: seen.append(x),
         **({} if eta is None else {"eta": eta}),
     )
-    # Their table is float32: alpha_bar is off by 1e-6, and x0 divides by alpha_bar^(1/2) = 0.07 at the start.
+    # Their table is float32: alpha_bar is off by 1e-6, and x0 divides by alpha_bar^(1/2) = 0.07 at
+    # the start.
     for mine, other in zip([*seen, ours], [*states, state], strict=True):
         torch.testing.assert_close(mine, other, rtol=0, atol=2e-5)
 
@@ -471,7 +507,9 @@ THEIRS = {  # ours by name: theirs, and whether its state is x / alpha
 
 @pytest.mark.parametrize("name", [name for name in THEIRS if name in SAMPLERS])
 def test_parity_with_the_samplers_of_diffusers(name, generator):
-    """Ten steps on the betas of Stable Diffusion in float32, one network, the same noise; their last step is our last x0."""
+    """Ten steps on the betas of Stable Diffusion in float32, one network, the same noise; their
+    last step is our last x0.
+    """
     make, over_alpha = THEIRS[name]
     schedule, theirs = scaled_linear(), make()
     theirs.set_timesteps(10)
@@ -498,7 +536,8 @@ def test_parity_with_the_samplers_of_diffusers(name, generator):
         schedule,
         noise.__getitem__,
     )
-    # Their tables are float32, sigma up to 14.6, and some interpolate sigma at the timestep: 1e-6 of 14.6, a few times.
+    # Their tables are float32, sigma up to 14.6, and some interpolate sigma at the timestep: 1e-6
+    # of 14.6, a few times.
     torch.testing.assert_close(ours, state, rtol=0, atol=2e-4)
 
 
@@ -547,7 +586,8 @@ def test_ends_of_the_grids():
     assert trailing(3, linear(num_timesteps=10)).tolist() == [1, 6 / 9, 2 / 9]
     for made in (linspace, karras, uniform_log_snr):
         assert made(9, schedule)[-1].item() == pytest.approx(0, abs=1e-12)
-    # Where the schedule ends in log_snr = -inf the second time is at the first bound, and the rest is even.
+    # Where the schedule ends in log_snr = -inf the second time is at the first bound, and the rest
+    # is even.
     log_snr = flow().log_snr(uniform_log_snr(11, flow(), log_snr_min=-8.0, log_snr_max=8.0))
     torch.testing.assert_close(
         log_snr[1:], torch.linspace(-8, 8, 11, dtype=torch.float64)[1:], rtol=0, atol=1e-12

@@ -1,4 +1,6 @@
-"""Modifiers make a schedule of a schedule: every one over every schedule keeps what a schedule promises, and does what its paper says."""
+"""Modifiers make a schedule of a schedule: every one over every schedule keeps what a schedule
+promises, and does what its paper says.
+"""
 
 import functools
 import itertools
@@ -160,7 +162,8 @@ def test_zero_terminal_keeps_the_first_level_and_ends_in_noise(name):
     for dtype in (torch.float32, torch.float64):
         alpha, sigma = (c.flatten() for c in new.alpha_sigma(ends, dtype))
         assert (alpha[1].item(), sigma[1].item()) == (0, 1)
-    # alpha' = (alpha - alpha_1) alpha_0 / (alpha_0 - alpha_1) at every t, the ones between the points of a table too.
+    # alpha' = (alpha - alpha_1) alpha_0 / (alpha_0 - alpha_1) at every t, the ones between the
+    # points of a table too.
     t = dense()
     log_snr = old.log_snr(t).numpy()
     alpha = 1 / np.sqrt(1 + np.exp(-log_snr))
@@ -168,7 +171,8 @@ def test_zero_terminal_keeps_the_first_level_and_ends_in_noise(name):
     np.testing.assert_allclose(
         new.alpha_sigma(t, torch.float64)[0].flatten().numpy(), wanted, rtol=0, atol=1e-14
     )
-    # Continuous up to the end: alpha falls to 0 with the distance from it, under laplace as late as its tail of 1e-9 begins.
+    # Continuous up to the end: alpha falls to 0 with the distance from it, under laplace as late as
+    # its tail of 1e-9 begins.
     near = 1 - torch.tensor([1e-4, 1e-6, 1e-8, 1e-10, 1e-12], dtype=torch.float64)
     alpha = new.alpha_sigma(near, torch.float64)[0].flatten()
     assert (alpha.diff() < 0).all() and 0 < alpha[-1] < 1e-5
@@ -226,7 +230,8 @@ def test_clip_of_a_cut_law_is_the_law_cut_there(curve):
         else edm(sigma_min=math.exp(-2.5), sigma_max=math.exp(2))
     )
     t = dense()
-    # The ends come out of an inverse, good to 2e-15 of t; where laplace is steepest, log_snr moves 2e4 times as fast as t.
+    # The ends come out of an inverse, good to 2e-15 of t; where laplace is steepest, log_snr moves
+    # 2e4 times as fast as t.
     torch.testing.assert_close(
         clip(curve(), **bounds).log_snr(t), direct.log_snr(t), rtol=0, atol=1e-9
     )
@@ -316,8 +321,10 @@ ORDERS = [
 @pytest.mark.parametrize("order", ORDERS, ids="+".join)
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_modifiers_on_top_of_each_other(name, order):
-    """In every order over every schedule, straight ones too: it inverts, and zero_terminal_snr keeps the first level and falls to alpha = 0
-    without a jump. A combination may only be refused because alpha is 0 already, or because a clip has nothing left to cut."""
+    """In every order over every schedule, straight ones too: it inverts, and zero_terminal_snr
+    keeps the first level and falls to alpha = 0 without a jump. A combination may only be refused
+    because alpha is 0 already, or because a clip has nothing left to cut.
+    """
     made = build_schedule({"schedule": SCHEDULES[name]})
     for step in order:
         try:
@@ -365,7 +372,9 @@ def test_modifiers_on_top_of_each_other(name, order):
     ],
 )
 def test_a_narrow_law_is_cut_where_nothing_of_it_is_left(narrow):
-    """So that every level within the ends has a time of its own: a float64 near t = 1 has no room for tails below 1e-16."""
+    """So that every level within the ends has a time of its own: a float64 near t = 1 has no room
+    for tails below 1e-16.
+    """
     made = narrow()
     level = torch.linspace(made.log_snr_min, made.log_snr_max, 5001, dtype=torch.float64)
     assert (made.time_of(level).diff() < 0).all()

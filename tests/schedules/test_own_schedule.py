@@ -1,4 +1,6 @@
-"""A schedule of one's own is one file and one yaml: it trains, is audited and drawn with, and no edit in sdtrain."""
+"""A schedule of one's own is one file and one yaml: it trains, is audited and drawn with, and no
+edit in sdtrain.
+"""
 
 import json
 import math
@@ -31,7 +33,9 @@ num_timesteps: 1000
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """The words that find a user's own folder of configurations, with the package they name on the path."""
+    """The words that find a user's own folder of configurations, with the package they name on the
+    path.
+    """
     package = tmp_path / "packages" / "schedule_of_mine"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(SCHEDULE)

@@ -1,6 +1,8 @@
-"""Every schedule of configs/schedule keeps what a schedule promises; curves follow the laws that they claim.
+"""Every schedule of configs/schedule keeps what a schedule promises; curves follow the laws that
+they claim.
 
-What a curve should be is written here in numpy. A schedule without a line in CURVES still runs through everything else. Tables: test_tables.py.
+What a curve should be is written here in numpy. A schedule without a line in CURVES still runs
+through everything else. Tables: test_tables.py.
 """
 
 import math
@@ -35,13 +37,15 @@ def make(name, **changes):
 
 
 def shifted_share(share, log_snr_min, log_snr_max, t):
-    """The law that is cut: uniform t between the shares of the law above its two bounds. share(log_snr): that share of the whole law."""
+    """The law that is cut: uniform t between the shares of the law above its two bounds.
+    share(log_snr): that share of the whole law.
+    """
     first, last = share(log_snr_max), share(log_snr_min)
     return first + t * (last - first)
 
 
 def cosine_curve(t, *, log_snr_min, log_snr_max):
-    """Hoogeboom et al. 2023, section 3 and appendix: the angle runs evenly between the bounds' own."""
+    """Hoogeboom et al. 2023, section 3: the angle runs evenly between those of the bounds."""
     first, last = np.arctan(np.exp(-log_snr_max / 2)), np.arctan(np.exp(-log_snr_min / 2))
     return -2 * np.log(np.tan(first + t * (last - first)))
 
@@ -76,7 +80,9 @@ def cauchy_curve(t, *, centre, scale, log_snr_min, log_snr_max):
 
 
 def sigmoid_curve(t, *, start, end, temperature, log_snr_min, log_snr_max):
-    """Chen 2023, algorithm 1: gamma(t) = (S(e) - S(u)) / (S(e) - S(s)), u from s to e; cut where it reaches the bounds."""
+    """Chen 2023, algorithm 1: gamma(t) = (S(e) - S(u)) / (S(e) - S(s)), u from s to e; cut where it
+    reaches the bounds.
+    """
 
     def logistic(x):
         return 1 / (1 + np.exp(-np.longdouble(x)))
@@ -158,7 +164,8 @@ def test_alpha_and_sigma_are_views_of_log_snr(schedule):
     torch.testing.assert_close(
         constant, torch.ones_like(alpha), rtol=0, atol=1e-15
     )  # a few roundings of numbers below 1
-    # Squares, root and log each lose a few ulp: 1e-15 in log_snr, whatever its size; under flow that of t near 1 is one of 1 - t.
+    # Squares, root and log each lose a few ulp: 1e-15 in log_snr, whatever its size; under flow
+    # that of t near 1 is one of 1 - t.
     inner = slice(1, -1)
     torch.testing.assert_close(
         schedule.log_snr(t)[inner],
@@ -170,7 +177,7 @@ def test_alpha_and_sigma_are_views_of_log_snr(schedule):
 
 
 def test_float32_coefficients_to_one_ulp(schedule):
-    """Tables are float64; float32 comes last. The relation to log_snr is written again, in numpy."""
+    """Tables are float64; float32 comes last. The relation to log_snr is written in numpy."""
     t = dense()
     log_snr = schedule.log_snr(t).numpy()
     with np.errstate(over="ignore"):
@@ -185,7 +192,8 @@ def test_float32_coefficients_to_one_ulp(schedule):
 
 def test_inverse(schedule):
     t = dense()[:-11].reshape(100, 200)  # a shape of its own
-    # t is of order 1 and log_snr falls by 6 a unit of it where it is flattest: its rounding of 2e-15 is 3e-16 of t. Reached: 1.3e-15.
+    # t is of order 1 and log_snr falls by 6 a unit of it where it is flattest: its rounding of
+    # 2e-15 is 3e-16 of t. Reached: 1.3e-15.
     torch.testing.assert_close(schedule.time_of(schedule.log_snr(t)), t, rtol=0, atol=1e-14)
     ends = schedule.log_snr(torch.tensor([0.0, 1.0], dtype=torch.float64))
     assert schedule.time_of(ends).tolist() == [0, 1]
@@ -261,7 +269,8 @@ def test_closed_form(name, changed):
     }
     t = dense()[1:-1]
     found = make(name, **changes).log_snr(t).numpy()
-    # The formulas here cancel in the tails: 1e-16 of a share of 1e-6 (edm) is 1e-10 of it. Reached: 3e-12.
+    # The formulas here cancel in the tails: 1e-16 of a share of 1e-6 (edm) is 1e-10 of it. Reached:
+    # 3e-12.
     np.testing.assert_allclose(found, CURVES[name](t.numpy(), **arguments), rtol=0, atol=1e-9)
 
 
@@ -285,7 +294,9 @@ LAWS = {
 @pytest.mark.parametrize("changed", [False, True])
 @pytest.mark.parametrize("name", LAWS)
 def test_realised_log_snr_follows_the_claimed_law(name, changed):
-    """100,000 times as training draws them, evenly spread uniforms: the share of them below each level is the law's to one draw."""
+    """100,000 times as training draws them, evenly spread uniforms: the share of them below each
+    level is the law's to one draw.
+    """
     changes, count = ELSEWHERE.get(name, {}) if changed else {}, 100000
     arguments = {
         key: value

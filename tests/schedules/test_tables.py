@@ -72,7 +72,8 @@ def test_exact_at_the_points_and_linear_between(tabled):
     alpha, sigma = (
         c.flatten().numpy() for c in schedule.alpha_sigma(points(schedule), torch.float64)
     )
-    # 1000 products round to 1e-13 at worst; numpy's 1 - alpha_bar cancels: 1e-16 of 4e-5, the smallest.
+    # 1000 products round to 1e-13 at worst; numpy's 1 - alpha_bar cancels: 1e-16 of 4e-5, the
+    # smallest.
     np.testing.assert_allclose(alpha**2, alpha_bar, rtol=1e-13)
     np.testing.assert_allclose(sigma**2, 1 - alpha_bar, rtol=3e-12)
     log_snr = np.log(alpha_bar / (1 - alpha_bar))
@@ -83,7 +84,9 @@ def test_exact_at_the_points_and_linear_between(tabled):
 
 
 def test_markov_chain_equals_the_closed_form(tabled):
-    """x_i = sqrt(1 - beta_i) x_{i-1} + sqrt(beta_i) eps_i, walked step by step, has mean alpha x0 and variance sigma^2."""
+    """x_i = sqrt(1 - beta_i) x_{i-1} + sqrt(beta_i) eps_i, walked step by step, has mean alpha x0
+    and variance sigma^2.
+    """
     schedule, betas = tabled
     mean, variance, means, variances = 1.0, 0.0, [], []
     for beta in betas:
@@ -98,7 +101,9 @@ def test_markov_chain_equals_the_closed_form(tabled):
 
 
 def test_noise_is_not_lost_in_low_precision(tabled):
-    """What reaches the picture is sigma to one float32 ulp at every point, the first ones above all, where 1 - alpha_bar cancels."""
+    """What reaches the picture is sigma to one float32 ulp at every point, the first ones above
+    all, where 1 - alpha_bar cancels.
+    """
     schedule, betas = tabled
     sigma = np.sqrt(1 - np.cumprod(1 - betas))
     coefficients = schedule.alpha_sigma(points(schedule))
@@ -117,8 +122,9 @@ def test_parity_with_diffusers(tabled):
     schedule, betas = tabled
     theirs = DDPMScheduler(num_train_timesteps=1000, trained_betas=betas.tolist())
     alpha, sigma = schedule.alpha_sigma(points(schedule), torch.float64)
-    # Its betas and their product are float32: 2000 roundings of 3e-8 that go up and down add to sqrt(2000) 3e-8 = 1.3e-6, times 3;
-    # a factor 1 - beta near 0, as cosine's last, 1 - 0.999, carries 6e-8 / 1e-3 = 6e-5 alone.
+    # Its betas and their product are float32: 2000 roundings of 3e-8 that go up and down add to
+    # sqrt(2000) 3e-8 = 1.3e-6, times 3; a factor 1 - beta near 0, as cosine's last, 1 - 0.999,
+    # carries 6e-8 / 1e-3 = 6e-5 alone.
     close = 4e-6 + 6e-8 / (1 - betas.max())
     torch.testing.assert_close(
         alpha.flatten()[:-1] ** 2, theirs.alphas_cumprod.double()[:-1], rtol=1e-5, atol=0
@@ -128,7 +134,8 @@ def test_parity_with_diffusers(tabled):
     )
     generator = torch.Generator().manual_seed(0)
     x0, noise = (torch.randn(1000, 2, 3, 3, generator=generator) for _ in range(2))
-    # Values up to 5; its 1 - alpha_bar in float32 rounds to 6e-8 of 1e-4, half of it after the root: 3e-4 of sigma = 0.01, 3e-6.
+    # Values up to 5; its 1 - alpha_bar in float32 rounds to 6e-8 of 1e-4, half of it after the
+    # root: 3e-4 of sigma = 0.01, 3e-6.
     torch.testing.assert_close(
         theirs.add_noise(x0, noise, torch.arange(1000)).double(),
         alpha * x0 + sigma * noise,

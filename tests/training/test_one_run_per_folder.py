@@ -46,7 +46,9 @@ LONGER = [
 
 
 def test_a_run_that_is_under_way_is_left_alone(start, here, tiny, tmp_path):
-    """Two commands of one shell loop start in the same second: ${now:...} gives them the same folder."""
+    """Two commands of one shell loop start in the same second: ${now:...} gives them the same
+    folder.
+    """
     run = tmp_path / "run"
     first = start(
         "sdtrain",
@@ -124,9 +126,9 @@ def test_of_two_that_start_at_once_in_one_folder_one_trains(tiny, tmp_path, how)
         how,
         [*tiny("checkpoint.every=1000", "callbacks.samples.every=0"), f"hydra.run.dir={run}"],
     )
-    if (
-        how == "unlocked"
-    ):  # the twin: both train, and write their lines of numbers into one file, unless they trip over each other before
+    # The twin: both train, and write their lines of numbers into one file, unless they trip over
+    # each other before.
+    if how == "unlocked":
         assert ends[1][0] != 2 and (
             [line["images_seen"] for line in numbers(run) if "train/loss" in line]
             != [16, 32, 48, 64]
@@ -153,7 +155,9 @@ def test_of_two_that_start_at_once_in_one_folder_one_trains(tiny, tmp_path, how)
 
 
 def test_a_dead_runs_lock_is_taken_over(run_of, tmp_path):
-    """Also where its process id belongs to a process that lives: the holder is who holds the lock, not who is named."""
+    """Also where its process id belongs to a process that lives: the holder is who holds the lock,
+    not who is named.
+    """
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".lock").write_text(
         f"process {os.getppid()} on {socket.gethostname()} since 2020-01-01 00:00:00\n"

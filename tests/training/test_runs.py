@@ -252,7 +252,9 @@ def test_a_run_without_a_whole_checkpoint_is_not_written_over(here, tiny, tiny_r
 
 @pytest.mark.parametrize("guarded", [True, False])
 def test_one_process_is_rank_0_whatever_has_started_it(here, tiny, tmp_path, monkeypatch, guarded):
-    """As a task of a scheduler's that is no rank of ours. And the twin, which holds no lock and leaves nothing to be seen of it."""
+    """As a task of a scheduler's that is no rank of ours. And the twin, which holds no lock and
+    leaves nothing to be seen of it.
+    """
     monkeypatch.setenv("SLURM_PROCID", "1")
     if not guarded:
         monkeypatch.setattr(training_run, "forget_launcher", lambda: None)

@@ -7,6 +7,18 @@ import pytest
 
 from sdtrain.training.resume import newest_unfinished
 
+NETWORK = """
+import torch
+
+
+class Plain(torch.nn.Conv2d):
+    def __init__(self, *, latent_channels: int) -> None:
+        super().__init__(latent_channels, latent_channels, 1)
+
+    def forward(self, x, timestep, context):
+        return super().forward(x)
+"""
+
 
 def status(run) -> dict:
     return json.loads((run / "status.json").read_text())
@@ -77,10 +89,7 @@ def test_an_unfinished_run_with_a_network_of_ones_own_is_found_again(
     here, tiny, tmp_path, monkeypatch
 ):
     (tmp_path / "packages").mkdir()
-    (tmp_path / "packages" / "plain_network.py").write_text(
-        "import torch\n\n\nclass Plain(torch.nn.Conv2d):\n    def __init__(self, *, latent_channels: int) -> None:\n"
-        "        super().__init__(latent_channels, latent_channels, 1)\n\n    def forward(self, x, timestep, context):\n        return super().forward(x)\n"
-    )
+    (tmp_path / "packages" / "plain_network.py").write_text(NETWORK)
     monkeypatch.syspath_prepend(tmp_path / "packages")
     words = [
         word for word in tiny("trainer.max_images=16") if not word.startswith("model.unet.")
