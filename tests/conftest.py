@@ -258,3 +258,28 @@ def saved():
     """saved(RUN) -> every tensor of its newest checkpoint by name: weights, EMA, and the
     optimizer's state."""
     return lambda run: tensors(newest(run))
+
+
+@pytest.fixture
+def own_part(tmp_path, monkeypatch):
+    """own_part(GROUP/NAME, PACKAGE, code, yaml) -> the word by which Hydra finds it.
+
+    A part of a user's own: a package on Python's path, and a yaml in a folder of configurations
+    outside of sdtrain.
+    """
+    packages = []
+
+    def make(option: str, package: str, code: str, yaml: str) -> str:
+        folder = tmp_path / "packages" / package
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").write_text(code)
+        path = tmp_path / "configs" / f"{option}.yaml"
+        path.parent.mkdir(parents=True)
+        path.write_text(yaml)
+        monkeypatch.syspath_prepend(tmp_path / "packages")
+        packages.append(package)
+        return f"hydra.searchpath=[file://{tmp_path}/configs]"
+
+    yield make
+    for package in packages:
+        sys.modules.pop(package, None)

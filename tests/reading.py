@@ -19,6 +19,15 @@ def lines(run: Path) -> list[dict]:
     return [json.loads(text, parse_constant=not_json) for text in texts]
 
 
+def numbers(run: Path) -> list[dict]:
+    """The lines of metrics.jsonl, without clocks."""
+    found = []
+    for line in lines(run):
+        clocks = [key for key in line if key.endswith(("seconds", "per_second"))]
+        found.append({key: value for key, value in line.items() if key not in clocks})
+    return found
+
+
 def status(run: Path) -> dict:
     return json.loads((run / "status.json").read_text())
 

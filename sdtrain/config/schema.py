@@ -125,69 +125,58 @@ class TrainerSettings:
 
 
 @dataclass(kw_only=True)
-class SampleConfig:
-    """What `sdtrain-sample` takes."""
+class DrawingConfig:
+    """What the commands take that draw with a trained model."""
 
     checkpoint: str
+    num_images: int
+    seed: int
+    steps: int
+    sampler: object
+    grid: object
+    guidance: object
+    batch_size: int
+    ema: bool
+    accelerator: Accelerator
+    autoencoder: str | None
+    allow: list[str]
+
+    def __post_init__(self) -> None:
+        for name in ("num_images", "steps", "batch_size"):
+            at_least(getattr(self, name), 1, name)
+        for name in ("sampler", "grid", "guidance"):
+            if not getattr(self, name):
+                raise UserError(
+                    f"{name} is missing", key=name, remedy=f"Choose one with {name}=NAME."
+                )
+
+
+@dataclass(kw_only=True)
+class SampleConfig(DrawingConfig):
+    """What `sdtrain-sample` takes."""
+
     prompt: list[str] | str | None
     prompt_file: str | None
     negative_prompt: str
     label: list[int] | int | None
-    num_images: int
-    seed: int
-    steps: int
-    sampler: object
-    grid: object
-    guidance: object
     guidance_scale: float
     output: str
-    batch_size: int
-    ema: bool
-    accelerator: Accelerator
-    autoencoder: str | None
-    allow: list[str]
-
-    def __post_init__(self) -> None:
-        check_drawing_sizes(self)
 
 
 @dataclass(kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(DrawingConfig):
     """What `sdtrain-evaluate` takes. metrics: {name: node of configs/metric/NAME.yaml}."""
 
-    checkpoint: str
     metrics: dict
-    num_images: int
-    seed: int
-    steps: int
-    sampler: object
-    grid: object
-    guidance: object
     guidance_scale: float | None
     output: str | None
-    batch_size: int
-    ema: bool
-    accelerator: Accelerator
-    autoencoder: str | None
-    allow: list[str]
 
     def __post_init__(self) -> None:
-        check_drawing_sizes(self)
+        super().__post_init__()
         if not self.metrics:
             raise UserError(
                 "metrics is empty", key="metrics", remedy="Choose one with metrics=NAME."
             )
-
-
-def check_drawing_sizes(settings: SampleConfig | EvaluateConfig) -> None:
-    """Raises UserError for a number of pictures or steps below 1, and where a part of the drawing
-    is not chosen.
-    """
-    for name in ("num_images", "steps", "batch_size"):
-        at_least(getattr(settings, name), 1, name)
-    for name in ("sampler", "grid", "guidance"):
-        if not getattr(settings, name):
-            raise UserError(f"{name} is missing", key=name, remedy=f"Choose one with {name}=NAME.")
 
 
 def at_least(value: int, least: int, key: str) -> None:

@@ -46,19 +46,10 @@ context_dim: 16
 
 
 @pytest.fixture
-def own(tmp_path, monkeypatch):
-    """A package and a folder of configurations of a user's own: the words that choose its
-    conditioner.
-    """
-    package = tmp_path / "packages" / "depth_of_mine"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text(CONDITIONER)
-    group = tmp_path / "configs" / "model" / "conditioner"
-    group.mkdir(parents=True)
-    (group / "depth.yaml").write_text(YAML)
-    monkeypatch.syspath_prepend(tmp_path / "packages")
-    yield [f"hydra.searchpath=[file://{tmp_path}/configs]", "model/conditioner=depth"]
-    sys.modules.pop("depth_of_mine", None)
+def own(own_part):
+    """The words that choose the conditioner."""
+    found = own_part("model/conditioner/depth", "depth_of_mine", CONDITIONER, YAML)
+    return [found, "model/conditioner=depth"]
 
 
 def test_a_conditioner_of_ones_own_trains_and_draws(here, tiny, tmp_path, own):

@@ -26,23 +26,15 @@ class MeanColour(Metric):
 
 YAML = """\
 # @package metrics.mean_colour
-_target_: a_strangers_package.mean_colour.MeanColour
+_target_: a_strangers_package.MeanColour
 highest: 255.0             # value of a channel that is wholly on
 """
 
 
 @pytest.fixture
-def searchpath(tmp_path, monkeypatch) -> str:
+def searchpath(own_part) -> str:
     """The word that adds the stranger's yaml files; the package can be imported."""
-    package = tmp_path / "code" / "a_strangers_package"
-    package.mkdir(parents=True)
-    (package / "__init__.py").touch()
-    (package / "mean_colour.py").write_text(CODE)
-    monkeypatch.syspath_prepend(tmp_path / "code")
-    configs = tmp_path / "configs" / "metric"
-    configs.mkdir(parents=True)
-    (configs / "mean_colour.yaml").write_text(YAML)
-    return f"hydra.searchpath=[file://{configs.parent}]"
+    return own_part("metric/mean_colour", "a_strangers_package", CODE, YAML)
 
 
 def mean_colour(run, out, here, *words: str):
@@ -108,8 +100,8 @@ def test_it_measures_the_samples_of_the_requests(here, tiny_run, searchpath, tmp
     [
         (YAML.replace("highest: 255.0", "higest: 255.0"), "metrics.mean_colour.highest"),
         (YAML.replace("highest: 255.0", "highest: many"), "metrics.mean_colour.highest"),
-        (YAML.replace("mean_colour.MeanColour", "mean_color.MeanColour"), "metrics.mean_colour"),
-        (YAML.replace("mean_colour.MeanColour", "mean_colour.Measurement"), "metrics.mean_colour"),
+        (YAML.replace(".MeanColour", ".MeanColor"), "metrics.mean_colour"),
+        (YAML.replace(".MeanColour", ".Measurement"), "metrics.mean_colour"),
         (YAML.partition("\n")[2], "@package"),
         (YAML.replace("metrics.mean_colour", "metrics.seed"), "metrics.seed"),
     ],

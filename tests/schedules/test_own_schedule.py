@@ -4,7 +4,6 @@ edit in sdtrain.
 
 import json
 import math
-import sys
 
 import pytest
 
@@ -32,19 +31,10 @@ num_timesteps: 1000
 
 
 @pytest.fixture
-def own(tmp_path, monkeypatch):
-    """The words that find a user's own folder of configurations, with the package they name on the
-    path.
-    """
-    package = tmp_path / "packages" / "schedule_of_mine"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text(SCHEDULE)
-    group = tmp_path / "configs" / "schedule"
-    group.mkdir(parents=True)
-    (group / "straight_line.yaml").write_text(YAML)
-    monkeypatch.syspath_prepend(tmp_path / "packages")
-    yield [f"hydra.searchpath=[file://{tmp_path}/configs]", "schedule=straight_line"]
-    sys.modules.pop("schedule_of_mine", None)
+def own(own_part):
+    """The words that choose the schedule."""
+    found = own_part("schedule/straight_line", "schedule_of_mine", SCHEDULE, YAML)
+    return [found, "schedule=straight_line"]
 
 
 def test_a_schedule_of_ones_own_trains_and_draws(here, tiny, tmp_path, own):

@@ -8,22 +8,10 @@ import subprocess
 import sys
 
 import pytest
+from reading import numbers, status
 
 from sdtrain.runs import lock
 from sdtrain.runs.manifest import published
-
-
-def numbers(run) -> list[dict]:
-    """The lines of metrics.jsonl, without clocks."""
-    lines = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
-    return [
-        {key: value for key, value in line.items() if not key.endswith(("seconds", "per_second"))}
-        for line in lines
-    ]
-
-
-def status(run) -> dict:
-    return json.loads((run / "status.json").read_text())
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from random import Random
 import pytest
 import torch
 from lightning.pytorch.strategies import Strategy
+from reading import numbers
 from torch import Tensor
 
 from sdtrain.runs.manifest import newest_whole, published
@@ -164,15 +165,6 @@ def digest(tensors: dict) -> str:
     for key in sorted(tensors):
         found.update(key.encode() + tensors[key].detach().cpu().contiguous().numpy().tobytes())
     return found.hexdigest()
-
-
-def numbers(run) -> list[dict]:
-    """The lines of metrics.jsonl, without clocks."""
-    lines = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
-    return [
-        {key: value for key, value in line.items() if not key.endswith(("seconds", "per_second"))}
-        for line in lines
-    ]
 
 
 @pytest.fixture(scope="module")

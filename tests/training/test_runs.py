@@ -8,30 +8,14 @@ import signal
 import pytest
 import torch
 from PIL import Image
+from reading import numbers, same, status
 
 from sdtrain.runs.manifest import damage, published
 from sdtrain.training import run as training_run
 
 
-def same(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-
-
 def weights(tensors: dict) -> dict:
     return {key: value for key, value in tensors.items() if key.startswith("model/")}
-
-
-def numbers(run) -> list[dict]:
-    """The lines of metrics.jsonl, without clocks."""
-    lines = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
-    return [
-        {key: value for key, value in line.items() if not key.endswith(("seconds", "per_second"))}
-        for line in lines
-    ]
-
-
-def status(run) -> dict:
-    return json.loads((run / "status.json").read_text())
 
 
 @pytest.fixture

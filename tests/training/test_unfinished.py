@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from reading import status
 
 from sdtrain.training.resume import newest_unfinished
 
@@ -18,10 +19,6 @@ class Plain(torch.nn.Conv2d):
     def forward(self, x, timestep, context):
         return super().forward(x)
 """
-
-
-def status(run) -> dict:
-    return json.loads((run / "status.json").read_text())
 
 
 @pytest.fixture
