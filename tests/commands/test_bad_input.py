@@ -17,6 +17,7 @@ from PIL import Image
 from sdtrain.config.overrides import prepared
 from sdtrain.paths import find_folder
 from sdtrain.runs.manifest import published
+from sdtrain.training import first_stage  # noqa: F401  patched by `before`
 from sdtrain.training.resume import newest_unfinished
 
 PROMPT = """a "large" red star, [on] {blue}: it's 50% = ${x} \\ ok, 星 🎨"""
