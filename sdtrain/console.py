@@ -10,9 +10,44 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn, TextIO
 
+from sdtrain.errors import UserError
 from sdtrain.redaction import redacted
 
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+"""What a launcher may call this process's rank, in the order in which they are asked."""
+
+
+LAUNCHER_VARIABLES = (
+    "TORCHELASTIC_RUN_ID",
+    "WORLD_SIZE",
+    "RANK",
+    "LOCAL_RANK",
+    "SLURM_NTASKS",
+    "SLURM_PROCID",
+    "SLURM_LOCALID",
+)
+"""All that torchrun and Slurm tell a process of its place among others."""
+
+
+def forget_launcher() -> None:
+    """Makes a process that runs alone rank 0 of itself, whatever has started it calls it.
+
+    Else a second one would not see its lock. Raises UserError where torchrun has started several.
+    """
+    world = os.environ.get("WORLD_SIZE", "1")
+    if "TORCHELASTIC_RUN_ID" in os.environ and world != "1":
+        raise UserError(
+            f"strategy=single is one process, and torchrun has started {world}",
+            key="strategy",
+            remedy=f"Set strategy=ddp trainer.devices={world}, or start one.",
+        )
+    for name in LAUNCHER_VARIABLES:
+        os.environ.pop(name, None)
+
+
+def is_torchrun_follower() -> bool:
+    """Whether torchrun has started this process as a rank above 0."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("RANK", 0)) > 0
 
 
 def global_rank() -> int:

@@ -1,6 +1,7 @@
 """The user's mistakes. Imports nothing of torch, so that a command can report one at once."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 _NOT_GIVEN = object()
@@ -18,6 +19,10 @@ class UserError(Exception):
         value: what was found there.
         allowed: what may stand there.
         remedy: what to do, in whole sentences.
+
+    Attributes:
+        log: file that holds its traceback, where one was written.
+        aloud: whether this process prints it; None leaves it to rank 0.
     """
 
     exit_code = 2
@@ -38,6 +43,8 @@ class UserError(Exception):
         self.value = value if self.has_value else None
         self.allowed = allowed
         self.remedy = remedy
+        self.log: Path | None = None
+        self.aloud: bool | None = None
 
     def __str__(self) -> str:
         return paragraph(self)

@@ -3,6 +3,8 @@
 import os
 import signal
 
+INTERRUPTED = (130, 143)
+"""Exit codes of a process that has saved and left on a signal."""
 INTERRUPTING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 

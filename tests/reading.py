@@ -67,3 +67,12 @@ def flattened(values: dict[str, Tensor]) -> Tensor:
     """The weights among the tensors of a checkpoint, as one vector in float64."""
     weights = [value for name, value in values.items() if name.startswith("model/")]
     return torch.cat([value.double().flatten() for value in weights])
+
+
+def unfinished_by(words: list[str]) -> Path | None:
+    """The run below the working directory that resume=auto would go on with."""
+    from sdtrain.config.compose import compose_config
+    from sdtrain.config.draft import check_draft
+    from sdtrain.training.resume import newest_unfinished
+
+    return newest_unfinished(check_draft(compose_config("train", words), words))

@@ -7,9 +7,9 @@ log_snr from -6 to 6 of schedule=linear, without the last step into data. Error:
 against a Runge-Kutta walk; order: log2 of the errors' ratio when the steps double.
 """
 
+import argparse
 import functools
 import math
-import sys
 from itertools import pairwise
 
 import torch
@@ -112,7 +112,9 @@ def orders(values: list[float]) -> list[float]:
 
 
 def main() -> None:
-    steps = [int(word) for word in sys.argv[1:]] or list(STEPS)
+    parser = argparse.ArgumentParser("python -m sdtrain.audit.orders")
+    parser.add_argument("steps", nargs="*", type=int, default=list(STEPS), help="numbers of steps")
+    steps = parser.parse_args().steps
     heads = [f"error, {number} steps" for number in steps]
     table = Table("sampler", *heads, "orders", title="convergence on the six-mode ring")
     for name, sampler in deterministic().items():

@@ -1,25 +1,35 @@
 """sdtrain: trains."""
 
-import os
 import signal
 import sys
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from sdtrain.config.boundary import run_command
-from sdtrain.config.compose import current_overrides
-from sdtrain.config.draft import check_draft
-from sdtrain.config.overrides import is_sweep, typed_values
+from sdtrain.config.compose import compose_config, current_overrides
+from sdtrain.config.draft import check_draft, is_one_process
+from sdtrain.config.overrides import is_sweep, split_flags, typed_values
+from sdtrain.console import forget_launcher, global_rank, is_torchrun_follower
 from sdtrain.files import removed_if_empty
+from sdtrain.runs.layout import RunFolder
+from sdtrain.runs.lock import only_run
+from sdtrain.runs.start import check_start
+from sdtrain.sweep.record import sweep_folder
 
 
 def task(cfg: DictConfig) -> None:
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    with removed_if_empty(run_dir):  # a run that is refused leaves nothing behind
-        draft = check_draft(OmegaConf.to_container(cfg, resolve=True), current_overrides())
+    config = OmegaConf.to_container(cfg, resolve=True)
+    if is_one_process(config):
+        forget_launcher()
+    lock = only_run(run_dir, print) if global_rank() == 0 else nullcontext()
+    with removed_if_empty(run_dir), lock:  # a run that is refused leaves nothing behind
+        draft = check_draft(config, current_overrides())
+        check_start(RunFolder(run_dir), draft.resume, draft.has_first_stage)
         from sdtrain.training.run import train
 
         train(draft, run_dir)
@@ -27,27 +37,25 @@ def task(cfg: DictConfig) -> None:
 
 def run_folder(arguments: list[str]) -> list[str]:
     """Overrides that say where the run lies, where ${now:...} must not decide."""
-    if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("RANK", 0)) > 0:
-        # Each rank that torchrun starts would resolve ${now:} by itself: the folder is rank 0's.
+    if is_torchrun_follower():  # it would resolve ${now:} by itself: the folder is rank 0's
         return [f"hydra.run.dir={tempfile.mkdtemp()}"]
     if is_sweep(arguments):
-        from sdtrain.sweep.record import sweep_folder
-
         return sweep_folder(arguments)
-    typed = typed_values(arguments)
-    if typed.get("resume") not in ("auto", "must") or "hydra.run.dir" in typed:
+    words = split_flags(arguments)[1]
+    typed = typed_values(words)
+    if typed.get("resume", "never") == "never" or "hydra.run.dir" in typed:
         return []
+    draft = check_draft(compose_config("train", words), words)
     from sdtrain.training.resume import newest_unfinished
 
-    found = newest_unfinished([word for word in arguments if not word.startswith("-")])
+    found = newest_unfinished(draft)
     return [f"hydra.run.dir={found}"] if found else []
 
 
 def main() -> None:
-    # Until the run listens itself: Ctrl-C while it starts needs no traceback.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    key = "hydra.sweep.dir" if is_sweep(sys.argv[1:]) else "hydra.run.dir"
-    run_command(task, "train", output_key=key, more=run_folder)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback, until the run itself listens
+    kind = "sweep" if is_sweep(sys.argv[1:]) else "run"
+    run_command(task, "train", output_key=f"hydra.{kind}.dir", more=run_folder)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 import hydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -34,15 +35,19 @@ def error_boundary(config_name: str, output_key: str = "output") -> Iterator[Non
     try:
         yield
     except CONFIGURATION_ERRORS as error:
-        fail(UserError.exit_code, hydra_paragraph(error, lambda: known_keys(config_name)))
+        _leave(as_user_error(error, lambda: known_keys(config_name)))
     except UserError as error:
-        log, aloud = getattr(error, "log", None), getattr(error, "aloud", None)
-        fail(error.exit_code, str(error), log, aloud=aloud)
+        _leave(error)
     except OSError as error:
-        place = f"{error.strerror}: {error.filename}. Set {output_key} to another place."
-        fail(StorageError.exit_code, place)
+        problem = f"{error.strerror}: {error.filename}"
+        remedy = f"Set {output_key} to another place."
+        _leave(StorageError(problem, key=output_key, remedy=remedy))
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _leave(error: UserError) -> NoReturn:
+    fail(error.exit_code, str(error), error.log, aloud=error.aloud)
 
 
 def run_command(
@@ -77,34 +82,54 @@ def run_command(
         app()
 
 
-def hydra_paragraph(error: Exception, known: Callable[[], list[str]]) -> str:
-    """A Hydra or OmegaConf error in a sentence or two, with the nearest key that exists."""
-    text = str(error)
+def as_user_error(error: Exception, known: Callable[[], list[str]]) -> UserError:
+    """A Hydra or OmegaConf error as a UserError, with the nearest key that exists.
+
+    known: gives the keys of the configuration, when they are needed.
+    """
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, name = error.missing_cfg_file.rpartition("/")
-        typed = {value: key for key, value in GROUP_OF_KEY.items()}.get(group, group)
-        there_is_none = f"{typed}={name}: there is no configs/{group}/{name}.yaml."
-        return there_is_none + nearest(name, error.options or _shipped_options(group))
+        return _missing_option(error)
+    text = str(error)
     if isinstance(error, OverrideParseException):
-        how = "Write key=value, and put values with spaces, commas or brackets in quotes: "
-        example = "'key=\"value\"'."
-        return f"'{error.override}' cannot be read: {text.splitlines()[0]}. {how}{example}"
-    if match := re.search(r"An item is already at '([^']+)'", text):
-        return f"'{match[1]}' is there already: write {match[1]}=... without a +."
-    if match := re.match(r"Could not (?:override|append|delete)[^']*'([^']+)'", text):
-        key = match[1].rstrip(".").partition("@")[0]
-        known_here = known()
-        if key in known_here:
-            left_out = "an option that was chosen leaves it out."
-            return (
-                f"There is no key '{key}' here: {left_out} Remove {key}, or choose another option."
-            )
-        return f"There is no key '{key}'.{nearest(key, known_here)}"
+        return UserError(
+            f"'{error.override}' cannot be read: {text.splitlines()[0]}",
+            key=error.override.partition("=")[0],
+            remedy="Write key=value, and put values with spaces, commas or brackets in quotes: "
+            "'key=\"value\"'.",
+        )
+    match = re.search(r"An item is already at '([^']+)'", text)
+    if match:
+        key = match[1]
+        return UserError(
+            f"'{key}' is there already", key=key, remedy=f"Write {key}=... without a +."
+        )
+    match = re.match(r"Could not (?:override|append|delete)[^']*'([^']+)'", text)
+    if match:
+        return _missing_key(match[1].rstrip(".").partition("@")[0], known())
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     key = getattr(cause, "full_key", None)
+    problem = str(cause).splitlines()[0]
     if isinstance(cause, MissingMandatoryValue):
-        return f"{str(cause).splitlines()[0]}. Set {key}=..."
-    return str(cause).splitlines()[0] + (f" (key {key})" if key else "")
+        return UserError(problem, key=key, remedy=f"Set {key}=...")
+    return UserError(problem + (f" (key {key})" if key else ""), key=key)
+
+
+def _missing_option(error: MissingConfigException) -> UserError:
+    group, _, name = error.missing_cfg_file.rpartition("/")
+    typed = {value: key for key, value in GROUP_OF_KEY.items()}.get(group, group)
+    options = error.options or _shipped_options(group)
+    problem = f"{typed}={name}: there is no configs/{group}/{name}.yaml.{nearest(name, options)}"
+    return UserError(problem, key=typed)
+
+
+def _missing_key(key: str, known: list[str]) -> UserError:
+    if key in known:
+        return UserError(
+            f"There is no key '{key}' here: an option that was chosen leaves it out",
+            key=key,
+            remedy=f"Remove {key}, or choose another option.",
+        )
+    return UserError(f"There is no key '{key}'.{nearest(key, known)}", key=key)
 
 
 def _shipped_options(group: str) -> list[str]:

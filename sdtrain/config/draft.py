@@ -16,6 +16,7 @@ from sdtrain.config.schema import (
 )
 from sdtrain.errors import UserError
 from sdtrain.runs.resume import flat
+from sdtrain.runs.start import Resume
 
 DIFFUSION_ONLY = (
     "schedule",
@@ -64,7 +65,21 @@ class Draft:
 
     @property
     def is_one_process(self) -> bool:
-        return self._config["strategy"]["_target_"].endswith(".single")
+        return is_one_process(self._config)
+
+    @property
+    def resume(self) -> Resume:
+        return self._config["resume"]
+
+    @property
+    def resume_allow(self) -> list[str]:
+        """Keys and groups that may differ from a checkpoint's."""
+        return list(self._config["resume_allow"])
+
+    @property
+    def has_first_stage(self) -> bool:
+        """Whether its autoencoder is trained before it."""
+        return bool(self._config.get("first_stage"))
 
 
 def is_autoencoder(config: dict) -> bool:
@@ -72,6 +87,12 @@ def is_autoencoder(config: dict) -> bool:
     diffusion model.
     """
     return config["model"]["_target_"].endswith("AutoencoderModule")
+
+
+def is_one_process(config: dict) -> bool:
+    """Whether strategy=single is chosen; of a configuration that is not checked yet, too."""
+    strategy = config.get("strategy")
+    return isinstance(strategy, dict) and str(strategy.get("_target_")).endswith(".single")
 
 
 def check_draft(config: dict, overrides: Iterable[str]) -> Draft:
@@ -170,6 +191,14 @@ def _check_loader(data: dict, typed: set[str]) -> None:
 
 
 def _trainer_settings(node: dict, checker: Checker) -> TrainerSettings:
+    own = f"{TrainerSettings.__module__}.{TrainerSettings.__name__}"
+    if node.get("_target_", own) != own:
+        raise UserError(
+            "cannot be chosen: a trainer has sdtrain's own settings",
+            key="trainer._target_",
+            value=node["_target_"],
+            remedy="Remove it.",
+        )
     checker.call(node, "trainer", TrainerSettings)
     return TrainerSettings(**{key: v for key, v in node.items() if key != "_target_"})
 

@@ -10,7 +10,7 @@ from sdtrain.errors import UserError
 Accelerator = Literal["auto", "cpu", "gpu"]  # no MPS: it lacks the float64 that times are kept in
 
 
-@dataclass
+@dataclass(frozen=True)
 class FirstStage:
     """first_stage: the experiment that trains the autoencoder, and its length in images."""
 
@@ -18,7 +18,7 @@ class FirstStage:
     max_images: int
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """What `sdtrain` takes. Nodes of type object are built by their own _target_."""
 
@@ -51,7 +51,7 @@ class TrainConfig:
     first_stage: FirstStage | None = None
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class CheckpointSettings:
     """checkpoint: when weights are saved.
 
@@ -74,7 +74,7 @@ class CheckpointSettings:
             )
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainerSettings:
     """trainer: length, device and pace of a run. Budgets and intervals count images."""
 
@@ -124,7 +124,7 @@ class TrainerSettings:
             )
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class DrawingConfig:
     """What the commands take that draw with a trained model."""
 
@@ -151,7 +151,7 @@ class DrawingConfig:
                 )
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class SampleConfig(DrawingConfig):
     """What `sdtrain-sample` takes."""
 
@@ -163,7 +163,7 @@ class SampleConfig(DrawingConfig):
     output: str
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(DrawingConfig):
     """What `sdtrain-evaluate` takes. metrics: {name: node of configs/metric/NAME.yaml}."""
 

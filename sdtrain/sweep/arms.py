@@ -13,10 +13,10 @@ from pathlib import Path
 
 from sdtrain.config.overrides import quoted
 from sdtrain.runs.layout import RunFolder
+from sdtrain.signals import INTERRUPTED
 from sdtrain.training.first_stage import stop_with_parent
-from sdtrain.training.outcome import INTERRUPTED
 
-RANK_VARIABLES = (
+NOT_INHERITED = (
     "LOCAL_RANK",
     "RANK",
     "WORLD_SIZE",
@@ -90,7 +90,7 @@ class Arm:
 
     def _environment(self) -> dict[str, str]:
         """This process's, with the arms as one group in wandb."""
-        environment = {k: v for k, v in os.environ.items() if k not in RANK_VARIABLES}
+        environment = {k: v for k, v in os.environ.items() if k not in NOT_INHERITED}
         environment["WANDB_RUN_GROUP"] = self.run.path.resolve().parent.name
         if self.devices is not None:
             environment["CUDA_VISIBLE_DEVICES"] = self.devices

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
+from sdtrain.config.overrides import MULTIRUN_FLAGS
 from sdtrain.errors import UserError
 
-MULTIRUN_FLAGS = {"-m", "--multirun"}
 SHOWING_FLAGS = {"--cfg", "-c", "--info", "-i"}
 OF_A_SINGLE_RUN = ("hydra.run.dir", "hydra.sweep.subdir")
 
@@ -18,7 +18,7 @@ OF_A_SINGLE_RUN = ("hydra.run.dir", "hydra.sweep.subdir")
 def check_words(words: Sequence[str]) -> None:
     """Raises UserError for words that a sweep cannot follow."""
     flags = {word.partition("=")[0] for word in words}
-    if flags & MULTIRUN_FLAGS and flags & SHOWING_FLAGS:
+    if flags & set(MULTIRUN_FLAGS) and flags & SHOWING_FLAGS:
         raise UserError(
             "--cfg and --info show one run and not several",
             remedy="Remove them, or -m and the values after the first.",

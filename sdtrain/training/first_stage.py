@@ -16,11 +16,11 @@ from sdtrain.config.overrides import quoted
 from sdtrain.errors import UserError
 from sdtrain.runs.layout import RunFolder
 from sdtrain.runs.manifest import published
-from sdtrain.signals import Interrupted, Signals, exit_code_of
+from sdtrain.runs.start import nothing_to_resume
+from sdtrain.signals import INTERRUPTED, Interrupted, Signals, exit_code_of
 from sdtrain.training.outcome import Run
 from sdtrain.training.parts import saved_config, write_config
 from sdtrain.training.plan import Plan
-from sdtrain.training.resume import nothing_to_resume
 
 RECIPE_BATCH = 16
 """Pictures of one optimizer step of the recipe, unless there are few."""
@@ -97,7 +97,7 @@ def train_first_stage(config: dict, overrides: list[str], folder: Path, signals:
     code = process.returncode
     if signals.received and code:
         raise Interrupted(exit_code_of(signals.received))
-    if code in (130, 143):
+    if code in INTERRUPTED:
         raise Interrupted(code)
     if code < 0:
         raise UserError(

@@ -15,19 +15,18 @@ import torch
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from sdtrain.config.boundary import hydra_paragraph
+from sdtrain.config.boundary import as_user_error
 from sdtrain.console import global_rank, report_failure, write_traceback
 from sdtrain.errors import DataError, DivergedError, UserError
 from sdtrain.redaction import redacted
 from sdtrain.runs.layout import RunFolder
 from sdtrain.runs.manifest import published
 from sdtrain.runs.status import State, Status, write_status
-from sdtrain.signals import Interrupted, Signals
+from sdtrain.signals import INTERRUPTED, Interrupted, Signals
 from sdtrain.training.progress import Progress
 from sdtrain.training.ranks import Ranks
 
 LONGEST = 1000  # characters of a foreign error's message
-INTERRUPTED = (130, 143)  # exit codes
 
 
 class RunError(UserError):
@@ -62,6 +61,10 @@ class Run:
         seen = self.progress.images_seen
         status = Status(state, os.getpid(), seen, exit_code, peak_memory_mb(), command)
         write_status(self.folder, status)
+
+    def take_over(self) -> None:
+        """The folder's earlier run goes on in this process."""
+        self.owned = True
 
     @property
     def is_orphaned(self) -> bool:
@@ -98,13 +101,17 @@ def outcome_recorded(run: Run) -> Iterator[None]:
         run.write_status("diverged" if diverged else "failed", mistake.exit_code)
         # A folder that holds another run stays as it is.
         log = run.folder.error_log(global_rank()) if global_rank() or run.owned else None
-        raise _with_log(mistake, log) from error
+        _write_log(mistake, log)
+        if mistake is error:
+            raise
+        raise mistake from error
     except Exception as error:
         failure = _as_run_error(error, run)
         interrupted = failure.exit_code in INTERRUPTED
         run.write_status("interrupted" if interrupted else "failed", failure.exit_code)
         failure.aloud = global_rank() == 0 or run.is_orphaned
-        raise _with_log(failure, run.folder.error_log(global_rank())) from error
+        _write_log(failure, run.folder.error_log(global_rank()))
+        raise failure from error
     finally:
         if run.ranks:
             run.ranks.finish()
@@ -112,7 +119,7 @@ def outcome_recorded(run: Run) -> Iterator[None]:
 
 def _as_user_error(error: UserError | OmegaConfBaseException) -> UserError:
     if isinstance(error, OmegaConfBaseException):
-        return UserError(hydra_paragraph(error, list))
+        return as_user_error(error, list)
     if "DataLoader worker" in str(error):
         # A loader's worker hands its error on with its traceback before it.
         message = str(error).rpartition(f"{type(error).__name__}: ")[2]
@@ -130,17 +137,17 @@ def _as_run_error(error: Exception, run: Run) -> UserError:
             remedy="Lower data.num_workers, and go on with resume=auto "
             f"hydra.run.dir={str(run.folder.path)!r}.",
         )
+    code = 1
+    message = f"{type(error).__name__}: {error}"
     if run.ranks:
         code, message = run.ranks.explain(error)
-    else:
-        code, message = 1, f"{type(error).__name__}: {error}"
     return RunError(" ".join(message.split())[:LONGEST], code)
 
 
-def _with_log(error: UserError, log: Path | None) -> UserError:
-    """The error, with the file in which its traceback lies: the command names it."""
-    error.log = write_traceback(log, str(error)) if log is not None else None
-    return error
+def _write_log(error: UserError, log: Path | None) -> None:
+    """Writes the traceback to `log`, and its place onto the error: the command names it."""
+    if log is not None:
+        error.log = write_traceback(log, str(error))
 
 
 def peak_memory_mb() -> int:

@@ -7,16 +7,16 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from sdtrain.config.compose import compose_config
-from sdtrain.config.draft import check_draft
+from sdtrain.config.draft import Draft
 from sdtrain.config.trusted import renewed
 from sdtrain.console import global_rank
-from sdtrain.errors import StorageError, UserError
+from sdtrain.errors import UserError
 from sdtrain.redaction import redacted
 from sdtrain.runs.checkpoint import read_config, read_weights
 from sdtrain.runs.layout import RunFolder
 from sdtrain.runs.manifest import newest_whole, published, set_aside
 from sdtrain.runs.resume import compare_configs, is_below, listed
+from sdtrain.runs.start import nothing_to_resume
 from sdtrain.runs.status import read_status
 from sdtrain.training.outcome import Run
 from sdtrain.training.parts import Parts
@@ -32,16 +32,10 @@ def checkpoint_to_resume(run: Run, plan: Plan, parts: Parts, config: str) -> Pat
 
     config: this run's yaml. Newer checkpoints that are not whole are set aside.
     """
-    resume = plan.draft.config["resume"]
-    found = published(run.folder.path)
+    resume = plan.draft.resume
     if resume == "never":
-        if found:
-            raise UserError(
-                f"{run.folder.path} already holds a run",
-                key="resume",
-                remedy="Set resume=auto to go on with it, or another hydra.run.dir.",
-            )
         return None
+    found = published(run.folder.path)
     newest, passed_over = newest_whole(run.folder.path)
     for line in passed_over:
         run.console.print(line, soft_wrap=True)
@@ -51,33 +45,17 @@ def checkpoint_to_resume(run: Run, plan: Plan, parts: Parts, config: str) -> Pat
         raise nothing_to_resume(run.folder, resume)
     else:
         run.console.print("resume=auto: there is nothing to resume, the run starts anew.")
-    run.owned = True
+    run.take_over()
     if global_rank() == 0:
         last = -1 if newest is None else int(newest.name)
         set_aside([folder for folder in found if int(folder.name) > last])
     return newest
 
 
-def nothing_to_resume(folder: RunFolder, resume: str) -> UserError:
-    """Why there is no checkpoint to go on from."""
-    count = len(published(folder.path))
-    if count:
-        return StorageError(
-            f"resume={resume}, but none of the {count} checkpoints in {folder.path} is whole",
-            key="hydra.run.dir",
-            remedy="Restore one, or set another hydra.run.dir.",
-        )
-    return UserError(
-        f"resume={resume}, but there is no whole checkpoint in {folder.path}",
-        key="resume",
-        remedy="Set hydra.run.dir to the run, or resume=auto to start anew.",
-    )
-
-
 def _print_resume(run: Run, plan: Plan, parts: Parts, checkpoint: Path, config: str) -> None:
     """Says what has changed since the checkpoint, or refuses it."""
     new = OmegaConf.to_container(OmegaConf.create(config))
-    allowed = plan.draft.config["resume_allow"]
+    allowed = plan.draft.resume_allow
     for line in applied_changes(checkpoint, new, parts.module, allowed):
         run.console.print(line, soft_wrap=True)
     run.console.print(f"Going on from {checkpoint}", soft_wrap=True)
@@ -139,22 +117,20 @@ def check_weights(checkpoint: Path, module: torch.nn.Module) -> None:
             )
 
 
-def newest_unfinished(overrides: list[str]) -> Path | None:
+def newest_unfinished(draft: Draft) -> Path | None:
     """The newest run under runs/ of the same name, with a checkpoint, that has not finished and
-    that this configuration may go on with. None too where the configuration is refused: the run
-    itself reports it.
+    that this configuration may go on with. None too where a plan cannot be made of it: the run
+    itself reports that.
     """
-    config = compose_config("train", overrides)
-    words = [word for word in overrides if not word.startswith("hydra.")]
     try:
-        plan = make_plan(check_draft(config, words))
+        plan = make_plan(draft)
     except UserError:
         return None
     wanted = redacted(plan.config)
-    statuses = Path("runs", config["name"]).glob(f"*/{RunFolder(Path()).status.name}")
+    statuses = Path("runs", wanted["name"]).glob(f"*/{RunFolder(Path()).status.name}")
     for status in sorted(statuses, key=lambda path: path.stat().st_mtime, reverse=True):
         run = RunFolder(status.parent)
-        if (_has_checkpoint(run)) and _may_go_on(run, wanted, config["resume_allow"]):
+        if _has_checkpoint(run) and _may_go_on(run, wanted, draft.resume_allow):
             return run.path.resolve()
     return None
 

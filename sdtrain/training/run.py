@@ -1,7 +1,6 @@
 """One training run, from its checked configuration to its last picture."""
 
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 from rich.console import Console
@@ -10,11 +9,10 @@ from sdtrain.config.build import build
 from sdtrain.config.draft import Draft
 from sdtrain.console import UnbreakableStdout, global_rank, warn
 from sdtrain.runs.layout import RunFolder
-from sdtrain.runs.lock import only_run
 from sdtrain.training.callbacks.assembly import build_callbacks
-from sdtrain.training.callbacks.order import ordered_callbacks
+from sdtrain.training.callbacks.order import make_ranks, ordered_callbacks
 from sdtrain.training.checkpoint_io import FolderIO
-from sdtrain.training.environment import forget_launcher, quiet_libraries
+from sdtrain.training.environment import be_rank_zero, quiet_libraries
 from sdtrain.training.first_stage import train_first
 from sdtrain.training.loggers.media import close_logger, make_logger
 from sdtrain.training.outcome import Run, outcome_recorded
@@ -27,8 +25,10 @@ from sdtrain.training.trainer import check_devices, make_trainer
 
 
 def train(draft: Draft, run_dir: Path) -> None:
-    """The only run in its folder. Raises UserError or Interrupted where it does not finish;
-    status.json says so too.
+    """One run, whose folder the caller has locked.
+
+    Raises UserError or Interrupted where it does not finish; once it has begun, status.json says
+    so too.
     """
     quiet_libraries()
     sys.stdout = UnbreakableStdout(sys.stdout)
@@ -37,14 +37,12 @@ def train(draft: Draft, run_dir: Path) -> None:
     terminal = {"quiet": global_rank() > 0, "force_terminal": sys.stdout.isatty()}
     console = Console(markup=False, highlight=False, **terminal)
     if draft.is_one_process:
-        forget_launcher()
-    progress = Progress(draft.config["data"]["batch_size"], draft.trainer.max_images)
-    lock = only_run(run_dir, console.print) if global_rank() == 0 else nullcontext()
-    with lock:
-        plan = make_plan(draft)  # what is refused leaves nothing behind
-        run = Run(RunFolder(run_dir), progress, console)
-        with outcome_recorded(run):
-            train_plan(plan, run)
+        be_rank_zero()
+    plan = make_plan(draft)
+    progress = Progress(plan.config["data"]["batch_size"], draft.trainer.max_images)
+    run = Run(RunFolder(run_dir), progress, console)
+    with outcome_recorded(run):
+        train_plan(plan, run)
 
 
 def train_plan(plan: Plan, run: Run) -> None:
@@ -74,12 +72,13 @@ def train_plan(plan: Plan, run: Run) -> None:
     checkpoint_io = FolderIO(
         config=config, keep=kept.keep, max_failed_saves=kept.max_failed_saves, report=warn
     )
+    run.ranks = make_ranks(plan, run, config)
     trainer = make_trainer(
         settings,
         strategy=strategy,
         batch_size=run.progress.batch_size,
         logger=logger,
-        callbacks=ordered_callbacks(plan, run, callbacks, config),
+        callbacks=ordered_callbacks(plan, run, callbacks),
         run_dir=run.folder.path,
         checkpoint_io=checkpoint_io,
     )

@@ -13,12 +13,12 @@ import time
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
+from reading import unfinished_by
 
 from sdtrain.config.overrides import prepared
 from sdtrain.paths import find_folder
 from sdtrain.runs.manifest import published
 from sdtrain.training import first_stage  # noqa: F401  patched by `before`
-from sdtrain.training.resume import newest_unfinished
 
 PROMPT = """a "large" red star, [on] {blue}: it's 50% = ${x} \\ ok, 星 🎨"""
 QUICK = ["num_images=1", "steps=2", "accelerator=cpu"]
@@ -398,7 +398,7 @@ def test_a_first_stage_ends_with_its_parent_and_is_gone_on_with(
             return
         running.until(lambda: json.loads(stage.read_text())["state"] == "interrupted", 60)
         monkeypatch.chdir(tmp_path)
-        assert newest_unfinished(words) == run
+        assert unfinished_by(words) == run
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

@@ -1,6 +1,7 @@
 """What can be refused without torch is refused before it is imported; checking changes nothing."""
 
 import copy
+import os
 import subprocess
 import sys
 
@@ -39,6 +40,10 @@ REFUSED_WITHOUT_TORCH = [
     "resume=maybe",
     "resume_allow=[weightin]",
     "hydra.run.dir=",
+    "resume=auto trainer.max_images=0",
+    "resume=auto tariner.max_images=1",
+    "resume=must hydra.run.dir=nothing",
+    "trainer._target_=torch.optim.AdamW",
 ]
 
 
@@ -49,6 +54,22 @@ def test_refused_before_torch_is_imported(tmp_path, words):
     assert ended.stdout.split() == ["2", "False"], ended.stderr
     assert len(ended.stderr.strip().splitlines()) == 1
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
+def test_a_folder_of_another_run_is_refused_before_torch_is_imported(tiny_run, tmp_path):
+    command = [sys.executable, "-c", AFTERWARDS, f"hydra.run.dir={tiny_run}"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert ended.stdout.split() == ["2", "False"], ended.stderr
+    assert "already holds a run" in ended.stderr
+
+
+def test_a_task_of_a_scheduler_is_told_too(tmp_path):
+    """A single process prints its paragraph, whatever rank its launcher calls it."""
+    command = [sys.executable, "-c", AFTERWARDS, "trainer.max_images=0"]
+    given = {"capture_output": True, "text": True, "cwd": tmp_path, "check": True}
+    ended = subprocess.run(command, env=os.environ | {"SLURM_PROCID": "1"}, **given)
+    assert ended.stdout.split() == ["2", "False"]
+    assert "trainer.max_images=0 must be at least 1." in ended.stderr
 
 
 @pytest.mark.parametrize("word", ["optimizer.lr=abc", "steps=2000", "callbacks.ema.decay=2"])

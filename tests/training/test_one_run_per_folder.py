@@ -68,10 +68,9 @@ def test_a_run_that_is_under_way_is_left_alone(start, here, tiny, tmp_path):
 TOGETHER = """
 import contextlib, sys
 from sdtrain.commands import train
-from sdtrain.training import run
 
 if sys.argv.pop(1) == "unlocked":
-    run.only_run = lambda folder, report: contextlib.nullcontext()
+    train.only_run = lambda folder, report: contextlib.nullcontext()
 print("ready", flush=True)
 sys.stdin.readline()
 train.main()

@@ -16,7 +16,7 @@ from random import Random
 import pytest
 import torch
 from lightning.pytorch.strategies import Strategy
-from reading import numbers
+from reading import numbers, unfinished_by
 from torch import Tensor
 
 from sdtrain.runs.manifest import newest_whole, published
@@ -26,7 +26,6 @@ from sdtrain.training.callbacks.ema import EMACallback
 from sdtrain.training.callbacks.validation import Validation
 from sdtrain.training.datamodule import DataModule
 from sdtrain.training.diffusion_module import DiffusionModule
-from sdtrain.training.resume import newest_unfinished
 
 
 @pytest.fixture
@@ -115,8 +114,8 @@ def test_an_unfinished_run_is_found_again_with_what_is_allowed(
         json.dumps(json.loads((run / "status.json").read_text()) | {"state": "interrupted"})
     )
     monkeypatch.chdir(tmp_path)
-    assert newest_unfinished(tiny("schedule=linear")) is None
-    assert newest_unfinished(tiny("schedule=linear", "resume_allow=[schedule]")) == run
+    assert unfinished_by(tiny("schedule=linear")) is None
+    assert unfinished_by(tiny("schedule=linear", "resume_allow=[schedule]")) == run
 
 
 # The default experiment, shorter: 12 steps of two micro-batches, three epochs.

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from reading import numbers, same, status
 
+from sdtrain.commands import train as train_command
 from sdtrain.runs.manifest import damage, published
 from sdtrain.training import run as training_run
 
@@ -241,7 +242,7 @@ def test_one_process_is_rank_0_whatever_has_started_it(here, tiny, tmp_path, mon
     """
     monkeypatch.setenv("SLURM_PROCID", "1")
     if not guarded:
-        monkeypatch.setattr(training_run, "forget_launcher", lambda: None)
+        monkeypatch.setattr(train_command, "forget_launcher", lambda: None)
     assert (
         here(
             "sdtrain",

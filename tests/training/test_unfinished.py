@@ -4,9 +4,7 @@ import json
 import shutil
 
 import pytest
-from reading import status
-
-from sdtrain.training.resume import newest_unfinished
+from reading import status, unfinished_by
 
 NETWORK = """
 import torch
@@ -42,7 +40,7 @@ def unfinished(tiny_run, tmp_path, monkeypatch):
     ],
 )
 def test_an_unfinished_run_is_found_again(tiny, unfinished, word):
-    assert newest_unfinished(tiny(word)) == unfinished
+    assert unfinished_by(tiny(word)) == unfinished
 
 
 @pytest.mark.parametrize(
@@ -62,23 +60,23 @@ def test_an_unfinished_run_is_found_again(tiny, unfinished, word):
 )
 def test_a_run_that_could_not_be_gone_on_with_is_not_found(tiny, unfinished, word):
     """What resume would refuse is another run: then resume=auto starts anew."""
-    assert newest_unfinished(tiny(word)) is None
+    assert unfinished_by(tiny(word)) is None
 
 
 @pytest.mark.parametrize("name", ["status.json", "config.yaml"])
 @pytest.mark.parametrize("content", [b"", b"[1]", b"\xff\xfe", b"a: [", b"{}"])
 def test_a_run_whose_files_are_broken_is_not_found(tiny, unfinished, name, content):
     (unfinished / name).write_bytes(content)
-    assert newest_unfinished(tiny()) is None
+    assert unfinished_by(tiny()) is None
 
 
 def test_a_finished_run_and_one_without_a_checkpoint_are_not_found(tiny, unfinished):
     (unfinished / "status.json").write_text(json.dumps(status(unfinished) | {"state": "finished"}))
-    assert newest_unfinished(tiny()) is None
+    assert unfinished_by(tiny()) is None
     (unfinished / "status.json").write_text(json.dumps(status(unfinished) | {"state": "failed"}))
-    assert newest_unfinished(tiny()) == unfinished
+    assert unfinished_by(tiny()) == unfinished
     shutil.rmtree(unfinished / "checkpoints")
-    assert newest_unfinished(tiny()) is None
+    assert unfinished_by(tiny()) is None
 
 
 @pytest.mark.slow

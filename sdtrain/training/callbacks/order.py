@@ -13,10 +13,24 @@ from sdtrain.training.ranks import Ranks
 from sdtrain.training.stopping import Stopping
 
 
-def ordered_callbacks(
-    plan: Plan, run: Run, callbacks: CallbackSet, config: str
-) -> list[L.Callback]:
-    """config: the run's yaml, which has to be the same on all ranks."""
+def make_ranks(plan: Plan, run: Run, config: str) -> Ranks | None:
+    """Who watches the ranks, where there may be several. config: the run's yaml, which has to be
+    the same on all of them.
+    """
+    if plan.draft.is_one_process:
+        return None
+    return Ranks(
+        rank=global_rank(),
+        timeout=plan.config["strategy"]["timeout"],
+        run_dir=run.folder.path,
+        config=config,
+        compare=refuse_different_ranks,
+        leave=run.leave,
+    )
+
+
+def ordered_callbacks(plan: Plan, run: Run, callbacks: CallbackSet) -> list[L.Callback]:
+    """Who watches the ranks and the average first, what ends a step last."""
     stopping = Stopping(
         signals=run.signals,
         max_minutes=plan.draft.trainer.max_minutes,
@@ -29,16 +43,5 @@ def ordered_callbacks(
         progress=run.progress,
     )
     bar = ProgressBar(metrics_log=callbacks.metrics_log, console=run.console)
-    ordered = [callbacks.ema] if callbacks.ema else []
-    ordered += [callbacks.metrics_log, bar, *callbacks.looking, stopping, checkpoints]
-    if not plan.draft.is_one_process:
-        run.ranks = Ranks(
-            rank=global_rank(),
-            timeout=plan.config["strategy"]["timeout"],
-            run_dir=run.folder.path,
-            config=config,
-            compare=refuse_different_ranks,
-            leave=run.leave,
-        )
-        ordered.insert(0, run.ranks)
-    return ordered
+    first = [callback for callback in (run.ranks, callbacks.ema) if callback is not None]
+    return [*first, callbacks.metrics_log, bar, *callbacks.looking, stopping, checkpoints]
