@@ -13,6 +13,7 @@ from sdtrain.files import check_writable
 from sdtrain.generation.drawing import Drawing, Request
 from sdtrain.generation.generate import generate
 from sdtrain.latent_diffusion import LatentDiffusion
+from sdtrain.runs.layout import PictureFolder
 
 
 def sample(config: SampleConfig, model: LatentDiffusion, drawing: Drawing, image_size: int) -> int:
@@ -36,7 +37,7 @@ def write_samples(
 
     images: [N, 3, H, W] in [-1, 1].
     """
-    folder = Path(config.output)
+    folder = PictureFolder(Path(config.output))
     settings = {
         "steps": config.steps,
         "guidance_scale": config.guidance_scale,
@@ -46,11 +47,11 @@ def write_samples(
     }
     for number, (request, image) in enumerate(zip(requests, images, strict=True)):
         asked = {key: value for key, value in vars(request).items() if key == "seed" or value}
-        path = folder / f"{number:05d}-seed{request.seed}.png"
+        path = folder.picture(number, request.seed)
         pictures.write_png(pictures.picture(image), path, asked | settings)
     # A row for each prompt, as long as that is no long row.
     columns = config.num_images if 1 < config.num_images <= 8 else 4
-    pictures.write_png(pictures.grid(images, titles, columns), folder / "grid.png", settings)
+    pictures.write_png(pictures.grid(images, titles, columns), folder.grid, settings)
 
 
 def requests_of(config: SampleConfig, conditioner: Conditioner) -> list[Request]:
