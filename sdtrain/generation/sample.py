@@ -57,9 +57,16 @@ def write_samples(
 def requests_of(config: SampleConfig, conditioner: Conditioner) -> list[Request]:
     """num_images pictures of each prompt or label, each with the seeds seed, seed + 1, ...
 
-    Raises UserError where a condition that the model reads is missing, and where one is given that
-    it does not read.
+    Raises UserError where a condition that the model reads is missing or cannot be given, and where
+    one is given that it does not read.
     """
+    if "depth" in conditioner.reads:
+        raise UserError(
+            "This model reads a depth map for each picture, and sdtrain-sample can give it none",
+            key="checkpoint",
+            remedy="Draw it while it trains, where the data bring depth maps, or give another "
+            "checkpoint.",
+        )
     prompts = as_list(config.prompt)
     labels = as_list(config.label)
     _check_prompts(config, prompts, conditioner.reads)
