@@ -143,7 +143,8 @@ class Optimisation:
 class OptimisedModule(L.LightningModule):
     """What both modules leave to their `optimisation`.
 
-    A subclass calls `note_losses` in each training_step, and `start` gives it the run's progress.
+    A subclass sets `optimisation` and the run's `progress` as it is made, and calls `note_losses`
+    in each training_step.
     """
 
     optimisation: Optimisation
