@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn, TextIO
 
 from sdtrain.errors import UserError
+from sdtrain.files import write_text
 from sdtrain.redaction import redacted
 
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
@@ -72,7 +73,7 @@ def write_traceback(log: Path, message: str) -> Path | None:
     if not os.access(log.parent, os.W_OK):
         return None
     try:
-        log.write_text(redacted(f"{message}\n\n{trace}"), encoding="utf-8")
+        write_text(log, redacted(f"{message}\n\n{trace}"))
     except OSError:  # a full disk has no room for this either
         return None
     return log

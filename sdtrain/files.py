@@ -13,6 +13,9 @@ from pathlib import Path
 
 from sdtrain.errors import StorageError
 
+OLD = ".old.tmp"
+"""Ends the name of a folder while another takes its place."""
+
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
@@ -32,7 +35,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """The same for a folder of files, which replaces one that is there. Raises OSError; then
-    `folder` is as it was.
+    `folder` is as it was, or the new one where only the last flush of its place failed.
     """
     beside = _beside(folder)
     try:
@@ -65,8 +68,21 @@ def removed_if_empty(folder: Path) -> Iterator[None]:
             folder.rmdir()
 
 
+def restore_replaced(folder: Path) -> None:
+    """Gives the folders in `folder` their names back that a writer had renamed when it died, before
+    the new one was in place.
+    """
+    for old in folder.glob(f".*{OLD}"):
+        replaced = old.with_name(old.name.removeprefix(".").removesuffix(OLD))
+        if not replaced.exists():
+            old.rename(replaced)
+
+
 def remove_left_overs(folder: Path) -> None:
-    """Removes what writers that died have left in `folder`."""
+    """Removes what writers that died have left in `folder`, but no folder that they were about to
+    replace: see `restore_replaced`.
+    """
+    restore_replaced(folder)
     for path in folder.glob(".*.tmp"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -107,12 +123,18 @@ def _fsync(path: Path) -> None:
 
 
 def _replace_folder(new: Path, folder: Path) -> None:
-    """A folder cannot be renamed onto one that holds files: the old one steps aside first."""
+    """A folder cannot be renamed onto one that holds files: the old one is renamed first, and gets
+    its name back where the new one cannot take it. Raises OSError; then `folder` is as it was.
+    """
     if not folder.exists():
         new.rename(folder)
         return
-    old = folder.with_name(f".{folder.name}.old.tmp")
+    old = folder.with_name(f".{folder.name}{OLD}")
     shutil.rmtree(old, ignore_errors=True)
     folder.rename(old)
-    new.rename(folder)
-    shutil.rmtree(old)
+    try:
+        new.rename(folder)
+    except BaseException:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

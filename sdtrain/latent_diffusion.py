@@ -146,5 +146,5 @@ class LatentDiffusion(nn.Module):
 
     def denoiser(self, conditioning: Conditioning) -> Denoiser:
         """What a sampler sees of the model."""
-        schedule, prediction = self.objective.schedule, self.objective.prediction
-        return Denoiser(self.network(conditioning), schedule, prediction)
+        objective = self.objective
+        return Denoiser(self.network(conditioning), objective.schedule, objective.prediction)

@@ -1,6 +1,7 @@
 """A module imports only from lower lines; rooms on one line do not import each other."""
 
 import ast
+import itertools
 import re
 import subprocess
 import sys
@@ -60,11 +61,11 @@ def imported(tree: ast.AST, module: str, is_package: bool) -> Iterator[tuple[int
             yield from ((node.lineno, f"{origin}.{alias.name}") for alias in node.names)
 
 
-def violations(sources: dict[str, str]) -> list[str]:
-    """sources: path below the package -> text. One line for each import that goes up or sideways,
-    or out of a room that is not on the list.
+def imports(sources: dict[str, str]) -> Iterator[tuple[str, str | None, str, str]]:
+    """(place, room that imports, room that is imported, dotted name) of every import between rooms.
+
+    sources: path below the package -> text. The room that imports is None for the package itself.
     """
-    found = []
     for path, text in sources.items():
         parts = Path(path).with_suffix("").parts
         is_package = parts[-1] == "__init__"
@@ -74,13 +75,18 @@ def violations(sources: dict[str, str]) -> list[str]:
             there = room_of(name)
             if there is None or there == here or (here is not None and there == "__version__"):
                 continue
-            if (
-                here is None
-                or here not in HEIGHT
-                or there not in HEIGHT
-                or HEIGHT[there] >= HEIGHT[here]
-            ):
-                found.append(f"sdtrain/{path}:{line} imports {name}")
+            yield f"sdtrain/{path}:{line}", here, there, name
+
+
+def violations(sources: dict[str, str]) -> list[str]:
+    """sources: path below the package -> text. One line for each import that goes up or sideways,
+    or out of a room that is not on the list.
+    """
+    found = []
+    for place, here, there, name in imports(sources):
+        known = here in HEIGHT and there in HEIGHT
+        if not known or HEIGHT[there] >= HEIGHT[here]:
+            found.append(f"{place} imports {name}")
     return found
 
 
@@ -244,3 +250,74 @@ def test_the_map_of_the_rooms_is_that_of_the_imports():
             {name.removesuffix(".py").strip("/") for name in re.findall(r"`([^`]+)`", line)}
         )
     assert drawn == LINES
+
+
+# The diagram of the rooms
+
+SMALL = set().union(*LINES[HEIGHT["commands"] - HEIGHT["plots"] :])
+"""Single files at the bottom, which nearly every room imports: they are not drawn."""
+
+Edge = tuple[str, str]
+
+
+def reachable(room: str, edges: set[Edge]) -> set[str]:
+    """The rooms to which a way of one edge or several leads."""
+    found = set()
+    waiting = [room]
+    while waiting:
+        start = waiting.pop()
+        for above, below in edges:
+            if above == start and below not in found:
+                found.add(below)
+                waiting.append(below)
+    return found
+
+
+def reduced(edges: set[Edge]) -> set[Edge]:
+    """The transitive reduction: without the edges that a longer way stands for."""
+    kept = set()
+    for above, below in edges:
+        others = {end for start, end in edges if start == above} - {below}
+        if not any(below in reachable(other, edges) for other in others):
+            kept.add((above, below))
+    return kept
+
+
+def edges_of_the_imports(sources: dict[str, str]) -> set[Edge]:
+    edges = {(here, there) for _, here, there, _ in imports(sources)}
+    return reduced({edge for edge in edges if not SMALL & set(edge)})
+
+
+def drawn_edges(page: str) -> set[Edge]:
+    """The arrows of a page's mermaid diagram: "a & b --> c --> d" are a to c, b to c and c to d."""
+    diagram = re.search(r"```mermaid\n(.*?)```", page, flags=re.DOTALL)[1]
+    edges = set()
+    for line in diagram.splitlines():
+        groups = [group.replace(" ", "").split("&") for group in line.split("-->")]
+        for above, below in itertools.pairwise(groups):
+            edges.update(itertools.product(above, below))
+    return edges
+
+
+def test_the_diagram_of_the_rooms_is_that_of_the_imports():
+    """sdtrain/README.md draws every edge that is needed, and no other."""
+    assert drawn_edges(README) == edges_of_the_imports(sources())
+
+
+def test_a_diagram_with_another_edge_is_seen():
+    """Its twin: an import that is not drawn, and an arrow without an import."""
+    expected = edges_of_the_imports(sources())
+    more = {"models/made_up.py": "from sdtrain.schedules import Schedule"}
+    assert edges_of_the_imports(sources() | more) - expected == {("models", "schedules")}
+    wrong = README.replace("flowchart TD\n", "flowchart TD\n    latent_diffusion --> models\n")
+    assert drawn_edges(wrong) - expected == {("latent_diffusion", "models")}
+
+
+def test_an_edge_that_a_longer_way_stands_for_is_left_out():
+    made_up = {
+        "training/made_up.py": "from sdtrain.config import build\nfrom sdtrain.runs import status",
+        "config/made_up.py": "from sdtrain.runs import status\nfrom sdtrain import errors",
+    }
+    assert edges_of_the_imports(made_up) == {("training", "config"), ("config", "runs")}
+    page = "```mermaid\nflowchart TD\n    a & b --> c --> d\n```"
+    assert drawn_edges(page) == {("a", "c"), ("b", "c"), ("c", "d")}

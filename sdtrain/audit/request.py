@@ -70,8 +70,14 @@ def read_request(words: list[str]) -> AuditRequest:
     combinations = []
     for varying, overrides in expand(choices):
         combinations.append(_combination(varying, overrides))
-    without_effect = [key for key in typed_keys(choices) if key.partition(".")[0] not in READ]
-    return AuditRequest(combinations, output, sorted(without_effect))
+    return AuditRequest(combinations, output, sorted(_without_effect(typed_keys(choices))))
+
+
+def _without_effect(typed: Iterable[str]) -> list[str]:
+    """The keys that only a run reads; those of Hydra, such as its searchpath, say where to look for
+    the others.
+    """
+    return [key for key in typed if key.partition(".")[0] not in {*READ, "hydra"}]
 
 
 def expand(words: Iterable[str]) -> list[tuple[str, list[str]]]:

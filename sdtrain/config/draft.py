@@ -15,6 +15,7 @@ from sdtrain.config.schema import (
     micro_batch,
 )
 from sdtrain.errors import UserError
+from sdtrain.runs.layout import FIRST_STAGE_AUTOENCODER
 from sdtrain.runs.resume import flat
 from sdtrain.runs.start import Resume
 
@@ -171,7 +172,7 @@ def _place_first_stage(config: dict, typed: set[str]) -> None:
     if typed & {"model.autoencoder.path", "model/autoencoder"}:
         config["first_stage"] = None
     else:
-        config["model"]["autoencoder"]["path"] = "first_stage/autoencoder"
+        config["model"]["autoencoder"]["path"] = FIRST_STAGE_AUTOENCODER
 
 
 def _check_loader(data: dict, typed: set[str]) -> None:

@@ -283,6 +283,7 @@ def write_folder(data: Emoji, folder: Path, image_size: int | None = None) -> No
         raise UserError(
             f"The folder {str(folder)!r} is there and is not empty; "
             "the emoji need a new or empty one",
+            key="FOLDER",
             remedy="Name another.",
         )
     folder.mkdir(parents=True, exist_ok=True)

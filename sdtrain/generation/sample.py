@@ -13,6 +13,7 @@ from sdtrain.files import check_writable
 from sdtrain.generation.drawing import Drawing, Request
 from sdtrain.generation.generate import generate
 from sdtrain.latent_diffusion import LatentDiffusion
+from sdtrain.runs.layout import PictureFolder
 
 
 def sample(config: SampleConfig, model: LatentDiffusion, drawing: Drawing, image_size: int) -> int:
@@ -36,7 +37,7 @@ def write_samples(
 
     images: [N, 3, H, W] in [-1, 1].
     """
-    folder = Path(config.output)
+    folder = PictureFolder(Path(config.output))
     settings = {
         "steps": config.steps,
         "guidance_scale": config.guidance_scale,
@@ -46,19 +47,26 @@ def write_samples(
     }
     for number, (request, image) in enumerate(zip(requests, images, strict=True)):
         asked = {key: value for key, value in vars(request).items() if key == "seed" or value}
-        path = folder / f"{number:05d}-seed{request.seed}.png"
+        path = folder.picture(number, request.seed)
         pictures.write_png(pictures.picture(image), path, asked | settings)
     # A row for each prompt, as long as that is no long row.
     columns = config.num_images if 1 < config.num_images <= 8 else 4
-    pictures.write_png(pictures.grid(images, titles, columns), folder / "grid.png", settings)
+    pictures.write_png(pictures.grid(images, titles, columns), folder.grid, settings)
 
 
 def requests_of(config: SampleConfig, conditioner: Conditioner) -> list[Request]:
     """num_images pictures of each prompt or label, each with the seeds seed, seed + 1, ...
 
-    Raises UserError where a condition that the model reads is missing, and where one is given that
-    it does not read.
+    Raises UserError where a condition that the model reads is missing or cannot be given, and where
+    one is given that it does not read.
     """
+    if "depth" in conditioner.reads:
+        raise UserError(
+            "This model reads a depth map for each picture, and sdtrain-sample can give it none",
+            key="checkpoint",
+            remedy="Draw it while it trains, where the data bring depth maps, or give another "
+            "checkpoint.",
+        )
     prompts = as_list(config.prompt)
     labels = as_list(config.label)
     _check_prompts(config, prompts, conditioner.reads)

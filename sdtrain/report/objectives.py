@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from sdtrain.assemble.objective import build_objective
-from sdtrain.config.trusted import check_targets
+from sdtrain.config.trusted import is_ours, targets
 from sdtrain.diffusion.effective_weight import ComparedObjective, find_relations
 from sdtrain.errors import UserError
 from sdtrain.report import figures
@@ -50,7 +50,10 @@ def _objective(config: dict) -> ComparedObjective:
     for group in NEEDED:
         if "_target_" not in nodes[group]:
             raise UserError(f"its configuration has no {group}", key=group)
-    check_targets(nodes, [])
+    for group, node in nodes.items():
+        for target in targets(node):
+            if not is_ours(target):
+                raise UserError(f"{target} is not a part that sdtrain builds", key=group)
     objective = build_objective(nodes)
     return ComparedObjective(objective, nodes["prediction"], nodes["loss"], nodes["noise"])
 

@@ -5,6 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CONFIG = "config.yaml"
+CHECKPOINTS = "checkpoints"
+AUTOENCODER = "autoencoder"
+FIRST_STAGE = "first_stage"
+FIRST_STAGE_AUTOENCODER = f"{FIRST_STAGE}/{AUTOENCODER}"
+"""What a first stage leaves behind, as a path below the run that it was trained for."""
 DAMAGED = ".damaged"
 """Suffix of a checkpoint that was set aside."""
 
@@ -39,15 +44,35 @@ class RunFolder:
         """Grids, strips and single pictures drawn while training."""
         return self.path / "samples"
 
+    def sample(self, kind: str, images_seen: int | str) -> Path:
+        """A picture drawn at some point of the run; "*" for a pattern of all.
+
+        kind: "grid", "strip", ...
+        """
+        seen = f"{images_seen:09d}" if isinstance(images_seen, int) else images_seen
+        return self.samples / f"{kind}-{seen}.png"
+
     def pictures(self, images_seen: int | str) -> Path:
         """Single pictures side by side in their own pixels; "*" for a pattern of all."""
-        seen = f"{images_seen:09d}" if isinstance(images_seen, int) else images_seen
-        return self.samples / f"pictures-{seen}.png"
+        return self.sample("pictures", images_seen)
+
+    @property
+    def forward_row(self) -> Path:
+        """Forward diffusion of one training picture, drawn once."""
+        return self.samples / "forward.png"
 
     @property
     def validation(self) -> Path:
-        """IMAGES_SEEN.json: the error of every held-out picture at every noise level."""
+        """Records and plots of the noise-level validation."""
         return self.path / "validation"
+
+    def validation_record(self, images_seen: int) -> Path:
+        """The error of every held-out picture at every noise level."""
+        return self.validation / f"{images_seen:012d}.json"
+
+    def validation_plot(self, images_seen: int) -> Path:
+        """The same as curves, of the mean over the pictures."""
+        return self.validation_record(images_seen).with_suffix(".png")
 
     @property
     def evaluation(self) -> "EvaluationFolder":
@@ -56,7 +81,7 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINTS
 
     def checkpoint(self, images_seen: int) -> "CheckpointFolder":
         return CheckpointFolder(self.checkpoints / f"{images_seen:012d}")
@@ -64,12 +89,17 @@ class RunFolder:
     @property
     def first_stage(self) -> "RunFolder":
         """The run that trains this one's autoencoder, where it brings one along."""
-        return RunFolder(self.path / "first_stage")
+        return RunFolder(self.path / FIRST_STAGE)
 
     @property
     def autoencoder(self) -> Path:
         """The trained autoencoder in diffusers' layout, of a run that trains one."""
-        return self.path / "autoencoder"
+        return self.path / AUTOENCODER
+
+    @property
+    def autoencoder_config(self) -> Path:
+        """Where it is there, so is the whole autoencoder."""
+        return self.autoencoder / "config.json"
 
     @property
     def csv(self) -> Path:
@@ -143,6 +173,11 @@ class CheckpointFolder:
         return self.path / "manifest.json"
 
     @property
+    def images_seen(self) -> int:
+        """By the run, when it was saved."""
+        return int(self.path.name)
+
+    @property
     def run(self) -> RunFolder:
         return RunFolder(self.path.parent.parent)
 
@@ -160,6 +195,22 @@ class EvaluationFolder:
     def picture(self, metric: str, name: str = "") -> Path:
         """METRIC.png, or METRIC-NAME.png of a metric that draws several."""
         return self.path / (f"{metric}-{name}.png" if name else f"{metric}.png")
+
+
+@dataclass(frozen=True)
+class PictureFolder:
+    """What sdtrain-sample leaves behind."""
+
+    path: Path
+
+    @property
+    def grid(self) -> Path:
+        """All pictures in one, captioned."""
+        return self.path / "grid.png"
+
+    def picture(self, number: int, seed: int) -> Path:
+        """number: its place among the pictures of one call, from 0."""
+        return self.path / f"{number:05d}-seed{seed}.png"
 
 
 @dataclass(frozen=True)

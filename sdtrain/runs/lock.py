@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from sdtrain.errors import StorageError, UserError
+from sdtrain.files import restore_replaced
 from sdtrain.runs.layout import RunFolder
 
 
@@ -38,7 +39,8 @@ def left_behind(folder: Path) -> bool:
 def only_run(
     folder: Path, report: Callable[[str], None], key: str = "hydra.run.dir"
 ) -> Iterator[None]:
-    """Holds the lock of a run's folder, or a sweep's. A dead run's lock is free.
+    """Holds the lock of a run's folder, or a sweep's. A dead run's lock is free, and a checkpoint
+    that it was about to replace has its name back.
 
     Raises UserError where another process has it, which it names; StorageError where the folder
     cannot be written.
@@ -51,6 +53,8 @@ def only_run(
     try:
         file = _opened(path)
         _sign(file)
+        # Before anybody looks for the newest checkpoint.
+        restore_replaced(RunFolder(folder).checkpoints)
     except _HeldError as error:
         who = error.holder or "another process"
         raise UserError(

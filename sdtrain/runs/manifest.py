@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from sdtrain.errors import UserError
-from sdtrain.runs.layout import DAMAGED, CheckpointFolder, RunFolder
+from sdtrain.runs.layout import CHECKPOINTS, DAMAGED, CheckpointFolder, RunFolder
 
 
 def sha256_of(path: Path) -> str:
@@ -56,7 +56,7 @@ def published(run: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     found = [path for path in folder.iterdir() if path.is_dir() and path.name.isdigit()]
-    return sorted(found, key=lambda path: int(path.name))
+    return sorted(found, key=lambda path: CheckpointFolder(path).images_seen)
 
 
 def newest_whole(run: Path) -> tuple[Path | None, list[str]]:
@@ -86,7 +86,7 @@ def find_checkpoint(path: Path) -> Path:
     """
     resolved = path.expanduser().resolve()  # a name from inside the run leads to the run too
     is_checkpoint = CheckpointFolder(resolved).manifest.is_file()
-    if is_checkpoint or resolved.parent.name == RunFolder(resolved).checkpoints.name:
+    if is_checkpoint or resolved.parent.name == CHECKPOINTS:
         reason = damage(resolved)
         if reason:
             raise UserError(
@@ -98,7 +98,7 @@ def find_checkpoint(path: Path) -> Path:
         return resolved
     folder, passed_over = newest_whole(resolved)
     if folder is None:
-        reason = "is no run of sdtrain: checkpoints/ with a checkpoint in it is missing"
+        reason = f"is no run of sdtrain: {CHECKPOINTS}/ with a checkpoint in it is missing"
         if passed_over:
             reason = f"has no whole checkpoint, {passed_over[0]}"
         raise UserError(

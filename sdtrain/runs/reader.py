@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from sdtrain.errors import UserError
-from sdtrain.runs.layout import EvaluationFolder, RunFolder, SweepFolder
+from sdtrain.runs.layout import CONFIG, EvaluationFolder, RunFolder, SweepFolder
 from sdtrain.runs.lock import left_behind
 from sdtrain.runs.status import read_status
 
@@ -96,7 +96,7 @@ def _runs_in(folder: Path) -> list[Path]:
         arms = [path.parent for path in configs if path.parent != first_stage]
     if not arms:
         raise UserError(
-            f"{folder} holds no runs: a run has a config.yaml, a sweep has runs in it",
+            f"{folder} holds no runs: a run has a {CONFIG}, a sweep has runs in it",
             key="FOLDER",
             remedy="Give the folder that `sdtrain` has written.",
         )

@@ -20,6 +20,7 @@ from sdtrain.runs.checkpoint import (
     snapshot,
     write_checkpoint,
 )
+from sdtrain.runs.layout import CheckpointFolder
 from sdtrain.runs.manifest import damage, published
 
 RETRY_AFTER = 1.0  # seconds between the two attempts of a save
@@ -105,7 +106,7 @@ class FolderIO(CheckpointIO):
                 continue
             self.failure = None
             self.failures = 0
-            for old in published(folder.parent.parent)[: -self.keep]:
+            for old in published(CheckpointFolder(folder).run.path)[: -self.keep]:
                 shutil.rmtree(old, ignore_errors=True)
             return
         self.failures += 1

@@ -38,11 +38,15 @@ class CollateBlock:
     """
 
     def __init__(self, collate: Collate, rank: int, world: int) -> None:
-        self.collate, self.rank, self.world = collate, rank, world
+        self.collate = collate
+        self.rank = rank
+        self.world = world
 
     def __call__(self, items: list[tuple[Row, int]]) -> Batch:
-        rows, ordinals = [row for row, _ in items], [ordinal for _, ordinal in items]
-        return self.collate(rows, ordinals, ordinals[0] + (self.world - self.rank) * len(items))
+        rows = [row for row, _ in items]
+        ordinals = [ordinal for _, ordinal in items]
+        stream_end = ordinals[0] + (self.world - self.rank) * len(items)
+        return self.collate(rows, ordinals, stream_end)
 
 
 def ignore_signals(worker: int) -> None:

@@ -13,13 +13,13 @@ from sdtrain.training.progress import Progress
 MOST_NAMED = 8
 """Samples that the error names."""
 
-Row = tuple[int, float, float] | tuple[int, float]
+SampleLoss = tuple[int, float, float] | tuple[int, float]
 """(ordinal, loss, time) of a sample; an autoencoder's has no time."""
 
 
 @dataclass
-class Samples:
-    """A micro-batch on this rank.
+class MicroBatchLosses:
+    """The losses of a micro-batch on this rank.
 
     Tensors [B] on the device: ordinals int64, losses, and times, or None for an autoencoder.
     """
@@ -28,7 +28,7 @@ class Samples:
     losses: Tensor
     times: Tensor | None
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[SampleLoss]:
         columns = [self.ordinals, self.losses]
         if self.times is not None:
             columns.append(self.times)
@@ -37,7 +37,8 @@ class Samples:
 
 @dataclass
 class FinishedStep:
-    """An optimizer step: images seen after it, its numbers on the device, its micro-batches.
+    """An optimizer step: images seen after it, its numbers on the device, and the losses of its
+    micro-batches.
 
     loss: the sum over all its samples. norm: of its gradient before clipping.
     """
@@ -45,7 +46,7 @@ class FinishedStep:
     images_seen: int
     loss: Tensor
     norm: Tensor
-    micro_batches: list[Samples]
+    micro_batches: list[MicroBatchLosses]
 
 
 @dataclass
@@ -55,7 +56,7 @@ class BadStep:
     images_seen: int
     loss: float
     norm: float
-    micro_batches: list[Samples]
+    micro_batches: list[MicroBatchLosses]
 
 
 def bad_steps(steps: list[FinishedStep]) -> list[BadStep]:
@@ -108,11 +109,11 @@ def divergence(
     )
 
 
-def _samples_to_name(step: BadStep, world_size: int) -> list[Row]:
+def _samples_to_name(step: BadStep, world_size: int) -> list[SampleLoss]:
     """Samples on any rank whose own loss was not finite; if all were, any of them."""
-    own: list[Row] = []
-    for samples in step.micro_batches:
-        own += samples.rows()
+    own: list[SampleLoss] = []
+    for losses in step.micro_batches:
+        own += losses.rows()
     by_rank = [own]
     if world_size > 1:
         by_rank = [None] * world_size

@@ -36,7 +36,7 @@ SHARED_WORDS = (
 
 
 def first_stage_done(run: RunFolder) -> bool:
-    return (run.first_stage.autoencoder / "config.json").is_file()
+    return run.first_stage.autoencoder_config.is_file()
 
 
 def first_stage_command(config: dict, overrides: list[str], run: RunFolder) -> list[str]:

@@ -27,7 +27,8 @@ class Cosine:
     """
 
     def __init__(self, *, warmup_images: int, final_factor: float = 0.0) -> None:
-        self.warmup_images, self.final_factor = not_negative(warmup_images), final_factor
+        self.warmup_images = not_negative(warmup_images)
+        self.final_factor = final_factor
 
     def __call__(self, images_seen: int, max_images: int) -> float:
         if images_seen < self.warmup_images:
@@ -142,7 +143,8 @@ class Optimisation:
 class OptimisedModule(L.LightningModule):
     """What both modules leave to their `optimisation`.
 
-    A subclass calls `note_losses` in each training_step, and `start` gives it the run's progress.
+    A subclass sets `optimisation` and the run's `progress` as it is made, and calls `note_losses`
+    in each training_step.
     """
 
     optimisation: Optimisation

@@ -13,7 +13,7 @@ from sdtrain.console import global_rank
 from sdtrain.errors import UserError
 from sdtrain.redaction import redacted
 from sdtrain.runs.checkpoint import read_config, read_weights
-from sdtrain.runs.layout import RunFolder
+from sdtrain.runs.layout import CheckpointFolder, RunFolder
 from sdtrain.runs.manifest import newest_whole, published, set_aside
 from sdtrain.runs.resume import compare_configs, is_below, listed
 from sdtrain.runs.start import nothing_to_resume
@@ -47,8 +47,8 @@ def checkpoint_to_resume(run: Run, plan: Plan, parts: Parts, config: str) -> Pat
         run.console.print("resume=auto: there is nothing to resume, the run starts anew.")
     run.take_over()
     if global_rank() == 0:
-        last = -1 if newest is None else int(newest.name)
-        set_aside([folder for folder in found if int(folder.name) > last])
+        last = -1 if newest is None else CheckpointFolder(newest).images_seen
+        set_aside([each for each in found if CheckpointFolder(each).images_seen > last])
     return newest
 
 
@@ -59,7 +59,7 @@ def _print_resume(run: Run, plan: Plan, parts: Parts, checkpoint: Path, config: 
     for line in applied_changes(checkpoint, new, parts.module, allowed):
         run.console.print(line, soft_wrap=True)
     run.console.print(f"Going on from {checkpoint}", soft_wrap=True)
-    seen = int(checkpoint.name)
+    seen = CheckpointFolder(checkpoint).images_seen
     budget = run.progress.max_images
     if seen >= budget:
         run.console.print(
@@ -92,7 +92,7 @@ def _another_run(checkpoint: Path, config: dict, refused: dict, allowed: list[st
         differences += f"; data.sha256: {what} changed since the run began"
     groups = [*allowed, *(key.partition(".")[0] for key in refused)]
     to_allow = ",".join(dict.fromkeys(groups))
-    run = checkpoint.parent.parent
+    run = CheckpointFolder(checkpoint).run.path
     return UserError(
         f"The run in {run} cannot go on with another configuration ({differences})",
         key=next(iter(refused)),

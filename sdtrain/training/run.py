@@ -8,7 +8,7 @@ from rich.console import Console
 from sdtrain.config.build import build
 from sdtrain.config.draft import Draft
 from sdtrain.console import UnbreakableStdout, global_rank, warn
-from sdtrain.runs.layout import RunFolder
+from sdtrain.runs.layout import CheckpointFolder, RunFolder
 from sdtrain.training.callbacks.assembly import build_callbacks
 from sdtrain.training.callbacks.order import make_ranks, ordered_callbacks
 from sdtrain.training.checkpoint_io import FolderIO
@@ -65,7 +65,7 @@ def train_plan(plan: Plan, run: Run) -> None:
         plan.config, settings, run_dir=run.folder.path, data=parts.data, drawing=plan.drawing
     )
     write_config(run.folder, config)
-    resumed = int(checkpoint.name) if checkpoint else 0
+    resumed = CheckpointFolder(checkpoint).images_seen if checkpoint else 0
     logger = make_logger(plan.config, run.folder, config, resumed)
     strategy = build(plan.config["strategy"], "strategy")
     kept = plan.draft.checkpoint

@@ -90,5 +90,9 @@ def disable_lightning_signals(trainer: L.Trainer) -> None:
     loop = trainer.fit_loop.epoch_loop
     assert callable(connector.register_signal_handlers)
     assert callable(loop._broadcast_sigterm_tensor)
-    connector.register_signal_handlers = lambda: None
-    loop._broadcast_sigterm_tensor = lambda: None
+    connector.register_signal_handlers = _do_nothing
+    loop._broadcast_sigterm_tensor = _do_nothing
+
+
+def _do_nothing() -> None:
+    pass

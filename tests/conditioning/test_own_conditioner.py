@@ -75,6 +75,12 @@ def test_a_conditioner_of_ones_own_trains_and_draws(here, tiny, tmp_path, own):
             outputs.append(model.network(model.conditioner(inputs))(x, torch.zeros(2)))
     assert not torch.equal(*outputs)  # what it reads reaches the unet
 
+    out = tmp_path / "out"
+    words = [f"checkpoint={run}", "allow=[depth_of_mine]", "num_images=1", f"output={out}"]
+    refused = here("sdtrain-sample", *words)
+    assert refused.code == 2 and "a depth map" in refused.paragraph, refused.err
+    assert not out.exists()
+
 
 def test_its_run_is_not_built_from_without_being_trusted(here, tiny, tmp_path, own):
     run = tmp_path / "run"

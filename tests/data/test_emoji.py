@@ -116,8 +116,9 @@ def test_folder_reads_back(data, tmp_path):
         assert back.split(name).captions == data.split(name).captions
     difference = (back.split("train")[9, 0].image - data.split("train")[9, 0].image).abs()
     assert difference.mean() < 0.05  # bicubic there, Lanczos here
-    with pytest.raises(UserError, match="not empty"):
+    with pytest.raises(UserError, match="not empty") as refused:
         write_folder(data, tmp_path / "emoji")
+    assert refused.value.key == "FOLDER"
 
 
 def test_no_font_on_the_machine(monkeypatch):

@@ -208,3 +208,4 @@ def test_a_run_of_code_that_is_not_ours_is_compared_all_the_same(write, errors, 
     assert "2. b: " in report(sweep)
     text = (sweep / "report" / "report.md").read_text()
     assert re.search("b: its effective weight is not shown: .*os.abort", text)
+    assert "allow=" not in text  # sdtrain-report has no such key

@@ -59,6 +59,7 @@ def test_a_schedule_of_ones_own_is_audited(here, tmp_path, own):
     result = here("sdtrain-schedule", *own, "weighting=simple", f"output={tmp_path}/audit")
     assert result.code == 0, result.err
     (record,) = json.loads((tmp_path / "audit" / "schedules.json").read_text())
+    assert "No effect" not in result.out  # the searchpath is where the schedule was found
     assert record["log_snr_at_0"] == 6.0
     assert record["log_snr_at_1"] == -7.0
     assert record["terminal_snr"] == pytest.approx(math.exp(-7.0))

@@ -9,7 +9,7 @@ from torch import nn
 from sdtrain.errors import DivergedError
 from sdtrain.runs.checkpoint import read_trainer, read_weights
 from sdtrain.runs.manifest import damage
-from sdtrain.training.diverged import FinishedStep, Samples, bad_steps, divergence
+from sdtrain.training.diverged import FinishedStep, MicroBatchLosses, bad_steps, divergence
 from sdtrain.training.optimisation import Optimisation
 from sdtrain.training.progress import Progress, StepResult
 
@@ -126,8 +126,9 @@ def finished(images_seen: int, losses: list[float], times: list[float] | None) -
     """A step of one micro-batch, with ordinals up to images_seen and a gradient of norm 1."""
     loss = torch.tensor(losses)
     ordinals = torch.arange(images_seen - len(losses), images_seen)
-    samples = Samples(ordinals, loss, None if times is None else torch.tensor(times))
-    return FinishedStep(images_seen, loss.sum(), torch.ones(()), [samples])
+    drawn_times = None if times is None else torch.tensor(times)
+    micro_batch = MicroBatchLosses(ordinals, loss, drawn_times)
+    return FinishedStep(images_seen, loss.sum(), torch.ones(()), [micro_batch])
 
 
 @pytest.mark.parametrize(

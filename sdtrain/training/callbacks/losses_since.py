@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from sdtrain.training.callbacks.levels import by_level
-from sdtrain.training.diverged import FinishedStep, Samples
+from sdtrain.training.diverged import FinishedStep, MicroBatchLosses
 from sdtrain.training.progress import Progress
 from sdtrain.types import Batch
 
@@ -20,14 +20,14 @@ class LossesSinceLine:
         self.steps: list[FinishedStep] = []
         self._sum: Tensor | float = 0.0
         self._count = 0
-        self._micro_batches: list[Samples] = []
+        self._micro_batches: list[MicroBatchLosses] = []
         self._levels: Tensor | float = 0.0  # of an earlier process, since its last line
 
     def add_micro_batch(self, batch: Batch, progress: Progress) -> None:
         self._sum = self._sum + progress.per_sample.sum()
         self._count = self._count + len(batch.caption)
-        samples = Samples(batch.ordinal, progress.per_sample, progress.times)
-        self._micro_batches.append(samples)
+        losses = MicroBatchLosses(batch.ordinal, progress.per_sample, progress.times)
+        self._micro_batches.append(losses)
 
     def end_step(self, progress: Progress) -> None:
         step = progress.step
@@ -50,8 +50,8 @@ class LossesSinceLine:
         losses = []
         times = []
         for step in self.steps:
-            losses += [samples.losses for samples in step.micro_batches]
-            times += [samples.times for samples in step.micro_batches]
+            losses += [each.losses for each in step.micro_batches]
+            times += [each.times for each in step.micro_batches]
         schedule = module.model.objective.schedule
         own = self._levels + by_level(schedule, _joined(losses), _joined(times))
         return trainer.strategy.reduce(own.to(module.device), reduce_op="sum").cpu()

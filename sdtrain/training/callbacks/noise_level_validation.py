@@ -107,7 +107,7 @@ class NoiseLevelValidation(L.Callback):
         self.every = every
         self.num_images = num_images
         self.share = share
-        self.folder = RunFolder(run_dir).validation
+        self.run = RunFolder(run_dir)
         self.metrics_log = metrics_log
         self.ema = ema
         self.count: int | None = num_images if share == 1 else None
@@ -265,7 +265,7 @@ class NoiseLevelValidation(L.Callback):
             "linear": first.linear.tolist(),
             "errors": {weights: each.errors.tolist() for weights, each in by_weights.items()},
         }
-        path = self.folder / f"{seen:012d}.json"
+        path = self.run.validation_record(seen)
         try:
             path.parent.mkdir(exist_ok=True)
             write_text(path, json.dumps(record) + "\n")
@@ -283,7 +283,7 @@ class NoiseLevelValidation(L.Callback):
             y_label="mean squared error of epsilon",
             title=f"{seen} images seen, {count} pictures",
         )
-        write_if_room(picture, path.with_suffix(".png"))
+        write_if_room(picture, self.run.validation_plot(seen))
         for logger in trainer.loggers:
             log_picture(logger, "validation/noise_levels", picture, seen)
 

@@ -75,7 +75,7 @@ class SampleGrid(L.Callback):
         self.sampler_steps = sampler_steps
         self.drawing = drawing
         self.data = data
-        self.folder = RunFolder(run_dir).samples
+        self.run = RunFolder(run_dir)
         self.ema = ema
         self.last_grid: Path | None = None
 
@@ -101,10 +101,10 @@ class SampleGrid(L.Callback):
         return requests
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        there = (self.folder / "forward.png").exists()
-        if trainer.is_global_zero and self.every and not there:
+        path = self.run.forward_row
+        if trainer.is_global_zero and self.every and not path.exists():
             row = self.forward_row(trainer, module)
-            self.log_picture(trainer, module, "forward", row)
+            self._show(trainer, module, "forward", row, path)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs, batch, batch_index: int
@@ -134,15 +134,15 @@ class SampleGrid(L.Callback):
         titles = [request.title(model.conditioner.reads) for request in requests]
         title = f"{seen} images seen, guidance {scale:g}, {self.drawing.steps} steps"
         grid = pictures.grid(images, titles, title=title)
-        self.last_grid = self.log_picture(trainer, module, f"grid-{seen:09d}", grid)
-        self.log_picture(trainer, module, f"strip-{seen:09d}", self.strip(module, steps))
+        self.last_grid = self.log_picture(trainer, module, "grid", grid)
+        self.log_picture(trainer, module, "strip", self.strip(module, steps))
         described = []
         table = []
         pixels = pictures.to_uint8(images)
         for request, prompt, picture in zip(requests, titles, pixels, strict=True):
             described.append({"prompt": prompt, "seed": request.seed})
             table.append([seen, prompt, request.seed, scale, picture])
-        path = self.folder / f"pictures-{seen:09d}.png"
+        path = self.run.pictures(seen)
         pictures.write_if_room(pictures.row(images), path, {"requests": described})
         columns = ["images_seen", "prompt", "seed", "guidance_scale", "image"]
         for logger in trainer.loggers:
@@ -157,8 +157,7 @@ class SampleGrid(L.Callback):
             images = generate(module.model, requests, drawing, self.data.image_size)
             rows.append((f"guidance {scale:g}", [pictures.picture(image) for image in images]))
         heads = [request.title(module.model.conditioner.reads) for request in requests]
-        name = f"guidance-{module.progress.images_seen:09d}"
-        self.log_picture(trainer, module, name, pictures.strip_of_rows(rows, heads))
+        self.log_picture(trainer, module, "guidance", pictures.strip_of_rows(rows, heads))
 
     def draw_steps(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """How many steps it takes."""
@@ -167,9 +166,8 @@ class SampleGrid(L.Callback):
         compared = compare_steps(module.model, requests, self.drawing, size, self.sampler_steps)
         heads = [request.title(module.model.conditioner.reads) for request in requests]
         sheet, plot = sampler_errors(compared.pictures, compared.distances, heads)
-        seen = module.progress.images_seen
-        self.log_picture(trainer, module, f"steps-{seen:09d}", sheet)
-        self.log_picture(trainer, module, f"sampler_error-{seen:09d}", plot)
+        self.log_picture(trainer, module, "steps", sheet)
+        self.log_picture(trainer, module, "sampler_error", plot)
 
     @torch.no_grad()
     def forward_row(self, trainer: L.Trainer, module: L.LightningModule) -> Image.Image:
@@ -198,13 +196,26 @@ class SampleGrid(L.Callback):
         return pictures.strip([("x_t, decoded", x), ("predicted x0", x0)], heads)
 
     def log_picture(
-        self, trainer: L.Trainer, module: L.LightningModule, name: str, picture: Image.Image
+        self, trainer: L.Trainer, module: L.LightningModule, kind: str, picture: Image.Image
     ) -> Path | None:
-        path = pictures.write_if_room(picture, self.folder / f"{name}.png")
-        key = f"samples/{name.partition('-')[0]}"
+        """Writes a picture of the run as it stands, and shows it to the loggers. None where the
+        disk has no room.
+        """
+        path = self.run.sample(kind, module.progress.images_seen)
+        return self._show(trainer, module, kind, picture, path)
+
+    def _show(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        kind: str,
+        picture: Image.Image,
+        path: Path,
+    ) -> Path | None:
+        written = pictures.write_if_room(picture, path)
         for logger in trainer.loggers:
-            log_picture(logger, key, picture, module.progress.images_seen)
-        return path
+            log_picture(logger, f"samples/{kind}", picture, module.progress.images_seen)
+        return written
 
 
 def check_guidance_scales(guidance_scales: list[float]) -> None:
