@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sdtrain.assemble.objective import build_objective
-from sdtrain.conditioning.interface import Inputs
+from sdtrain.conditioning.interface import READABLE, Conditioner, Inputs
 from sdtrain.config.build import build
 from sdtrain.config.draft import LOADER_KEYS
 from sdtrain.errors import UserError
@@ -48,11 +48,29 @@ def build_model(cfg: dict, run_dir: Path) -> LatentDiffusion:
     autoencoder = build_autoencoder(cfg, run_dir)
     seed_weights(cfg["seed"], "conditioner")
     conditioner = build(model["conditioner"], "model.conditioner")
+    check_conditioner(conditioner)
     seed_weights(cfg["seed"], "unet")
     unet = build(model["unet"], "model.unet", condition_channels=conditioner.channels)
     parts = {"autoencoder": autoencoder, "conditioner": conditioner, "unet": unet}
     rest = {name: value for name, value in model.items() if name not in parts}
     return build(rest | parts, "model", objective=objective)
+
+
+def check_conditioner(conditioner: object) -> None:
+    """Raises UserError where it is no Conditioner, or says that it reads what there is not."""
+    if not isinstance(conditioner, Conditioner):
+        raise UserError(
+            f"model.conditioner is a {type(conditioner).__name__}, and no Conditioner",
+            key="model.conditioner",
+            remedy="Name a subclass of sdtrain.conditioning.interface.Conditioner in its _target_.",
+        )
+    unknown = sorted(str(word) for word in set(conditioner.reads) - READABLE)
+    if unknown:
+        raise UserError(
+            f"model.conditioner says that it reads {', '.join(unknown)}",
+            key="model.conditioner",
+            allowed=", ".join(sorted(READABLE)),
+        )
 
 
 def check_fit(model: LatentDiffusion, data: PictureData) -> None:
