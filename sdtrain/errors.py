@@ -1,5 +1,6 @@
 """The user's mistakes. Imports nothing of torch, so that a command can report one at once."""
 
+import copy
 import json
 from typing import Any
 
@@ -38,9 +39,16 @@ class UserError(Exception):
         self.value = value if self.has_value else None
         self.allowed = allowed
         self.remedy = remedy
+        self.prefix = ""
 
     def __str__(self) -> str:
         return paragraph(self)
+
+    def within(self, prefix: str) -> "UserError":
+        """The same error, of the same class, whose paragraph begins with `prefix: `."""
+        other = copy.copy(self)
+        other.prefix = f"{prefix}: {self.prefix}"
+        return other
 
 
 class DataError(UserError):
@@ -72,7 +80,7 @@ def paragraph(error: UserError) -> str:
     problem = error.problem
     if error.has_value:
         problem = f"{error.key}={shown(error.value)} {problem}"
-    sentences = [_full_stop(problem)]
+    sentences = [_full_stop(f"{error.prefix}{problem}")]
     if error.allowed:
         sentences.append(_full_stop(f"Allowed: {error.allowed}"))
     if error.remedy:

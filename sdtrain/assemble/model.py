@@ -1,6 +1,7 @@
 """Configuration to the model with its initial weights, and whether it fits the data."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +39,17 @@ def build_autoencoder(cfg: dict, run_dir: Path) -> torch.nn.Module:
     path = node.get("path")
     if isinstance(path, str) and (run_dir / path).is_dir():
         node["path"] = str(run_dir / path)
-    return build(node, "model.autoencoder")
+    return _build_part(node, "model.autoencoder")
+
+
+def _build_part(node: dict, key: str, **given: Any) -> Any:
+    """A part of the model. A saved configuration also holds the hash of a frozen one's weights,
+    which goes to a constructor that takes it.
+    """
+    arguments = dict(node)
+    if "sha256" in arguments:
+        given["sha256"] = arguments.pop("sha256")
+    return build(arguments, key, **given)
 
 
 def build_model(cfg: dict, run_dir: Path) -> LatentDiffusion:
@@ -47,10 +58,10 @@ def build_model(cfg: dict, run_dir: Path) -> LatentDiffusion:
     objective = build_objective(cfg)
     autoencoder = build_autoencoder(cfg, run_dir)
     seed_weights(cfg["seed"], "conditioner")
-    conditioner = build(model["conditioner"], "model.conditioner")
+    conditioner = _build_part(model["conditioner"], "model.conditioner")
     check_conditioner(conditioner)
     seed_weights(cfg["seed"], "unet")
-    unet = build(model["unet"], "model.unet", condition_channels=conditioner.channels)
+    unet = _build_part(model["unet"], "model.unet", condition_channels=conditioner.channels)
     parts = {"autoencoder": autoencoder, "conditioner": conditioner, "unet": unet}
     rest = {name: value for name, value in model.items() if name not in parts}
     return build(rest | parts, "model", objective=objective)

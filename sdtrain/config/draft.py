@@ -15,7 +15,7 @@ from sdtrain.config.schema import (
     micro_batch,
 )
 from sdtrain.errors import UserError
-from sdtrain.runs.resume import flat
+from sdtrain.runs.resume import flat, is_hash
 
 DIFFUSION_ONLY = (
     "schedule",
@@ -104,7 +104,8 @@ def check_draft(config: dict, overrides: Iterable[str]) -> Draft:
 
 
 def _check_resume_allow(config: dict) -> None:
-    known = {key for key, _ in flat(config)} | {"model.autoencoder.sha256", "data.sha256"}
+    known = {key for key, _ in flat(config)}
+    known |= {f"{part}.sha256" for part in known if is_hash(f"{part}.sha256")}
     for key in config["resume_allow"]:
         if key not in known:
             raise UserError(

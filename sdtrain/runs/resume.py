@@ -2,6 +2,7 @@
 compared. Without torch.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,11 @@ FIXED_ON_RESUME = (
 
 FREE_ON_RESUME = ("data.num_workers", "data.on_error", "data.max_skipped")
 """Keys in those groups that may change all the same."""
+
+HASH = re.compile(r"data[.]sha256|model[.]\w+[.]sha256")
+"""Keys that a run adds to its own configuration once it is built: of the data's listing, and of the
+weights of each frozen part.
+"""
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,11 @@ def flat_leaves(node: dict) -> dict[str, Any]:
 def is_below(key: str, prefixes: Iterable[str]) -> bool:
     """Whether the key is one of the prefixes, or lies below one."""
     return any(f"{key}.".startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def is_hash(key: str) -> bool:
+    """Whether a run itself writes the key into its configuration, and no user."""
+    return HASH.fullmatch(key) is not None
 
 
 def compare_configs(old: dict, new: dict, allowed: Iterable[str] = ()) -> Changes:

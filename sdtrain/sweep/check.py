@@ -13,6 +13,7 @@ from sdtrain.runs.resume import (
     FREE_ON_RESUME,
     compare_configs,
     is_below,
+    is_hash,
     listed,
 )
 from sdtrain.sweep.arms import Arm
@@ -25,8 +26,6 @@ the same one."""
 
 FREE_IN_A_SWEEP = (
     *FREE_ON_RESUME,
-    "data.sha256",
-    "model.autoencoder.sha256",
     "trainer.log_every",
     "trainer.threads",
     "trainer.accelerator",
@@ -77,7 +76,8 @@ def changes_since_begun(run: RunFolder, config: dict) -> dict[str, tuple]:
         free.append("model.autoencoder.path")  # the sweep itself sets it
     found = {}
     for key, pair in compare_configs(renewed(saved), redacted(config)).changed.items():
-        if is_below(key, FIXED_IN_A_SWEEP) and not is_below(key, free):
+        is_free = is_hash(key) or is_below(key, free)
+        if is_below(key, FIXED_IN_A_SWEEP) and not is_free:
             found[key] = pair
     return found
 

@@ -82,7 +82,7 @@ def refused_in_arm(name: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(f"In the arm {name}: {error}", key=error.key) from error
+        raise error.within(f"In the arm {name}") from error
 
 
 def _own_words(job: Sequence[str]) -> list[str]:

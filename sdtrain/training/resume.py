@@ -16,14 +16,11 @@ from sdtrain.redaction import redacted
 from sdtrain.runs.checkpoint import read_config, read_weights
 from sdtrain.runs.layout import RunFolder
 from sdtrain.runs.manifest import newest_whole, published, set_aside
-from sdtrain.runs.resume import compare_configs, is_below, listed
+from sdtrain.runs.resume import compare_configs, is_below, is_hash, listed
 from sdtrain.runs.status import read_status
 from sdtrain.training.outcome import Run
 from sdtrain.training.parts import Parts
 from sdtrain.training.plan import Plan, make_plan
-
-HASHES = {"model.autoencoder.sha256", "data.sha256"}
-"""Keys that a run adds to its own configuration, once it is built."""
 
 
 def checkpoint_to_resume(run: Run, plan: Plan, parts: Parts, config: str) -> Path | None:
@@ -171,4 +168,4 @@ def _may_go_on(run: RunFolder, wanted: dict, allowed: list[str]) -> bool:
         refused = compare_configs(saved, wanted, allowed).refused
     except (OSError, ValueError, TypeError, AttributeError, YAMLError, OmegaConfBaseException):
         return False  # no file of ours
-    return not refused.keys() - HASHES
+    return all(is_hash(key) for key in refused)

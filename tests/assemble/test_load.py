@@ -137,3 +137,11 @@ def test_what_the_user_allows_is_built(doctored, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="seen"):
         loaded(run, allow=["allowed_package"])
     assert (tmp_path / "made").exists()
+
+
+def test_the_hash_of_a_part_whose_constructor_takes_none_is_passed_over(doctored, tiny_run):
+    """A frozen part of the user's own may have one; the autoencoder's is checked."""
+    conditioner = yaml.safe_load((tiny_run / "config.yaml").read_text())["model"]["conditioner"]
+    loaded(doctored("model", "conditioner", conditioner | {"sha256": "0" * 64}))
+    with pytest.raises(UserError, match="other weights"):
+        loaded(doctored("model", "autoencoder", "sha256", "0" * 64))

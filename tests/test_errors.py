@@ -1,0 +1,16 @@
+"""A user's mistake keeps its parts, wherever it is reported."""
+
+import pytest
+
+from sdtrain.errors import DataError, DivergedError, StorageError, UserError
+
+
+@pytest.mark.parametrize("kind", [UserError, DataError, DivergedError, StorageError])
+def test_within_keeps_class_and_fields(kind):
+    error = kind("must be odd", key="steps", value=2, allowed="1, 3", remedy="Add one.")
+    outer = error.within("In the arm b").within("In the sweep")
+    assert type(outer) is kind and outer.exit_code == kind.exit_code
+    for name in ("problem", "key", "value", "has_value", "allowed", "remedy"):
+        assert getattr(outer, name) == getattr(error, name)
+    assert str(outer) == f"In the sweep: In the arm b: {error}"
+    assert str(error) == "steps=2 must be odd. Allowed: 1, 3. Add one."
