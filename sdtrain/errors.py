@@ -1,6 +1,5 @@
 """The user's mistakes. Imports nothing of torch, so that a command can report one at once."""
 
-import copy
 import json
 from typing import Any
 
@@ -46,7 +45,8 @@ class UserError(Exception):
 
     def within(self, prefix: str) -> "UserError":
         """The same error, of the same class, whose paragraph begins with `prefix: `."""
-        other = copy.copy(self)
+        other = type(self).__new__(type(self), *self.args)  # a subclass may take other arguments
+        vars(other).update(vars(self))
         other.prefix = f"{prefix}: {self.prefix}"
         return other
 

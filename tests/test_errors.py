@@ -5,6 +5,20 @@ import pytest
 from sdtrain.errors import DataError, DivergedError, StorageError, UserError
 
 
+class OtherError(UserError):
+    """Takes other arguments."""
+
+    def __init__(self, problem: str, exit_code: int) -> None:
+        super().__init__(problem)
+        self.exit_code = exit_code
+
+
+def test_within_keeps_what_a_subclass_adds():
+    outer = OtherError("It broke", 70).within("Here")
+    assert type(outer) is OtherError and outer.exit_code == 70
+    assert str(outer) == "Here: It broke."
+
+
 @pytest.mark.parametrize("kind", [UserError, DataError, DivergedError, StorageError])
 def test_within_keeps_class_and_fields(kind):
     error = kind("must be odd", key="steps", value=2, allowed="1, 3", remedy="Add one.")
