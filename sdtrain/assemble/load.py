@@ -13,7 +13,8 @@ from sdtrain.assemble.model import build_data, build_model
 from sdtrain.config.trusted import check_targets, renewed
 from sdtrain.errors import UserError
 from sdtrain.latent_diffusion import LatentDiffusion
-from sdtrain.runs.checkpoint import read_config, read_weights
+from sdtrain.runs.checkpoint import read_weights
+from sdtrain.runs.config import read_config
 from sdtrain.runs.layout import CheckpointFolder
 from sdtrain.runs.manifest import find_checkpoint
 from sdtrain.types import PictureData
@@ -72,7 +73,7 @@ def load_whole(
     folder: CheckpointFolder, *, ema: bool, device: str, allow: list[str], autoencoder: str | None
 ) -> Loaded:
     """The same for a checkpoint that `find_checkpoint` has found: it is not hashed again."""
-    saved = renewed(read_config(folder.path))
+    saved = renewed(read_config(folder.config))
     if not saved.get("schedule"):
         raise UserError(
             "is an autoencoder's run: it draws nothing by itself",

@@ -1,7 +1,6 @@
 """One arm of a sweep: a run in a process of its own."""
 
 import contextlib
-import json
 import os
 import shlex
 import signal
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from sdtrain.config.overrides import quoted
 from sdtrain.runs.layout import RunFolder
+from sdtrain.runs.metrics import read_metrics
 from sdtrain.training.first_stage import stop_with_parent
 from sdtrain.training.outcome import INTERRUPTED
 
@@ -116,9 +116,8 @@ class Arm:
     def bits_per_dimension(self) -> float | None:
         """The last that was measured, None where none was."""
         found = None
-        with contextlib.suppress(OSError, ValueError):
-            for line in self.run.metrics.read_text().splitlines():
-                found = json.loads(line).get(MEASURE, found)
+        for line in read_metrics(self.run.metrics):
+            found = line.get(MEASURE, found)
         return found
 
 

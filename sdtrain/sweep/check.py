@@ -1,12 +1,9 @@
 """All arms of a sweep are checked before the first starts."""
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
 from sdtrain.config.trusted import renewed
-from sdtrain.errors import UserError
+from sdtrain.errors import StorageError, UserError
 from sdtrain.redaction import redacted
+from sdtrain.runs.config import read_config
 from sdtrain.runs.layout import RunFolder
 from sdtrain.runs.resume import (
     FIXED_ON_RESUME,
@@ -66,10 +63,8 @@ def changes_since_begun(run: RunFolder, config: dict) -> dict[str, tuple]:
     Empty where no run lies there.
     """
     try:
-        saved = OmegaConf.to_container(OmegaConf.load(run.config))
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException):
-        return {}
-    if not isinstance(saved, dict):
+        saved = read_config(run.config)
+    except StorageError:
         return {}
     free = [*FREE_IN_A_SWEEP, *config["resume_allow"]]
     if config.get("first_stage"):

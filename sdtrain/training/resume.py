@@ -4,8 +4,6 @@ from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from sdtrain.config.compose import compose_config
 from sdtrain.config.draft import check_draft
@@ -13,8 +11,9 @@ from sdtrain.config.trusted import renewed
 from sdtrain.console import global_rank
 from sdtrain.errors import StorageError, UserError
 from sdtrain.redaction import redacted
-from sdtrain.runs.checkpoint import read_config, read_weights
-from sdtrain.runs.layout import RunFolder
+from sdtrain.runs.checkpoint import read_weights
+from sdtrain.runs.config import read_config
+from sdtrain.runs.layout import CheckpointFolder, RunFolder
 from sdtrain.runs.manifest import newest_whole, published, set_aside
 from sdtrain.runs.resume import compare_configs, is_below, is_hash, listed
 from sdtrain.runs.status import read_status
@@ -92,7 +91,8 @@ def applied_changes(
     """A line for each key that differs from the checkpoint's. UserError where one of them would
     make it another run, and is not allowed.
     """
-    changes = compare_configs(renewed(read_config(checkpoint)), config, allowed)
+    saved = renewed(read_config(CheckpointFolder(checkpoint).config))
+    changes = compare_configs(saved, config, allowed)
     if changes.refused:
         raise _another_run(checkpoint, config, changes.refused, allowed)
     if any(is_below(key, ["model"]) for key in changes.changed):
@@ -164,8 +164,8 @@ def _may_go_on(run: RunFolder, wanted: dict, allowed: list[str]) -> bool:
     if read_status(run).get("state", "finished") == "finished":
         return False
     try:
-        saved = renewed(OmegaConf.to_container(OmegaConf.load(run.config)))
-        refused = compare_configs(saved, wanted, allowed).refused
-    except (OSError, ValueError, TypeError, AttributeError, YAMLError, OmegaConfBaseException):
+        saved = renewed(read_config(run.config))
+    except StorageError:
         return False  # no file of ours
+    refused = compare_configs(saved, wanted, allowed).refused
     return all(is_hash(key) for key in refused)
