@@ -5,15 +5,13 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdtrain.config.overrides import quoted
 from sdtrain.runs.layout import RunFolder
 from sdtrain.runs.metrics import read_metrics
-from sdtrain.training.first_stage import stop_with_parent
+from sdtrain.training.child import train_command, stop_with_parent
 from sdtrain.training.outcome import INTERRUPTED
 
 RANK_VARIABLES = (
@@ -65,14 +63,7 @@ class Arm:
         """
         self.run.path.mkdir(parents=True, exist_ok=True)
         environment = self._environment()
-        command = [
-            sys.executable,
-            "-m",
-            "sdtrain.commands.train",
-            *self.words,
-            "resume=auto",
-            f"hydra.run.dir={quoted(str(self.run.path))}",
-        ]
+        command = train_command(self.words, self.run)
         place = f" on device {self.devices}" if self.devices else ""
         print(f"{self.name}: starts{place}", flush=True)
         self.started = time.monotonic()
