@@ -15,7 +15,7 @@ from sdtrain.runs.checkpoint import read_weights
 from sdtrain.runs.config import read_config
 from sdtrain.runs.layout import CheckpointFolder, RunFolder
 from sdtrain.runs.manifest import newest_whole, published, set_aside
-from sdtrain.runs.resume import compare_configs, is_below, is_hash, listed
+from sdtrain.runs.resume import compare_configs, is_below, listed, may_go_on
 from sdtrain.runs.status import read_status
 from sdtrain.training.outcome import Run
 from sdtrain.training.parts import Parts
@@ -151,7 +151,7 @@ def newest_unfinished(overrides: list[str]) -> Path | None:
     statuses = Path("runs", config["name"]).glob(f"*/{RunFolder(Path()).status.name}")
     for status in sorted(statuses, key=lambda path: path.stat().st_mtime, reverse=True):
         run = RunFolder(status.parent)
-        if (_has_checkpoint(run)) and _may_go_on(run, wanted, config["resume_allow"]):
+        if _has_checkpoint(run) and _is_resumable(run, wanted, config["resume_allow"]):
             return run.path.resolve()
     return None
 
@@ -160,12 +160,11 @@ def _has_checkpoint(run: RunFolder) -> bool:
     return bool(published(run.path) or published(run.first_stage.path))
 
 
-def _may_go_on(run: RunFolder, wanted: dict, allowed: list[str]) -> bool:
+def _is_resumable(run: RunFolder, wanted: dict, allowed: list[str]) -> bool:
     if read_status(run).get("state", "finished") == "finished":
         return False
     try:
         saved = renewed(read_config(run.config))
     except StorageError:
         return False  # no file of ours
-    refused = compare_configs(saved, wanted, allowed).refused
-    return all(is_hash(key) for key in refused)
+    return may_go_on(saved, wanted, allowed)
