@@ -4,7 +4,6 @@ anything of it is imported.
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +15,6 @@ from sdtrain.latent_diffusion import LatentDiffusion
 from sdtrain.runs.checkpoint import read_weights
 from sdtrain.runs.config import read_config
 from sdtrain.runs.layout import CheckpointFolder
-from sdtrain.runs.manifest import find_checkpoint
 from sdtrain.types import PictureData
 
 BUILT = (
@@ -58,21 +56,14 @@ class Loaded:
 
 
 def load(
-    checkpoint: str, *, ema: bool, device: str, allow: list[str], autoencoder: str | None
+    folder: CheckpointFolder, *, ema: bool, device: str, allow: list[str], autoencoder: str | None
 ) -> Loaded:
-    """The model of `checkpoint`, a run or one checkpoint of it. UserError where that is none.
+    """The model of a checkpoint that `find_checkpoint` has found whole. Raises UserError where it
+    holds none that draws.
 
     ema: averaged weights. allow: packages that its configuration may build from. autoencoder: where
     that has moved to.
     """
-    folder = CheckpointFolder(find_checkpoint(Path(checkpoint)))
-    return load_whole(folder, ema=ema, device=device, allow=allow, autoencoder=autoencoder)
-
-
-def load_whole(
-    folder: CheckpointFolder, *, ema: bool, device: str, allow: list[str], autoencoder: str | None
-) -> Loaded:
-    """The same for a checkpoint that `find_checkpoint` has found: it is not hashed again."""
     saved = renewed(read_config(folder.config))
     if not saved.get("schedule"):
         raise UserError(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sdtrain.runs.layout import RunFolder
 from sdtrain.runs.metrics import read_metrics
-from sdtrain.training.child import train_command, stop_with_parent
+from sdtrain.training.child import stop_with_parent, train_command
 from sdtrain.training.outcome import INTERRUPTED
 
 RANK_VARIABLES = (

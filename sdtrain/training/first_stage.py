@@ -15,7 +15,7 @@ from sdtrain.errors import UserError
 from sdtrain.runs.layout import RunFolder
 from sdtrain.runs.manifest import published
 from sdtrain.signals import Interrupted, Signals, exit_code_of
-from sdtrain.training.child import train_command, stop_with_parent
+from sdtrain.training.child import stop_with_parent, train_command
 from sdtrain.training.outcome import Run
 from sdtrain.training.parts import saved_config, write_config
 from sdtrain.training.plan import Plan

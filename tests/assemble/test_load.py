@@ -5,13 +5,15 @@ allows by name.
 import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
 
 from sdtrain.assemble.load import load
 from sdtrain.errors import UserError
-from sdtrain.runs.manifest import published
+from sdtrain.runs.layout import CheckpointFolder
+from sdtrain.runs.manifest import find_checkpoint, published
 
 
 @pytest.fixture
@@ -42,7 +44,8 @@ def doctored(tiny_run, tmp_path):
 
 
 def loaded(run, allow=()):
-    return load(run, ema=True, device="cpu", allow=list(allow), autoencoder=None)
+    whole = CheckpointFolder(find_checkpoint(Path(run)))
+    return load(whole, ema=True, device="cpu", allow=list(allow), autoencoder=None)
 
 
 def test_ours_is_built(doctored):

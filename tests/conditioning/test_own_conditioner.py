@@ -13,7 +13,8 @@ from sdtrain.assemble.model import check_conditioner
 from sdtrain.conditioning.interface import Conditioner, Inputs
 from sdtrain.errors import UserError
 from sdtrain.runs.checkpoint import read_weights
-from sdtrain.runs.manifest import published
+from sdtrain.runs.layout import CheckpointFolder
+from sdtrain.runs.manifest import find_checkpoint, published
 
 CONDITIONER = '''"""Depth beside x_t, and the caption's length as context."""
 
@@ -66,7 +67,8 @@ def test_a_conditioner_of_ones_own_trains_and_draws(here, tiny, tmp_path, own):
     assert saved["model"]["conditioner"]["_target_"] == "depth_of_mine.Depth"
     assert (run / "samples" / "grid-000000064.png").exists()
 
-    loaded = load(str(run), ema=True, device="cpu", allow=["depth_of_mine"], autoencoder=None)
+    whole = CheckpointFolder(find_checkpoint(run))
+    loaded = load(whole, ema=True, device="cpu", allow=["depth_of_mine"], autoencoder=None)
     model = loaded.model
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     outputs = []
