@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from sdtrain.assemble.model import build_data, build_model
+from sdtrain.config.draft import is_autoencoder
 from sdtrain.config.trusted import check_targets, renewed
-from sdtrain.errors import UserError
+from sdtrain.errors import StorageError, UserError
 from sdtrain.latent_diffusion import LatentDiffusion
 from sdtrain.runs.checkpoint import read_weights
 from sdtrain.runs.config import read_config
@@ -65,13 +66,20 @@ def load(
     that has moved to.
     """
     saved = renewed(read_config(folder.config))
-    if not saved.get("schedule"):
+    if is_autoencoder(saved):
         raise UserError(
             "is an autoencoder's run: it draws nothing by itself",
             key="checkpoint",
             value=str(folder.path),
             remedy="Give the run of a diffusion model in checkpoint.",
         )
+    for key in ("model", "schedule"):
+        if not saved.get(key):
+            raise StorageError(
+                f"{folder.config} has no {key}: it is no diffusion model's",
+                key="checkpoint",
+                remedy="Give the run of a diffusion model in checkpoint.",
+            )
     check_targets({key: saved.get(key) for key in BUILT}, allow)
     cfg = {key: value for key, value in saved.items() if key in (*BUILT, *READ)}
     if autoencoder is not None:

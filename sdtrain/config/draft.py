@@ -71,7 +71,8 @@ def is_autoencoder(config: dict) -> bool:
     """Whether a training configuration, a saved one too, is of an autoencoder and not of a
     diffusion model.
     """
-    return config["model"]["_target_"].endswith("AutoencoderModule")
+    model = config.get("model")
+    return isinstance(model, dict) and str(model.get("_target_")).endswith("AutoencoderModule")
 
 
 def check_draft(config: dict, overrides: Iterable[str]) -> Draft:

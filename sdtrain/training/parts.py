@@ -125,9 +125,8 @@ def saved_config(plan: Plan, parts: Parts | None = None) -> str:
     config = copy.deepcopy(plan.config)
     del config["resume"], config["resume_allow"]
     if parts is not None:
-        if isinstance(parts.module, DiffusionModule):
-            for name, digest in parts.module.model.frozen_hashes().items():
-                config["model"][name]["sha256"] = digest
+        for name, digest in parts.module.frozen_hashes().items():
+            config["model"][name]["sha256"] = digest
         listing = getattr(parts.data, "sha256", None)  # of data that lie in files
         if listing:
             config["data"]["sha256"] = listing
