@@ -60,5 +60,6 @@ def _refuse_duplicates(arms: list[Arm]) -> None:
                 raise UserError(
                     f"The arms {other.name} and {arm.name} have the same configuration, "
                     "and would give the same weights",
+                    key="hydra.sweeper.params",
                     remedy="Leave one out.",
                 )

@@ -55,6 +55,7 @@ def draft_sweep(
     if not jobs:
         raise UserError(
             "The sweep has no arm: one of its keys is given no value",
+            key="hydra.sweeper.params",
             remedy="Write key=value,value.",
         )
     folder = SweepFolder(Path(config.hydra.sweep.dir))
