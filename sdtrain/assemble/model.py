@@ -13,7 +13,7 @@ from sdtrain.config.draft import LOADER_KEYS
 from sdtrain.errors import UserError
 from sdtrain.latent_diffusion import LatentDiffusion
 from sdtrain.randomness import philox_key
-from sdtrain.types import PictureData
+from sdtrain.types import PictureData, captions_of
 
 
 def build_data(node: dict) -> PictureData:
@@ -135,8 +135,7 @@ def _misfit(error: Exception, x: Tensor, conditioning) -> UserError:
 
 def truncated_captions(model: LatentDiffusion, data: PictureData) -> str | None:
     """A line that counts the captions of which the conditioner reads only the beginning."""
-    # Drawn data have none in store, and theirs are short.
-    captions = getattr(data.split("train"), "captions", None)
+    captions = captions_of(data.split("train"))
     if not captions:
         return None
     count = model.conditioner.count_truncated(captions)
