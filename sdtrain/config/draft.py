@@ -82,6 +82,7 @@ def check_draft(config: dict, overrides: Iterable[str]) -> Draft:
     overrides = tuple(overrides)
     typed = typed_keys(overrides)
     config = copy.deepcopy(config)
+    # At the root, words that sdtrain fills in below (data, name, schedule) are keys of the user's.
     checker = Checker(typed, filled_in=())
     checker.call(config, "", TrainConfig)
     checker.call(config["checkpoint"], "checkpoint", CheckpointSettings)
