@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from sdtrain.assemble.load import load
-from sdtrain.errors import UserError
+from sdtrain.errors import StorageError, UserError
 from sdtrain.runs.layout import CheckpointFolder
 from sdtrain.runs.manifest import find_checkpoint, published
 
@@ -148,3 +148,14 @@ def test_the_hash_of_a_part_whose_constructor_takes_none_is_passed_over(doctored
     loaded(doctored("model", "conditioner", conditioner | {"sha256": "0" * 64}))
     with pytest.raises(UserError, match="other weights"):
         loaded(doctored("model", "autoencoder", "sha256", "0" * 64))
+
+
+def test_an_autoencoders_run_and_what_is_no_model_are_refused(doctored):
+    target = "sdtrain.autoencoder_module.AutoencoderModule"  # as an earlier version wrote it
+    with pytest.raises(UserError) as refused:
+        loaded(doctored("model", {"_target_": target}))
+    assert refused.value.key == "checkpoint" and "autoencoder's run" in str(refused.value)
+    for section in ("schedule", "model"):
+        with pytest.raises(StorageError) as unreadable:
+            loaded(doctored(section, None))
+        assert unreadable.value.key == "checkpoint"
