@@ -45,9 +45,17 @@ class UserError(Exception):
         self.remedy = remedy
         self.log: Path | None = None
         self.aloud: bool | None = None
+        self.prefix = ""
 
     def __str__(self) -> str:
         return paragraph(self)
+
+    def within(self, prefix: str) -> "UserError":
+        """The same error, of the same class, whose paragraph begins with `prefix: `."""
+        other = type(self).__new__(type(self), *self.args)  # a subclass may take other arguments
+        vars(other).update(vars(self))
+        other.prefix = f"{prefix}: {self.prefix}"
+        return other
 
 
 class DataError(UserError):
@@ -79,7 +87,7 @@ def paragraph(error: UserError) -> str:
     problem = error.problem
     if error.has_value:
         problem = f"{error.key}={shown(error.value)} {problem}"
-    sentences = [_full_stop(problem)]
+    sentences = [_full_stop(f"{error.prefix}{problem}")]
     if error.allowed:
         sentences.append(_full_stop(f"Allowed: {error.allowed}"))
     if error.remedy:

@@ -3,6 +3,7 @@
 They are not frozen, because Lightning rebuilds them when it moves them to a device.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
@@ -86,7 +87,8 @@ class Losses:
 class Pictures(Protocol):
     """One split of a data set.
 
-    An item is (index, ordinal): which picture, and the ordinal that keys its crop and flip.
+    An item is (index, ordinal): which picture, and the ordinal that keys its crop and flip. It may
+    have `captions`, see `captions_of`.
     """
 
     def __len__(self) -> int: ...
@@ -97,7 +99,7 @@ class Pictures(Protocol):
 class PictureData(Protocol):
     """A data set: pictures of image_size x image_size with captions.
 
-    It has the splits "train" and "validation".
+    It has the splits "train" and "validation". It may have more attributes, see `DataExtras`.
     """
 
     image_size: int
@@ -110,3 +112,36 @@ class PictureData(Protocol):
     def example_prompts(self, count: int) -> list[str]:
         """`count` captions that are drawn where the user names none; the same at every call."""
         ...
+
+
+@dataclass(frozen=True)
+class DataExtras:
+    """What a data set may have beside what PictureData asks for, under the same names.
+
+    Attributes:
+        notes: lines that are printed before the run. Absent: none.
+        max_skipped: how many different pictures may yet be replaced by others while training, see
+            Row.skipped. Absent or None: none is, and none is counted.
+        sha256: of the listing of its pictures, by which a run that goes on recognises them. Absent
+            or None: its configuration alone says what they are.
+    """
+
+    notes: tuple[str, ...] = ()
+    max_skipped: int | None = None
+    sha256: str | None = None
+
+
+def extras_of(data: PictureData) -> DataExtras:
+    """The only place that asks a data set for them."""
+    return DataExtras(
+        notes=tuple(getattr(data, "notes", ())),
+        max_skipped=getattr(data, "max_skipped", None),
+        sha256=getattr(data, "sha256", None),
+    )
+
+
+def captions_of(split: Pictures) -> Sequence[str]:
+    """All captions of a split by index, empty where it has no `captions`: of data that are drawn
+    when they are asked for.
+    """
+    return getattr(split, "captions", None) or ()

@@ -11,6 +11,8 @@ from sdtrain.errors import UserError
 from sdtrain.generation.drawing import Drawing
 from sdtrain.schedules import Schedule
 
+REMEDY = "Change sampler, grid, steps or guidance."
+
 
 def build_drawing(cfg: dict, schedule: Schedule) -> Drawing:
     """Built, and tried on two steps of nothing: what its parts refuse is reported now and not after
@@ -26,16 +28,32 @@ def build_drawing(cfg: dict, schedule: Schedule) -> Drawing:
         guidance_scale=cfg["guidance_scale"],
         batch_size=cfg.get("batch_size", 64),
     )
+    grid = _grid(drawing, schedule)
     try:
-        _try(drawing, schedule)
+        _try(drawing, schedule, grid)
     except (ValueError, TypeError) as error:
-        raise UserError(
-            str(error), key="sampler", remedy="Change sampler, grid, steps or guidance."
-        ) from error
+        raise UserError(str(error), key="sampler", remedy=REMEDY) from error
     return drawing
 
 
-def _try(drawing: Drawing, schedule: Schedule) -> None:
+def _grid(drawing: Drawing, schedule: Schedule) -> Tensor:
+    """Its times [steps]. Raises UserError where there are none for so many steps."""
+    try:
+        grid = drawing.grid(drawing.steps, schedule)
+    except (ValueError, TypeError) as error:
+        raise UserError(str(error), key="grid", remedy=REMEDY) from error
+    if not bool((grid.diff() < 0).all()):
+        raise UserError(
+            "gives a grid that visits a time twice, its levels lie too close for "
+            f"schedule={schedule.name}",
+            key="steps",
+            value=drawing.steps,
+            remedy=REMEDY,
+        )
+    return grid
+
+
+def _try(drawing: Drawing, schedule: Schedule, grid: Tensor) -> None:
     nothing = torch.zeros(1, 1, 1, 1)
 
     def identity(x: Tensor, t: Tensor) -> Tensor:
@@ -43,10 +61,4 @@ def _try(drawing: Drawing, schedule: Schedule) -> None:
 
     denoisers = {CONDITIONED: identity, UNCONDITIONED: identity}
     guided = drawing.guidance(denoisers, drawing.guidance_scale, schedule)
-    grid = drawing.grid(drawing.steps, schedule)
-    if not bool((grid.diff() < 0).all()):
-        raise ValueError(
-            f"steps={drawing.steps}: the grid visits a time twice, its levels lie too close for "
-            f"schedule={schedule.name}"
-        )
     drawing.sampler(guided, nothing, grid[:2], schedule, lambda step: nothing)

@@ -4,18 +4,18 @@ anything of it is imported.
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from sdtrain.assemble.model import build_data, build_model
+from sdtrain.config.draft import is_autoencoder
 from sdtrain.config.trusted import check_targets, renewed
-from sdtrain.errors import UserError
+from sdtrain.errors import StorageError, UserError
 from sdtrain.latent_diffusion import LatentDiffusion
-from sdtrain.runs.checkpoint import read_config, read_weights
+from sdtrain.runs.checkpoint import read_weights
+from sdtrain.runs.config import read_config
 from sdtrain.runs.layout import CheckpointFolder
-from sdtrain.runs.manifest import find_checkpoint
 from sdtrain.types import PictureData
 
 BUILT = (
@@ -57,29 +57,29 @@ class Loaded:
 
 
 def load(
-    checkpoint: str, *, ema: bool, device: str, allow: list[str], autoencoder: str | None
+    folder: CheckpointFolder, *, ema: bool, device: str, allow: list[str], autoencoder: str | None
 ) -> Loaded:
-    """The model of `checkpoint`, a run or one checkpoint of it. UserError where that is none.
+    """The model of a checkpoint that `find_checkpoint` has found whole. Raises UserError where it
+    holds none that draws.
 
     ema: averaged weights. allow: packages that its configuration may build from. autoencoder: where
     that has moved to.
     """
-    folder = CheckpointFolder(find_checkpoint(Path(checkpoint)))
-    return load_whole(folder, ema=ema, device=device, allow=allow, autoencoder=autoencoder)
-
-
-def load_whole(
-    folder: CheckpointFolder, *, ema: bool, device: str, allow: list[str], autoencoder: str | None
-) -> Loaded:
-    """The same for a checkpoint that `find_checkpoint` has found: it is not hashed again."""
-    saved = renewed(read_config(folder.path))
-    if not saved.get("schedule"):
+    saved = renewed(read_config(folder.config))
+    if is_autoencoder(saved):
         raise UserError(
             "is an autoencoder's run: it draws nothing by itself",
             key="checkpoint",
             value=str(folder.path),
             remedy="Give the run of a diffusion model in checkpoint.",
         )
+    for key in ("model", "schedule"):
+        if not saved.get(key):
+            raise StorageError(
+                f"{folder.config} has no {key}: it is no diffusion model's",
+                key="checkpoint",
+                remedy="Give the run of a diffusion model in checkpoint.",
+            )
     check_targets({key: saved.get(key) for key in BUILT}, allow)
     cfg = {key: value for key, value in saved.items() if key in (*BUILT, *READ)}
     if autoencoder is not None:

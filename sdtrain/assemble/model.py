@@ -1,18 +1,19 @@
 """Configuration to the model with its initial weights, and whether it fits the data."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sdtrain.assemble.objective import build_objective
-from sdtrain.conditioning.interface import Inputs
+from sdtrain.conditioning.interface import READABLE, Conditioner, Inputs
 from sdtrain.config.build import build
 from sdtrain.config.draft import LOADER_KEYS
 from sdtrain.errors import UserError
 from sdtrain.latent_diffusion import LatentDiffusion
 from sdtrain.randomness import philox_key
-from sdtrain.types import PictureData
+from sdtrain.types import PictureData, captions_of
 
 
 def build_data(node: dict) -> PictureData:
@@ -38,7 +39,17 @@ def build_autoencoder(cfg: dict, run_dir: Path) -> torch.nn.Module:
     path = node.get("path")
     if isinstance(path, str) and (run_dir / path).is_dir():
         node["path"] = str(run_dir / path)
-    return build(node, "model.autoencoder")
+    return _build_part(node, "model.autoencoder")
+
+
+def _build_part(node: dict, key: str, **given: Any) -> Any:
+    """A part of the model. A saved configuration also holds the hash of a frozen one's weights,
+    which goes to a constructor that takes it.
+    """
+    arguments = dict(node)
+    if "sha256" in arguments:
+        given["sha256"] = arguments.pop("sha256")
+    return build(arguments, key, **given)
 
 
 def build_model(cfg: dict, run_dir: Path) -> LatentDiffusion:
@@ -47,12 +58,30 @@ def build_model(cfg: dict, run_dir: Path) -> LatentDiffusion:
     objective = build_objective(cfg)
     autoencoder = build_autoencoder(cfg, run_dir)
     seed_weights(cfg["seed"], "conditioner")
-    conditioner = build(model["conditioner"], "model.conditioner")
+    conditioner = _build_part(model["conditioner"], "model.conditioner")
+    check_conditioner(conditioner)
     seed_weights(cfg["seed"], "unet")
-    unet = build(model["unet"], "model.unet", condition_channels=conditioner.channels)
+    unet = _build_part(model["unet"], "model.unet", condition_channels=conditioner.channels)
     parts = {"autoencoder": autoencoder, "conditioner": conditioner, "unet": unet}
     rest = {name: value for name, value in model.items() if name not in parts}
     return build(rest | parts, "model", objective=objective)
+
+
+def check_conditioner(conditioner: object) -> None:
+    """Raises UserError where it is no Conditioner, or says that it reads what there is not."""
+    if not isinstance(conditioner, Conditioner):
+        raise UserError(
+            f"model.conditioner is a {type(conditioner).__name__}, and no Conditioner",
+            key="model.conditioner",
+            remedy="Name a subclass of sdtrain.conditioning.interface.Conditioner in its _target_.",
+        )
+    unknown = sorted(str(word) for word in set(conditioner.reads) - READABLE)
+    if unknown:
+        raise UserError(
+            f"model.conditioner says that it reads {', '.join(unknown)}",
+            key="model.conditioner",
+            allowed=", ".join(sorted(READABLE)),
+        )
 
 
 def check_fit(model: LatentDiffusion, data: PictureData) -> None:
@@ -106,8 +135,7 @@ def _misfit(error: Exception, x: Tensor, conditioning) -> UserError:
 
 def truncated_captions(model: LatentDiffusion, data: PictureData) -> str | None:
     """A line that counts the captions of which the conditioner reads only the beginning."""
-    # Drawn data have none in store, and theirs are short.
-    captions = getattr(data.split("train"), "captions", None)
+    captions = captions_of(data.split("train"))
     if not captions:
         return None
     count = model.conditioner.count_truncated(captions)

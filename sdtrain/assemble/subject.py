@@ -1,7 +1,7 @@
 """A checkpoint to what the metrics measure."""
 
 from sdtrain.assemble.drawing import build_drawing
-from sdtrain.assemble.load import load_whole, pick_device
+from sdtrain.assemble.load import load, pick_device
 from sdtrain.config.schema import EvaluateConfig
 from sdtrain.evaluation.subject import Subject
 from sdtrain.runs.layout import CheckpointFolder
@@ -12,7 +12,7 @@ def load_subject(config: EvaluateConfig, checkpoint: CheckpointFolder) -> Subjec
 
     Raises UserError where it cannot be built.
     """
-    loaded = load_whole(
+    loaded = load(
         checkpoint,
         ema=config.ema,
         device=pick_device(config.accelerator),

@@ -3,7 +3,6 @@
 import signal
 import sys
 import tempfile
-from contextlib import nullcontext
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -13,26 +12,25 @@ from sdtrain.config.boundary import run_command
 from sdtrain.config.compose import compose_config, current_overrides
 from sdtrain.config.draft import check_draft, is_one_process
 from sdtrain.config.overrides import is_sweep, split_flags, typed_values
-from sdtrain.console import forget_launcher, global_rank, is_torchrun_follower
+from sdtrain.console import forget_launcher, is_torchrun_follower
 from sdtrain.files import removed_if_empty
 from sdtrain.runs.layout import RunFolder
-from sdtrain.runs.lock import only_run
+from sdtrain.runs.lock import alone_in
 from sdtrain.runs.start import check_start
 from sdtrain.sweep.record import sweep_folder
 
 
 def task(cfg: DictConfig) -> None:
-    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    run = RunFolder(Path(HydraConfig.get().runtime.output_dir))
     config = OmegaConf.to_container(cfg, resolve=True)
     if is_one_process(config):
         forget_launcher()
-    lock = only_run(run_dir, print) if global_rank() == 0 else nullcontext()
-    with removed_if_empty(run_dir), lock:  # a run that is refused leaves nothing behind
+    with removed_if_empty(run.path), alone_in(run.path):  # a run that is refused leaves nothing
         draft = check_draft(config, current_overrides())
-        check_start(RunFolder(run_dir), draft.resume, draft.has_first_stage)
+        check_start(run, draft.resume, draft.has_first_stage)
         from sdtrain.training.run import train
 
-        train(draft, run_dir)
+        train(draft, run.path)
 
 
 def run_folder(arguments: list[str]) -> list[str]:

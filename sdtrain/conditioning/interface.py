@@ -41,6 +41,10 @@ class Conditioning:
     channels: Tensor | None = None
 
 
+READABLE = frozenset({"caption", "label", "depth"})
+"""What a conditioner may read."""
+
+
 class Conditioner(nn.Module):
     """Inputs -> Conditioning. A subclass says what it reads, and overrides what differs from the
     defaults here.
@@ -56,6 +60,11 @@ class Conditioner(nn.Module):
 
     context_dim: int
     """D: width of the context."""
+
+    num_classes: int | None = None
+    """Of one that reads labels: it knows those in [0, num_classes). None leaves it to `forward` to
+    refuse others.
+    """
 
     frozen: bool = False
     """Whether it is left as it is while the rest is trained. A frozen part is in no checkpoint."""

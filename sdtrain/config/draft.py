@@ -16,7 +16,7 @@ from sdtrain.config.schema import (
 )
 from sdtrain.errors import UserError
 from sdtrain.runs.layout import FIRST_STAGE_AUTOENCODER
-from sdtrain.runs.resume import flat
+from sdtrain.runs.resume import flat, is_hash
 from sdtrain.runs.start import Resume
 
 DIFFUSION_ONLY = (
@@ -87,7 +87,8 @@ def is_autoencoder(config: dict) -> bool:
     """Whether a training configuration, a saved one too, is of an autoencoder and not of a
     diffusion model.
     """
-    return config["model"]["_target_"].endswith("AutoencoderModule")
+    model = config.get("model")
+    return isinstance(model, dict) and str(model.get("_target_")).endswith("AutoencoderModule")
 
 
 def is_one_process(config: dict) -> bool:
@@ -103,6 +104,7 @@ def check_draft(config: dict, overrides: Iterable[str]) -> Draft:
     overrides = tuple(overrides)
     typed = typed_keys(overrides)
     config = copy.deepcopy(config)
+    # At the root, words that sdtrain fills in below (data, name, schedule) are keys of the user's.
     checker = Checker(typed, filled_in=())
     checker.call(config, "", TrainConfig)
     checker.call(config["checkpoint"], "checkpoint", CheckpointSettings)
@@ -126,7 +128,8 @@ def check_draft(config: dict, overrides: Iterable[str]) -> Draft:
 
 
 def _check_resume_allow(config: dict) -> None:
-    known = {key for key, _ in flat(config)} | {"model.autoencoder.sha256", "data.sha256"}
+    known = {key for key, _ in flat(config)}
+    known |= {f"{part}.sha256" for part in known if is_hash(f"{part}.sha256")}
     for key in config["resume_allow"]:
         if key not in known:
             raise UserError(

@@ -27,6 +27,7 @@ def check_sample(config: dict, overrides: Iterable[str]) -> SampleConfig:
     `prompt`, those of prompt_file after those that were typed.
     """
     typed = typed_keys(overrides)
+    # Nothing is filled in here: the words that sdtrain fills in elsewhere are keys of the root.
     Checker(typed, filled_in=()).call(config, "", SampleConfig)
     checked = SampleConfig(**config)
     checked = replace(
@@ -51,6 +52,7 @@ def check_evaluate(config: dict, overrides: Iterable[str]) -> EvaluateConfig:
             key="metric",
             remedy="Begin it with the line `# @package metrics.NAME`.",
         )
+    # As in check_sample.
     Checker(typed, filled_in=()).call(config, "", EvaluateConfig)
     checked = EvaluateConfig(**config)
     folder = Path(checked.checkpoint).expanduser()
@@ -58,6 +60,7 @@ def check_evaluate(config: dict, overrides: Iterable[str]) -> EvaluateConfig:
         folder = find_checkpoint(folder)
     checked = replace(checked, checkpoint=str(folder))
     # Here torch is imported, with the targets.
+    # A metric gets nothing from sdtrain: each of its arguments can be configured.
     metrics = _checked_nodes(config, ["metrics"], Checker(typed, filled_in=()))
     return replace(checked, **metrics, **_checked_nodes(config, DRAWING, Checker(typed)))
 

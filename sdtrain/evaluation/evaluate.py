@@ -60,7 +60,7 @@ def evaluate(config: EvaluateConfig, load_subject: LoadSubject) -> None:
             evaluate_checkpoint(of_arm, metrics, checkpoint, load_subject, console)
         except UserError as error:  # the other arms can be measured
             console.print(f"not evaluated: {error}", soft_wrap=True)
-            failure = failure or _of_arm(error, arm.name)
+            failure = failure or error.within(f"{arm.name} could not be evaluated")
     if failure:
         raise failure
 
@@ -75,10 +75,6 @@ def _arms(sweep: Path) -> list[Path]:
             remedy="Give the folder of one of its arms in checkpoint.",
         )
     return arms
-
-
-def _of_arm(error: UserError, arm: str) -> UserError:
-    return type(error)(f"{arm} could not be evaluated: {error}", key=error.key)
 
 
 def build_metrics(nodes: dict) -> dict[str, Metric]:

@@ -120,8 +120,8 @@ def _check_labels(labels: list[int], conditioner: Conditioner) -> None:
             key="label",
             remedy="Say which class to draw with label=NUMBER or label=[NUMBER,NUMBER].",
         )
+    known = conditioner.num_classes
     for label in labels:
-        if not 0 <= label < conditioner.num_classes:
-            raise UserError(
-                f"must lie between 0 and {conditioner.num_classes - 1}", key="label", value=label
-            )
+        if label < 0 or known is not None and label >= known:
+            must = "must be at least 0" if known is None else f"must lie between 0 and {known - 1}"
+            raise UserError(must, key="label", value=label)

@@ -6,7 +6,7 @@ from typing import Any
 
 from sdtrain.report.record import MeasuredRun
 from sdtrain.report.section import Section, Table
-from sdtrain.runs.resume import flat_leaves
+from sdtrain.runs.resume import flat_leaves, is_hash
 
 
 def configuration(runs: list[MeasuredRun]) -> Section:
@@ -14,7 +14,7 @@ def configuration(runs: list[MeasuredRun]) -> Section:
     runs = [run for run in runs if run.config]  # of one that has not begun nothing is known
     rows = []
     for key, values in differences(runs).items():
-        if not key.endswith("sha256"):
+        if not is_hash(key):
             words = ["null" if value is None else str(value) for value in values]
             rows.append([key, *shortened(words)])
     table = Table(["key", *(run.name for run in runs)], rows)

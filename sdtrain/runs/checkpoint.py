@@ -13,15 +13,13 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from yaml import YAMLError
 
 from sdtrain.errors import StorageError
 from sdtrain.files import atomic_folder
+from sdtrain.runs.config import unreadable
 from sdtrain.runs.layout import CheckpointFolder
 from sdtrain.runs.manifest import write_manifest
 
@@ -125,23 +123,3 @@ def read_weights(folder: Path, name: str) -> dict[str, Tensor] | None:
         return load_file(path) if path.is_file() else None
     except SafetensorError as error:
         raise unreadable(path, error) from error
-
-
-def read_config(folder: Path) -> dict:
-    """The configuration in config.yaml, nothing of it resolved. Raises StorageError where it is no
-    plain mapping.
-    """
-    path = CheckpointFolder(folder).config
-    try:
-        return dict(OmegaConf.to_container(OmegaConf.load(path)))
-    except (YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError) as error:
-        raise unreadable(path, error) from error
-
-
-def unreadable(path: Path, error: Exception) -> StorageError:
-    reason = str(error).strip().partition("\n")[0] or type(error).__name__
-    return StorageError(
-        f"{path} is not what sdtrain writes, and is not read: {reason[:300]}",
-        key="checkpoint",
-        remedy="Give another checkpoint, or remove this one.",
-    )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
+from sdtrain.console import global_rank
 from sdtrain.errors import StorageError, UserError
 from sdtrain.files import restore_replaced
 from sdtrain.runs.layout import RunFolder
@@ -118,3 +119,13 @@ def _sign(file: TextIO) -> None:
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}\n")
     file.flush()
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Holds the lock of a run's folder on rank 0, for all ranks of the run."""
+    if global_rank() > 0:
+        yield
+        return
+    with only_run(folder, print):
+        yield

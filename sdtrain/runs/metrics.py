@@ -23,6 +23,30 @@ def metrics_line(
     return json.dumps(record) + "\n"
 
 
+def read_metrics(path: Path) -> list[dict]:
+    """The lines of a metrics.jsonl that can be read, images_seen as int and seconds as float; none
+    where there is no file.
+    """
+    found = []
+    with contextlib.suppress(OSError):
+        for _, record in _records(path):
+            with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError):
+                record["seconds"] = float(record["seconds"])
+                found.append(record)
+    return found
+
+
+def _records(path: Path) -> list[tuple[str, dict]]:
+    """(line, what it says) of each line that is whole and one of ours. Raises OSError."""
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError):
+            record = json.loads(line)
+            record["images_seen"] = int(record["images_seen"])
+            found.append((line, record))
+    return found
+
+
 class MetricsFile:
     """The metrics.jsonl of one run. Lines that the disk refuses wait until it has room.
 
@@ -61,13 +85,10 @@ class MetricsFile:
             return []
         kept = []
         records = []
-        text = self.path.read_text(encoding="utf-8", errors="replace")
-        for line in text.splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                record = json.loads(line)
-                if record["images_seen"] <= images_seen:
-                    kept.append(f"{line}\n")
-                    records.append(record)
+        for line, record in _records(self.path):
+            if record["images_seen"] <= images_seen:
+                kept.append(f"{line}\n")
+                records.append(record)
         try:
             write_text(self.path, "".join(kept))
         except OSError as error:

@@ -9,13 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
-from sdtrain.errors import UserError
+from sdtrain.errors import StorageError, UserError
+from sdtrain.runs.config import read_config
 from sdtrain.runs.layout import CONFIG, EvaluationFolder, RunFolder, SweepFolder
 from sdtrain.runs.lock import left_behind
+from sdtrain.runs.metrics import read_metrics
 from sdtrain.runs.status import read_status
 
 Series = tuple[list[int], list[float], list[float]]
@@ -141,7 +139,7 @@ def read_run(name: str, folder: Path) -> RunRecord:
     elif not config and state in ("unknown", "finished"):
         # One that was refused as it was built has failed.
         state = "not begun"
-    lines = _lines(files.metrics)
+    lines = read_metrics(files.metrics)
     images_seen = _number(status, "images_seen") or 0
     if state == "running":
         if lines:
@@ -162,26 +160,14 @@ def read_run(name: str, folder: Path) -> RunRecord:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    with contextlib.suppress(OSError, ValueError, TypeError, YAMLError, OmegaConfBaseException):
-        return dict(OmegaConf.to_container(OmegaConf.load(path)))
+    with contextlib.suppress(StorageError):
+        return read_config(path)
     return {}
 
 
 def _number(status: dict, key: str) -> int | float | None:
     value = status.get(key)
     return value if isinstance(value, int | float) else None
-
-
-def _lines(path: Path) -> list[dict]:
-    found = []
-    with contextlib.suppress(OSError):
-        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError):
-                line = json.loads(text)
-                line["seconds"] = float(line["seconds"])
-                line["images_seen"] = int(line["images_seen"])
-                found.append(line)
-    return found
 
 
 def _looks(folder: Path) -> list[dict]:

@@ -2,6 +2,7 @@
 compared. Without torch.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,25 @@ FIXED_ON_RESUME = (
 
 FREE_ON_RESUME = ("data.num_workers", "data.on_error", "data.max_skipped")
 """Keys in those groups that may change all the same."""
+
+FIXED_IN_A_SWEEP = (*FIXED_ON_RESUME, "optimizer", "lr_schedule", "trainer", "callbacks.ema")
+"""A run that lies in an arm's folder must agree in these. In the budget too: arms are compared at
+the same one.
+"""
+
+FREE_IN_A_SWEEP = (
+    *FREE_ON_RESUME,
+    "trainer.log_every",
+    "trainer.threads",
+    "trainer.accelerator",
+    "trainer.devices",
+)
+"""Keys in those groups that may change all the same."""
+
+HASH = re.compile(r"data[.]sha256|model[.]\w+[.]sha256")
+"""Keys that a run adds to its own configuration once it is built: of the data's listing, and of the
+weights of each frozen part.
+"""
 
 
 @dataclass(frozen=True)
@@ -57,20 +77,44 @@ def is_below(key: str, prefixes: Iterable[str]) -> bool:
     return any(f"{key}.".startswith(f"{prefix}.") for prefix in prefixes)
 
 
+def is_hash(key: str) -> bool:
+    """Whether a run itself writes the key into its configuration, and no user."""
+    return HASH.fullmatch(key) is not None
+
+
 def compare_configs(old: dict, new: dict, allowed: Iterable[str] = ()) -> Changes:
     """The leaves that differ. allowed: keys or groups that the user lets differ, `resume_allow`."""
+    return _compare(old, new, FIXED_ON_RESUME, (*FREE_ON_RESUME, *allowed))
+
+
+def may_go_on(old: dict, new: dict, allowed: Iterable[str] = ()) -> bool:
+    """Whether the run of the saved configuration may go on with one that is not built yet."""
+    return not _without_hashes(compare_configs(old, new, allowed)).refused
+
+
+def compare_arms(old: dict, new: dict, allowed: Iterable[str] = ()) -> Changes:
+    """The same for the run in the folder of a sweep's arm, and an arm that is not built yet."""
+    return _without_hashes(_compare(old, new, FIXED_IN_A_SWEEP, (*FREE_IN_A_SWEEP, *allowed)))
+
+
+def _without_hashes(changes: Changes) -> Changes:
+    """Of a run and a configuration that is not built yet, whose hashes nobody knows."""
+    refused = {key: pair for key, pair in changes.refused.items() if not is_hash(key)}
+    return Changes(changes.changed, refused)
+
+
+def _compare(old: dict, new: dict, fixed: Iterable[str], free: Iterable[str]) -> Changes:
     before = dict(flat(old))
     after = dict(flat(new))
     changed = {}
     refused = {}
-    free = (*FREE_ON_RESUME, *allowed)
     for key in sorted(before.keys() | after.keys()):
         pair = (before.get(key), after.get(key))
         is_leaf = not isinstance(after.get(key, before.get(key)), dict)
         if not is_leaf or pair[0] == pair[1]:
             continue
         changed[key] = pair
-        if is_below(key, FIXED_ON_RESUME) and not is_below(key, free):
+        if is_below(key, fixed) and not is_below(key, free):
             refused[key] = pair
     return Changes(changed, refused)
 

@@ -1,20 +1,18 @@
 """One arm of a sweep: a run in a process of its own."""
 
 import contextlib
-import json
 import os
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdtrain.config.overrides import quoted
 from sdtrain.runs.layout import RunFolder
+from sdtrain.runs.metrics import read_metrics
 from sdtrain.signals import INTERRUPTED
-from sdtrain.training.first_stage import stop_with_parent
+from sdtrain.training.child import stop_with_parent, train_command
 
 NOT_INHERITED = (
     "LOCAL_RANK",
@@ -65,14 +63,7 @@ class Arm:
         """
         self.run.path.mkdir(parents=True, exist_ok=True)
         environment = self._environment()
-        command = [
-            sys.executable,
-            "-m",
-            "sdtrain.commands.train",
-            *self.words,
-            "resume=auto",
-            f"hydra.run.dir={quoted(str(self.run.path))}",
-        ]
+        command = train_command(self.words, self.run)
         place = f" on device {self.devices}" if self.devices else ""
         print(f"{self.name}: starts{place}", flush=True)
         self.started = time.monotonic()
@@ -116,9 +107,8 @@ class Arm:
     def bits_per_dimension(self) -> float | None:
         """The last that was measured, None where none was."""
         found = None
-        with contextlib.suppress(OSError, ValueError):
-            for line in self.run.metrics.read_text().splitlines():
-                found = json.loads(line).get(MEASURE, found)
+        for line in read_metrics(self.run.metrics):
+            found = line.get(MEASURE, found)
         return found
 
 

@@ -1,37 +1,14 @@
 """All arms of a sweep are checked before the first starts."""
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
 from sdtrain.config.trusted import renewed
-from sdtrain.errors import UserError
+from sdtrain.errors import StorageError, UserError
 from sdtrain.redaction import redacted
+from sdtrain.runs.config import read_config
 from sdtrain.runs.layout import RunFolder
-from sdtrain.runs.resume import (
-    FIXED_ON_RESUME,
-    FREE_ON_RESUME,
-    compare_configs,
-    is_below,
-    listed,
-)
+from sdtrain.runs.resume import compare_arms, listed
 from sdtrain.sweep.arms import Arm
 from sdtrain.sweep.draft import SweepDraft, refused_in_arm
 from sdtrain.training.plan import make_plan
-
-FIXED_IN_A_SWEEP = (*FIXED_ON_RESUME, "optimizer", "lr_schedule", "trainer", "callbacks.ema")
-"""A run that lies in an arm's folder must agree in these. In the budget too: arms are compared at
-the same one."""
-
-FREE_IN_A_SWEEP = (
-    *FREE_ON_RESUME,
-    "data.sha256",
-    "model.autoencoder.sha256",
-    "trainer.log_every",
-    "trainer.threads",
-    "trainer.accelerator",
-    "trainer.devices",
-)
 
 
 def check_arms(sweep: SweepDraft) -> list[Arm]:
@@ -67,19 +44,13 @@ def changes_since_begun(run: RunFolder, config: dict) -> dict[str, tuple]:
     Empty where no run lies there.
     """
     try:
-        saved = OmegaConf.to_container(OmegaConf.load(run.config))
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException):
+        saved = read_config(run.config)
+    except StorageError:
         return {}
-    if not isinstance(saved, dict):
-        return {}
-    free = [*FREE_IN_A_SWEEP, *config["resume_allow"]]
+    allowed = list(config["resume_allow"])
     if config.get("first_stage"):
-        free.append("model.autoencoder.path")  # the sweep itself sets it
-    found = {}
-    for key, pair in compare_configs(renewed(saved), redacted(config)).changed.items():
-        if is_below(key, FIXED_IN_A_SWEEP) and not is_below(key, free):
-            found[key] = pair
-    return found
+        allowed.append("model.autoencoder.path")  # the sweep itself sets it
+    return compare_arms(renewed(saved), redacted(config), allowed).refused
 
 
 def _refuse_duplicates(arms: list[Arm]) -> None:
@@ -89,5 +60,6 @@ def _refuse_duplicates(arms: list[Arm]) -> None:
                 raise UserError(
                     f"The arms {other.name} and {arm.name} have the same configuration, "
                     "and would give the same weights",
+                    key="hydra.sweeper.params",
                     remedy="Leave one out.",
                 )

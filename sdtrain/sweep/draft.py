@@ -55,6 +55,7 @@ def draft_sweep(
     if not jobs:
         raise UserError(
             "The sweep has no arm: one of its keys is given no value",
+            key="hydra.sweeper.params",
             remedy="Write key=value,value.",
         )
     folder = SweepFolder(Path(config.hydra.sweep.dir))
@@ -82,7 +83,7 @@ def refused_in_arm(name: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(f"In the arm {name}: {error}", key=error.key) from error
+        raise error.within(f"In the arm {name}") from error
 
 
 def _own_words(job: Sequence[str]) -> list[str]:

@@ -21,6 +21,7 @@ def check_words(words: Sequence[str]) -> None:
     if flags & set(MULTIRUN_FLAGS) and flags & SHOWING_FLAGS:
         raise UserError(
             "--cfg and --info show one run and not several",
+            key=min(flags & SHOWING_FLAGS),
             remedy="Remove them, or -m and the values after the first.",
         )
     overrides = _parsed(words)

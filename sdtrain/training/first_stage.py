@@ -3,12 +3,10 @@ process, below the run's folder.
 """
 
 import contextlib
-import ctypes
 import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 from sdtrain.config.compose import config_search_path
@@ -18,6 +16,7 @@ from sdtrain.runs.layout import RunFolder
 from sdtrain.runs.manifest import published
 from sdtrain.runs.start import nothing_to_resume
 from sdtrain.signals import INTERRUPTED, Interrupted, Signals, exit_code_of
+from sdtrain.training.child import stop_with_parent, train_command
 from sdtrain.training.outcome import Run
 from sdtrain.training.parts import saved_config, write_config
 from sdtrain.training.plan import Plan
@@ -53,25 +52,9 @@ def first_stage_command(config: dict, overrides: list[str], run: RunFolder) -> l
             words.append(f"++data.{key}={typed}")
     words.append(f"data.batch_size={min(RECIPE_BATCH, data['batch_size'])}")
     words += [word for word in overrides if word.startswith(SHARED_WORDS)]
-    return [
-        sys.executable,
-        "-m",
-        "sdtrain.commands.train",
-        f"experiment={stage['experiment']}",
-        *words,
-        f"seed={config['seed']}",
-        f"trainer.max_images={stage['max_images']}",
-        "resume=auto",
-        f"hydra.run.dir={run.first_stage.path}",
-    ]
-
-
-def stop_with_parent() -> None:
-    """Run in a child: it gets SIGTERM, on which it saves, where its parent dies without a word.
-    Linux alone has it.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    words.append(f"seed={config['seed']}")
+    words.append(f"trainer.max_images={stage['max_images']}")
+    return train_command([f"experiment={stage['experiment']}", *words], run.first_stage)
 
 
 def train_first_stage(config: dict, overrides: list[str], folder: Path, signals: Signals) -> int:

@@ -155,6 +155,10 @@ class OptimisedModule(L.LightningModule):
         """Every parameter that training moves, by name."""
         raise NotImplementedError
 
+    def frozen_hashes(self) -> dict[str, str]:
+        """{part of the model: sha256 of its weights} of what is read from files and not trained."""
+        return {}
+
     def note_losses(self, batch: Batch, per_sample: Tensor, times: Tensor | None) -> Tensor:
         """Writes down what a micro-batch came to, and returns its mean loss. No self.log: it would
         wait for the host.

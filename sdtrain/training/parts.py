@@ -29,7 +29,7 @@ from sdtrain.training.datamodule import DataModule
 from sdtrain.training.diffusion_module import DiffusionModule
 from sdtrain.training.plan import Plan, try_optimizer
 from sdtrain.training.progress import Progress
-from sdtrain.types import PictureData
+from sdtrain.types import PictureData, extras_of
 
 CALIBRATION = 64
 """Training pictures on which the scale of the latents is checked."""
@@ -49,7 +49,7 @@ def build_parts(plan: Plan, run_dir: Path, progress: Progress) -> Parts:
     """Raises DataError and UserError where the data are wrong, or do not fit the model."""
     config = plan.config
     data = build_data(config["data"])
-    notes = list(getattr(data, "notes", ()))
+    notes = list(extras_of(data).notes)
     if plan.draft.trains_autoencoder:
         module = _autoencoder_module(config, plan, progress)
         collate = _collate(config, module.latent_shape(data.image_size))
@@ -104,7 +104,7 @@ def _collate(config: dict, latent_shape: tuple[int, int, int]) -> Collate:
 
 def _datamodule(plan: Plan, data: PictureData, collate: Collate, progress: Progress) -> DataModule:
     config = plan.config
-    limit = getattr(data, "max_skipped", None)
+    limit = extras_of(data).max_skipped
     return DataModule(
         data=data,
         num_workers=config["data"]["num_workers"],
@@ -125,10 +125,9 @@ def saved_config(plan: Plan, parts: Parts | None = None) -> str:
     config = copy.deepcopy(plan.config)
     del config["resume"], config["resume_allow"]
     if parts is not None:
-        if isinstance(parts.module, DiffusionModule):
-            for name, digest in parts.module.model.frozen_hashes().items():
-                config["model"][name]["sha256"] = digest
-        listing = getattr(parts.data, "sha256", None)  # of data that lie in files
+        for name, digest in parts.module.frozen_hashes().items():
+            config["model"][name]["sha256"] = digest
+        listing = extras_of(parts.data).sha256
         if listing:
             config["data"]["sha256"] = listing
     return OmegaConf.to_yaml(OmegaConf.create(redacted(config)))

@@ -90,8 +90,7 @@ def _check_drawings(config: dict) -> Drawing:
         try:
             build_drawing(config | {"steps": steps}, schedule)
         except UserError as error:
-            key = "callbacks.samples.sampler_steps"
-            raise UserError(f"{key}: {error}", key=key) from error
+            raise error.within("callbacks.samples.sampler_steps") from error
     return build_drawing(config, schedule)
 
 

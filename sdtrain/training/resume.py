@@ -4,26 +4,22 @@ from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from sdtrain.config.draft import Draft
 from sdtrain.config.trusted import renewed
 from sdtrain.console import global_rank
-from sdtrain.errors import UserError
+from sdtrain.errors import StorageError, UserError
 from sdtrain.redaction import redacted
-from sdtrain.runs.checkpoint import read_config, read_weights
+from sdtrain.runs.checkpoint import read_weights
+from sdtrain.runs.config import read_config
 from sdtrain.runs.layout import CheckpointFolder, RunFolder
 from sdtrain.runs.manifest import newest_whole, published, set_aside
-from sdtrain.runs.resume import compare_configs, is_below, listed
+from sdtrain.runs.resume import compare_configs, is_below, listed, may_go_on
 from sdtrain.runs.start import nothing_to_resume
 from sdtrain.runs.status import read_status
 from sdtrain.training.outcome import Run
 from sdtrain.training.parts import Parts
 from sdtrain.training.plan import Plan, make_plan
-
-HASHES = {"model.autoencoder.sha256", "data.sha256"}
-"""Keys that a run adds to its own configuration, once it is built."""
 
 
 def checkpoint_to_resume(run: Run, plan: Plan, parts: Parts, config: str) -> Path | None:
@@ -73,7 +69,8 @@ def applied_changes(
     """A line for each key that differs from the checkpoint's. UserError where one of them would
     make it another run, and is not allowed.
     """
-    changes = compare_configs(renewed(read_config(checkpoint)), config, allowed)
+    saved = renewed(read_config(CheckpointFolder(checkpoint).config))
+    changes = compare_configs(saved, config, allowed)
     if changes.refused:
         raise _another_run(checkpoint, config, changes.refused, allowed)
     if any(is_below(key, ["model"]) for key in changes.changed):
@@ -130,7 +127,7 @@ def newest_unfinished(draft: Draft) -> Path | None:
     statuses = Path("runs", wanted["name"]).glob(f"*/{RunFolder(Path()).status.name}")
     for status in sorted(statuses, key=lambda path: path.stat().st_mtime, reverse=True):
         run = RunFolder(status.parent)
-        if _has_checkpoint(run) and _may_go_on(run, wanted, draft.resume_allow):
+        if _has_checkpoint(run) and _is_resumable(run, wanted, draft.resume_allow):
             return run.path.resolve()
     return None
 
@@ -139,12 +136,11 @@ def _has_checkpoint(run: RunFolder) -> bool:
     return bool(published(run.path) or published(run.first_stage.path))
 
 
-def _may_go_on(run: RunFolder, wanted: dict, allowed: list[str]) -> bool:
+def _is_resumable(run: RunFolder, wanted: dict, allowed: list[str]) -> bool:
     if read_status(run).get("state", "finished") == "finished":
         return False
     try:
-        saved = renewed(OmegaConf.to_container(OmegaConf.load(run.config)))
-        refused = compare_configs(saved, wanted, allowed).refused
-    except (OSError, ValueError, TypeError, AttributeError, YAMLError, OmegaConfBaseException):
+        saved = renewed(read_config(run.config))
+    except StorageError:
         return False  # no file of ours
-    return not refused.keys() - HASHES
+    return may_go_on(saved, wanted, allowed)

@@ -90,4 +90,4 @@ def train_plan(plan: Plan, run: Run) -> None:
         if logger is not None:
             close_logger(logger, failed=sys.exc_info()[0] is not None)
     run.write_status("finished", 0)
-    print_result(run, parts, callbacks)
+    print_result(run, plan, parts, callbacks)

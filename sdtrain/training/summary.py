@@ -30,7 +30,7 @@ def print_plan(run: Run, plan: Plan, parts: Parts) -> None:
     ranks = f", {trainer.devices} ranks" if trainer.devices > 1 else ""
     batches = f"{trainer.max_images} images in batches of {run.progress.batch_size}{ranks}"
     rows = [
-        *_model_rows(config, parts),
+        *_model_rows(plan, parts),
         ("pictures", f"{train} of {size} x {size} for training, {held_out} for validation"),
         ("budget", f"{batches}, lr {config['optimizer'].get('lr')}, seed {config['seed']}"),
         ("writes", str(run.folder.path)),
@@ -38,11 +38,11 @@ def print_plan(run: Run, plan: Plan, parts: Parts) -> None:
     _print_table(run.console, f"sdtrain: {config['name']}", rows)
 
 
-def _model_rows(config: dict, parts: Parts) -> Rows:
-    module = parts.module
-    if not hasattr(module, "model"):
-        return [("trains", f"AutoencoderKL {_count(module.parameters())} parameters")]
-    model: LatentDiffusion = module.model
+def _model_rows(plan: Plan, parts: Parts) -> Rows:
+    if plan.draft.trains_autoencoder:
+        return [("trains", f"AutoencoderKL {_count(parts.module.parameters())} parameters")]
+    config = plan.config
+    model: LatentDiffusion = parts.module.model
     trained = []
     for name in ("unet", "conditioner"):
         target = _last_name(config["model"][name])
@@ -61,7 +61,7 @@ def _model_rows(config: dict, parts: Parts) -> Rows:
     ]
 
 
-def print_result(run: Run, parts: Parts, callbacks: CallbackSet) -> None:
+def print_result(run: Run, plan: Plan, parts: Parts, callbacks: CallbackSet) -> None:
     """Its last numbers, where its pictures and weights are, and the command to type next."""
     rows = [("result", ", ".join(_last_numbers(callbacks)))]
     for callback in callbacks.named.values():
@@ -72,7 +72,7 @@ def print_result(run: Run, parts: Parts, callbacks: CallbackSet) -> None:
     saved = published(run.folder.path)
     if saved:
         rows.append(("checkpoint", str(saved[-1])))
-    rows.append(("next", _next_command(run.folder, parts)))
+    rows.append(("next", _next_command(run.folder, plan, parts)))
     seen = run.progress.images_seen
     _print_table(run.console, f"finished: {seen} images seen", rows)
 
@@ -88,8 +88,8 @@ def _last_numbers(callbacks: CallbackSet) -> list[str]:
     return shown
 
 
-def _next_command(folder: RunFolder, parts: Parts) -> str:
-    if not hasattr(parts.module, "model"):
+def _next_command(folder: RunFolder, plan: Plan, parts: Parts) -> str:
+    if plan.draft.trains_autoencoder:
         return f"sdtrain model.autoencoder.path={_quoted(folder.autoencoder)}"
     prompt = ""
     if "caption" in parts.module.model.conditioner.reads:

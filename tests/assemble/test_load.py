@@ -5,13 +5,15 @@ allows by name.
 import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
 
 from sdtrain.assemble.load import load
-from sdtrain.errors import UserError
-from sdtrain.runs.manifest import published
+from sdtrain.errors import StorageError, UserError
+from sdtrain.runs.layout import CheckpointFolder
+from sdtrain.runs.manifest import find_checkpoint, published
 
 
 @pytest.fixture
@@ -42,7 +44,8 @@ def doctored(tiny_run, tmp_path):
 
 
 def loaded(run, allow=()):
-    return load(run, ema=True, device="cpu", allow=list(allow), autoencoder=None)
+    whole = CheckpointFolder(find_checkpoint(Path(run)))
+    return load(whole, ema=True, device="cpu", allow=list(allow), autoencoder=None)
 
 
 def test_ours_is_built(doctored):
@@ -137,3 +140,22 @@ def test_what_the_user_allows_is_built(doctored, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="seen"):
         loaded(run, allow=["allowed_package"])
     assert (tmp_path / "made").exists()
+
+
+def test_the_hash_of_a_part_whose_constructor_takes_none_is_passed_over(doctored, tiny_run):
+    """A frozen part of the user's own may have one; the autoencoder's is checked."""
+    conditioner = yaml.safe_load((tiny_run / "config.yaml").read_text())["model"]["conditioner"]
+    loaded(doctored("model", "conditioner", conditioner | {"sha256": "0" * 64}))
+    with pytest.raises(UserError, match="other weights"):
+        loaded(doctored("model", "autoencoder", "sha256", "0" * 64))
+
+
+def test_an_autoencoders_run_and_what_is_no_model_are_refused(doctored):
+    target = "sdtrain.autoencoder_module.AutoencoderModule"  # as an earlier version wrote it
+    with pytest.raises(UserError) as refused:
+        loaded(doctored("model", {"_target_": target}))
+    assert refused.value.key == "checkpoint" and "autoencoder's run" in str(refused.value)
+    for section in ("schedule", "model"):
+        with pytest.raises(StorageError) as unreadable:
+            loaded(doctored(section, None))
+        assert unreadable.value.key == "checkpoint"

@@ -9,9 +9,12 @@ import torch
 import yaml
 
 from sdtrain.assemble.load import load
-from sdtrain.conditioning.interface import Inputs
+from sdtrain.assemble.model import check_conditioner
+from sdtrain.conditioning.interface import Conditioner, Inputs
+from sdtrain.errors import UserError
 from sdtrain.runs.checkpoint import read_weights
-from sdtrain.runs.manifest import published
+from sdtrain.runs.layout import CheckpointFolder
+from sdtrain.runs.manifest import find_checkpoint, published
 
 CONDITIONER = '''"""Depth beside x_t, and the caption's length as context."""
 
@@ -64,7 +67,8 @@ def test_a_conditioner_of_ones_own_trains_and_draws(here, tiny, tmp_path, own):
     assert saved["model"]["conditioner"]["_target_"] == "depth_of_mine.Depth"
     assert (run / "samples" / "grid-000000064.png").exists()
 
-    loaded = load(str(run), ema=True, device="cpu", allow=["depth_of_mine"], autoencoder=None)
+    whole = CheckpointFolder(find_checkpoint(run))
+    loaded = load(whole, ema=True, device="cpu", allow=["depth_of_mine"], autoencoder=None)
     model = loaded.model
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     outputs = []
@@ -102,3 +106,20 @@ def test_it_is_resumed(here, tiny, tmp_path, own):
     result = here("sdtrain", *words, "resume=must")
     assert result.code == 0, result.err
     assert "Going on from" in result.out
+
+
+class Smelling(Conditioner):
+    """Reads what no data have."""
+
+    reads = frozenset({"caption", "smell"})
+
+
+@pytest.mark.parametrize("wrong", [torch.nn.Linear(1, 1), Smelling()])
+def test_what_is_no_conditioner_or_reads_what_there_is_not_is_refused(wrong):
+    with pytest.raises(UserError) as refused:
+        check_conditioner(wrong)
+    assert refused.value.key == "model.conditioner"
+
+
+def test_a_conditioner_that_reads_nothing_is_one():
+    check_conditioner(Conditioner())

@@ -75,6 +75,16 @@ def test_a_label_lies_within_the_classes(label):
     assert refused.value.key == "label" and refused.value.value == label
 
 
+@pytest.mark.parametrize("label", [-1, 4])
+def test_the_labels_of_ones_own_conditioner_are_checked_where_it_says_how_many(label):
+    own = Reading("label")
+    assert asked(own, label=4, num_images=1) == [("", 4, 5)]
+    own.num_classes = 4
+    with pytest.raises(UserError) as refused:
+        asked(own, label=label)
+    assert refused.value.key == "label" and refused.value.value == label
+
+
 def test_a_run_samples_where_its_data_are_not(here, tiny_run, tmp_path):
     """The data set is not made: here its pictures lie in a folder that is not there. The pictures
     stay the same."""

@@ -13,7 +13,7 @@ from reading import lines
 
 from sdtrain.errors import StorageError
 from sdtrain.runs.layout import RunFolder, images_seen_of
-from sdtrain.runs.metrics import MetricsFile, metrics_line, remove_later_files
+from sdtrain.runs.metrics import MetricsFile, metrics_line, read_metrics, remove_later_files
 from sdtrain.training.callbacks.metrics_log import MetricsLog
 from sdtrain.training.progress import Progress
 
@@ -61,6 +61,13 @@ def test_a_resumed_run_keeps_the_whole_lines_up_to_its_checkpoint(tmp_path):
     assert path.read_text() == whole
     assert file.keep_until(0) == [] and path.read_text() == ""
     assert MetricsFile(tmp_path / "missing").keep_until(8) == []
+
+
+def test_lines_are_read_as_far_as_they_are_whole(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert read_metrics(path) == []
+    path.write_text('{"images_seen": 8, "seconds": 1, "a": 2}\n[1]\n{"images_seen": 16}\n{"ima')
+    assert read_metrics(path) == [{"images_seen": 8, "seconds": 1.0, "a": 2}]
 
 
 def test_a_file_that_cannot_be_cut_is_a_storage_error_and_stays(tmp_path):

@@ -15,6 +15,8 @@ from sdtrain.assemble.load import load
 from sdtrain.conditioning.interface import Inputs
 from sdtrain.evaluation.noise_level_error import BITS, LEVELS
 from sdtrain.randomness import KeyedRandom
+from sdtrain.runs.layout import CheckpointFolder
+from sdtrain.runs.manifest import find_checkpoint
 from sdtrain.schedules.linear import linear
 from sdtrain.training.callbacks import noise_level_validation as looking
 from sdtrain.training.callbacks.levels import EDGES, by_level, described
@@ -64,7 +66,8 @@ def test_it_leaves_a_number_a_curve_and_every_error(run):
 
 def test_the_errors_are_the_networks(run):
     """Asked for again by other means: from the checkpoint, one picture and one level at a time."""
-    loaded = load(str(run), ema=True, device="cpu", allow=[], autoencoder=None)
+    whole = CheckpointFolder(find_checkpoint(run))
+    loaded = load(whole, ema=True, device="cpu", allow=[], autoencoder=None)
     model = loaded.model
     schedule = model.objective.schedule
     held_out = loaded.data.split("validation")

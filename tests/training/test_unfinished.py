@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import yaml
 from reading import status, unfinished_by
 
 NETWORK = """
@@ -61,6 +62,18 @@ def test_an_unfinished_run_is_found_again(tiny, unfinished, word):
 def test_a_run_that_could_not_be_gone_on_with_is_not_found(tiny, unfinished, word):
     """What resume would refuse is another run: then resume=auto starts anew."""
     assert unfinished_by(tiny(word)) is None
+
+
+@pytest.mark.parametrize("part", ["autoencoder", "conditioner"])
+def test_the_hash_of_a_frozen_part_makes_no_other_run(tiny, unfinished, part):
+    """A run writes it once the part is built; who looks for the run has not built it."""
+    config = yaml.safe_load((unfinished / "config.yaml").read_text())
+    config["model"][part]["sha256"] = "0" * 64
+    (unfinished / "config.yaml").write_text(yaml.safe_dump(config))
+    assert unfinished_by(tiny()) == unfinished
+    config["model"][part]["sha512"] = "0" * 64
+    (unfinished / "config.yaml").write_text(yaml.safe_dump(config))
+    assert unfinished_by(tiny()) is None
 
 
 @pytest.mark.parametrize("name", ["status.json", "config.yaml"])

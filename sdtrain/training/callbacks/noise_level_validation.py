@@ -252,14 +252,13 @@ class NoiseLevelValidation(L.Callback):
         seen = module.progress.images_seen
         first = next(iter(by_weights.values()))
         count = len(first.errors)
-        autoencoder = module.model.autoencoder
         record = {
             "images_seen": seen,
             "log_snr": LEVELS.tolist(),
             "inside": held_out.inside.tolist(),
             "pictures": held_out.names[:count],
-            "autoencoder": getattr(autoencoder, "sha256", None),
-            "latent_scale": getattr(autoencoder, "latent_scale", None),
+            "autoencoder": module.model.frozen_hashes().get("autoencoder"),
+            "latent_scale": module.model.autoencoder.latent_scale,
             "mean": held_out.mean.flatten().tolist(),
             "variance": held_out.variance.flatten().tolist(),
             "linear": first.linear.tolist(),

@@ -1,0 +1,25 @@
+"""A checkpoint to the pictures of sdtrain-sample."""
+
+from pathlib import Path
+
+from sdtrain.assemble.drawing import build_drawing
+from sdtrain.assemble.load import load, pick_device
+from sdtrain.config.schema import SampleConfig
+from sdtrain.generation.sample import sample
+from sdtrain.runs.layout import CheckpointFolder
+
+
+def sample_checkpoint(config: SampleConfig) -> int:
+    """Draws what the configuration asks for with its whole checkpoint, and counts the pictures.
+
+    Raises UserError as `load`, `build_drawing` and `sample` do.
+    """
+    loaded = load(
+        CheckpointFolder(Path(config.checkpoint)),
+        ema=config.ema,
+        device=pick_device(config.accelerator),
+        allow=config.allow,
+        autoencoder=config.autoencoder,
+    )
+    drawing = build_drawing(vars(config), loaded.model.objective.schedule)
+    return sample(config, loaded.model, drawing, loaded.image_size)

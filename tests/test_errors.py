@@ -1,0 +1,30 @@
+"""A user's mistake keeps its parts, wherever it is reported."""
+
+import pytest
+
+from sdtrain.errors import DataError, DivergedError, StorageError, UserError
+
+
+class OtherError(UserError):
+    """Takes other arguments."""
+
+    def __init__(self, problem: str, exit_code: int) -> None:
+        super().__init__(problem)
+        self.exit_code = exit_code
+
+
+def test_within_keeps_what_a_subclass_adds():
+    outer = OtherError("It broke", 70).within("Here")
+    assert type(outer) is OtherError and outer.exit_code == 70
+    assert str(outer) == "Here: It broke."
+
+
+@pytest.mark.parametrize("kind", [UserError, DataError, DivergedError, StorageError])
+def test_within_keeps_class_and_fields(kind):
+    error = kind("must be odd", key="steps", value=2, allowed="1, 3", remedy="Add one.")
+    outer = error.within("In the arm b").within("In the sweep")
+    assert type(outer) is kind and outer.exit_code == kind.exit_code
+    for name in ("problem", "key", "value", "has_value", "allowed", "remedy"):
+        assert getattr(outer, name) == getattr(error, name)
+    assert str(outer) == f"In the sweep: In the arm b: {error}"
+    assert str(error) == "steps=2 must be odd. Allowed: 1, 3. Add one."
