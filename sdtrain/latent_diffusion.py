@@ -15,8 +15,8 @@ class LatentDiffusion(nn.Module):
     """A noise predictor on latents, with what it takes to train it and to draw with it.
 
     Its parts are `unet`, `conditioner` and `autoencoder`. A part with a true attribute `frozen` is
-    not trained: it stays in eval mode, needs no gradient, and is neither in `trained_parameters`
-    nor in `trained_state`.
+    not trained, nor is an autoencoder without that attribute: it stays in eval mode, needs no
+    gradient, and is neither in `trained_parameters` nor in `trained_state`.
 
     Args:
         unet: forward(x [B, C + K, h, w], timestep [B], context [B, L, D]) -> [B, C, h, w], with K =
@@ -55,8 +55,12 @@ class LatentDiffusion(nn.Module):
     # Trained and frozen parts
 
     def frozen_parts(self) -> dict[str, nn.Module]:
-        parts = {name: getattr(self, name) for name in self.PARTS}
-        return {name: part for name, part in parts.items() if getattr(part, "frozen", False)}
+        found = {}
+        for name in self.PARTS:
+            part = getattr(self, name)
+            if getattr(part, "frozen", name == "autoencoder"):
+                found[name] = part
+        return found
 
     def frozen_hashes(self) -> dict[str, str]:
         """{part: sha256 of the weights it was read from}, of the frozen parts that were read from

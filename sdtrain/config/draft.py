@@ -35,9 +35,6 @@ DIFFUSION_ONLY = (
 LOADER_KEYS = {"batch_size": (int, 1), "num_workers": (int, 0)}
 """Keys under `data` that the loader reads, whatever the data set: (type, least value)."""
 
-CALLBACK_OF_THE_OTHER = {True: "SampleGrid", False: "Reconstructions"}
-"""Whether an autoencoder is trained -> the callback that cannot look at it."""
-
 
 @dataclass(frozen=True)
 class Draft:
@@ -156,11 +153,12 @@ def _check_groups(config: dict) -> None:
 
 
 def _check_callbacks(config: dict) -> None:
-    trains_autoencoder = is_autoencoder(config)
-    stranger = CALLBACK_OF_THE_OTHER[trains_autoencoder]
+    """Whether a callback draws what the model cannot give: samples, or reconstructions."""
+    unfit, fitting = "Reconstructions", "default"
+    if is_autoencoder(config):
+        unfit, fitting = "SampleGrid", "autoencoder"
     for name, node in (config.get("callbacks") or {}).items():
-        if node and node["_target_"].endswith(f".{stranger}"):
-            fitting = "autoencoder" if trains_autoencoder else "default"
+        if node and node["_target_"].endswith(f".{unfit}"):
             raise UserError(
                 f"callbacks.{name} cannot look at this model",
                 key=f"callbacks.{name}",

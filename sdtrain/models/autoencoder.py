@@ -159,7 +159,7 @@ def check_latent_scale(autoencoder: Autoencoder | Pixels, latents: Tensor) -> fl
     variance. In pixel space nothing is checked: a picture's own contrast is no mistake.
     """
     std = latents.std().item()
-    if autoencoder.has_unit_variance and not 0.7 <= std <= 1.4:
+    if getattr(autoencoder, "has_unit_variance", True) and not 0.7 <= std <= 1.4:
         scale = autoencoder.latent_scale
         raise UserError(
             f"The latents of {len(latents)} training pictures have a standard deviation of "

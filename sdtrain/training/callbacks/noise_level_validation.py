@@ -258,7 +258,7 @@ class NoiseLevelValidation(L.Callback):
             "inside": held_out.inside.tolist(),
             "pictures": held_out.names[:count],
             "autoencoder": module.model.frozen_hashes().get("autoencoder"),
-            "latent_scale": module.model.autoencoder.latent_scale,
+            "latent_scale": getattr(module.model.autoencoder, "latent_scale", None),
             "mean": held_out.mean.flatten().tolist(),
             "variance": held_out.variance.flatten().tolist(),
             "linear": first.linear.tolist(),
