@@ -1,0 +1,80 @@
+"""Trained and frozen parts of the model: what is trained is in the checkpoint, and nothing else."""
+
+import pytest
+import torch
+from torch import nn
+
+from sdtrain.assemble.model import build_model
+
+SMALL = [
+    "model.unet.block_channels=[16,16]",
+    "model.unet.norm_groups=8",
+    "model.unet.head_dim=8",
+    "model.conditioner.context_dim=16",
+    "model.conditioner.layers=1",
+]
+
+
+@pytest.fixture
+def model(composed, tmp_path):
+    return build_model(composed(*SMALL), tmp_path)
+
+
+def prefixes(names) -> set[str]:
+    return {name.partition(".")[0] for name in names}
+
+
+def test_the_autoencoder_is_neither_trained_nor_saved(model):
+    assert prefixes(model.trained_parameters()) == {"unet", "conditioner"}
+    assert prefixes(model.trained_state()) == {"unet", "conditioner"}
+    assert prefixes(model.state_dict()) == {"unet", "conditioner", "autoencoder"}
+    assert list(model.frozen_hashes()) == ["autoencoder"]
+    model.train()
+    assert model.unet.training and not model.autoencoder.training
+    assert not any(module.training for module in model.autoencoder.modules())
+
+
+def test_a_frozen_conditioner_stays_as_it_is(model, composed, tmp_path):
+    model.conditioner.frozen = True
+    parts = {name: getattr(model, name) for name in model.PARTS}
+    frozen = type(model)(**parts, objective=model.objective, caption_dropout=0.0)
+    assert prefixes(frozen.trained_parameters()) == {"unet"}
+    assert prefixes(frozen.trained_state()) == {"unet"}
+    frozen.train()
+    assert not frozen.conditioner.training
+    assert not any(p.requires_grad for p in frozen.conditioner.parameters())
+
+
+def test_the_trained_state_is_all_that_is_loaded(model, composed, tmp_path):
+    """Weights of another seed; the frozen part keeps its own."""
+    other = build_model(composed(*SMALL, "seed=1"), tmp_path)
+    own = {name: value.clone() for name, value in other.autoencoder.state_dict().items()}
+    other.load_trained_state(model.trained_state())
+    for name, value in model.trained_state().items():
+        assert torch.equal(other.trained_state()[name], value)
+    for name, value in other.autoencoder.state_dict().items():
+        assert torch.equal(value, own[name])
+    incomplete = dict(list(model.trained_state().items())[1:])
+    with pytest.raises(RuntimeError):
+        other.load_trained_state(incomplete)
+
+
+class OwnAutoencoder(nn.Module):
+    """As a user writes one who has not heard of frozen parts."""
+
+    latent_scale = 1.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inward = nn.Conv2d(3, 4, 4, stride=4)
+
+    def encode(self, image, noise=None):
+        return self.inward(image)
+
+
+def test_an_autoencoder_of_ones_own_is_frozen_unless_it_says_otherwise(model):
+    parts = {"unet": model.unet, "conditioner": model.conditioner}
+    rest = {"objective": model.objective, "caption_dropout": 0.0}
+    own = type(model)(**parts, autoencoder=OwnAutoencoder(), **rest)
+    assert "autoencoder" not in prefixes(own.trained_parameters())
+    assert "autoencoder" not in prefixes(own.trained_state())
