@@ -89,6 +89,12 @@ def check_fit(model: LatentDiffusion, data: PictureData) -> None:
     spent.
     """
     model.conditioner.check_data(data.num_classes)
+    if "depth" in model.conditioner.reads and data.split("train")[(0, 0)].depth is None:
+        raise UserError(
+            "model.conditioner reads depth maps, and the data have none",
+            key="model.conditioner",
+            remedy="Choose another model/conditioner, or data that bring them.",
+        )
     shape = model.autoencoder.latent_shape(data.image_size)
     inputs = no_inputs(model, data.image_size)
     x = torch.zeros(2, *shape)

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from sdtrain.assemble.load import load
 from sdtrain.assemble.model import check_conditioner
@@ -123,3 +124,17 @@ def test_what_is_no_conditioner_or_reads_what_there_is_not_is_refused(wrong):
 
 def test_a_conditioner_that_reads_nothing_is_one():
     check_conditioner(Conditioner())
+
+
+def test_data_without_what_it_reads_are_refused(here, tiny, tmp_path, own):
+    (tmp_path / "pictures").mkdir()
+    for number in range(12):
+        picture = Image.new("RGB", (16, 16), (20 * number, 100, 50))
+        picture.save(tmp_path / "pictures" / f"{number}.png")
+        (tmp_path / "pictures" / f"{number}.txt").write_text("a colour")
+    words = ["data=images", f"data.path={tmp_path}/pictures", "model/autoencoder=pixels"]
+    words = tiny(*words, "data.image_size=16")
+    words = [word for word in words if not word.startswith("model.conditioner.")]
+    result = here("sdtrain", *words, *own, f"hydra.run.dir={tmp_path}/run")
+    assert result.code == 2, result.err
+    assert "depth" in result.paragraph and "model.conditioner" in result.paragraph
