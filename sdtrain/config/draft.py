@@ -14,6 +14,7 @@ from sdtrain.config.schema import (
     TrainerSettings,
     micro_batch,
 )
+from sdtrain.config.trusted import renewed
 from sdtrain.errors import UserError
 from sdtrain.runs.layout import FIRST_STAGE_AUTOENCODER
 from sdtrain.runs.resume import flat, is_hash
@@ -100,7 +101,7 @@ def check_draft(config: dict, overrides: Iterable[str]) -> Draft:
     """
     overrides = tuple(overrides)
     typed = typed_keys(overrides)
-    config = copy.deepcopy(config)
+    config = renewed(config)  # a copy, in which a yaml written for an earlier version is at home
     # At the root, words that sdtrain fills in below (data, name, schedule) are keys of the user's.
     checker = Checker(typed, filled_in=())
     checker.call(config, "", TrainConfig)

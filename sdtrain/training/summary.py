@@ -72,7 +72,9 @@ def print_result(run: Run, plan: Plan, parts: Parts, callbacks: CallbackSet) -> 
     saved = published(run.folder.path)
     if saved:
         rows.append(("checkpoint", str(saved[-1])))
-    rows.append(("next", _next_command(run.folder, plan, parts)))
+    command = _next_command(run.folder, plan, parts)
+    if command:
+        rows.append(("next", command))
     seen = run.progress.images_seen
     _print_table(run.console, f"finished: {seen} images seen", rows)
 
@@ -88,11 +90,15 @@ def _last_numbers(callbacks: CallbackSet) -> list[str]:
     return shown
 
 
-def _next_command(folder: RunFolder, plan: Plan, parts: Parts) -> str:
+def _next_command(folder: RunFolder, plan: Plan, parts: Parts) -> str | None:
+    """None for a model that sdtrain-sample cannot give all that it reads."""
     if plan.draft.trains_autoencoder:
         return f"sdtrain model.autoencoder.path={_quoted(folder.autoencoder)}"
+    reads = parts.module.model.conditioner.reads
+    if "depth" in reads:
+        return None
     prompt = ""
-    if "caption" in parts.module.model.conditioner.reads:
+    if "caption" in reads:
         prompt = f"prompt={json.dumps(parts.data.example_prompts(1)[0], ensure_ascii=False)} "
     return f"sdtrain-sample checkpoint={_quoted(folder.path)} {prompt}output=samples"
 

@@ -113,3 +113,11 @@ def test_an_error_names_the_key_and_the_value(composed):
     assert refused.value.key == "trainer.max_images"
     assert refused.value.value == 0
     assert str(refused.value) == "trainer.max_images=0 must be at least 1."
+
+
+def test_a_yaml_of_an_earlier_version_finds_its_classes(composed):
+    cfg = composed()
+    cfg["model"]["_target_"] = "sdtrain.module.DiffusionModule"
+    cfg["callbacks"]["samples"]["_target_"] = "sdtrain.callbacks.sample_grid.SampleGrid"
+    cfg["trainer"]["_target_"] = "sdtrain.cli.trainer.TrainerSettings"
+    assert make_plan(check_draft(cfg, [])).config == make_plan(check_draft(composed(), [])).config
