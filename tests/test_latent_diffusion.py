@@ -5,6 +5,9 @@ import torch
 from torch import nn
 
 from sdtrain.assemble.model import build_model
+from sdtrain.conditioning.interface import Conditioning
+from sdtrain.models.autoencoder import Pixels
+from sdtrain.types import Batch
 
 SMALL = [
     "model.unet.block_channels=[16,16]",
@@ -78,3 +81,55 @@ def test_an_autoencoder_of_ones_own_is_frozen_unless_it_says_otherwise(model):
     own = type(model)(**parts, autoencoder=OwnAutoencoder(), **rest)
     assert "autoencoder" not in prefixes(own.trained_parameters())
     assert "autoencoder" not in prefixes(own.trained_state())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_conditions_are_dropped_at_the_share_that_is_asked_for(model, share):
+    """Within 4 standard errors, by the uniforms that travel with the batch."""
+    count = 4096
+    model.caption_dropout = share
+    dropped = []
+
+    def conditioner(inputs):
+        dropped.append(inputs.dropped)
+        return Conditioning(torch.zeros(count, 1, 16))
+
+    model.unet = Echo()
+    model.conditioner = Spy(conditioner)
+    u = torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    noise = torch.zeros(count, 3, 2, 2)
+    model.autoencoder = Pixels()
+    batch = Batch(
+        image=noise,
+        caption=[""] * count,
+        label=torch.zeros(count, dtype=torch.int64),
+        depth=None,
+        noise=noise,
+        input_noise=None,
+        posterior=None,
+        u=u,
+        drop=u,
+        ordinal=torch.arange(count),
+        stream_end=count,
+    )
+    with torch.no_grad():
+        model.losses(batch)
+    rate = dropped[0].double().mean().item()
+    assert abs(rate - share) <= 4 * (share * (1 - share) / count) ** 0.5
+    assert torch.equal(dropped[0], u < share)
+
+
+class Echo(nn.Module):
+    def forward(self, x, timestep, context):
+        return x
+
+
+class Spy(nn.Module):
+    """A conditioner that calls a function."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, inputs):
+        return self.function(inputs)
