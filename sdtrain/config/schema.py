@@ -76,7 +76,10 @@ class CheckpointSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerSettings:
-    """trainer: length, device and pace of a run. Budgets and intervals count images."""
+    """trainer: length, device and pace of a run. Budgets and intervals count images.
+
+    deterministic: torch's operations are chosen so that a GPU gives the same bits each time.
+    """
 
     max_images: int
     accelerator: Accelerator
@@ -88,6 +91,7 @@ class TrainerSettings:
     log_every: int
     threads: int | None
     max_minutes: float | None
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_images", "devices", "accumulate", "log_every"):

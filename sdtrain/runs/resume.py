@@ -38,6 +38,7 @@ FREE_IN_A_SWEEP = (
     *FREE_ON_RESUME,
     "trainer.log_every",
     "trainer.threads",
+    "trainer.deterministic",
     "trainer.accelerator",
     "trainer.devices",
 )

@@ -62,6 +62,7 @@ def make_trainer(
         accelerator=settings.accelerator,
         devices=settings.devices,
         precision=settings.precision,
+        deterministic=settings.deterministic,
         strategy=strategy,
         max_steps=math.ceil(settings.max_images / batch_size),
         max_epochs=-1,

@@ -199,6 +199,7 @@ UNSEEN = {  # keys that rightly change nothing here, and why
     "optimizer.fused": "speed alone",
     "trainer.accelerator": "the machine's",
     "trainer.devices": "see test_ranks.py",
+    "trainer.deterministic": "see test_gpu.py",
     "strategy": "see test_ranks.py",
     "logger": "see test_loggers.py",
     "resume": "see test_runs.py",

@@ -1,0 +1,80 @@
+"""Training on a CUDA device, and the setting that makes it repeat itself."""
+
+import math
+
+import pytest
+import torch
+from reading import lines, newest, same, tensors
+
+from sdtrain.config.schema import TrainerSettings
+from sdtrain.training.checkpoint_io import FolderIO
+from sdtrain.training.trainer import make_trainer
+
+GPU = ["trainer.accelerator=gpu", "callbacks=none", "validation=none", "lr_schedule=constant"]
+SETTINGS = {
+    "max_images": 8,
+    "accelerator": "cpu",
+    "devices": 1,
+    "precision": "32-true",
+    "accumulate": 1,
+    "gradient_clip": 1.0,
+    "max_skipped": None,
+    "log_every": 8,
+    "threads": None,
+    "max_minutes": None,
+}
+
+
+def test_deterministic_reaches_torch(tmp_path):
+    try:
+        for deterministic in (True, False):
+            make_trainer(
+                TrainerSettings(**SETTINGS, deterministic=deterministic),
+                strategy="auto",
+                batch_size=8,
+                logger=None,
+                callbacks=[],
+                run_dir=tmp_path,
+                checkpoint_io=FolderIO(config="", keep=2, max_failed_saves=0, report=print),
+            )
+            assert torch.are_deterministic_algorithms_enabled() == deterministic
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_deterministic_gpu_resumes_exactly(here, tiny, tmp_path, precision):
+    words = tiny(*GPU, f"trainer.precision={precision}", "trainer.deterministic=true")
+
+    def train(name: str, *more: str):
+        result = here("sdtrain", *words, f"hydra.run.dir={tmp_path / name}", *more)
+        assert result.code == 0, result.err
+        return tensors(newest(tmp_path / name))
+
+    try:
+        whole = train("whole")
+        train("parts", "trainer.max_images=32")
+        assert same(whole, train("parts", "resume=must"))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["trainer.precision=32-true"],
+        ["trainer.precision=bf16-mixed"],
+        ["trainer.precision=16-mixed", "optimizer.fused=false", "trainer.max_skipped=100"],
+        ["trainer.precision=bf16-mixed", "strategy=ddp"],
+    ],
+)
+def test_a_gpu_learns_in_every_precision(start, tiny, tmp_path, words):
+    run = tmp_path / "run"
+    more = ["trainer.max_images=1600", "trainer.log_every=160", "checkpoint.every=1600"]
+    result = start("sdtrain", *tiny(*GPU, *words, *more), f"hydra.run.dir={run}").wait()
+    assert result.code == 0, result.err
+    losses = [line["train/loss"] for line in lines(run) if "train/loss" in line]
+    assert all(math.isfinite(loss) for loss in losses)
+    assert losses[-1] < losses[0]
