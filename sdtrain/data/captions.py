@@ -9,10 +9,13 @@ import json
 import os
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sdtrain.data.listing import CAPTION_SUFFIXES, Listing, some
 from sdtrain.errors import DataError
 
 METADATA = ("metadata.jsonl", "metadata.csv")
@@ -27,19 +30,25 @@ NumberedRow = tuple[int, dict[str, Any]]
 """(line of the file, what it holds by column)."""
 
 
-def some(names: Sequence[str]) -> str:
-    """Up to three names, and how many more."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
+@dataclass
+class Captioned:
+    """The pictures of a folder with their captions.
+
+    rows: (relative name, caption), sorted by name. sources: the files that the captions were read
+    from, by relative name. notes: lines about what they hold.
+    """
+
+    rows: list[tuple[str, str]]
+    sources: set[str]
+    notes: list[str]
 
 
-def read_captions(
-    folder: str, names: Sequence[str], missing_captions: str
-) -> list[tuple[str, str]]:
-    """(relative name, caption) of every picture in `names`, sorted by name.
+def read_captions(folder: str, listing: Listing, missing_captions: str) -> Captioned:
+    """Of every picture of the listing, and of what else a metadata file names.
 
     missing_captions: "error" raises DataError for a picture without one, "empty" takes "".
     """
+    names = listing.names
     metadata = [name for name in METADATA if os.path.isfile(os.path.join(folder, name))]
     if len(metadata) == 2:
         raise DataError(
@@ -50,16 +59,35 @@ def read_captions(
         )
     if metadata:
         source = metadata[0]
-        rows = _from_metadata(folder, source, names)
+        rows = _from_metadata(folder, source, listing)
         rows += _without_row(folder, source, names, rows, missing_captions)
         rows.sort(key=lambda row: row[0])
+        sources = Counter([source])
     else:
         source = "a .txt file beside them"
-        rows = [(name, _caption_beside(folder, name)) for name in names]
+        beside = [_file_beside(folder, name) for name in names]
+        rows = []
+        for name, file in zip(names, beside, strict=True):
+            rows.append((name, _clean(_text(folder, file, listing)) if file else ""))
+        sources = Counter(file for file in beside if file)
     empty = [name for name, caption in rows if not caption]
     if empty and missing_captions == "error":
         raise _empty_captions(folder, source, empty, len(rows))
-    return rows
+    return Captioned(rows, set(sources), _notes(empty, len(rows), sources))
+
+
+def _notes(empty: Sequence[str], count: int, sources: Counter[str]) -> list[str]:
+    """Lines about pictures without a caption, `empty` of `count`, and those with another's."""
+    notes = []
+    if empty:
+        notes.append(
+            f"{len(empty)} of {count} pictures have no caption and train with the empty one: "
+            f"{some(empty)}."
+        )
+    shared = [file for file, pictures in sources.items() if pictures > 1]
+    if shared:
+        notes.append(f"{len(shared)} captions belong to several pictures each: {some(shared)}.")
+    return notes
 
 
 def _without_row(
@@ -103,7 +131,17 @@ def _clean(caption: str) -> str:
     return " ".join(caption.replace("\0", "").split())
 
 
-def _text(path: str) -> str:
+def _text(folder: str, name: str, listing: Listing) -> str:
+    """A file of captions. DataError where it is a link to what is no part of the data: whoever
+    made the data must not choose which of this machine's files are read.
+    """
+    path = os.path.join(folder, name)
+    if os.path.islink(path) and not listing.holds(path):
+        raise DataError(
+            f"The captions in {path!r} are a link to a file outside the folder, which is not read",
+            key="data.path",
+            remedy="Put the file itself there, or change data.path.",
+        )
     try:
         return Path(path).read_bytes().decode("utf-8-sig").replace("\0", "")
     except UnicodeDecodeError as error:
@@ -121,26 +159,30 @@ def _text(path: str) -> str:
         ) from error
 
 
-def _caption_beside(folder: str, name: str) -> str:
-    beside = os.path.join(folder, os.path.splitext(name)[0] + ".txt")
-    return _clean(_text(beside)) if os.path.isfile(beside) else ""
+def _file_beside(folder: str, name: str) -> str | None:
+    """The relative name of the file with a picture's caption."""
+    for suffix in CAPTION_SUFFIXES:
+        beside = os.path.splitext(name)[0] + suffix
+        if os.path.isfile(os.path.join(folder, beside)):
+            return beside
+    return None
 
 
-def _from_metadata(folder: str, source: str, names: Sequence[str]) -> list[tuple[str, str]]:
+def _from_metadata(folder: str, source: str, listing: Listing) -> list[tuple[str, str]]:
     """(relative name, caption) of each row of the metadata file.
 
     Raises DataError for a row that names no picture inside the folder, and for what is no text.
     """
     where = f"{source} of data.path={folder}"
-    text = _text(os.path.join(folder, source))
+    text = _text(folder, source, listing)
     numbered = _jsonl(text, where) if source.endswith("jsonl") else _csv(text, where)
     column = _caption_column(numbered, where)
-    known = set(names)
+    known = set(listing.names)
     rows = []
     missing = []
     for line, row in numbered:
         line_of_file = f"{where}, line {line}"
-        name = _inside(folder, row["file_name"], line_of_file)
+        name = _inside(folder, row["file_name"], line_of_file, listing)
         caption = row.get(column)
         if not isinstance(caption, str | None) or SURROGATES.search(caption or ""):
             raise _bad_line(f"{line_of_file}: the caption must be text, and is {caption!r}")
@@ -225,7 +267,7 @@ def _csv(text: str, where: str) -> list[NumberedRow]:
     return numbered
 
 
-def _inside(folder: str, file_name: Any, where: str) -> str:
+def _inside(folder: str, file_name: Any, where: str, listing: Listing) -> str:
     """The relative name that a metadata row means.
 
     A metadata file may come from elsewhere: DataError where it reaches outside the folder.
@@ -234,11 +276,11 @@ def _inside(folder: str, file_name: Any, where: str) -> str:
     if not is_name or not 0 < len(file_name) < 4096:
         shown = ascii(file_name)[:60]
         raise _bad_line(f"{where}: file_name must be the name of a picture, and is {shown}")
-    root = os.path.realpath(folder)
-    resolved = os.path.realpath(os.path.join(folder, file_name))
-    if os.path.commonpath([root, resolved]) != root or os.path.isabs(file_name):
+    name = posixpath.normpath(file_name)
+    leads_up = name.split("/")[0] in ("..", "")
+    if leads_up or not listing.holds(os.path.join(folder, file_name)):
         raise _bad_line(
             f"{where}: file_name {file_name!r} leads outside the folder; "
             "it must be a relative path inside it"
         )
-    return posixpath.normpath(file_name)
+    return name

@@ -1,9 +1,12 @@
 """From a file to an upright RGB picture with 8 bits a channel. Only Pillow sees the file."""
 
+import contextlib
 import io
+import os
 import struct
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -15,21 +18,63 @@ from sdtrain.errors import DataError
 # 67 million, 8192 x 8192: decoded, 200 MB. A file of a few kilobytes can claim any number.
 PIXEL_LIMIT = 2**26
 
-# No EPS: it would start Ghostscript.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""Those that a file is known by from its first bytes, whatever its suffix. Every other format of
+Pillow's is tried only where the suffix is its own: some would take any bytes for a picture.
+"""
+
+NOT_READ = frozenset(
+    {
+        "BUFR",  # measurements, as the next two
+        "GRIB",
+        "HDF5",
+        "EPS",  # would start Ghostscript
+        "FITS",  # measurements of any range
+        "IPTC",  # what is written about a picture
+        "MPEG",  # a film
+        "PSD",  # the layers of a paint program, beside whose file the finished picture lies
+        "WMF",  # drawn on Windows alone
+    }
+)
+"""What Pillow opens and is no finished picture."""
+
+OTHER_SUFFIXES = {".mpo": "JPEG", ".pjpeg": "JPEG", ".pjp": "JPEG", ".jif": "JPEG"}
+"""Of formats that are read, which Pillow does not name."""
+
+NO_RANGE = ".pfm"
+"""Floating point, whose black and white are not known."""
 WHITE = (255, 255, 255)
 WITH_ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
 
 Source = str | Path | bytes | Image.Image
 
 
-def picture_size(source: Source) -> tuple[int, int]:
-    """(width, height) in pixels as the file stores them, from its header alone.
-
-    Raises DataError as `open_picture` does, but for what only the pixels show.
+@dataclass(frozen=True)
+class Header:
+    """What a file says before its pixels: (width, height) in pixels as they are stored, and whether
+    it holds several frames or pages.
     """
+
+    size: tuple[int, int]
+    has_frames: bool
+
+
+def picture_header(source: Source) -> Header:
+    """Raises DataError as `open_picture` does, but for what only the pixels show."""
     with _opened(source) as picture:
-        return picture.size
+        return Header(picture.size, _has_frames(picture))
+
+
+@cache
+def picture_suffixes() -> dict[str, str]:
+    """{suffix in small letters: format} of the pictures that this build of Pillow can read."""
+    known = Image.registered_extensions() | OTHER_SUFFIXES
+    read = {}
+    for suffix, name in known.items():
+        if name in Image.OPEN and name not in NOT_READ:
+            read[suffix] = name
+    read.pop(NO_RANGE, None)
+    return read
 
 
 def open_picture(source: Source, *, background: Sequence[int] = WHITE) -> Image.Image:
@@ -37,12 +82,15 @@ def open_picture(source: Source, *, background: Sequence[int] = WHITE) -> Image.
 
     Transparent pixels are laid over `background`, (red, green, blue) in 0..255. 16-bit greyscale is
     scaled to 8 bits. Raises DataError, which names the path, when the file is missing, broken, of
-    another format than FORMATS, larger than PIXEL_LIMIT, or of a mode without a known range
-    (floating point).
+    another format than FORMATS and its suffix's, larger than PIXEL_LIMIT, or of a mode without a
+    known range (floating point).
     """
     picture = _opened(source)
     try:
-        picture.load()
+        with warnings.catch_warnings():
+            # An icon holds pictures of other sizes than its header says.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            picture.load()
         orientation = _orientation(picture)
         rgb = _rgb(picture, tuple(background))
     # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error and more.
@@ -66,11 +114,25 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-@cache
-def _formats() -> list[str]:
-    """Those of FORMATS that this build of Pillow can open."""
-    Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]
+def _formats(source: str | Path | bytes) -> list[str]:
+    """Those that a file may have: of FORMATS what this build of Pillow can open, and its
+    suffix's.
+    """
+    suffixes = picture_suffixes()
+    formats = [name for name in FORMATS if name in Image.OPEN]
+    own = None
+    if not isinstance(source, bytes):
+        own = suffixes.get(os.path.splitext(source)[1].lower())
+    return formats if own is None or own in formats else [*formats, own]
+
+
+def _has_frames(picture: Image.Image) -> bool:
+    if picture.format == "MPO":  # a photo, with previews of itself
+        return False
+    # A broken second frame does not matter: only the first is read.
+    with contextlib.suppress(Exception):
+        return getattr(picture, "is_animated", False)
+    return True
 
 
 def _opened(source: Source) -> Image.Image:
@@ -82,6 +144,12 @@ def _opened(source: Source) -> Image.Image:
     width, height = picture.size
     if width * height > PIXEL_LIMIT:
         raise _too_large(source, f"{width} x {height} = {width * height} pixels")
+    if picture.mode == "F":
+        raise _unreadable(
+            source,
+            "holds floating-point numbers, whose black and white are not known",
+            "Save it with 8 or 16 bits a channel.",
+        )
     return picture
 
 
@@ -91,12 +159,12 @@ def _identified(source: str | Path | bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return Image.open(file, formats=_formats())
+            return Image.open(file, formats=_formats(source))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise _too_large(source, str(error)) from error
     except Image.UnidentifiedImageError as error:
-        known = ", ".join(_formats())
-        problem = f"is of no format that can be read; those are {known}"
+        known = ", ".join(_formats(source))
+        problem = f"is of no format that is read under this name: {known}"
         raise _unreadable(source, problem) from error
     except Exception as error:  # as in open_picture
         raise _unreadable(source, f"cannot be opened: {_reason(error)}") from error
@@ -126,11 +194,6 @@ def _turned_upright(rgb: Image.Image, orientation: int) -> Image.Image:
 
 def _rgb(picture: Image.Image, background: tuple[int, ...]) -> Image.Image:
     """A new picture in RGB. Raises ValueError where black and white are not known."""
-    if picture.mode == "F":
-        raise ValueError(
-            "it holds floating-point numbers, whose black and white are not known; "
-            "8 or 16 bits a channel are read"
-        )
     if picture.mode.startswith("I"):
         return _from_16_bits(picture, background)
     # "transparency" is a colour key, or a palette with alpha: convert("RGBA") applies it,

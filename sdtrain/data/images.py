@@ -8,23 +8,17 @@ own imagefolder drops pictures without a row silently.
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor
 
-from sdtrain.data.captions import LAYOUTS, read_captions, some
+from sdtrain.data.captions import LAYOUTS, Captioned, read_captions
 from sdtrain.data.crop import Transform, resize_short_side
-from sdtrain.data.decode import WHITE, open_picture, picture_size
+from sdtrain.data.decode import WHITE, open_picture, picture_header
+from sdtrain.data.listing import Listing, list_folder, some
 from sdtrain.data.split import PictureSplit, bad_option, check_options, make_splits, rows_hash
 from sdtrain.errors import DataError
-
-READ = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jp2", ".avif")
-"""Suffixes of the pictures that are read, see sdtrain.data.decode.FORMATS."""
-
-SUFFIXES = (*READ, ".heic", ".heif", ".jxl")
-"""Those that are listed: the last three are refused by name, not left out in silence."""
 
 CACHE_BYTES = 256 * 2**20
 
@@ -62,9 +56,9 @@ class Images:
     """A folder of pictures with captions.
 
     These are in metadata.jsonl or metadata.csv, or in a .txt beside each picture. Subfolders belong
-    to it, links to folders and what begins with a dot do not. Every picture's header is read at
-    construction, its pixels when they are asked for. DataError for what is wrong in the folder,
-    UserError for an option.
+    to it, and folders that links lead to; what begins with a dot does not. Every picture's header
+    is read at construction, its pixels when they are asked for. DataError for what is wrong in the
+    folder, UserError for an option.
 
     Args:
         path: the folder.
@@ -112,14 +106,15 @@ class Images:
         self.image_size = image_size
         # "" would become the working directory.
         folder = os.path.abspath(os.path.expanduser(path)) if path else ""
-        captioned = read_captions(folder, list_pictures(folder), missing_captions)
-        headers = classify_headers(folder, sorted({name for name, _ in captioned}), image_size)
+        listing = list_pictures(folder)
+        captioned = read_captions(folder, listing, missing_captions)
+        headers = classify_headers(folder, sorted({name for name, _ in captioned.rows}), image_size)
         if on_error == "fail":
             _refuse_unusable(folder, headers, image_size)
         _check_counts(path, folder, headers, max_skipped)
-        self.notes = [_left_out(headers)] if headers.unusable else []
+        self.notes = _notes(folder, listing, captioned, headers)
         self.max_skipped = max_skipped - len(headers.unusable) if on_error == "skip" else None
-        rows = [(name, caption) for name, caption in captioned if name in headers.marks]
+        rows = [(name, caption) for name, caption in captioned.rows if name in headers.marks]
         self.sha256 = rows_hash((name, caption, headers.marks[name]) for name, caption in rows)
         self._splits = make_splits(
             names=[name for name, _ in rows],
@@ -140,11 +135,8 @@ class Images:
         return self._splits["train"].spread(count)
 
 
-def list_pictures(folder: str) -> list[str]:
-    """Sorted relative names, with slashes, of the picture files in `folder` and below.
-
-    What begins with a dot is left out. DataError where there are none, or one has an odd name.
-    """
+def list_pictures(folder: str) -> Listing:
+    """What lies in the folder. DataError where that is no picture."""
     if not os.path.isdir(folder):
         wrong = "is a file" if os.path.exists(folder) else "does not exist"
         raise DataError(
@@ -153,38 +145,17 @@ def list_pictures(folder: str) -> list[str]:
             value=folder,
             remedy="Change data.path.",
         )
-
-    def unreadable(error: OSError) -> None:
+    listing = list_folder(folder)
+    if not listing.names:
+        held = listing.left_out(())
         raise DataError(
-            f"data.path={folder}: {error.filename!r} cannot be listed: {error.strerror}",
-            key="data.path",
-            remedy="Change its permissions, or data.path.",
-        ) from error
-
-    names = []
-    for parent, folders, files in os.walk(folder, onerror=unreadable):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        inside = Path(parent).relative_to(folder)
-        for name in files:
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                names.append((inside / name).as_posix())
-    names.sort()
-    if not names:
-        raise DataError(
-            f"holds no pictures; they must end in {', '.join(READ)}",
+            f"holds no pictures{f', but {held}' if held else ''}; they must end in .png, .jpg, "
+            ".webp or another suffix of a picture that Pillow opens",
             key="data.path",
             value=folder,
             remedy="Change data.path.",
         )
-    # Bytes that are no UTF-8, line breaks.
-    odd = [ascii(name) for name in names if not name.isprintable()]
-    if odd:
-        raise DataError(
-            f"{len(odd)} file names in data.path={folder} are not printable text: {some(odd)}",
-            key="data.path",
-            remedy="Rename them, or change data.path.",
-        )
-    return names
+    return listing
 
 
 @dataclass
@@ -199,11 +170,13 @@ class Unusable:
 class Headers:
     """What the headers of a folder's pictures say.
 
-    marks: {name: its `file_mark`} of those that can be used. unusable: the others, by name.
+    marks: {name: its `file_mark`} of those that can be used. unusable: the others, by name. frames:
+    names of those that hold several frames.
     """
 
-    marks: dict[str, str]
-    unusable: dict[str, Unusable]
+    marks: dict[str, str] = field(default_factory=dict)
+    unusable: dict[str, Unusable] = field(default_factory=dict)
+    frames: list[str] = field(default_factory=list)
 
     @property
     def count(self) -> int:
@@ -213,14 +186,15 @@ class Headers:
 
 def classify_headers(folder: str, names: Sequence[str], image_size: int) -> Headers:
     """Reads the header of every picture: which can be used, and why the others cannot."""
-    headers = Headers({}, {})
+    headers = Headers()
     for name in names:
         path = os.path.join(folder, name)
         try:
             if not os.path.isfile(path):  # a pipe would be waited for
                 problem = f"The picture {path!r} is no file, or a link to none"
                 raise DataError(problem, key="data.path")
-            side = min(picture_size(path))
+            header = picture_header(path)
+            side = min(header.size)
             mark = file_mark(path)
         except DataError as error:
             headers.unusable[name] = Unusable(str(error))
@@ -236,6 +210,8 @@ def classify_headers(folder: str, names: Sequence[str], image_size: int) -> Head
                 headers.unusable[name] = Unusable(reason, side)
             else:
                 headers.marks[name] = mark
+                if header.has_frames:
+                    headers.frames.append(name)
     return headers
 
 
@@ -298,11 +274,23 @@ def _check_counts(path: str, folder: str, headers: Headers, max_skipped: int) ->
         )
 
 
-def _left_out(headers: Headers) -> str:
-    """The line that counts the pictures which are left out."""
+def _notes(folder: str, listing: Listing, captioned: Captioned, headers: Headers) -> list[str]:
+    """Lines about all that is left out, or is not read as it stands there."""
+    notes = []
     unusable = headers.unusable
-    first = next(iter(unusable.values()))
-    return (
-        f"data.on_error=skip: {len(unusable)} of {headers.count} pictures are left out: "
-        f"{some(list(unusable))}. The first: {first.reason}"
-    )
+    if unusable:
+        first = next(iter(unusable.values()))
+        notes.append(
+            f"data.on_error=skip: {len(unusable)} of {headers.count} pictures are left out: "
+            f"{some(list(unusable))}. The first: {first.reason}"
+        )
+    read = headers.marks.keys() | unusable.keys() | captioned.sources
+    left_out = listing.left_out(read)
+    if left_out:
+        notes.append(f"data.path={folder}: left out are {left_out}.")
+    if headers.frames:
+        notes.append(
+            f"Of {len(headers.frames)} pictures with several frames the first is read: "
+            f"{some(headers.frames)}."
+        )
+    return notes + captioned.notes

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from sdtrain.data import decode
-from sdtrain.data.decode import open_picture, picture_size
+from sdtrain.data.decode import open_picture, picture_header
 from sdtrain.errors import DataError
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
@@ -157,7 +157,7 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, monkeypat
         raise AssertionError("decoded")
 
     monkeypatch.setattr(Image.Image, "load", load)
-    for read in (open_picture, picture_size):
+    for read in (open_picture, picture_header):
         with (
             pytest.raises(DataError, match=r"large\.png.*9000 x 9000 = 81000000"),
             warnings.catch_warnings(),
@@ -165,7 +165,7 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, monkeypat
             warnings.simplefilter("error")
             read(file)
     monkeypatch.setattr(decode, "PIXEL_LIMIT", 81_000_000)
-    assert picture_size(file) == (9000, 9000)
+    assert picture_header(file).size == (9000, 9000)
 
 
 def test_pillows_own_limit_is_a_data_error(tmp_path, monkeypatch):
@@ -173,7 +173,7 @@ def test_pillows_own_limit_is_a_data_error(tmp_path, monkeypatch):
     for side in (12, 20):  # a warning and an error of Pillow's
         Image.new("RGB", (side, side)).save(tmp_path / "a.png")
         with pytest.raises(DataError, match="too large"):
-            picture_size(tmp_path / "a.png")
+            picture_header(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize(
