@@ -164,7 +164,7 @@ def _identified(source: str | Path | bytes) -> Image.Image:
         raise _too_large(source, str(error)) from error
     except Image.UnidentifiedImageError as error:
         known = ", ".join(_formats(source))
-        problem = f"is of no format that is read under this name: {known}"
+        problem = f"is of no format that can be read; those are {known}"
         raise _unreadable(source, problem) from error
     except Exception as error:  # as in open_picture
         raise _unreadable(source, f"cannot be opened: {_reason(error)}") from error
