@@ -115,6 +115,24 @@ class PictureData(Protocol):
 
 
 @dataclass(frozen=True)
+class Classes:
+    """The classes of a data set.
+
+    Attributes:
+        count: labels are in [0, count); 1 where there are no classes. names: what they are called,
+        by label; empty where they are numbers. why_none: why there are none. sha256: of the listing
+        with its labels, in the place of the listing's own where a model reads them. untrained: the
+        labels of which all pictures are held out.
+    """
+
+    count: int = 1
+    names: tuple[str, ...] = ()
+    why_none: str = ""
+    sha256: str | None = None
+    untrained: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class DataExtras:
     """What a data set may have beside what PictureData asks for, under the same names.
 
@@ -124,11 +142,13 @@ class DataExtras:
             Row.skipped. Absent or None: none is, and none is counted.
         sha256: of the listing of its pictures, by which a run that goes on recognises them. Absent
             or None: its configuration alone says what they are.
+        classes: what its labels mean. Absent or None: its num_classes is all that is known.
     """
 
     notes: tuple[str, ...] = ()
     max_skipped: int | None = None
     sha256: str | None = None
+    classes: Classes | None = None
 
 
 def extras_of(data: PictureData) -> DataExtras:
@@ -137,6 +157,7 @@ def extras_of(data: PictureData) -> DataExtras:
         notes=tuple(getattr(data, "notes", ())),
         max_skipped=getattr(data, "max_skipped", None),
         sha256=getattr(data, "sha256", None),
+        classes=getattr(data, "classes", None),
     )
 
 

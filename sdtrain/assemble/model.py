@@ -13,7 +13,10 @@ from sdtrain.config.draft import LOADER_KEYS
 from sdtrain.errors import UserError
 from sdtrain.latent_diffusion import LatentDiffusion
 from sdtrain.randomness import philox_key
-from sdtrain.types import PictureData, captions_of
+from sdtrain.types import PictureData, captions_of, extras_of
+
+MOST_CLASSES = 20
+"""That a line names."""
 
 
 def build_data(node: dict) -> PictureData:
@@ -52,19 +55,35 @@ def _build_part(node: dict, key: str, **given: Any) -> Any:
     return build(arguments, key, **given)
 
 
-def build_model(cfg: dict, run_dir: Path) -> LatentDiffusion:
-    """The model with its initial weights, which depend on `seed` alone."""
+def build_model(cfg: dict, run_dir: Path, data: PictureData | None = None) -> LatentDiffusion:
+    """The model with its initial weights, which depend on `seed` alone.
+
+    data: gives the number and the names of the classes where the configuration does not.
+    """
     model = cfg["model"]
     objective = build_objective(cfg)
     autoencoder = build_autoencoder(cfg, run_dir)
     seed_weights(cfg["seed"], "conditioner")
-    conditioner = _build_part(model["conditioner"], "model.conditioner")
+    classes = {} if data is None else missing_classes(model["conditioner"], data)
+    conditioner = _build_part(model["conditioner"], "model.conditioner", **classes)
     check_conditioner(conditioner)
     seed_weights(cfg["seed"], "unet")
     unet = _build_part(model["unet"], "model.unet", condition_channels=conditioner.channels)
     parts = {"autoencoder": autoencoder, "conditioner": conditioner, "unet": unet}
     rest = {name: value for name, value in model.items() if name not in parts}
     return build(rest | parts, "model", objective=objective)
+
+
+def missing_classes(node: dict, data: PictureData) -> dict[str, Any]:
+    """What a conditioner's node leaves to the data."""
+    classes = extras_of(data).classes
+    missing = {}
+    if node.get("num_classes", 0) is None:
+        missing["num_classes"] = data.num_classes
+    fits = node.get("num_classes") in (None, data.num_classes)  # else check_fit refuses it
+    if fits and classes is not None and classes.names and node.get("class_names") is None:
+        missing["class_names"] = list(classes.names)
+    return missing
 
 
 def check_conditioner(conditioner: object) -> None:
@@ -88,6 +107,15 @@ def check_fit(model: LatentDiffusion, data: PictureData) -> None:
     """Raises UserError where data, conditioner and unet do not fit together, before any time is
     spent.
     """
+    if "label" in model.conditioner.reads and data.num_classes < 2:
+        classes = extras_of(data).classes
+        why = f": {classes.why_none}" if classes and classes.why_none else ""
+        raise UserError(
+            f"model.conditioner reads class labels, and the data have none{why}",
+            key="model.conditioner",
+            remedy="Choose another model/conditioner, or data with classes: of data=images "
+            "a subfolder each, or a column label in metadata.jsonl or metadata.csv.",
+        )
     model.conditioner.check_data(data.num_classes)
     if "depth" in model.conditioner.reads and data.split("train")[(0, 0)].depth is None:
         raise UserError(
@@ -137,6 +165,27 @@ def _misfit(error: Exception, x: Tensor, conditioning) -> UserError:
         key="model.unet",
         remedy="Change model.unet, data.image_size or model.conditioner.context_dim.",
     )
+
+
+def classes_line(model: LatentDiffusion, data: PictureData) -> str | None:
+    """A line that says which classes are trained, where the model reads them and they have names or
+    gaps.
+    """
+    classes = extras_of(data).classes
+    if classes is None or "label" not in model.conditioner.reads:
+        return None
+    names = model.conditioner.class_names or [""] * classes.count
+    called = [f"{label} {name}".rstrip() for label, name in enumerate(names)]
+    line = f"{classes.count} classes: {', '.join(called[:MOST_CLASSES])}"
+    if len(called) > MOST_CLASSES:
+        line += f" and {len(called) - MOST_CLASSES} more"
+    if classes.untrained:
+        untrained = ", ".join(called[label] for label in classes.untrained[:MOST_CLASSES])
+        line += (
+            f". {len(classes.untrained)} of them have no picture but held-out ones, and stay "
+            f"untrained: {untrained}"
+        )
+    return f"{line}."
 
 
 def truncated_captions(model: LatentDiffusion, data: PictureData) -> str | None:

@@ -1,5 +1,7 @@
 """A class label as condition."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -11,16 +13,34 @@ class ClassLabel(Conditioner):
     """One learned token per class, and one more for a dropped label. context [B, 1, D].
 
     Args:
-        num_classes: the data's number of classes.
+        num_classes: the data's number of classes; None is filled in.
         context_dim: width D.
+        class_names: what they are called, by label; None where they are only numbers.
     """
 
     reads = frozenset({"label"})
 
-    def __init__(self, *, num_classes: int, context_dim: int) -> None:
+    def __init__(
+        self,
+        *,
+        num_classes: int | None,
+        context_dim: int,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
         super().__init__()
+        if num_classes is None or num_classes < 1:
+            raise UserError(
+                "must be at least 1", key="model.conditioner.num_classes", value=num_classes
+            )
+        if class_names and len(class_names) != num_classes:
+            raise UserError(
+                f"has {len(class_names)} names for {num_classes} classes",
+                key="model.conditioner.class_names",
+                value=list(class_names),
+            )
         self.num_classes = num_classes
         self.context_dim = context_dim
+        self.class_names = tuple(class_names or ())
         self.embedding = nn.Embedding(num_classes + 1, context_dim)
 
     def forward(self, inputs: Inputs) -> Conditioning:
@@ -29,9 +49,9 @@ class ClassLabel(Conditioner):
         return Conditioning(context=self.embedding(tokens)[:, None])
 
     def check_data(self, num_classes: int) -> None:
-        if self.num_classes < num_classes:
-            raise UserError(
-                f"is less than the {num_classes} classes of the data",
+        if self.num_classes != num_classes:
+            raise UserError(  # the embeddings of the others would stay untrained
+                f"is not the number of classes in the data, {num_classes}",
                 key="model.conditioner.num_classes",
                 value=self.num_classes,
                 remedy=f"Set model.conditioner.num_classes={num_classes}.",

@@ -66,6 +66,9 @@ class Conditioner(nn.Module):
     refuse others.
     """
 
+    class_names: Sequence[str] = ()
+    """What those classes are called, as far as that is known."""
+
     frozen: bool = False
     """Whether it is left as it is while the rest is trained. A frozen part is in no checkpoint."""
 

@@ -162,7 +162,7 @@ class SampleConfig(DrawingConfig):
     prompt: list[str] | str | None
     prompt_file: str | None
     negative_prompt: str
-    label: list[int] | int | None
+    label: list[int | str] | int | str | None
     guidance_scale: float
     output: str
 

@@ -37,6 +37,17 @@ MOVED = {
 }
 """Targets as earlier versions wrote them, and what they are called now."""
 
+TAKEN_ON = {
+    "sdtrain.data.images.Images": {
+        "captions": "all",
+        "shuffle_tags": False,
+        "drop_tags": 0.0,
+        "keep_tags": 0,
+        "upscale": False,
+    },
+}
+"""Keys that earlier versions did not know, by target, and what those versions did."""
+
 ROOMS = ("schedules", "diffusion", "models", "conditioning", "data", "latent_diffusion")
 """Rooms of sdtrain whose classes a checkpoint's configuration may build; of `schedules` its
 functions too.
@@ -44,11 +55,15 @@ functions too.
 
 
 def renewed(node: Any) -> Any:
-    """A copy of a saved configuration in which every moved target has its present name."""
+    """A copy of a saved configuration in which every moved target has its present name, and every
+    key that was taken on since then what was done without it.
+    """
     if isinstance(node, dict):
         copy = {key: renewed(value) for key, value in node.items()}
-        if isinstance(copy.get("_target_"), str):
-            copy["_target_"] = MOVED.get(copy["_target_"], copy["_target_"])
+        target = copy.get("_target_")
+        if isinstance(target, str):
+            copy["_target_"] = MOVED.get(target, target)
+            copy = TAKEN_ON.get(copy["_target_"], {}) | copy
         return copy
     if isinstance(node, list):
         return [renewed(value) for value in node]

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sdtrain.data.listing import CAPTION_SUFFIXES, Listing, some
 from sdtrain.errors import DataError
@@ -30,15 +30,26 @@ NumberedRow = tuple[int, dict[str, Any]]
 """(line of the file, what it holds by column)."""
 
 
+class Described(NamedTuple):
+    """A picture as its folder describes it.
+
+    captions: at least one; "" alone where there is none. label: what its metadata say, or None.
+    """
+
+    name: str
+    captions: tuple[str, ...]
+    label: Any = None
+
+
 @dataclass
 class Captioned:
     """The pictures of a folder with their captions.
 
-    rows: (relative name, caption), sorted by name. sources: the files that the captions were read
+    rows: sorted by name. sources: the files that the captions were read
     from, by relative name. notes: lines about what they hold.
     """
 
-    rows: list[tuple[str, str]]
+    rows: list[Described]
     sources: set[str]
     notes: list[str]
 
@@ -59,18 +70,19 @@ def read_captions(folder: str, listing: Listing, missing_captions: str) -> Capti
         )
     if metadata:
         source = metadata[0]
-        rows = _from_metadata(folder, source, listing)
+        rows = _from_metadata(folder, source, listing, missing_captions)
         rows += _without_row(folder, source, names, rows, missing_captions)
-        rows.sort(key=lambda row: row[0])
+        rows.sort(key=lambda row: row.name)
         sources = Counter([source])
     else:
         source = "a .txt file beside them"
         beside = [_file_beside(folder, name) for name in names]
         rows = []
         for name, file in zip(names, beside, strict=True):
-            rows.append((name, _clean(_text(folder, file, listing)) if file else ""))
+            lines = _text(folder, file, listing).splitlines() if file else []
+            rows.append(Described(name, _cleaned(lines)))
         sources = Counter(file for file in beside if file)
-    empty = [name for name, caption in rows if not caption]
+    empty = [row.name for row in rows if row.captions == ("",)]
     if empty and missing_captions == "error":
         raise _empty_captions(folder, source, empty, len(rows))
     return Captioned(rows, set(sources), _notes(empty, len(rows), sources))
@@ -94,11 +106,11 @@ def _without_row(
     folder: str,
     source: str,
     names: Sequence[str],
-    rows: list[tuple[str, str]],
+    rows: Sequence[Described],
     missing_captions: str,
-) -> list[tuple[str, str]]:
-    """(name, "") of the pictures that no row names; DataError where they need a caption."""
-    listed = {name for name, _ in rows}
+) -> list[Described]:
+    """The pictures that no row names; DataError where they need a caption."""
+    listed = {row.name for row in rows}
     without = [name for name in names if name not in listed]
     if without and missing_captions == "error":
         raise DataError(
@@ -108,7 +120,7 @@ def _without_row(
             remedy="Add their rows, remove them, or set data.missing_captions=empty to train them "
             "with the empty caption.",
         )
-    return [(name, "") for name in without]
+    return [Described(name, ("",)) for name in without]
 
 
 def _empty_captions(folder: str, source: str, empty: Sequence[str], count: int) -> DataError:
@@ -129,6 +141,12 @@ def _clean(caption: str) -> str:
     # NUL ends a string in some tokenizers; line breaks differ between the three layouts for the
     # same caption.
     return " ".join(caption.replace("\0", "").split())
+
+
+def _cleaned(captions: Sequence[str]) -> tuple[str, ...]:
+    """Those that are not empty; "" where all are."""
+    cleaned = map(_clean, captions)
+    return tuple(caption for caption in cleaned if caption) or ("",)
 
 
 def _text(folder: str, name: str, listing: Listing) -> str:
@@ -168,27 +186,27 @@ def _file_beside(folder: str, name: str) -> str | None:
     return None
 
 
-def _from_metadata(folder: str, source: str, listing: Listing) -> list[tuple[str, str]]:
-    """(relative name, caption) of each row of the metadata file.
+def _from_metadata(
+    folder: str, source: str, listing: Listing, missing_captions: str
+) -> list[Described]:
+    """What each row of the metadata file says.
 
     Raises DataError for a row that names no picture inside the folder, and for what is no text.
     """
     where = f"{source} of data.path={folder}"
     text = _text(folder, source, listing)
     numbered = _jsonl(text, where) if source.endswith("jsonl") else _csv(text, where)
-    column = _caption_column(numbered, where)
+    column = _caption_column(numbered, where, missing_captions)
     known = set(listing.names)
     rows = []
     missing = []
     for line, row in numbered:
         line_of_file = f"{where}, line {line}"
         name = _inside(folder, row["file_name"], line_of_file, listing)
-        caption = row.get(column)
-        if not isinstance(caption, str | None) or SURROGATES.search(caption or ""):
-            raise _bad_line(f"{line_of_file}: the caption must be text, and is {caption!r}")
+        captions = _captions_in(row.get(column), line_of_file)
         if name not in known and not os.path.isfile(os.path.join(folder, name)):
             missing.append(name)
-        rows.append((name, _clean(caption or "")))
+        rows.append(Described(name, captions, row.get("label")))
     if missing:
         raise DataError(
             f"{len(missing)} of {len(rows)} rows of {where} name pictures that are not there: "
@@ -199,8 +217,20 @@ def _from_metadata(folder: str, source: str, listing: Listing) -> list[tuple[str
     return rows
 
 
-def _caption_column(numbered: Sequence[NumberedRow], where: str) -> str:
-    """The column of the captions: text, else caption.
+def _captions_in(value: Any, where: str) -> tuple[str, ...]:
+    """A caption, or a list of several for one picture."""
+    captions = value if isinstance(value, list) else [value]
+    for caption in captions:
+        if not isinstance(caption, str | None) or SURROGATES.search(caption or ""):
+            raise _bad_line(f"{where}: the caption must be text, and is {caption!r}")
+    return _cleaned([caption or "" for caption in captions])
+
+
+def _caption_column(
+    numbered: Sequence[NumberedRow], where: str, missing_captions: str
+) -> str | None:
+    """The column of the captions: text, else caption; None where there are labels in their place,
+    and captions may be missing.
 
     Raises DataError where it or file_name is missing.
     """
@@ -210,6 +240,8 @@ def _caption_column(numbered: Sequence[NumberedRow], where: str) -> str:
     for column in ("text", "caption"):
         if any(column in row for _, row in numbered):
             return column
+    if missing_captions == "empty" and any("label" in row for _, row in numbered):
+        return None
     raise _missing_columns(where, *(numbered[0] if numbered else (1, {})))
 
 

@@ -22,7 +22,7 @@ from torchvision.transforms.v2 import functional as F
 
 from sdtrain.data.crop import Transform, resize_short_side
 from sdtrain.data.decode import WHITE
-from sdtrain.data.split import PictureSplit, check_options, make_splits, rows_hash
+from sdtrain.data.split import PictureRow, PictureSplit, check_options, make_splits, rows_hash
 from sdtrain.errors import DataError, UserError
 from sdtrain.files import atomic_file, write_text
 
@@ -223,8 +223,7 @@ class Emoji:
         widths = [square.width for square in drawn.values()]
         self.sha256 = rows_hash(zip(names, captions, widths, strict=True))
         self._splits = make_splits(
-            names=names,
-            captions=captions,
+            rows=[PictureRow(name, [text]) for name, text in zip(names, captions, strict=True)],
             read=GlyphReader(names, torch.stack(small), image_size),
             fraction=validation_fraction,
             training=Transform(image_size=image_size, crop="center", flip=False, seed=seed),

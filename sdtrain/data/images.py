@@ -5,20 +5,30 @@ a `datasets.Dataset`: Arrow memory, which forked loader workers share without co
 own imagefolder drops pictures without a row silently.
 """
 
-import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Literal
 
 from torch import Tensor
 
+from sdtrain.data.caption_draw import CaptionDraw
 from sdtrain.data.captions import LAYOUTS, Captioned, read_captions
 from sdtrain.data.crop import Transform, resize_short_side
-from sdtrain.data.decode import WHITE, open_picture, picture_header
+from sdtrain.data.decode import WHITE, open_picture
+from sdtrain.data.headers import Headers, check_counts, classify_headers, refuse_unusable
+from sdtrain.data.labels import labels_of
 from sdtrain.data.listing import Listing, list_folder, some
-from sdtrain.data.split import PictureSplit, bad_option, check_options, make_splits, rows_hash
+from sdtrain.data.split import (
+    PictureRow,
+    PictureSplit,
+    bad_option,
+    check_options,
+    make_splits,
+    rows_hash,
+)
 from sdtrain.errors import DataError
+from sdtrain.types import Classes
 
 CACHE_BYTES = 256 * 2**20
 
@@ -73,11 +83,12 @@ class Images:
         max_skipped: how many different pictures may be left out or replaced. A count, because each
             is one that somebody could look at, whatever the size of the folder: a share of a large
             one would hide a disk that fails.
+        captions, shuffle_tags, drop_tags, keep_tags: of training, see `CaptionDraw`; validation
+            reads the first caption as it stands.
+        upscale: whether pictures smaller than the crop are scaled up; else they are bad ones.
         background: (red, green, blue) in 0..255 behind transparent pixels.
-        seed: of crops, flips, replacements and of what is held out.
+        seed: of crops, flips, captions, replacements and of what is held out.
     """
-
-    num_classes = 1
 
     def __init__(
         self,
@@ -90,40 +101,54 @@ class Images:
         missing_captions: Literal["error", "empty"] = "error",
         on_error: Literal["fail", "skip"] = "fail",
         max_skipped: int = 100,
+        captions: Literal["one", "all"] = "all",
+        shuffle_tags: bool = False,
+        drop_tags: float = 0.0,
+        keep_tags: int = 0,
+        upscale: bool = False,
         background: Sequence[int] = WHITE,
         seed: int = 0,
     ) -> None:
         check_options(
             image_size=image_size, validation_fraction=validation_fraction, background=background
         )
-        if missing_captions not in ("error", "empty"):
-            raise bad_option("missing_captions", missing_captions, "is none of error, empty")
-        if on_error not in ("fail", "skip"):
-            raise bad_option("on_error", on_error, "is none of fail, skip")
-        if max_skipped < 0:
-            raise bad_option("max_skipped", max_skipped, "must be at least 0")
+        _check_words(missing_captions, on_error, max_skipped)
+        caption_of = CaptionDraw(
+            captions=captions,
+            shuffle_tags=shuffle_tags,
+            drop_tags=drop_tags,
+            keep_tags=keep_tags,
+            seed=seed,
+        )
         training = Transform(image_size=image_size, crop=crop, flip=flip, seed=seed)
         self.image_size = image_size
-        # "" would become the working directory.
-        folder = os.path.abspath(os.path.expanduser(path)) if path else ""
-        listing = list_pictures(folder)
+        folder, listing = list_pictures(path)
         captioned = read_captions(folder, listing, missing_captions)
-        headers = classify_headers(folder, sorted({name for name, _ in captioned.rows}), image_size)
+        headers = classify_headers(folder, {row.name for row in captioned.rows}, image_size)
+        if upscale:
+            headers.take_in_small()
         if on_error == "fail":
-            _refuse_unusable(folder, headers, image_size)
-        _check_counts(path, folder, headers, max_skipped)
+            refuse_unusable(folder, headers, image_size)
+        check_counts(path, folder, headers, max_skipped)
         self.notes = _notes(folder, listing, captioned, headers)
         self.max_skipped = max_skipped - len(headers.unusable) if on_error == "skip" else None
-        rows = [(name, caption) for name, caption in captioned.rows if name in headers.marks]
-        self.sha256 = rows_hash((name, caption, headers.marks[name]) for name, caption in rows)
+        rows, classes = _rows(captioned, headers, caption_of)
+        hashed = [(row.name, "\n".join(row.captions), headers.marks[row.name]) for row in rows]
+        self.sha256 = rows_hash(hashed)
+        self.num_classes = classes.count
         self._splits = make_splits(
-            names=[name for name, _ in rows],
-            captions=[caption for _, caption in rows],
+            rows=rows,
             read=FolderReader(folder, image_size, background),
             fraction=validation_fraction,
             training=training,
+            caption_of=caption_of,
             seed=seed,
             max_skipped=self.max_skipped,
+        )
+        self.classes = replace(
+            classes,
+            sha256=_labelled_hash(hashed, rows),
+            untrained=_untrained(classes, self._splits["train"]),
         )
 
     def split(self, name: str) -> PictureSplit:
@@ -135,8 +160,40 @@ class Images:
         return self._splits["train"].spread(count)
 
 
-def list_pictures(folder: str) -> Listing:
-    """What lies in the folder. DataError where that is no picture."""
+def _check_words(missing_captions: str, on_error: str, max_skipped: int) -> None:
+    if missing_captions not in ("error", "empty"):
+        raise bad_option("missing_captions", missing_captions, "is none of error, empty")
+    if on_error not in ("fail", "skip"):
+        raise bad_option("on_error", on_error, "is none of fail, skip")
+    if max_skipped < 0:
+        raise bad_option("max_skipped", max_skipped, "must be at least 0")
+
+
+def _rows(
+    captioned: Captioned, headers: Headers, caption_of: CaptionDraw
+) -> tuple[list[PictureRow], Classes]:
+    """The pictures that can be used."""
+    described = [row for row in captioned.rows if row.name in headers.marks]
+    labels, classes = labels_of(described)
+    rows = []
+    for row, label in zip(described, labels, strict=True):
+        rows.append(PictureRow(row.name, caption_of.read(row.captions), label))
+    return rows, classes
+
+
+def _labelled_hash(hashed: Sequence[tuple[str, str, str]], rows: Sequence[PictureRow]) -> str:
+    return rows_hash([*hashed, ("labels", "", str([row.label for row in rows]))])
+
+
+def _untrained(classes: Classes, train: PictureSplit) -> tuple[int, ...]:
+    trained = set(train.labels)
+    return tuple(label for label in range(classes.count) if label not in trained)
+
+
+def list_pictures(path: str) -> tuple[str, Listing]:
+    """The folder, and what lies in it. DataError where that is no picture."""
+    # "" would become the working directory.
+    folder = os.path.abspath(os.path.expanduser(path)) if path else ""
     if not os.path.isdir(folder):
         wrong = "is a file" if os.path.exists(folder) else "does not exist"
         raise DataError(
@@ -155,123 +212,7 @@ def list_pictures(folder: str) -> Listing:
             value=folder,
             remedy="Change data.path.",
         )
-    return listing
-
-
-@dataclass
-class Unusable:
-    """Why a picture cannot be used. shorter_side: in pixels, where it is that; else None."""
-
-    reason: str
-    shorter_side: int | None = None
-
-
-@dataclass
-class Headers:
-    """What the headers of a folder's pictures say.
-
-    marks: {name: its `file_mark`} of those that can be used. unusable: the others, by name. frames:
-    names of those that hold several frames.
-    """
-
-    marks: dict[str, str] = field(default_factory=dict)
-    unusable: dict[str, Unusable] = field(default_factory=dict)
-    frames: list[str] = field(default_factory=list)
-
-    @property
-    def count(self) -> int:
-        """How many pictures there are."""
-        return len(self.marks) + len(self.unusable)
-
-
-def classify_headers(folder: str, names: Sequence[str], image_size: int) -> Headers:
-    """Reads the header of every picture: which can be used, and why the others cannot."""
-    headers = Headers()
-    for name in names:
-        path = os.path.join(folder, name)
-        try:
-            if not os.path.isfile(path):  # a pipe would be waited for
-                problem = f"The picture {path!r} is no file, or a link to none"
-                raise DataError(problem, key="data.path")
-            header = picture_header(path)
-            side = min(header.size)
-            mark = file_mark(path)
-        except DataError as error:
-            headers.unusable[name] = Unusable(str(error))
-        except OSError as error:  # it has vanished since
-            reason = f"The picture {path!r} cannot be opened: {error.strerror}."
-            headers.unusable[name] = Unusable(reason)
-        else:
-            if side < image_size:
-                reason = (
-                    f"The picture {path!r} is smaller than the crop: its shorter side is {side}, "
-                    f"data.image_size={image_size}."
-                )
-                headers.unusable[name] = Unusable(reason, side)
-            else:
-                headers.marks[name] = mark
-                if header.has_frames:
-                    headers.frames.append(name)
-    return headers
-
-
-def file_mark(path: str) -> str:
-    """What tells a file from another in its place without reading all of it.
-
-    Its number of bytes, and a hash of the first and last 4096.
-    """
-    size = os.path.getsize(path)
-    with open(path, "rb") as file:
-        ends = file.read(4096)
-        file.seek(max(0, size - 4096))
-        ends += file.read(4096)
-    return f"{size} {hashlib.sha256(ends).hexdigest()}"
-
-
-def _refuse_unusable(folder: str, headers: Headers, image_size: int) -> None:
-    """Raises one DataError for all pictures that cannot be opened, or else for all too small."""
-    unusable = headers.unusable
-    broken = [name for name, why in unusable.items() if why.shorter_side is None]
-    if broken:
-        raise DataError(
-            f"{len(broken)} of {headers.count} pictures in data.path={folder} cannot be read: "
-            f"{some(broken)}. The first says: {unusable[broken[0]].reason}",
-            key="data.path",
-            remedy="Repair or remove them, change data.path, or leave them out with "
-            "data.on_error=skip.",
-        )
-    if unusable:
-        smallest = min(why.shorter_side for why in unusable.values())
-        raise DataError(
-            f"{len(unusable)} of {headers.count} pictures in data.path={folder} are smaller than "
-            f"the crop, data.image_size={image_size}: {some(list(unusable))}. The shorter side "
-            f"must be at least data.image_size; the smallest seen is {smallest}",
-            key="data.image_size",
-            remedy=f"Set data.image_size to {smallest} or less, remove them, or leave them out "
-            "with data.on_error=skip.",
-        )
-
-
-def _check_counts(path: str, folder: str, headers: Headers, max_skipped: int) -> None:
-    """Raises DataError for too many pictures that are left out, or too few that are not."""
-    unusable = headers.unusable
-    if len(unusable) > max_skipped:
-        last, why = list(unusable.items())[-1]
-        raise DataError(
-            f"{len(unusable)} of {headers.count} pictures in data.path={folder} cannot be used, "
-            f"and data.max_skipped={max_skipped} may be left out. The last is {last}: {why.reason}",
-            key="data.max_skipped",
-            remedy="Repair or remove them, or raise data.max_skipped.",
-        )
-    if len(headers.marks) < 2:
-        held = ("no picture", "one picture")[len(headers.marks)]
-        without = f" and {len(unusable)} that cannot be used" if unusable else ""
-        raise DataError(
-            f"holds {held}{without}; at least 2 are needed, one of them for validation",
-            key="data.path",
-            value=path,
-            remedy="Change data.path.",
-        )
+    return folder, listing
 
 
 def _notes(folder: str, listing: Listing, captioned: Captioned, headers: Headers) -> list[str]:
@@ -288,6 +229,11 @@ def _notes(folder: str, listing: Listing, captioned: Captioned, headers: Headers
     left_out = listing.left_out(read)
     if left_out:
         notes.append(f"data.path={folder}: left out are {left_out}.")
+    if headers.scaled_up:
+        notes.append(
+            f"data.upscale: {len(headers.scaled_up)} of {headers.count} pictures are smaller than "
+            f"the crop and are scaled up: {some(headers.scaled_up)}."
+        )
     if headers.frames:
         notes.append(
             f"Of {len(headers.frames)} pictures with several frames the first is read: "

@@ -3,8 +3,8 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from itertools import count
-from typing import Any
+from itertools import chain, count
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -80,6 +80,23 @@ def too_many_broken(last_reason: str, max_skipped: int) -> DataError:
     )
 
 
+class PictureRow(NamedTuple):
+    """A picture of a split. captions: at least one, of which each visit reads what a law says."""
+
+    name: str
+    captions: Sequence[str]
+    label: int = 0
+
+
+CaptionLaw = Callable[[Sequence[str], int], str]
+"""(captions of a picture, ordinal) -> the one that this visit reads."""
+
+
+def first_caption(captions: Sequence[str], ordinal: int) -> str:
+    """The same at every visit."""
+    return captions[0]
+
+
 class PictureSplit:
     """One split: names, captions, `read` that gives a name's pixels, and the transform.
 
@@ -92,19 +109,25 @@ class PictureSplit:
     def __init__(
         self,
         *,
-        names: list[str],
-        captions: list[str],
+        rows: Sequence[PictureRow],
         read: Callable[[str], Tensor],
         transform: Transform,
+        caption_of: CaptionLaw,
         seed: int,
         max_skipped: int | None,
     ) -> None:
         from datasets import Dataset  # here, because it takes a second that other data do not need
 
-        self._rows = Dataset.from_dict({"file_name": names, "text": captions})
-        self._distinct = len(set(names))
+        columns = {
+            "file_name": [row.name for row in rows],
+            "text": [list(row.captions) for row in rows],
+            "label": [row.label for row in rows],
+        }
+        self._rows = Dataset.from_dict(columns)
+        self._distinct = len(set(columns["file_name"]))
         self._read = read
         self._transform = transform
+        self._caption_of = caption_of
         self._max_skipped = max_skipped
         self._replacement = KeyedRandom(seed, "replacement")
 
@@ -126,7 +149,12 @@ class PictureSplit:
                     raise too_many_broken(str(error), self._max_skipped) from error
                 index = int(self._replacement.uniform(ordinal, 1, attempt)[0] * len(self))
             else:
-                return Row(image=image, caption=row["text"], skipped=tuple(skipped.items()))
+                return Row(
+                    image=image,
+                    caption=self._caption_of(row["text"], ordinal),
+                    label=row["label"],
+                    skipped=tuple(skipped.items()),
+                )
 
     @property
     def names(self) -> list[str]:
@@ -135,47 +163,53 @@ class PictureSplit:
 
     @property
     def captions(self) -> list[str]:
-        """All captions, in the order of the indices."""
-        return self._rows["text"][:]
+        """All captions, in the order of the indices; those of one picture follow each other."""
+        return list(chain.from_iterable(self._rows["text"]))
+
+    @property
+    def labels(self) -> list[int]:
+        """In the order of the indices."""
+        return self._rows["label"][:]
 
     def spread(self, count: int) -> list[str]:
-        """`count` captions spread evenly over the split.
+        """`count` captions spread evenly over the split, the first of each picture.
 
         The empty ones are passed over where there are others.
         """
-        captions = [caption for caption in self.captions if caption] or self.captions
+        first = [captions[0] for captions in self._rows["text"]]
+        captions = [caption for caption in first if caption] or first
         return [captions[i * len(captions) // count] for i in range(count)]
 
 
 def make_splits(
     *,
-    names: list[str],
-    captions: list[str],
+    rows: Sequence[PictureRow],
     read: Callable[[str], Tensor],
     fraction: float,
     training: Transform,
     seed: int,
+    caption_of: CaptionLaw = first_caption,
     max_skipped: int | None = None,
 ) -> dict[str, PictureSplit]:
-    """The splits "train", with `training` as its transform, and "validation": centre crop, no flip.
+    """The splits "train", with `training` as its transform and `caption_of` for its captions, and
+    "validation": centre crop, no flip, the first caption.
 
     A name is in one of them only.
     """
-    held_out = hold_out(names, fraction, seed)
+    held_out = hold_out([row.name for row in rows], fraction, seed)
     centred = Transform(image_size=training.image_size, crop="center", flip=False, seed=seed)
-    rows = list(zip(names, captions, strict=True))
-    train = [row for row in rows if row[0] not in held_out]
-    validation = [row for row in rows if row[0] in held_out]
+    train = [row for row in rows if row.name not in held_out]
+    validation = [row for row in rows if row.name in held_out]
     splits = {}
-    for split, kept, transform in (
-        ("train", train, training),
-        ("validation", validation, centred),
+    for split, kept, transform, law in (
+        ("train", train, training, caption_of),
+        ("validation", validation, centred, first_caption),
     ):
         splits[split] = PictureSplit(
-            names=[name for name, _ in kept],
-            captions=[caption for _, caption in kept],
+            rows=kept,
             read=read,
             transform=transform,
+            caption_of=law,
             seed=seed,
             max_skipped=max_skipped,
         )

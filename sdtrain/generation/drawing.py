@@ -1,10 +1,11 @@
 """What is to be drawn, and how."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from sdtrain.conditioning.interface import Conditioner
 from sdtrain.diffusion import Denoise
 from sdtrain.samplers import Sampler
 from sdtrain.schedules import Schedule
@@ -28,11 +29,15 @@ class Request:
     label: int = 0
     depth: Tensor | None = None
 
-    def title(self, reads: Collection[str]) -> str:
-        """What stands below the picture; reads: of the conditioner."""
+    def title(self, conditioner: Conditioner) -> str:
+        """What stands below the picture."""
         if self.prompt:
             return self.prompt
-        return f"class {self.label}" if "label" in reads else f"seed {self.seed}"
+        if "label" not in conditioner.reads:
+            return f"seed {self.seed}"
+        class_names = conditioner.class_names
+        name = f" ({class_names[self.label]})" if self.label < len(class_names) else ""
+        return f"class {self.label}{name}"
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,12 @@ def sample(config: SampleConfig, model: LatentDiffusion, drawing: Drawing, image
     Raises UserError where the model cannot be asked so, StorageError where the folder cannot be
     written; then nothing was drawn.
     """
-    reads = model.conditioner.reads
+    conditioner = model.conditioner
     requests = requests_of(config, model.conditioner)
     check_writable(Path(config.output))
     images = generate(model, requests, drawing, image_size)
-    write_samples(config, requests, images, [request.title(reads) for request in requests])
+    titles = [request.title(conditioner) for request in requests]
+    write_samples(config, requests, images, titles)
     return len(images)
 
 
@@ -68,9 +69,8 @@ def requests_of(config: SampleConfig, conditioner: Conditioner) -> list[Request]
             "checkpoint.",
         )
     prompts = as_list(config.prompt)
-    labels = as_list(config.label)
     _check_prompts(config, prompts, conditioner.reads)
-    _check_labels(labels, conditioner)
+    labels = _labels(as_list(config.label), conditioner)
     requests = []
     for prompt in prompts or [""]:
         for label in labels or [0]:
@@ -86,7 +86,7 @@ def _check_prompts(config: SampleConfig, prompts: list[str], reads: frozenset[st
     if "caption" not in reads and (prompts or config.negative_prompt):
         read = "no condition. Remove prompt"
         if "label" in reads:
-            read = "a class label. Set label=NUMBER"
+            read = "a class label. Set label=NUMBER or label=NAME"
         raise UserError(f"prompt has no effect: this model reads {read}", key="prompt")
     if "caption" in reads and not prompts:
         raise UserError(
@@ -104,24 +104,46 @@ def _check_prompts(config: SampleConfig, prompts: list[str], reads: frozenset[st
         )
 
 
-def _check_labels(labels: list[int], conditioner: Conditioner) -> None:
+def _labels(asked: list[int | str], conditioner: Conditioner) -> list[int]:
+    """The numbers of the classes that are asked for by number or name. Raises UserError."""
     if "label" not in conditioner.reads:
-        if labels:
+        if asked:
             raise UserError(
                 "label has no effect: this model was not trained with "
                 "model/conditioner=class_label",
                 key="label",
                 remedy="Remove label.",
             )
-        return
-    if not labels:
+        return []
+    if not asked:
         raise UserError(
             "label is missing",
             key="label",
-            remedy="Say which class to draw with label=NUMBER or label=[NUMBER,NUMBER].",
+            remedy="Say which class to draw with label=NUMBER or label=[NUMBER,NUMBER]."
+            + _known_classes(conditioner),
         )
+    return [_label(label, conditioner) for label in asked]
+
+
+def _label(asked: int | str, conditioner: Conditioner) -> int:
+    names = list(conditioner.class_names)
+    if isinstance(asked, str):
+        if asked not in names:
+            problem = "is the name of no class" if names else "is a name, and the classes have none"
+            raise UserError(problem, key="label", value=asked, remedy=_known_classes(conditioner))
+        return names.index(asked)
     known = conditioner.num_classes
-    for label in labels:
-        if label < 0 or known is not None and label >= known:
-            must = "must be at least 0" if known is None else f"must lie between 0 and {known - 1}"
-            raise UserError(must, key="label", value=label)
+    if asked < 0 or known is not None and asked >= known:
+        must = "must be at least 0" if known is None else f"must lie between 0 and {known - 1}"
+        raise UserError(must, key="label", value=asked, remedy=_known_classes(conditioner))
+    return asked
+
+
+def _known_classes(conditioner: Conditioner) -> str:
+    """A sentence; "" where nothing is known of them."""
+    names = [f"{label} {name}" for label, name in enumerate(conditioner.class_names)]
+    if not names:
+        known = conditioner.num_classes
+        return "" if known is None else f" The classes are 0 to {known - 1}."
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return f" The classes are {', '.join(names[:20])}{more}."

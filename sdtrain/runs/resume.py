@@ -49,6 +49,9 @@ HASH = re.compile(r"data[.]sha256|model[.]\w+[.]sha256")
 weights of each frozen part.
 """
 
+LEFT_TO_THE_DATA = ("model.conditioner.num_classes", "model.conditioner.class_names")
+"""Keys that a run fills in once its data are there, unless the user has."""
+
 
 @dataclass(frozen=True)
 class Changes:
@@ -99,8 +102,13 @@ def compare_arms(old: dict, new: dict, allowed: Iterable[str] = ()) -> Changes:
 
 
 def _without_hashes(changes: Changes) -> Changes:
-    """Of a run and a configuration that is not built yet, whose hashes nobody knows."""
-    refused = {key: pair for key, pair in changes.refused.items() if not is_hash(key)}
+    """Of a run and a configuration that is not built yet: nobody knows its hashes, nor what it
+    leaves to the data.
+    """
+    refused = {}
+    for key, pair in changes.refused.items():
+        if not is_hash(key) and not (key in LEFT_TO_THE_DATA and pair[1] is None):
+            refused[key] = pair
     return Changes(changes.changed, refused)
 
 

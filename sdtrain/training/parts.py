@@ -1,8 +1,10 @@
 """A plan to what is trained: data, module and loaders."""
 
 import copy
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -11,9 +13,11 @@ from sdtrain.assemble.model import (
     build_data,
     build_model,
     check_fit,
+    classes_line,
     seed_weights,
     truncated_captions,
 )
+from sdtrain.conditioning.interface import Conditioner
 from sdtrain.config.build import build
 from sdtrain.console import global_rank, warn
 from sdtrain.data.draws import Collate
@@ -65,7 +69,7 @@ def build_parts(plan: Plan, run_dir: Path, progress: Progress) -> Parts:
 def _diffusion_parts(
     config: dict, plan: Plan, data: PictureData, run_dir: Path, progress: Progress
 ) -> Parts:
-    model = build_model(config, run_dir)
+    model = build_model(config, run_dir, data)
     module = DiffusionModule(model=model, optimisation=plan.optimisation(), progress=progress)
     collate = Collate(
         seed=config["seed"],
@@ -77,11 +81,11 @@ def _diffusion_parts(
     )
     datamodule = _datamodule(plan, data, collate, progress)
     check_fit(model, data)
-    note = truncated_captions(model, data)
+    notes = [classes_line(model, data), truncated_captions(model, data)]
     train = datamodule.train
     rows = [train[(place, place)] for place in range(min(CALIBRATION, len(train)))]
     check_latent_scale(model.autoencoder, model.latents_of_rows(rows))
-    return Parts(data, module, datamodule, [note] if note else [])
+    return Parts(data, module, datamodule, [note for note in notes if note])
 
 
 def _autoencoder_module(config: dict, plan: Plan, progress: Progress) -> AutoencoderModule:
@@ -127,10 +131,26 @@ def saved_config(plan: Plan, parts: Parts | None = None) -> str:
     if parts is not None:
         for name, digest in parts.module.frozen_hashes().items():
             config["model"][name]["sha256"] = digest
-        listing = extras_of(parts.data).sha256
+        extras = extras_of(parts.data)
+        listing = extras.sha256
+        if not plan.draft.trains_autoencoder:
+            conditioner = parts.module.model.conditioner
+            if "label" in conditioner.reads:
+                config["model"]["conditioner"] |= _classes_of(conditioner)
+                listing = extras.classes.sha256 if extras.classes else listing
         if listing:
             config["data"]["sha256"] = listing
     return OmegaConf.to_yaml(OmegaConf.create(redacted(config)))
+
+
+def _classes_of(conditioner: Conditioner) -> dict[str, Any]:
+    """What sampling has to know of the classes, as far as its constructor takes it."""
+    known = {
+        "num_classes": conditioner.num_classes,
+        "class_names": list(conditioner.class_names) or None,
+    }
+    taken = inspect.signature(type(conditioner)).parameters
+    return {key: value for key, value in known.items() if value is not None and key in taken}
 
 
 def set_threads(threads: int | None) -> None:

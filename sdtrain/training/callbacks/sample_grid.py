@@ -131,7 +131,7 @@ class SampleGrid(L.Callback):
         images = generate(model, requests, self.drawing, size)
         generate(model, requests[:1], self.drawing, size, show=lambda *step: steps.append(step))
         scale = self.drawing.guidance_scale
-        titles = [request.title(model.conditioner.reads) for request in requests]
+        titles = [request.title(model.conditioner) for request in requests]
         title = f"{seen} images seen, guidance {scale:g}, {self.drawing.steps} steps"
         grid = pictures.grid(images, titles, title=title)
         self.last_grid = self.log_picture(trainer, module, "grid", grid)
@@ -156,7 +156,7 @@ class SampleGrid(L.Callback):
             drawing = replace(self.drawing, guidance_scale=scale)
             images = generate(module.model, requests, drawing, self.data.image_size)
             rows.append((f"guidance {scale:g}", [pictures.picture(image) for image in images]))
-        heads = [request.title(module.model.conditioner.reads) for request in requests]
+        heads = [request.title(module.model.conditioner) for request in requests]
         self.log_picture(trainer, module, "guidance", pictures.strip_of_rows(rows, heads))
 
     def draw_steps(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -164,7 +164,7 @@ class SampleGrid(L.Callback):
         requests = self.requests(trainer, module)
         size = self.data.image_size
         compared = compare_steps(module.model, requests, self.drawing, size, self.sampler_steps)
-        heads = [request.title(module.model.conditioner.reads) for request in requests]
+        heads = [request.title(module.model.conditioner) for request in requests]
         sheet, plot = sampler_errors(compared.pictures, compared.distances, heads)
         self.log_picture(trainer, module, "steps", sheet)
         self.log_picture(trainer, module, "sampler_error", plot)

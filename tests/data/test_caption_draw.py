@@ -1,0 +1,140 @@
+"""Several captions of a picture, tags, and pictures smaller than the crop: keyed, and as they were
+where nobody asks for it.
+"""
+
+import json
+
+import pytest
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from sdtrain.config.trusted import TAKEN_ON, renewed
+from sdtrain.data.images import Images
+from sdtrain.errors import DataError, UserError
+
+LINES = ["a cat", "a red cat, asleep", "one cat"]
+TAGS = "cat, red, asleep,  indoors, , one"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Four pictures; each .txt holds LINES."""
+    for i in range(4):
+        Image.new("RGB", (20, 20), (i * 5, 20, 90)).save(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.txt").write_text("\r\n".join([*LINES, " ", ""]))
+    return tmp_path
+
+
+def load(folder, **options):
+    return Images(path=str(folder), image_size=16, **options)
+
+
+def drawn(data, visits=60, split="train"):
+    return [data.split(split)[0, ordinal].caption for ordinal in range(visits)]
+
+
+def test_one_of_several_captions_is_drawn_at_each_visit(folder):
+    data = load(folder, captions="one")
+    captions = drawn(data)
+    counts = [captions.count(line) for line in LINES]
+    assert sum(counts) == 60 and min(counts) > 10
+    assert captions == drawn(load(folder, captions="one"))
+    assert captions != drawn(load(folder, captions="one", seed=1))
+    assert set(drawn(data, split="validation")) == {LINES[0]}
+    assert data.example_prompts(3) == [LINES[0]] * 3
+    train = data.split("train")
+    order = [(0, ordinal) for ordinal in range(60)]
+    workers = DataLoader(train, batch_size=None, sampler=order, num_workers=2)
+    assert [row.caption for row in workers] == captions
+    assert train.captions == LINES * 3  # all of them are counted where they are too long
+
+
+def test_all_captions_are_joined_unless_asked_otherwise(folder):
+    for data in (load(folder), load(folder, captions="all")):
+        assert set(drawn(data)) == {"a cat a red cat, asleep one cat"}
+        assert len(data.split("train").captions) == 3
+    # The listing of single captions is the same: a run may be gone on with.
+    for file in folder.glob("*.txt"):
+        file.write_text("a cat\n")
+    assert load(folder).sha256 == load(folder, captions="one").sha256
+
+
+def test_a_list_in_metadata_holds_several(folder):
+    beside = load(folder, captions="one")
+    rows = [{"file_name": f"{i}.png", "text": ["", *LINES]} for i in range(4)]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert drawn(load(folder, captions="one")) == drawn(beside)
+    for wrong in (["a", 3], [["a"]], {"a": "b"}):
+        rows[2]["text"] = wrong
+        (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        with pytest.raises(DataError, match="line 3"):
+            load(folder)
+
+
+def test_tags_are_shuffled_and_dropped(folder):
+    for file in folder.glob("*.txt"):
+        file.write_text(TAGS)
+    tags = ["cat", "red", "asleep", "indoors", "one"]
+
+    def seen(**options):
+        return [caption.split(", ") for caption in drawn(load(folder, **options))]
+
+    assert set(drawn(load(folder))) == {"cat, red, asleep, indoors, , one"}
+    shuffled = seen(shuffle_tags=True)
+    assert all(sorted(each) == sorted(tags) for each in shuffled)
+    assert {each[0] for each in shuffled} == {each[-1] for each in shuffled} == set(tags)
+    kept = seen(shuffle_tags=True, keep_tags=2)
+    assert all(each[:2] == tags[:2] for each in kept)
+    assert len({tuple(each) for each in kept}) == 6
+    dropped = seen(drop_tags=0.4)
+    assert all(each == [tag for tag in tags if tag in each] for each in dropped)
+    assert abs(sum(map(len, dropped)) / 60 / 5 - 0.6) < 0.1
+    assert all(each[0] == "cat" for each in seen(drop_tags=0.9, keep_tags=1))
+    assert all(len(each) > 0 and each != [""] for each in seen(drop_tags=0.99))
+    both = seen(shuffle_tags=True, drop_tags=0.4)
+    assert [set(each) for each in both] != [set(each) for each in shuffled]
+    assert set(drawn(load(folder, shuffle_tags=True), split="validation")) == {
+        "cat, red, asleep, indoors, , one"
+    }
+
+
+def test_smaller_pictures_are_scaled_up_where_that_is_asked_for(folder):
+    Image.new("RGB", (9, 12), (10, 20, 30)).save(folder / "0.png")
+    with pytest.raises(DataError, match=r"data\.upscale"):
+        load(folder)
+    data = load(folder, upscale=True)
+    assert any("0.png" in note and "scaled up" in note for note in data.notes)
+    shapes = set()
+    for split in map(data.split, ("train", "validation")):
+        for index in range(len(split)):
+            shapes.add(tuple(split[index, 3].image.shape))
+    assert shapes == {(3, 16, 16)}
+    assert len(load(folder, on_error="skip").split("train")) == 3 - 1
+    (folder / "1.png").write_bytes(b"broken")  # that is another matter
+    with pytest.raises(DataError, match=r"1\.png"):
+        load(folder, upscale=True)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("captions", "two"), ("drop_tags", 1.0), ("drop_tags", -0.1), ("keep_tags", -1)],
+)
+def test_bad_options(folder, key, value):
+    with pytest.raises(UserError) as caught:
+        load(folder, **{key: value})
+    assert (caught.value.exit_code, caught.value.key) == (2, f"data.{key}")
+
+
+def test_keep_tags_alone_has_no_effect_and_is_refused(folder):
+    with pytest.raises(UserError) as caught:
+        load(folder, keep_tags=1)
+    assert caught.value.key == "data.keep_tags"
+
+
+def test_a_run_of_an_earlier_version_has_todays_defaults(composed):
+    today = composed("data=images", "data.path=x")["data"]
+    target = today["_target_"]
+    assert {key: today[key] for key in TAKEN_ON[target]} == TAKEN_ON[target]
+    before = {key: value for key, value in today.items() if key not in TAKEN_ON[target]}
+    assert renewed({"data": before})["data"] == today
+    assert renewed({"data": before | {"captions": "one"}})["data"]["captions"] == "one"
