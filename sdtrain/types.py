@@ -42,7 +42,8 @@ class Batch:
         where that is `noise`. posterior: of the same shape: standard normal for the autoencoder's
         posterior, or None. u: [B] float64 uniforms behind t. drop: [B] float64 uniforms behind
         caption dropout. ordinal: [B] int64. stream_end: the ordinal at which the whole run, over
-        all ranks, stands after this micro-batch. moments: [B, 2, C, h, w] in the place of the
+        all ranks, stands after this micro-batch. network_seed: of what a network draws by
+        itself while it trains, such as dropout. moments: [B, 2, C, h, w] in the place of the
         picture, see Row, or None. skipped: (name, what is wrong with it) of each picture that
         another one was taken for.
     """
@@ -58,6 +59,7 @@ class Batch:
     drop: Tensor
     ordinal: Tensor
     stream_end: int
+    network_seed: int = 0
     moments: Tensor | None = None
     skipped: tuple[tuple[str, str], ...] = ()
 

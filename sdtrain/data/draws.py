@@ -45,6 +45,7 @@ class Collate:
         self.noise = KeyedRandom(seed, "noise")
         self.scalars = KeyedRandom(seed, "scalars")
         self.posterior = KeyedRandom(seed, "posterior") if posterior else None
+        self.network = KeyedRandom(seed, "network")
 
     def u(self, ordinal: int, jitter: float) -> float:
         """The uniform behind t of one sample; jitter: its own draw in [0, 1)."""
@@ -72,6 +73,8 @@ class Collate:
             drop=torch.tensor([drop for _, drop in scalars], dtype=torch.float64),
             ordinal=torch.tensor(ordinals),
             stream_end=stream_end,
+            # Of the first picture: no other micro-batch, of this or another rank, begins with it.
+            network_seed=int(self.network.at(ordinals[0]).integers(1 << 63)),
             moments=_stacked([row.moments for row in rows]),
             skipped=tuple(chain.from_iterable(row.skipped for row in rows)),
         )

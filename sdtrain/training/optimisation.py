@@ -3,9 +3,11 @@ gradient that is not finite.
 """
 
 import math
+import random
 from collections.abc import Callable, Iterable
 
 import lightning.pytorch as L
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -140,6 +142,20 @@ class Optimisation:
         )
 
 
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Sets the global generators, from which a network draws by itself: torch's on the CPU and on
+    `device`, numpy's and Python's.
+
+    torch.manual_seed would do the same for torch, but where CUDA is not in use it formats a stack
+    trace at each call.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
+    np.random.seed(seed % (1 << 32))
+    random.seed(seed)
+
+
 class OptimisedModule(L.LightningModule):
     """What both modules leave to their `optimisation`.
 
@@ -158,6 +174,9 @@ class OptimisedModule(L.LightningModule):
     def frozen_hashes(self) -> dict[str, str]:
         """{part of the model: sha256 of its weights} of what is read from files and not trained."""
         return {}
+
+    def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
+        seed_generators(batch.network_seed, self.device)
 
     def note_losses(self, batch: Batch, per_sample: Tensor, times: Tensor | None) -> Tensor:
         """Writes down what a micro-batch came to, and returns its mean loss. No self.log: it would

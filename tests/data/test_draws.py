@@ -190,3 +190,16 @@ def test_rows_may_bring_moments_in_the_place_of_their_picture():
     assert pictures.moments is None
     # They are no draw: those of the same ordinals are the same.
     assert all(torch.equal(draws(batch)[o], draws(pictures)[o]) for o in range(2))
+
+
+def test_each_micro_batch_of_each_rank_seeds_its_network_anew():
+    """32 steps of 8 pictures, on two ranks in two micro-batches each."""
+    collate = make()
+    found = []
+    for start in range(0, 8 * 32, 2):
+        seeds = {collated(each, range(start, start + 2)).network_seed for each in (collate, make())}
+        assert len(seeds) == 1
+        found += seeds
+    assert len(set(found)) == 128
+    assert all(0 <= seed < 1 << 63 for seed in found)
+    assert collated(make(seed=4), range(2)).network_seed not in found
