@@ -84,6 +84,18 @@ class LatentDiffusion(nn.Module):
         kept = {name: v for name, v in self.state_dict().items() if name.startswith(frozen)}
         self.load_state_dict(kept | state)
 
+    def under_all_names(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights that are named as in `trained_parameters`, for `load_trained_state`: a tied
+        parameter has one name there, and several in the state.
+        """
+        first_names = {parameter: name for name, parameter in self.named_parameters()}
+        found = dict(weights)
+        for name, parameter in self.named_parameters(remove_duplicate=False):
+            first_name = first_names[parameter]
+            if first_name in weights:
+                found[name] = weights[first_name]
+        return found
+
     @staticmethod
     def _prefixes(parts: Iterable[str]) -> tuple[str, ...]:
         return tuple(f"{name}." for name in parts)

@@ -85,14 +85,14 @@ def load(
     if autoencoder is not None:
         cfg["model"]["autoencoder"]["path"] = autoencoder
     model = build_model(cfg, folder.run.path)
-    model.load_trained_state(_weights(folder, ema))
+    weights = read_weights(folder.path, "model")
+    if ema:
+        weights |= model.under_all_names(_average(folder))
+    model.load_trained_state(weights)
     return Loaded(model.to(device).eval(), cfg, folder)
 
 
-def _weights(folder: CheckpointFolder, ema: bool) -> dict[str, torch.Tensor]:
-    weights = read_weights(folder.path, "model")
-    if not ema:
-        return weights
+def _average(folder: CheckpointFolder) -> dict[str, torch.Tensor]:
     average = read_weights(folder.path, "ema")
     if average is None:
         raise UserError(
@@ -101,7 +101,7 @@ def _weights(folder: CheckpointFolder, ema: bool) -> dict[str, torch.Tensor]:
             key="ema",
             remedy="Set ema=false.",
         )
-    return weights | average
+    return average
 
 
 def pick_device(accelerator: str) -> str:

@@ -78,11 +78,10 @@ def write_checkpoint(
             _save_tensors(model, files.model)
             if ema is not None:
                 _save_tensors(ema, files.ema)
-            torch.save(trainer, files.trainer)
+            _save_state(trainer, files.trainer)
             files.config.write_text(config, encoding="utf-8")
             write_manifest(beside)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        # torch and safetensors have their own words for a full disk.
+    except (OSError, SafetensorError) as error:
         raise StorageError(
             f"The checkpoint {folder} cannot be written: {error}",
             key="hydra.run.dir",
@@ -98,7 +97,24 @@ def _check_room(folder: Path, needed: int) -> None:
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    save_file({name: v.detach().cpu().contiguous() for name, v in tensors.items()}, path)
+    """Writes each under its name. A tied weight, which has several names, is written for each."""
+    separate = {}
+    storages = set()
+    for name, value in tensors.items():
+        value = value.detach().cpu().contiguous()
+        storage = value.untyped_storage().data_ptr()
+        if storage in storages:
+            value = value.clone()  # safetensors refuses tensors that share memory
+        storages.add(storage)
+        separate[name] = value
+    save_file(separate, path)
+
+
+def _save_state(state: dict, path: Path) -> None:
+    try:
+        torch.save(state, path)
+    except RuntimeError as error:
+        raise OSError(str(error)) from error  # torch's way to say that the disk refuses
 
 
 def read_trainer(folder: Path) -> dict:

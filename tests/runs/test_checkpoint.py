@@ -263,6 +263,16 @@ def test_failed_saves_are_tried_again_reported_and_bounded(tmp_path):
     assert names(tmp_path) == ["000000000008", "000000000024"]
 
 
+def test_what_is_no_fault_of_the_disk_is_not_blamed_on_it(tmp_path):
+    """And there is no second attempt, which would end like the first."""
+    io, reported = saver(memory=lambda: 0.0)
+    state, folder = lightnings(8, tmp_path)
+    state["state_dict"]["nowhere"] = torch.arange(3, device="meta")
+    with pytest.raises(NotImplementedError, match="meta"):
+        io.save_checkpoint(state, folder)
+    assert not reported and not list(folder.parent.iterdir())
+
+
 @pytest.mark.parametrize("which", ["weights", "average"])
 def test_weights_that_are_not_finite_never_replace_good_ones(tmp_path, which):
     io, _ = saver()

@@ -2,13 +2,18 @@
 weights.
 """
 
+import math
 import os
 import random
 
 import numpy as np
 import pytest
 import torch
-from reading import flattened, same
+from reading import flattened, newest, same
+
+from sdtrain.assemble.load import load
+from sdtrain.runs.layout import CheckpointFolder
+from sdtrain.training.checkpoint_io import FolderIO
 
 NETWORKS = '''
 import random
@@ -44,6 +49,22 @@ class Drawing(Plain):
         if random.random() < 0.3 or np.random.rand() < 0.3:
             hidden = hidden * 2
         return nn.functional.dropout(hidden, 0.3)
+
+
+class Tied(Plain):
+    """Two layers with one weight, and a table that both of two layers look up."""
+
+    def __init__(self, *, latent_channels: int, context_dim: int) -> None:
+        super().__init__(latent_channels=latent_channels, context_dim=context_dim)
+        self.again = nn.Conv2d(8, 8, 1)
+        self.again.weight = self.middle.weight
+        for layer in (self.middle, self.again):
+            layer.register_buffer("table", torch.arange(16.0))
+        self.again.table = self.middle.table
+        self.first.register_buffer("beginning", self.middle.table[:8])
+
+    def more(self, hidden):
+        return self.again(hidden.tanh())
 '''
 
 
@@ -116,3 +137,25 @@ def test_draws_of_a_network_differ_by_rank(trained, command, words, saved, tmp_p
     end = flattened(parts)
     apart = flattened(saved(tmp_path / "ranks")) - end
     assert apart.norm() < 1e-4 * (end - start).norm()
+
+
+@pytest.mark.parametrize("memory", [pytest.param(math.inf, marks=pytest.mark.slow), 0.0])
+def test_tied_weights_are_averaged_saved_and_drawn_with(trained, monkeypatch, tmp_path, memory):
+    settings = dict(FolderIO.__init__.__kwdefaults__, memory=lambda: memory)
+    monkeypatch.setattr(FolderIO.__init__, "__kwdefaults__", settings)
+    half_way = ["trainer.max_images=16", "optimizer.lr=0.05"]
+    trained("run", "Tied", *QUIET, *half_way)
+    found = trained("run", "Tied", *QUIET, *half_way, "trainer.max_images=32", "resume=must")
+    tied = [f"unet.{layer}.weight" for layer in ("middle", "again")]
+    raw, same_raw = (found[f"model/{name}"] for name in tied)
+    average = found[f"ema/{tied[0]}"]
+    assert torch.equal(raw, same_raw) and not torch.equal(raw, average)
+    for name, size in (("middle.table", 16), ("again.table", 16), ("first.beginning", 8)):
+        assert torch.equal(found[f"model/unet.{name}"], torch.arange(float(size)))
+
+    checkpoint = CheckpointFolder(newest(tmp_path / "run"))
+    for ema, expected in ((True, average), (False, raw)):
+        given = {"ema": ema, "device": "cpu", "allow": ["own_networks"], "autoencoder": None}
+        unet = load(checkpoint, **given).model.unet
+        assert unet.again.weight is unet.middle.weight
+        assert torch.equal(unet.middle.weight, expected)
