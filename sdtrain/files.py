@@ -7,6 +7,7 @@ a hidden name that ends in .tmp, see `remove_left_overs`.
 
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -36,13 +37,19 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """The same for a folder of files, which replaces one that is there. Raises OSError; then
     `folder` is as it was, or the new one where only the last flush of its place failed.
+
+    Every file gets the mode that the process gives a new file: safetensors makes its own readable
+    to their owner alone.
     """
     beside = _beside(folder)
     try:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
+        mode = _mode_of_new_files(beside)
         yield beside
         for file in beside.iterdir():
+            if stat.S_IMODE(file.stat().st_mode) != mode:
+                file.chmod(mode)
             _fsync(file)
         _fsync(beside)
         _replace_folder(beside, folder)
@@ -112,6 +119,17 @@ def check_writable(folder: Path, key: str = "output") -> Path:
 
 def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _mode_of_new_files(folder: Path) -> int:
+    """By the umask, or by what else the folder has to say; os.umask cannot be asked without being
+    set, for all threads.
+    """
+    probe = _beside(folder / "probe")
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    return mode
 
 
 def _fsync(path: Path) -> None:

@@ -1,9 +1,12 @@
 """A file or a folder is written whole or not at all, whatever happens to the writer."""
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from sdtrain.files import atomic_folder, remove_left_overs, write_text
 from sdtrain.runs.lock import only_run
@@ -44,6 +47,35 @@ def test_a_folder_is_replaced(tmp_path):
     write_folder(tmp_path / "000064", "first")
     write_folder(tmp_path / "000064", "second")
     assert contents(tmp_path) == {"000064/file": "second"}
+
+
+@pytest.fixture
+def umask():
+    """Sets it, until the test has ended."""
+    before = os.umask(0)
+    yield os.umask
+    os.umask(before)
+
+
+def modes(folder: Path) -> dict[str, str]:
+    """Of every file and folder below."""
+    return {path.name: f"{path.stat().st_mode & 0o777:o}" for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize(("mask", "file", "inner"), [(0o22, "644", "755"), (0o77, "600", "700")])
+def test_who_may_read_is_what_the_process_says(tmp_path, umask, mask, file, inner):
+    """Also where a library has another opinion."""
+    umask(mask)
+    write_text(tmp_path / "status.json", "")
+    with atomic_folder(tmp_path / "000064") as beside:
+        save_file({"a": torch.zeros(1)}, beside / "model.safetensors")
+        (beside / "config.yaml").write_text("")
+    assert modes(tmp_path) == {
+        "status.json": file,
+        "000064": inner,
+        "model.safetensors": file,
+        "config.yaml": file,
+    }
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()])

@@ -189,7 +189,6 @@ def write_autoencoder(
             if measured is not None:
                 (beside / "measured.json").write_text(json.dumps(measured, indent=1) + "\n")
             save_file(weights, beside / WEIGHTS)
-            (beside / WEIGHTS).chmod(0o644)  # safetensors leaves it readable to its owner alone
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise StorageError(
