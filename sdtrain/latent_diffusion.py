@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from sdtrain.conditioning.interface import Conditioner, Conditioning, Inputs
 from sdtrain.diffusion import Denoiser, Network, Objective
 from sdtrain.errors import UserError
+from sdtrain.models.modes import eval_mode
 from sdtrain.types import Batch, Losses, Row
 
 
@@ -127,9 +128,11 @@ class LatentDiffusion(nn.Module):
 
     def latents_of_rows(self, rows: Sequence[Row]) -> Tensor:
         """x0 [N, C, h, w] of rows as a data set gives them, of the posterior's mean."""
-        if rows[0].moments is not None:
-            return self.latents(None, torch.stack([row.moments for row in rows]).to(self.device))
-        return self.latents(torch.stack([row.image for row in rows]).to(self.device))
+        with eval_mode(self.autoencoder):
+            if rows[0].moments is not None:
+                moments = torch.stack([row.moments for row in rows])
+                return self.latents(None, moments.to(self.device))
+            return self.latents(torch.stack([row.image for row in rows]).to(self.device))
 
     def inputs(self, batch: Batch, dropped: Tensor) -> Inputs:
         """What the condition of a batch is made of; dropped [B] bool."""

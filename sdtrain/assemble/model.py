@@ -12,6 +12,7 @@ from sdtrain.config.build import build
 from sdtrain.config.draft import LOADER_KEYS
 from sdtrain.errors import UserError
 from sdtrain.latent_diffusion import LatentDiffusion
+from sdtrain.models.modes import eval_mode
 from sdtrain.randomness import philox_key
 from sdtrain.types import PictureData, captions_of, extras_of
 
@@ -126,7 +127,7 @@ def check_fit(model: LatentDiffusion, data: PictureData) -> None:
     shape = model.autoencoder.latent_shape(data.image_size)
     inputs = no_inputs(model, data.image_size)
     x = torch.zeros(2, *shape)
-    with torch.no_grad():
+    with torch.no_grad(), eval_mode(model):
         conditioning = model.conditioner(inputs)
         try:
             output = model.network(conditioning)(x, torch.zeros(2))

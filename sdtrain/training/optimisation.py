@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sdtrain.errors import DivergedError, UserError
+from sdtrain.models.modes import begin_training
 from sdtrain.training.progress import Progress, StepResult
 from sdtrain.types import Batch
 
@@ -174,6 +175,9 @@ class OptimisedModule(L.LightningModule):
     def frozen_hashes(self) -> dict[str, str]:
         """{part of the model: sha256 of its weights} of what is read from files and not trained."""
         return {}
+
+    def on_fit_start(self) -> None:
+        begin_training(self)
 
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
         seed_generators(batch.network_seed, self.device)

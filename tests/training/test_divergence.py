@@ -45,7 +45,7 @@ import torch
 
 
 class Sick(torch.nn.Conv2d):
-    \"\"\"Its answer to the third batch of a run, after a look at its shape, is not a number.\"\"\"
+    \"\"\"Its answer to the third batch of a run is not a number.\"\"\"
 
     def __init__(self, *, latent_channels: int) -> None:
         super().__init__(latent_channels, latent_channels, 1)
@@ -53,7 +53,7 @@ class Sick(torch.nn.Conv2d):
 
     def forward(self, x, timestep, context):
         self.calls += self.training
-        sick = self.training and self.calls == 4
+        sick = self.training and self.calls == 3
         return super().forward(x) * (float("nan") if sick else 1.0)
 """
 

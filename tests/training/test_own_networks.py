@@ -51,6 +51,24 @@ class Drawing(Plain):
         return nn.functional.dropout(hidden, 0.3)
 
 
+class Settled(Plain):
+    """One part is in eval mode, another is put there by `train`; the third one learns."""
+
+    def __init__(self, *, latent_channels: int, context_dim: int) -> None:
+        super().__init__(latent_channels=latent_channels, context_dim=context_dim)
+        self.kept = nn.Sequential(nn.BatchNorm2d(8), nn.Dropout(0.5)).eval()
+        self.kept.append(nn.BatchNorm2d(8))
+        self.pinned = nn.BatchNorm2d(8)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        self.pinned.eval()
+        return self
+
+    def more(self, hidden):
+        return self.pinned(self.kept(hidden))
+
+
 class Tied(Plain):
     """Two layers with one weight, and a table that both of two layers look up."""
 
@@ -137,6 +155,19 @@ def test_draws_of_a_network_differ_by_rank(trained, command, words, saved, tmp_p
     end = flattened(parts)
     apart = flattened(saved(tmp_path / "ranks")) - end
     assert apart.norm() < 1e-4 * (end - start).norm()
+
+
+def test_looks_leave_each_part_in_its_own_mode(trained):
+    """In four steps the statistics move four times where a part is in train mode, and never
+    elsewhere.
+    """
+    looks = ["callbacks.samples.every=8", "validation.every=8", "callbacks.noise_levels.every=8"]
+    found = trained("run", "Settled", *QUIET, *looks, "callbacks.noise_levels.num_images=2")
+    moved = {}
+    for name, value in found.items():
+        if name.endswith("num_batches_tracked"):
+            moved[name.removeprefix("model/unet.").rpartition(".")[0]] = int(value)
+    assert moved == {"kept.0": 0, "kept.2": 4, "pinned": 0}
 
 
 @pytest.mark.parametrize("memory", [pytest.param(math.inf, marks=pytest.mark.slow), 0.0])

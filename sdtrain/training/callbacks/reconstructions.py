@@ -9,6 +9,7 @@ import torch
 
 from sdtrain import pictures
 from sdtrain.models.autoencoder import write_autoencoder
+from sdtrain.models.modes import eval_mode
 from sdtrain.runs.layout import RunFolder
 from sdtrain.training.autoencoder_module import psnr
 from sdtrain.training.callbacks.ema import EMACallback, averaged_weights
@@ -41,7 +42,7 @@ class Reconstructions(L.Callback):
         if not window_ended(trainer) or not trainer.is_global_zero:
             return
         if module.progress.ended or module.progress.is_due(self.every):
-            with averaged_weights(self.ema, module), torch.no_grad():
+            with eval_mode(module), averaged_weights(self.ema, module), torch.no_grad():
                 self.draw(trainer, module)
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -49,7 +50,7 @@ class Reconstructions(L.Callback):
         left to train.
         """
         if trainer.is_global_zero and module.progress.ended:
-            with averaged_weights(self.ema, module), torch.no_grad():
+            with eval_mode(module), averaged_weights(self.ema, module), torch.no_grad():
                 self.export(trainer, module)
 
     def draw(self, trainer: L.Trainer, module: L.LightningModule) -> None:

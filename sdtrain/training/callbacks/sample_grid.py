@@ -16,6 +16,7 @@ from sdtrain.errors import UserError
 from sdtrain.generation.drawing import Drawing, Request
 from sdtrain.generation.generate import generate
 from sdtrain.generation.steps import compare_steps, draws_noise
+from sdtrain.models.modes import eval_mode
 from sdtrain.plots import sampler_errors
 from sdtrain.randomness import KeyedRandom
 from sdtrain.runs.layout import RunFolder
@@ -179,7 +180,8 @@ class SampleGrid(L.Callback):
         noise = torch.from_numpy(drawn).to(module.device)
         x = add_noise(x0, noise[None], *model.objective.schedule.alpha_sigma(t))
         heads = [f"t = {time:.2f}" for time in t.tolist()]
-        decoded = ("x_t, decoded", model.autoencoder.decode(x))
+        with eval_mode(model.autoencoder):
+            decoded = ("x_t, decoded", model.autoencoder.decode(x))
         return pictures.strip([decoded, ("x_t, latents", pictures.latents_as_colours(x))], heads)
 
     def strip(
