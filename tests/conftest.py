@@ -46,6 +46,7 @@ TINY = [
     "checkpoint.every=16",
     "validation.every=32",
     "callbacks.noise_levels.every=0",
+    "looks.share=null",
     "callbacks.samples.guidance_scales=[]",
     "lr_schedule.warmup_images=16",
     "optimizer.lr=0.001",

@@ -36,6 +36,7 @@ FILLED_IN = frozenset(
         "resumed",
         "run_dir",
         "schedule",
+        "signals",
     }
 )
 """Arguments that sdtrain gives itself to whatever takes them: they cannot be configured."""

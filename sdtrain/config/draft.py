@@ -10,11 +10,13 @@ from sdtrain.config.check import Checker, check_value, nearest
 from sdtrain.config.overrides import typed_keys
 from sdtrain.config.schema import (
     CheckpointSettings,
+    LooksSettings,
     TrainConfig,
     TrainerSettings,
     micro_batch,
 )
 from sdtrain.config.trusted import renewed
+from sdtrain.console import warn
 from sdtrain.errors import UserError
 from sdtrain.runs.layout import FIRST_STAGE_AUTOENCODER
 from sdtrain.runs.resume import flat, is_hash
@@ -41,13 +43,14 @@ LOADER_KEYS = {"batch_size": (int, 1), "num_workers": (int, 0)}
 class Draft:
     """A checked configuration. It never changes; `config` is a fresh copy each time.
 
-    overrides: the words the user typed. trainer, checkpoint: those sections as objects.
+    overrides: the words the user typed. trainer, checkpoint, looks: those sections as objects.
     """
 
     _config: dict = field(repr=False)
     overrides: tuple[str, ...]
     trainer: TrainerSettings
     checkpoint: CheckpointSettings
+    looks: LooksSettings
 
     @property
     def config(self) -> dict:
@@ -101,11 +104,14 @@ def check_draft(config: dict, overrides: Iterable[str]) -> Draft:
     """
     overrides = tuple(overrides)
     typed = typed_keys(overrides)
+    _check_removed(config, typed)
     config = renewed(config)  # a copy, in which a yaml written for an earlier version is at home
     # At the root, words that sdtrain fills in below (data, name, schedule) are keys of the user's.
     checker = Checker(typed, filled_in=())
     checker.call(config, "", TrainConfig)
     checker.call(config["checkpoint"], "checkpoint", CheckpointSettings)
+    config["looks"] = config.get("looks") or {"share": LooksSettings.share}
+    checker.call(config["looks"], "looks", LooksSettings)
     _check_resume_allow(config)
     _check_groups(config)
     _check_callbacks(config)
@@ -115,7 +121,9 @@ def check_draft(config: dict, overrides: Iterable[str]) -> Draft:
     trainer = _trainer_settings(config["trainer"], checker)
     _check_precision(trainer, config["optimizer"])
     micro_batch(config["data"]["batch_size"], trainer.devices, trainer.accumulate)
-    draft = Draft(config, overrides, trainer, CheckpointSettings(**config["checkpoint"]))
+    checkpoint = CheckpointSettings(**config["checkpoint"])
+    looks = LooksSettings(**config["looks"])
+    draft = Draft(config, overrides, trainer, checkpoint, looks)
     if draft.is_one_process and trainer.devices > 1:
         raise UserError(
             "needs strategy=ddp; strategy=single is one process on one device",
@@ -123,6 +131,18 @@ def check_draft(config: dict, overrides: Iterable[str]) -> Draft:
             value=trainer.devices,
         )
     return draft
+
+
+def _check_removed(config: dict, typed: set[str]) -> None:
+    """Says which arguments have no effect any more. UserError for one that was typed."""
+    for name, node in (config.get("callbacks") or {}).items():
+        gone = set(node or {}) - set(renewed(node) or {}) if isinstance(node, dict) else set()
+        for argument in sorted(gone):
+            key = f"callbacks.{name}.{argument}"
+            problem = "has no effect any more: looks.share is the budget of all looks"
+            if key in typed:
+                raise UserError(problem, key=key, remedy="Remove it, and set looks.share.")
+            warn(f"{key} {problem}.")
 
 
 def _check_resume_allow(config: dict) -> None:

@@ -31,6 +31,7 @@ class TrainConfig:
     trainer: object
     strategy: object
     checkpoint: dict
+    looks: dict | None = None
     resume: Literal["never", "auto", "must"]
     resume_allow: list[str]
     schedule: object = None
@@ -71,6 +72,22 @@ class CheckpointSettings:
                 "must be at least 2: a damaged checkpoint needs a spare",
                 key="checkpoint.keep",
                 value=self.keep,
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LooksSettings:
+    """looks: what samples and validations may cost.
+
+    share: of the run's network evaluations, all looks together; None for no limit.
+    """
+
+    share: float | None = 0.05
+
+    def __post_init__(self) -> None:
+        if self.share is not None and not 0 < self.share <= 1:
+            raise UserError(
+                "must lie in (0, 1], or be null for no limit", key="looks.share", value=self.share
             )
 
 

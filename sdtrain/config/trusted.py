@@ -48,6 +48,11 @@ TAKEN_ON = {
 }
 """Keys that earlier versions did not know, by target, and what those versions did."""
 
+REMOVED = {
+    "sdtrain.training.callbacks.noise_level_validation.NoiseLevelValidation": ("share",),
+}
+"""Arguments that earlier versions wrote for a target, and that it takes no more."""
+
 ROOMS = ("schedules", "diffusion", "models", "conditioning", "data", "latent_diffusion")
 """Rooms of sdtrain whose classes a checkpoint's configuration may build; of `schedules` its
 functions too.
@@ -55,8 +60,8 @@ functions too.
 
 
 def renewed(node: Any) -> Any:
-    """A copy of a saved configuration in which every moved target has its present name, and every
-    key that was taken on since then what was done without it.
+    """A copy of a saved configuration in which every moved target has its present name, every key
+    that was taken on since then what was done without it, and none that it takes no more.
     """
     if isinstance(node, dict):
         copy = {key: renewed(value) for key, value in node.items()}
@@ -64,6 +69,8 @@ def renewed(node: Any) -> Any:
         if isinstance(target, str):
             copy["_target_"] = MOVED.get(target, target)
             copy = TAKEN_ON.get(copy["_target_"], {}) | copy
+            for key in REMOVED.get(copy["_target_"], ()):
+                copy.pop(key, None)
         return copy
     if isinstance(node, list):
         return [renewed(value) for value in node]

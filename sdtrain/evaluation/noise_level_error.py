@@ -39,6 +39,8 @@ def network_errors(
     pictures: Tensor,
     levels: Tensor,
     size: int = 256,
+    *,
+    go_on: Callable[[], None] | None = None,
 ) -> Tensor:
     """The network's errors [P, len(levels)] float64, each the mean of an antithetic pair: a picture
     with its noise, and with minus its noise.
@@ -49,12 +51,15 @@ def network_errors(
         pictures: [P] int64.
         levels: log_snrs.
         size: largest B that epsilon_error is asked for.
+        go_on: called before each of its evaluations; it may raise.
     """
     rows = torch.cartesian_prod(pictures, torch.arange(len(levels)), torch.arange(2))
     errors = [torch.zeros(0, dtype=torch.float64)]
     for part in rows.split(size):
         if not len(part):  # of no pictures
             continue
+        if go_on:
+            go_on()
         picture, level, flipped = part.T
         errors.append(epsilon_error(picture, levels[level], 1 - 2 * flipped).double().cpu())
     return torch.cat(errors).view(len(pictures), len(levels), 2).mean(2)

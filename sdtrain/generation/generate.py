@@ -1,12 +1,13 @@
 """Seed and prompt to picture."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sdtrain.conditioning.interface import Inputs
+from sdtrain.diffusion import Denoise
 from sdtrain.diffusion.guidance import CONDITIONED, UNCONDITIONED
 from sdtrain.errors import UserError
 from sdtrain.generation.drawing import Drawing, Request
@@ -14,6 +15,8 @@ from sdtrain.latent_diffusion import LatentDiffusion
 from sdtrain.models.modes import eval_mode
 from sdtrain.randomness import KeyedRandom
 from sdtrain.samplers import Show
+
+DECODED_AT_ONCE = 8
 
 
 @torch.no_grad()
@@ -23,19 +26,25 @@ def generate(
     drawing: Drawing,
     image_size: int,
     show: Show | None = None,
+    *,
+    go_on: Callable[[], None] | None = None,
 ) -> Tensor:
     """Pictures [N, 3, H, W] in [-1, 1] on the CPU, with the model's present weights.
 
     Every random number of a picture is keyed by its own seed, so it does not depend on the batch it
-    was drawn in. show(step, x, x0) sees the latents of each step; it wants all requests to fit into
-    one batch.
+    was drawn in. show(step, x, x0) sees the latents of each step, of one batch after the other.
+    go_on is called before each network evaluation, and may raise to end the drawing.
     """
     size = drawing.batch_size
     drawn = []
     with eval_mode(model):
         for start in range(0, len(requests), size):
             batch = requests[start : start + size]
-            drawn.append(_draw_batch(model, batch, drawing, image_size, show).float().cpu())
+            latents = _draw_batch(model, batch, drawing, image_size, show, go_on)
+            for part in latents.split(DECODED_AT_ONCE):
+                if go_on:
+                    go_on()
+                drawn.append(model.autoencoder.decode(part).float().cpu())
     return torch.cat(drawn)
 
 
@@ -45,7 +54,9 @@ def _draw_batch(
     drawing: Drawing,
     image_size: int,
     show: Show | None,
+    go_on: Callable[[], None] | None,
 ) -> Tensor:
+    """Latents."""
     shape = model.autoencoder.latent_shape(image_size)
     device = model.device
     schedule = model.objective.schedule
@@ -57,17 +68,28 @@ def _draw_batch(
         return _stacked([random.normal(step, shape) for random in steps], device)
 
     conditioned, unconditioned = inputs_of(model, requests, shape[1:])
-    denoisers = {
-        CONDITIONED: model.denoiser(model.conditioner(conditioned)),
-        UNCONDITIONED: model.denoiser(model.conditioner(unconditioned)),
-    }
+    denoisers = {}
+    for name, inputs in ((CONDITIONED, conditioned), (UNCONDITIONED, unconditioned)):
+        denoisers[name] = _preceded(model.denoiser(model.conditioner(inputs)), go_on)
     denoise = drawing.guidance(denoisers, drawing.guidance_scale, schedule)
     grid = drawing.grid(drawing.steps, schedule)
     # What latents of unit variance have at the first time; not 1 on a straight path that begins
     # below alpha = 0.
     alpha, sigma = (c.to(device) for c in schedule.alpha_sigma(grid[0]))
     x = x * (alpha**2 + sigma**2).sqrt()
-    return model.autoencoder.decode(drawing.sampler(denoise, x, grid, schedule, noise, show))
+    return drawing.sampler(denoise, x, grid, schedule, noise, show)
+
+
+def _preceded(denoise: Denoise, go_on: Callable[[], None] | None) -> Denoise:
+    """The denoiser with a call of `go_on` before each evaluation."""
+    if go_on is None:
+        return denoise
+
+    def call(x: Tensor, t: Tensor) -> Tensor:
+        go_on()
+        return denoise(x, t)
+
+    return call
 
 
 def inputs_of(

@@ -1,5 +1,6 @@
 """How far pictures of few steps are from those of many."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -31,15 +32,18 @@ def compare_steps(
     drawing: Drawing,
     image_size: int,
     steps: list[int],
+    *,
+    go_on: Callable[[], None] | None = None,
 ) -> StepComparison:
-    """The same requests drawn with each number of steps.
+    """The same requests drawn with each number of steps. go_on: see `generate`.
 
     It means something for samplers that draw no noise (`draws_noise`): the others walk another path
     for each number.
     """
     pictures = {}
     for each in sorted(steps):
-        pictures[each] = generate(model, requests, replace(drawing, steps=each), image_size)
+        one = replace(drawing, steps=each)
+        pictures[each] = generate(model, requests, one, image_size, go_on=go_on)
     *few, most = pictures
     distances = {}
     for each in few:

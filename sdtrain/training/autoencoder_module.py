@@ -7,6 +7,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from sdtrain.errors import UserError
+from sdtrain.models.multiplications import multiplications
 from sdtrain.training.optimisation import Optimisation, OptimisedModule
 from sdtrain.training.progress import Progress
 from sdtrain.types import Batch
@@ -110,3 +111,7 @@ class AutoencoderModule(OptimisedModule):
     def validate(self, batch: Batch) -> dict[str, Tensor]:
         """Per picture [B]: psnr in dB, of the posterior's mean."""
         return {"psnr": psnr(self.reconstruct(batch.image), batch.image)}
+
+    def multiplications(self, batch: Batch) -> tuple[float, float, float]:
+        """(of the autoencoder, 0, 0) for the pictures of a batch: it reads no other."""
+        return multiplications(self.net, lambda: self.validate(batch)), 0.0, 0.0

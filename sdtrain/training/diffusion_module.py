@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from sdtrain.latent_diffusion import LatentDiffusion
+from sdtrain.models.multiplications import multiplications
 from sdtrain.training.optimisation import Optimisation, OptimisedModule
 from sdtrain.training.progress import Progress
 from sdtrain.types import Batch
@@ -48,3 +49,18 @@ class DiffusionModule(OptimisedModule):
         training.
         """
         return {"loss": self.model.losses(batch).per_sample}
+
+    def multiplications(self, batch: Batch) -> tuple[float, float, float]:
+        """(of the unet, of the autoencoder's encoder, of its decoder), for a batch's pictures."""
+        model = self.model
+        network = multiplications(model.unet, lambda: self.validate(batch))
+        encoder = 0.0
+        if batch.moments is None:
+            encoder = multiplications(model.autoencoder, lambda: model.latents(batch.image))
+        latents = torch.zeros_like(batch.noise)
+        decoder = multiplications(model.autoencoder, lambda: model.autoencoder.decode(latents))
+        if not network:
+            # Without layers that can be counted: each of its weights at each place.
+            places = latents[0, 0].numel() * len(latents)
+            network = max(1, sum(p.numel() for p in model.unet.parameters())) * places
+        return network, encoder, decoder

@@ -89,9 +89,16 @@ def outcome_recorded(run: Run) -> Iterator[None]:
     except Interrupted as stop:
         if stop.code:
             run.write_status("interrupted", stop.code)
+            seen = run.progress.images_seen
+            what = f"Interrupted at {seen} images, the checkpoint is written."
+            if run.progress.ended:
+                what = (
+                    f"Interrupted after the last step, at {seen} images: the checkpoint is "
+                    "written, and the looks at the end that are missing are made later."
+                )
             run.console.print(
-                f"Interrupted at {run.progress.images_seen} images, the checkpoint is written. "
-                f"Go on with the same command with resume=auto hydra.run.dir='{run.folder.path}'",
+                f"{what} Go on with the same command with resume=auto "
+                f"hydra.run.dir='{run.folder.path}'",
                 soft_wrap=True,
             )
         raise

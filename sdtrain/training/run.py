@@ -62,7 +62,12 @@ def train_plan(plan: Plan, run: Run) -> None:
     config = saved_config(plan, parts)
     checkpoint = checkpoint_to_resume(run, plan, parts, config)
     callbacks = build_callbacks(
-        plan.config, settings, run_dir=run.folder.path, data=parts.data, drawing=plan.drawing
+        plan.config,
+        settings,
+        run_dir=run.folder.path,
+        data=parts.data,
+        drawing=plan.drawing,
+        signals=run.signals,
     )
     write_config(run.folder, config)
     resumed = CheckpointFolder(checkpoint).images_seen if checkpoint else 0
@@ -73,12 +78,13 @@ def train_plan(plan: Plan, run: Run) -> None:
         config=config, keep=kept.keep, max_failed_saves=kept.max_failed_saves, report=warn
     )
     run.ranks = make_ranks(plan, run, config)
+    ordered = ordered_callbacks(plan, run, callbacks)
     trainer = make_trainer(
         settings,
         strategy=strategy,
         batch_size=run.progress.batch_size,
         logger=logger,
-        callbacks=ordered_callbacks(plan, run, callbacks),
+        callbacks=ordered.callbacks,
         run_dir=run.folder.path,
         checkpoint_io=checkpoint_io,
     )
@@ -90,4 +96,4 @@ def train_plan(plan: Plan, run: Run) -> None:
         if logger is not None:
             close_logger(logger, failed=sys.exc_info()[0] is not None)
     run.write_status("finished", 0)
-    print_result(run, plan, parts, callbacks)
+    print_result(run, plan, parts, callbacks, ordered.looks.left_out)

@@ -1,5 +1,5 @@
-"""When a run ends: by its budget of images, by its limit of time, or by a signal; the same on all
-ranks.
+"""When a run ends: by its budget of images, by its limit of time, or by a signal, which ends a look
+too; the same on all ranks.
 """
 
 import time
@@ -8,15 +8,20 @@ import lightning.pytorch as L
 import torch
 import torch.distributed as dist
 
-from sdtrain.signals import Signals
+from sdtrain.console import warn
+from sdtrain.signals import Interrupted, Signals, exit_code_of
 from sdtrain.training.progress import Progress, window_ended
+
+
+class LookInterruptedError(Exception):
+    """Raised within a look, on all ranks, where one of them has received a signal."""
 
 
 class Stopping(L.Callback):
     """Decides after each optimizer step whether it was the last.
 
-    It stands before the callback that saves, and after those that look: when the time is up one
-    more step is taken, which everybody knows to be the last.
+    It stands before the callbacks that save and look, and after those that log: when the time is up
+    one more step is taken, which everybody knows to be the last.
 
     Args:
         signals: what this process has received.
@@ -44,6 +49,20 @@ class Stopping(L.Callback):
             # The flag of a signal crosses ranks without touching a device.
             self._group = dist.new_group(backend="gloo")
 
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        limit = self.max_minutes
+        if limit is None or self._seconds_before < 60 * limit:
+            return
+        # The earlier process had taken its last step.
+        self.progress.ends_at = self.progress.images_seen
+        trainer.should_stop = True
+        if trainer.is_global_zero:
+            minutes = self._seconds_before / 60
+            warn(
+                f"There is nothing left to train: trainer.max_minutes={limit:g}, and {minutes:.3g} "
+                "minutes were trained."
+            )
+
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._started = time.monotonic()
 
@@ -70,16 +89,51 @@ class Stopping(L.Callback):
         trainer.should_stop = trainer.should_stop or last
         self.interrupted_by = received
 
+    def go_on(self) -> None:
+        """To be called before each network evaluation of a look.
+
+        Raises LookInterruptedError after a signal to any rank.
+        """
+        self._meet(looking=True)
+
+    def wait_for_ranks(self) -> None:
+        """Returns when all ranks have called it, those that look the longest last; before a look's
+        ranks exchange anything, and after it. Raises as `go_on` does.
+        """
+        while self._group is not None and self._meet(looking=False):
+            pass
+
+    def leave(self, trainer: L.Trainer) -> None:
+        """Raises Interrupted on all ranks, each with its exit code."""
+        trainer.strategy.barrier()
+        code = exit_code_of(self.interrupted_by) if trainer.is_global_zero else 0
+        raise Interrupted(code)
+
+    def _meet(self, looking: bool) -> bool:
+        """Whether any rank still looks. The ranks meet at every call, so that a signal to one of
+        them, which may only wait for the others, ends the look.
+        """
+        received, anyone_looks = self._largest(self.signals.received, looking)
+        if received:
+            self.interrupted_by = received
+            raise LookInterruptedError
+        return bool(anyone_looks)
+
     def _agreed(self) -> tuple[int, bool]:
         """(the signal that any rank has received, 0 for none; whether the time is up); the same on
         all ranks.
         """
         limit = self.max_minutes
         time_is_up = limit is not None and self.seconds_trained >= 60 * limit
-        flags = torch.tensor([self.signals.received, time_is_up])
+        received, time_is_up = self._largest(self.signals.received, time_is_up)
+        return received, bool(time_is_up)
+
+    def _largest(self, first: int, second: int) -> tuple[int, int]:
+        """Each number, as the rank has it where it is largest."""
+        flags = torch.tensor([first, second])
         if self._group is not None:
             dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._group)
-        return int(flags[0]), bool(flags[1])
+        return int(flags[0]), int(flags[1])
 
 
 def disable_lightning_signals(trainer: L.Trainer) -> None:

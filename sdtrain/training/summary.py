@@ -61,9 +61,14 @@ def _model_rows(plan: Plan, parts: Parts) -> Rows:
     ]
 
 
-def print_result(run: Run, plan: Plan, parts: Parts, callbacks: CallbackSet) -> None:
-    """Its last numbers, where its pictures and weights are, and the command to type next."""
+def print_result(run: Run, plan: Plan, parts: Parts, callbacks: CallbackSet, left_out: str) -> None:
+    """Its last numbers, where its pictures and weights are, and the command to type next.
+
+    left_out: what the budget of looks had no room for.
+    """
     rows = [("result", ", ".join(_last_numbers(callbacks)))]
+    if left_out:
+        rows.append(("looked at", left_out))
     for callback in callbacks.named.values():
         grid = getattr(callback, "last_grid", None)
         if grid:

@@ -20,6 +20,7 @@ SHORT = [
     f"trainer.log_every={6 * BATCH}",
     f"checkpoint.every={BATCH}",
     "callbacks.noise_levels.num_images=2",
+    "looks.share=null",
 ]
 
 

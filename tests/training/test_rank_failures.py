@@ -29,6 +29,7 @@ SHORT = [
     "validation.every=0",
     "data.num_workers=1",
     "callbacks.noise_levels.num_images=2",
+    "looks.share=null",
 ]
 
 

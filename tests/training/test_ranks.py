@@ -88,6 +88,7 @@ QUARTERS = [
     "validation.every=0",
     "data.num_workers=1",
     "callbacks.noise_levels.num_images=2",
+    "looks.share=null",
 ]
 
 

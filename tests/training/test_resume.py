@@ -135,6 +135,7 @@ SHORT = [
     "callbacks.samples.num_images=2",
     "callbacks.samples.guidance_scales=[1,2]",
     "callbacks.noise_levels.num_images=2",
+    "looks.share=null",
     "steps=2",
     "logger=none",
 ]

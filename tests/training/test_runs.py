@@ -80,9 +80,10 @@ def test_a_run_may_be_as_long_as_a_time(run_of):
         and seen < 100_000
         and published(run)[-1].name == f"{seen:012d}"
     )
+    at_the_end = set().union(*(line for line in lines if line["images_seen"] == seen))
     assert (
         lines[-1]["images_seen"] == seen
-        and "validation/loss" in lines[-1]
+        and "validation/loss" in at_the_end
         and (run / "samples" / f"grid-{seen:09d}.png").exists()
     )
 
@@ -185,7 +186,8 @@ def test_a_changed_schedule_is_refused_and_a_changed_rate_is_applied_and_listed(
     )
     assert result.code == 0, result.err
     assert "optimizer.lr: 0.001 -> 0.0004" in result.out and "lr_schedule._target_" in result.out
-    assert numbers(run)[-2]["train/lr"] == 0.0004
+    rates = [line["train/lr"] for line in numbers(run) if "train/lr" in line]
+    assert rates[-1] == 0.0004
 
 
 def test_a_run_is_not_written_over(here, tiny, tiny_run, tmp_path):

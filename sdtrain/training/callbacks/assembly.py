@@ -9,7 +9,9 @@ import lightning.pytorch as L
 from sdtrain.config.build import build
 from sdtrain.config.schema import TrainerSettings
 from sdtrain.generation.drawing import Drawing
+from sdtrain.signals import Signals
 from sdtrain.training.callbacks.ema import EMACallback
+from sdtrain.training.callbacks.looks import Look
 from sdtrain.training.callbacks.metrics_log import MetricsLog
 from sdtrain.training.callbacks.validation import Validation
 from sdtrain.types import PictureData
@@ -28,12 +30,20 @@ class CallbackSet:
         return self.named.get("ema")
 
     @property
-    def looking(self) -> list[L.Callback]:
-        """Those that look at the model: after the average and the log of numbers, before what ends
-        a step.
-        """
+    def others(self) -> list[L.Callback]:
+        """All but the average and the log of numbers."""
         found = [callback for name, callback in self.named.items() if name != "ema"]
         return found + ([self.validation] if self.validation else [])
+
+    @property
+    def looks(self) -> dict[str, Look]:
+        """Those that look at the model, by their keys' last words: the largest part of their budget
+        comes last, and has what the others leave.
+        """
+        found = {name: each for name, each in self.named.items() if isinstance(each, Look)}
+        if self.validation:
+            found["validation"] = self.validation
+        return dict(sorted(found.items(), key=lambda item: item[1].weight))
 
 
 def build_callbacks(
@@ -43,6 +53,7 @@ def build_callbacks(
     run_dir: Path,
     data: PictureData | None,
     drawing: Drawing | None,
+    signals: Signals | None = None,
 ) -> CallbackSet:
     """What `callbacks` and `validation` name."""
     found = CallbackSet(MetricsLog(every=trainer.log_every, run_dir=run_dir))
@@ -52,6 +63,7 @@ def build_callbacks(
         "data": data,
         "drawing": drawing,
         "ema": None,
+        "signals": signals,
     }
     nodes = {name: node for name, node in (config.get("callbacks") or {}).items() if node}
     for name in sorted(nodes, key=lambda each: each != "ema"):  # the others use the average

@@ -8,7 +8,6 @@ from sdtrain.config.schema import CheckpointSettings
 from sdtrain.errors import UserError
 from sdtrain.files import remove_left_overs
 from sdtrain.runs.layout import RunFolder
-from sdtrain.signals import Interrupted, exit_code_of
 from sdtrain.training.progress import Progress, window_ended
 from sdtrain.training.stopping import Stopping
 
@@ -16,6 +15,9 @@ from sdtrain.training.stopping import Stopping
 class Checkpoints(L.Callback):
     """Saves every `settings.every` images seen, at the end, and after a signal; see FolderIO for
     what is kept.
+
+    It stands before the callbacks that look: the checkpoint of the last step is on the disk before
+    the last look begins.
     """
 
     def __init__(
@@ -30,6 +32,8 @@ class Checkpoints(L.Callback):
         self.run = RunFolder(run_dir)
         self.stopping = stopping
         self.progress = progress
+        self.saved_at = 0
+        """Images seen at the newest checkpoint."""
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         # Ranks that torchrun started may have resolved another folder name: rank 0's is the run's.
@@ -45,6 +49,7 @@ class Checkpoints(L.Callback):
         rewritten for this run's ranks and accumulation.
         """
         state = checkpoint[type(trainer.datamodule).__qualname__]
+        self.saved_at = state["images_seen"]
         batch_size = self.progress.batch_size
         steps, rest = divmod(state["images_seen"], batch_size)
         if rest:
@@ -64,14 +69,18 @@ class Checkpoints(L.Callback):
         last = self.progress.ended
         signal_received = self.stopping.interrupted_by
         if last or signal_received or self.progress.is_due(self.every):
-            # On all ranks: it has a barrier.
-            trainer.save_checkpoint(self.run.checkpoint(self.progress.images_seen).path)
+            self.save(trainer)
         if last or signal_received:
             trainer.strategy.checkpoint_io.wait(last=True)
         if signal_received and not last:
-            trainer.strategy.barrier()
-            code = exit_code_of(signal_received) if trainer.is_global_zero else 0
-            raise Interrupted(code)
+            self.stopping.leave(trainer)
+
+    def save(self, trainer: L.Trainer) -> None:
+        """Unless the run is saved as it stands. To be called on all ranks: it has a barrier."""
+        if self.saved_at == self.progress.images_seen:
+            return
+        trainer.save_checkpoint(self.run.checkpoint(self.progress.images_seen).path)
+        self.saved_at = self.progress.images_seen
 
 
 def rewrite_counters(loop: dict, steps: int, accumulate: int) -> None:

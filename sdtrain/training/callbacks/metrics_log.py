@@ -40,20 +40,28 @@ class MetricsLog(L.Callback):
         self.started = 0.0  # so that the clock goes on over a resume
         self.last_line_at = 0.0
         self.last_line_seen = 0
+        self.recorded: set[str] = set()
+        """What an earlier process has logged at the images that this one goes on from."""
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.started = time.monotonic()
-        self.last_line_at = self.started
-        self.last_line_seen = module.progress.images_seen
+        seen = module.progress.images_seen
         if not trainer.is_global_zero:
             return
-        remove_later_files(self.run, self.last_line_seen)
-        records = self.file.keep_until(self.last_line_seen)
+        remove_later_files(self.run, seen)
+        records = self.file.keep_until(seen)
         if records:
             self.started -= records[-1].get("seconds", 0.0)
+        for record in records:
+            if record["images_seen"] == seen:
+                self.recorded |= record.keys()
         for logger in trainer.loggers:
             if isinstance(logger, CSVLogger):  # it begins its file anew
                 replay(records, logger)
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.last_line_at = time.monotonic()
+        self.last_line_seen = module.progress.images_seen
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs, batch, batch_index: int
@@ -82,7 +90,7 @@ class MetricsLog(L.Callback):
             totals = checkpoint["since_last_line"]
             self.losses.restore(totals, checkpoint["levels_since_last_line"])
 
-    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if not self.file.waiting:
             return
         failure_reason = self.file.write_waiting()

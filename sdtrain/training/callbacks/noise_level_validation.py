@@ -5,7 +5,6 @@ held-out pictures.
 import hashlib
 import json
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from torch import Tensor
 from sdtrain.conditioning.interface import Inputs
 from sdtrain.config.schema import at_least
 from sdtrain.console import warn
-from sdtrain.errors import UserError
 from sdtrain.evaluation.noise_level_error import (
     LEVELS,
     NoiseLevelErrors,
@@ -30,16 +28,28 @@ from sdtrain.pictures import write_if_room
 from sdtrain.plots import curves
 from sdtrain.randomness import KeyedRandom
 from sdtrain.runs.layout import RunFolder
+from sdtrain.schedules import Schedule
+from sdtrain.training.callbacks.budget import Costs, fitting
 from sdtrain.training.callbacks.ema import EMACallback, averaged_weights
-from sdtrain.training.callbacks.metrics_log import MetricsLog
 from sdtrain.training.loggers.media import log_picture
-from sdtrain.training.progress import window_ended
-from sdtrain.types import Row
+from sdtrain.training.progress import Progress
+from sdtrain.training.stopping import Stopping
+from sdtrain.types import Pictures, Row
 
 STATISTICS = 256
 """Training pictures behind the linear denoiser."""
-FIRST = 4
-"""Pictures by which the cost of one is measured."""
+AT_ONCE = 64
+"""Largest batch: a signal waits no longer than for one."""
+
+
+@dataclass(frozen=True)
+class PlannedLevels:
+    """Of the first `count` held-out pictures, with these weights: the average first."""
+
+    cost: float
+    left_out: list[str]
+    count: int
+    weights: tuple[str, ...]
 
 
 @dataclass
@@ -78,119 +88,110 @@ class NoiseLevelValidation(L.Callback):
     sdtrain.evaluation.noise_level_error, for EMA and raw weights.
 
     Each held-out picture has its own noise, the same at all levels, for all runs and at all times;
-    it is used in an antithetic pair. In mid-run there are as many pictures as fit into `share` of
-    the time, and all num_images at the end. Every picture's error at every level is kept in
+    it is used in an antithetic pair. Where the budget of looks has no room for all pictures, raw
+    weights are left out where an average is kept, and then all but a power of two of the pictures,
+    so that arms of a sweep look at the same ones. Every picture's error at every level is kept in
     validation/IMAGES_SEEN.json, for comparisons picture by picture. Ranks share the pictures;
     nothing here draws from a generator.
 
     Args:
         every: images seen between validations, 0 for none, also at the end.
         num_images: held-out pictures.
-        share: of the time of training that validations in mid-run may take, what comes before the
-            first included; 1 takes all pictures each time.
     """
+
+    weight = 5
+    on_all_ranks = True
 
     def __init__(
         self,
         *,
         every: int,
         num_images: int,
-        share: float,
         run_dir: Path,
-        metrics_log: MetricsLog,
         ema: EMACallback | None,
     ) -> None:
         at_least(every, 0, "callbacks.noise_levels.every")
         at_least(num_images, 2, "callbacks.noise_levels.num_images")
-        if not 0 < share <= 1:
-            raise UserError("must lie in (0, 1]", key="callbacks.noise_levels.share", value=share)
         self.every = every
         self.num_images = num_images
-        self.share = share
         self.run = RunFolder(run_dir)
-        self.metrics_log = metrics_log
         self.ema = ema
-        self.count: int | None = num_images if share == 1 else None
-        """Pictures in mid-run, once their cost is known."""
         self.random = KeyedRandom(0, "noise levels")
         self.held_out: HeldOut | None = None
         self.latest: dict[str, float] = {}
 
-    @property
-    def state_key(self) -> str:
-        return "noise_levels"
+    def is_due(self, progress: Progress) -> bool:
+        return self.every > 0 and (progress.ended or progress.is_due(self.every))
 
-    def state_dict(self) -> dict:
-        return {"count": self.count, "every": self.every, "share": self.share}
+    def plan(
+        self, module: L.LightningModule, costs: Costs, allowed: float, *, first: bool, last: bool
+    ) -> PlannedLevels:
+        inside = int(inside_of(module.model.objective.schedule).sum())
+        # All ranks encode all pictures.
+        around = costs.ranks * (costs.page + (STATISTICS * costs.encode if first else 0))
+        encode = costs.ranks * costs.encode
+        kinds = ("ema", "raw") if self.ema else ("raw",)
+        one = encode + 2 * inside * len(kinds)
+        left_out = []
+        count = fitting(allowed - around, one, self.num_images)
+        if count < self.num_images:
+            if self.ema:
+                left_out.append("raw weights")
+                kinds = ("ema",)
+                one = encode + 2 * inside
+                count = fitting(allowed - around, one, self.num_images)
+            if count < self.num_images:
+                # One picture alone has no standard error.
+                count = 2 ** int(math.log2(count)) if count > 1 else 0
+                left_out.insert(0, f"{count} of {self.num_images} pictures")
+        cost = around + count * one if count else 0.0
+        return PlannedLevels(cost, left_out, count, kinds)
 
-    def load_state_dict(self, state: dict) -> None:
-        same = (state.get("every"), state.get("share")) == (self.every, self.share)
-        if self.share < 1 and same:
-            self.count = state["count"]  # a resumed run validates on what it did before
-
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.began = time.monotonic()
-        self.began_at = module.progress.images_seen
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs, batch, batch_index: int
-    ) -> None:
-        if not self.every or not window_ended(trainer):
-            return
-        last = module.progress.ended
-        if last or module.progress.is_due(self.every):
-            self.validate(trainer, module, last)
-
-    def validate(self, trainer: L.Trainer, module: L.LightningModule, last: bool) -> None:
-        entered = time.monotonic()
-        if self.held_out is None:
-            self._prepare(trainer, module.model)
-        if self.count is None and not last:
-            self.count = self._affordable(trainer, module, entered)
-        count = min(len(self.held_out.x0), self.num_images if last else self.count)
-        by_weights = self._errors(trainer, module, count)
+    def look(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        planned: PlannedLevels,
+        stopping: Stopping,
+    ) -> dict[str, float]:
+        if self.held_out is None or len(self.held_out.x0) < planned.count:
+            self._prepare(trainer, module.model, planned.count, stopping)
+        by_weights = self._errors(trainer, module, planned, stopping)
         if not trainer.is_global_zero:
-            return
+            return {}
         numbers = {}
         for weights, errors in by_weights.items():
-            is_main = weights == "ema" or len(by_weights) == 1
-            prefix = "validation/" if is_main else "validation/raw_"
+            prefix = "validation/" if weights == planned.weights[0] else "validation/raw_"
             numbers |= {f"{prefix}{name}": value for name, value in errors.summary().items()}
         self.latest = {k: v for k, v in numbers.items() if k.endswith("/bits_per_dim")}
         self._write(trainer, module, by_weights)
-        numbers["validation/pictures"] = count
-        numbers["validation/seconds"] = round(time.monotonic() - entered, 3)
-        self.metrics_log.report(trainer, module.progress, numbers)
+        numbers["validation/pictures"] = len(next(iter(by_weights.values())).errors)
+        return numbers
 
-    def _affordable(self, trainer: L.Trainer, module: L.LightningModule, entered: float) -> int:
-        """How many pictures in mid-run fit into the share, by the cost of the first few; the same
-        on all ranks.
-        """
-        began = time.monotonic()
-        self._errors(trainer, module, FIRST)
-        now = time.monotonic()
-        progress = module.progress
-        images = progress.max_images - self.began_at
-        seconds_an_image = (entered - self.began) / (progress.images_seen - self.began_at)
-        validations = max(1, images // self.every)
-        allowed = (self.share * images * seconds_an_image - (now - entered)) / validations
-        pictures = max(1.0, allowed * FIRST / (now - began))
-        # A power of two, so that runs of about the same speed validate on the same pictures.
-        return trainer.strategy.broadcast(max(2, 2 ** int(math.log2(pictures))))
-
-    def _prepare(self, trainer: L.Trainer, model: LatentDiffusion) -> None:
+    def _prepare(
+        self, trainer: L.Trainer, model: LatentDiffusion, count: int, stopping: Stopping
+    ) -> None:
         data = trainer.datamodule
         # No gradient is kept: what trains in its memory fits.
-        self.batch_size = min(256, 4 * data.micro_batch(trainer.world_size))
-        # Ordinals as the loader's, so that a crop or flip, where there is one, is always the same.
-        rows = [data.validation[(i, i)] for i in range(min(self.num_images, len(data.validation)))]
-        train = [data.train[(i, i)] for i in range(min(STATISTICS, len(data.train)))]
-        x0 = self._encode(model, rows)
-        known = self._encode(model, train)
+        self.batch_size = min(AT_ONCE, 4 * data.micro_batch(trainer.world_size))
+
+        def encoded(pictures: Pictures, count: int) -> tuple[list[Row], Tensor]:
+            rows = []
+            parts = []
+            # Ordinals as the loader's, so that a crop or flip, where there is one, is always the
+            # same.
+            for places in torch.arange(min(count, len(pictures))).split(self.batch_size):
+                stopping.go_on()
+                part = [pictures[(i, i)] for i in places.tolist()]
+                rows += part
+                parts.append(model.latents_of_rows(part))
+            return rows, torch.cat(parts)
+
+        rows, x0 = encoded(data.validation, count)
+        _, known = encoded(data.train, STATISTICS)
         mean = known.mean((0, 2, 3), keepdim=True)
         variance = known.var((0, 2, 3), keepdim=True)
         noise = [torch.from_numpy(self.random.normal(i, x0.shape[1:])) for i in range(len(rows))]
-        schedule = model.objective.schedule
         depth = None
         if rows[0].depth is not None:
             depth = torch.stack([row.depth for row in rows]).to(x0.device)
@@ -202,18 +203,17 @@ class NoiseLevelValidation(L.Callback):
             depth=depth,
             mean=mean,
             variance=variance,
-            inside=(LEVELS >= schedule.log_snr_min) & (LEVELS <= schedule.log_snr_max),
+            inside=inside_of(model.objective.schedule),
             linear=linear_errors(x0, mean, variance),
             names=[content_hash(row) for row in rows],
         )
 
-    def _encode(self, model: LatentDiffusion, rows: list[Row]) -> Tensor:
-        size = min(64, self.batch_size)
-        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
-        return torch.cat([model.latents_of_rows(part) for part in parts])
-
     def _errors(
-        self, trainer: L.Trainer, module: L.LightningModule, count: int
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        planned: PlannedLevels,
+        stopping: Stopping,
     ) -> dict[str, NoiseLevelErrors]:
         """By weights: of the average, where there is one, and of those as they are. Each rank takes
         every n-th picture.
@@ -227,15 +227,18 @@ class NoiseLevelValidation(L.Callback):
             x0 = held_out.x0[picture]
             return module.model.epsilon_error(x0, inputs, noise, log_snr.to(device))
 
-        count = min(count, len(held_out.x0))
+        count = min(planned.count, len(held_out.x0))
         mine = torch.arange(count)[trainer.global_rank :: trainer.world_size]
         inside = held_out.inside
         by_weights = {}
-        for weights in ("ema", "raw") if self.ema else ("raw",):
+        for weights in planned.weights:
             ema = self.ema if weights == "ema" else None
             measured = torch.zeros(count, int(inside.sum()), dtype=torch.float64)
             with eval_mode(module), averaged_weights(ema, module):
-                measured[mine] = network_errors(error, mine, LEVELS[inside], self.batch_size)
+                measured[mine] = network_errors(
+                    error, mine, LEVELS[inside], self.batch_size, go_on=stopping.go_on
+                )
+            stopping.wait_for_ranks()
             errors = held_out.linear[:count].clone()
             summed = trainer.strategy.reduce(measured.to(device), reduce_op="sum")
             errors[:, inside] = summed.cpu()
@@ -285,6 +288,11 @@ class NoiseLevelValidation(L.Callback):
         write_if_room(picture, self.run.validation_plot(seen))
         for logger in trainer.loggers:
             log_picture(logger, "validation/noise_levels", picture, seen)
+
+
+def inside_of(schedule: Schedule) -> Tensor:
+    """[L] bool: the levels that it reaches."""
+    return (LEVELS >= schedule.log_snr_min) & (LEVELS <= schedule.log_snr_max)
 
 
 def content_hash(row: Row) -> str:

@@ -1,11 +1,14 @@
 """The callbacks of a run in the order in which they act."""
 
+from dataclasses import dataclass
+
 import lightning.pytorch as L
 
 from sdtrain.console import global_rank
 from sdtrain.runs.resume import refuse_different_ranks
 from sdtrain.training.callbacks.assembly import CallbackSet
 from sdtrain.training.callbacks.checkpoint import Checkpoints
+from sdtrain.training.callbacks.looks import Looks
 from sdtrain.training.callbacks.progress import ProgressBar
 from sdtrain.training.outcome import Run
 from sdtrain.training.plan import Plan
@@ -29,8 +32,18 @@ def make_ranks(plan: Plan, run: Run, config: str) -> Ranks | None:
     )
 
 
-def ordered_callbacks(plan: Plan, run: Run, callbacks: CallbackSet) -> list[L.Callback]:
-    """Who watches the ranks and the average first, what ends a step last."""
+@dataclass(frozen=True)
+class Ordered:
+    """callbacks: all of a run, in order. looks: the last of them."""
+
+    callbacks: list[L.Callback]
+    looks: Looks
+
+
+def ordered_callbacks(plan: Plan, run: Run, callbacks: CallbackSet) -> Ordered:
+    """Who watches the ranks and the average first, then what ends a step and saves it, and what
+    looks at the model last.
+    """
     stopping = Stopping(
         signals=run.signals,
         max_minutes=plan.draft.trainer.max_minutes,
@@ -44,4 +57,13 @@ def ordered_callbacks(plan: Plan, run: Run, callbacks: CallbackSet) -> list[L.Ca
     )
     bar = ProgressBar(metrics_log=callbacks.metrics_log, console=run.console)
     first = [callback for callback in (run.ranks, callbacks.ema) if callback is not None]
-    return [*first, callbacks.metrics_log, bar, *callbacks.looking, stopping, checkpoints]
+    looks = Looks(
+        looks=callbacks.looks,
+        share=plan.draft.looks.share,
+        stopping=stopping,
+        checkpoints=checkpoints,
+        metrics_log=callbacks.metrics_log,
+        console=run.console,
+    )
+    ending = [callbacks.metrics_log, bar, stopping, checkpoints]
+    return Ordered([*first, *ending, *callbacks.others, looks], looks)

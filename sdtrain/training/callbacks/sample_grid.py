@@ -1,7 +1,7 @@
 """Runs reverse diffusion while training: the same prompts and seeds each time."""
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -20,12 +20,25 @@ from sdtrain.models.modes import eval_mode
 from sdtrain.plots import sampler_errors
 from sdtrain.randomness import KeyedRandom
 from sdtrain.runs.layout import RunFolder
+from sdtrain.training.callbacks.budget import Costs, fitting
 from sdtrain.training.callbacks.ema import EMACallback, averaged_weights
 from sdtrain.training.loggers.media import log_picture, log_table
-from sdtrain.training.progress import window_ended
+from sdtrain.training.progress import Progress
+from sdtrain.training.stopping import Stopping
 from sdtrain.types import PictureData
 
 KEY = "callbacks.samples"
+
+
+@dataclass
+class PlannedGrid:
+    """pictures: of the grid. guided, stepped: of the sheets of guidance and of sampler steps."""
+
+    cost: float = 0.0
+    left_out: list[str] = field(default_factory=list)
+    pictures: int = 0
+    guided: int = 0
+    stepped: int = 0
 
 
 class SampleGrid(L.Callback):
@@ -46,6 +59,9 @@ class SampleGrid(L.Callback):
             from the largest of them; [] draws none.
         drawing: sampler, grid, steps and guidance.
     """
+
+    weight = 4
+    on_all_ranks = False
 
     def __init__(
         self,
@@ -107,35 +123,78 @@ class SampleGrid(L.Callback):
             row = self.forward_row(trainer, module)
             self._show(trainer, module, "forward", row, path)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs, batch, batch_index: int
-    ) -> None:
-        if not self.every or not window_ended(trainer) or not trainer.is_global_zero:
-            return
-        last = module.progress.ended
-        if not last and not module.progress.is_due(self.every):
-            return
-        with averaged_weights(self.ema, module):
-            self.draw(trainer, module)
-            if last and self.guidance_scales and module.model.conditioner.reads:
-                self.draw_guidance(trainer, module)
-            if last and self.sampler_steps:
-                self.draw_steps(trainer, module)
+    def is_due(self, progress: Progress) -> bool:
+        return self.every > 0 and (progress.ended or progress.is_due(self.every))
 
-    def draw(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def plan(
+        self, module: L.LightningModule, costs: Costs, allowed: float, *, first: bool, last: bool
+    ) -> PlannedGrid:
+        """The grid comes first, the sheets at the end share what it leaves."""
+        size = self.data.image_size
+        planned = PlannedGrid()
+
+        def fit(wanted: int, drawings: list[Drawing], around: float, name: str) -> int:
+            """How many pictures, each drawn in all these ways, still fit."""
+            one = sum(costs.drawing(module, drawing, size) for drawing in drawings)
+            count = fitting(allowed - planned.cost - around, one, wanted)
+            if count:
+                planned.cost += around + count * one
+            if count < wanted:
+                planned.left_out.append(f"{name}{count} of {wanted} pictures")
+            return count
+
+        around = 3 * costs.page + 2 * self.strip_steps * costs.decode
+        planned.pictures = fit(self.num_images, [self.drawing], around, "")
+        if last and self.guidance_scales and module.model.conditioner.reads:
+            each = [replace(self.drawing, guidance_scale=scale) for scale in self.guidance_scales]
+            wanted = min(self.strip_steps, self.num_images)
+            planned.guided = fit(wanted, each, costs.page, "guidance of ")
+        if last and self.sampler_steps:
+            each = [replace(self.drawing, steps=steps) for steps in self.sampler_steps]
+            planned.stepped = fit(self.num_images, each, 2 * costs.page, "sampler steps of ")
+        return planned
+
+    def look(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        planned: PlannedGrid,
+        stopping: Stopping,
+    ) -> dict[str, float]:
+        with averaged_weights(self.ema, module):
+            requests = self.requests(trainer, module)
+            if planned.pictures:
+                self.draw(trainer, module, requests[: planned.pictures], stopping)
+            if planned.guided:
+                self.draw_guidance(trainer, module, requests[: planned.guided], stopping)
+            if planned.stepped:
+                self.draw_steps(trainer, module, requests[: planned.stepped], stopping)
+        return {}
+
+    def draw(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        requests: list[Request],
+        stopping: Stopping,
+    ) -> None:
         """The grid, the strip, and the pictures side by side, for comparisons between runs."""
         model = module.model
         seen = module.progress.images_seen
-        requests = self.requests(trainer, module)
         size = self.data.image_size
         steps = []
-        images = generate(model, requests, self.drawing, size)
-        generate(model, requests[:1], self.drawing, size, show=lambda *step: steps.append(step))
+
+        def note(step: int, x: Tensor, x0: Tensor) -> None:
+            if len(steps) < self.drawing.steps:  # the first batch's
+                steps.append((step, x[:1].clone(), x0[:1].clone()))
+
+        images = generate(model, requests, self.drawing, size, note, go_on=stopping.go_on)
         scale = self.drawing.guidance_scale
         titles = [request.title(model.conditioner) for request in requests]
         title = f"{seen} images seen, guidance {scale:g}, {self.drawing.steps} steps"
         grid = pictures.grid(images, titles, title=title)
         self.last_grid = self.log_picture(trainer, module, "grid", grid)
+        stopping.go_on()
         self.log_picture(trainer, module, "strip", self.strip(module, steps))
         described = []
         table = []
@@ -149,22 +208,35 @@ class SampleGrid(L.Callback):
         for logger in trainer.loggers:
             log_table(logger, "samples/table", columns, table, seen)
 
-    def draw_guidance(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def draw_guidance(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        requests: list[Request],
+        stopping: Stopping,
+    ) -> None:
         """What guidance does to the same prompts and seeds."""
-        requests = self.requests(trainer, module)[: self.strip_steps]
+        size = self.data.image_size
         rows = []
         for scale in self.guidance_scales:
             drawing = replace(self.drawing, guidance_scale=scale)
-            images = generate(module.model, requests, drawing, self.data.image_size)
+            images = generate(module.model, requests, drawing, size, go_on=stopping.go_on)
             rows.append((f"guidance {scale:g}", [pictures.picture(image) for image in images]))
         heads = [request.title(module.model.conditioner) for request in requests]
         self.log_picture(trainer, module, "guidance", pictures.strip_of_rows(rows, heads))
 
-    def draw_steps(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def draw_steps(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        requests: list[Request],
+        stopping: Stopping,
+    ) -> None:
         """How many steps it takes."""
-        requests = self.requests(trainer, module)
         size = self.data.image_size
-        compared = compare_steps(module.model, requests, self.drawing, size, self.sampler_steps)
+        compared = compare_steps(
+            module.model, requests, self.drawing, size, self.sampler_steps, go_on=stopping.go_on
+        )
         heads = [request.title(module.model.conditioner) for request in requests]
         sheet, plot = sampler_errors(compared.pictures, compared.distances, heads)
         self.log_picture(trainer, module, "steps", sheet)

@@ -1,0 +1,33 @@
+"""How often the network is asked for one picture."""
+
+import torch
+from torch import Tensor
+
+from sdtrain.diffusion import Denoise
+from sdtrain.diffusion.guidance import CONDITIONED, UNCONDITIONED
+from sdtrain.generation.drawing import Drawing
+from sdtrain.schedules import Schedule
+
+
+def evaluations_of(drawing: Drawing, schedule: Schedule, shape: tuple[int, ...]) -> int:
+    """Evaluations of the network for one picture with latents of `shape` [C, h, w], counted by a
+    walk in which nothing is predicted.
+    """
+    asked = []
+    x = torch.zeros(1, *shape)
+
+    def network(name: str) -> Denoise:
+        def denoise(x: Tensor, t: Tensor) -> Tensor:
+            asked.append(name)
+            return torch.zeros_like(x)
+
+        return denoise
+
+    def noise(step: int) -> Tensor:
+        return torch.zeros_like(x)
+
+    denoisers = {name: network(name) for name in (CONDITIONED, UNCONDITIONED)}
+    denoise = drawing.guidance(denoisers, drawing.guidance_scale, schedule)
+    grid = drawing.grid(drawing.steps, schedule)
+    drawing.sampler(denoise, x, grid, schedule, noise, None)
+    return len(asked)
