@@ -208,7 +208,6 @@ UNSEEN = {  # keys that rightly change nothing here, and why
     "guidance.log_snr_max": "the same",
     "checkpoint.max_failed_saves": "see test_checkpoints.py",
     "callbacks.noise_levels.num_images": "with every=0; see test_noise_level_validation.py",
-    "callbacks.noise_levels.share": "the same",
     "sweep": "see test_sweep.py",
     "first_stage": "not for shapes",
     "name": "names the folder",
@@ -270,6 +269,7 @@ CHANGED = {
     "callbacks.samples.guidance_scales": "[1,2]",
     "callbacks.samples.sampler_steps": "[2,4]",
     "callbacks.noise_levels.every": 32,
+    "looks.share": 0.001,
     "validation.every": 16,
     "validation.num_images": 8,
 }

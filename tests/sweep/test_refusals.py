@@ -46,7 +46,7 @@ with only_run(pathlib.Path(sys.argv[1]), print):
             "trainer.max_images=8,-8",
             "In the arm trainer.max_images=-8: trainer.max_images=-8 must be at least 1",
         ),
-        ("callbacks.noise_levels.share=1,2", "callbacks.noise_levels.share=2 must lie in"),
+        ("looks.share=0.5,2", "looks.share=2 must lie in"),
         ("data.batch_size=8,9 trainer.accumulate=2", "data.batch_size=9"),
         ("optimizer.lr=1e-4,0.0001", "have the same configuration"),
         ("seed=0,1 hydra.run.dir=here", "Set hydra.sweep.dir"),

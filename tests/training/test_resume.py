@@ -224,7 +224,7 @@ def resumed_at(out: str) -> int:
         ([8, 8], [], 256),
         ([10, 3], [], 224),
         ([15, 9], [signal.SIGKILL], 320),
-        ([1], [signal.SIGTERM, Validation, "validate"], 96),
+        ([1], [signal.SIGTERM, Validation, "look"], 96),
     ],
     ids=[
         "killed in mid-window",

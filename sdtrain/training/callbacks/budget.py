@@ -22,6 +22,9 @@ IN_MID_RUN = 0.5
 PAGE = 2e9
 """Multiplications for which a processor lays out, compresses and writes a sheet or a plot."""
 
+SMALLEST = 2e7
+"""A smaller network takes as long for a picture as one of so many multiplications."""
+
 
 @dataclass(frozen=True)
 class Costs:
@@ -48,7 +51,7 @@ def measure_costs(module: L.LightningModule, data: DataModule, ranks: int) -> Co
     batch = data.collate([data.train[(0, 0)]], [0], 1).to(module.device)
     with eval_mode(module), torch.no_grad():
         network, encoder, decoder = module.multiplications(batch)
-    return Costs(encoder / network, decoder / network, PAGE / network, ranks)
+    return Costs(encoder / network, decoder / network, PAGE / max(network, SMALLEST), ranks)
 
 
 def fitting(allowed: float, one: float, wanted: int) -> int:

@@ -152,6 +152,8 @@ class Looks(L.Callback):
                 left_out[name] = planned.left_out
             if planned.cost and f"looks/{name}_seconds" not in recorded:
                 self._take_turn(trainer, module, name, planned, spent)
+        if not last:
+            self.stopping.go_on()  # a signal that came meanwhile does not wait for another step
         self.budget.spent = spent
         self.looked = list(dict.fromkeys([*self.looked, *(name for name, _ in due)]))
         self._tell(left_out, last)
