@@ -1,5 +1,6 @@
 """Where configs/ and data/ are: inside an installed package, beside it in a checkout."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from sdtrain.errors import UserError
@@ -25,12 +26,13 @@ def config_dir() -> Path:
     return shipped("configs", "train.yaml")
 
 
-def find_folder(path: str, key: str) -> Path:
-    """`path` as a folder; one that begins with data/ is also looked for in sdtrain's own data.
-    UserError names `key`.
+def find_folder(path: str, key: str, places: Iterable[Path] = (Path(),)) -> Path:
+    """`path` as a folder below the first of `places` that has it; one that begins with data/ is
+    also looked for in sdtrain's own data. UserError names `key`.
     """
-    if Path(path).is_dir():
-        return Path(path)
+    for place in places:
+        if (place / path).is_dir():
+            return place / path
     first, _, rest = path.partition("/")
     if first == "data" and rest and (own := shipped("data", "README.md") / rest).is_dir():
         return own

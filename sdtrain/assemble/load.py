@@ -2,24 +2,26 @@
 anything of it is imported.
 """
 
+import contextlib
 from dataclasses import dataclass
-from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from sdtrain.assemble.model import build_data, build_model
+from sdtrain.assemble.model import build_model
+from sdtrain.assemble.training_data import TrainingData
 from sdtrain.config.draft import is_autoencoder
 from sdtrain.config.trusted import check_targets, renewed
 from sdtrain.errors import StorageError, UserError
 from sdtrain.latent_diffusion import LatentDiffusion
+from sdtrain.paths import find_folder
 from sdtrain.runs.checkpoint import read_weights
 from sdtrain.runs.config import read_config
-from sdtrain.runs.layout import CheckpointFolder
-from sdtrain.types import PictureData
+from sdtrain.runs.data_record import DataRecord, read_data_record
+from sdtrain.runs.layout import CheckpointFolder, RunFolder
 
 BUILT = (
-    "data",
     "model",
     "schedule",
     "modifiers",
@@ -28,7 +30,7 @@ BUILT = (
     "loss",
     "times",
 )
-"""What is built of a checkpoint's configuration; nothing else of it is kept."""
+"""What is built of a checkpoint's configuration, beside the data set."""
 
 READ = ("seed", "guidance_scale")
 """Plain values that are read from it."""
@@ -36,34 +38,40 @@ READ = ("seed", "guidance_scale")
 
 @dataclass
 class Loaded:
-    """A run's model with the weights asked for, and its configuration. checkpoint: the folder they
-    were read from.
+    """A run's model with the weights asked for, and its configuration.
+
+    checkpoint: the folder they were read from. source: gives the data set that it was trained on.
+    record: what the run remembers of that; None of a run that an earlier version trained.
     """
 
     model: LatentDiffusion
     cfg: dict[str, Any]
     checkpoint: CheckpointFolder
-
-    @cached_property
-    def data(self) -> PictureData:
-        """The data set that the run was trained on, made when it is asked for: drawing a picture
-        does not need it.
-        """
-        return build_data(self.cfg["data"])
+    source: TrainingData
+    record: DataRecord | None
 
     @property
     def image_size(self) -> int:
-        return self.cfg["data"].get("image_size") or self.data.image_size
+        if self.record is not None:
+            return self.record.image_size
+        return self.cfg["data"].get("image_size") or self.source.data.image_size
 
 
 def load(
-    folder: CheckpointFolder, *, ema: bool, device: str, allow: list[str], autoencoder: str | None
+    folder: CheckpointFolder,
+    *,
+    ema: bool,
+    device: str,
+    allow: list[str],
+    autoencoder: str | None,
+    data: dict[str, Any] | None = None,
 ) -> Loaded:
     """The model of a checkpoint that `find_checkpoint` has found whole. Raises UserError where it
     holds none that draws.
 
     ema: averaged weights. allow: packages that its configuration may build from. autoencoder: where
-    that has moved to.
+    that has moved to. data: what differs from the data set's own arguments. The pictures are not
+    looked for, nor is the class of the data set, before they are asked for.
     """
     saved = renewed(read_config(folder.config))
     if is_autoencoder(saved):
@@ -82,14 +90,47 @@ def load(
             )
     check_targets({key: saved.get(key) for key in BUILT}, allow)
     cfg = {key: value for key, value in saved.items() if key in (*BUILT, *READ)}
-    if autoencoder is not None:
-        cfg["model"]["autoencoder"]["path"] = autoencoder
-    model = build_model(cfg, folder.run.path)
+    cfg["data"] = saved.get("data") or {}
+    record = read_data_record(folder.run)
+    _find_autoencoder(cfg, folder.run, record, autoencoder)
+    try:
+        model = build_model(cfg, folder.run.path)
+    except UserError as error:
+        raise _of_a_run(error, folder) from error
     weights = read_weights(folder.path, "model")
     if ema:
         weights |= model.under_all_names(_average(folder))
     model.load_trained_state(weights)
-    return Loaded(model.to(device).eval(), cfg, folder)
+    source = TrainingData(cfg["data"], data or {}, allow, record)
+    return Loaded(model.to(device).eval(), cfg, folder, source, record)
+
+
+def _find_autoencoder(
+    cfg: dict[str, Any], run: RunFolder, record: DataRecord | None, moved_to: str | None
+) -> None:
+    """Writes into `cfg` where the autoencoder lies: below the run, or where the run was started."""
+    node = cfg["model"]["autoencoder"]
+    if moved_to is not None:
+        node["path"] = str(Path(moved_to).expanduser().absolute())
+        return
+    path = node.get("path")
+    if not isinstance(path, str):
+        return
+    places = [run.path, Path(record.working_directory)] if record else [run.path]
+    with contextlib.suppress(UserError):  # it is reported where it is read
+        node["path"] = str(find_folder(path, "autoencoder", [*places, Path()]))
+
+
+def _of_a_run(error: UserError, folder: CheckpointFolder) -> UserError:
+    """The same error, which names a key of a command that reads a run."""
+    if error.key != "model.autoencoder.path":
+        return error.within(f"In the configuration of {folder.run.path}")
+    return UserError(
+        error.problem,
+        key="autoencoder",
+        value=error.value,
+        remedy="Give the folder of the autoencoder that the run was trained with in autoencoder.",
+    )
 
 
 def _average(folder: CheckpointFolder) -> dict[str, torch.Tensor]:

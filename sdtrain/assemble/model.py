@@ -20,12 +20,14 @@ MOST_CLASSES = 20
 """That a line names."""
 
 
+def data_arguments(node: dict) -> dict:
+    """What a data set is built of; a saved configuration also holds the hash of its rows."""
+    return {name: value for name, value in node.items() if name not in (*LOADER_KEYS, "sha256")}
+
+
 def build_data(node: dict) -> PictureData:
-    """The data set; a saved configuration also holds the hash of its rows, which is no argument."""
-    arguments = {
-        name: value for name, value in node.items() if name not in (*LOADER_KEYS, "sha256")
-    }
-    return build(arguments, "data")
+    """The data set."""
+    return build(data_arguments(node), "data")
 
 
 def seed_weights(seed: int, purpose: str) -> None:

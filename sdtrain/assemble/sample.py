@@ -5,6 +5,7 @@ from pathlib import Path
 from sdtrain.assemble.drawing import build_drawing
 from sdtrain.assemble.load import load, pick_device
 from sdtrain.config.schema import SampleConfig
+from sdtrain.console import warn
 from sdtrain.generation.sample import sample
 from sdtrain.runs.layout import CheckpointFolder
 
@@ -20,6 +21,10 @@ def sample_checkpoint(config: SampleConfig) -> int:
         device=pick_device(config.accelerator),
         allow=config.allow,
         autoencoder=config.autoencoder,
+        data=config.data,
     )
+    image_size = loaded.image_size
+    if config.data and not loaded.source.was_used:
+        warn("data has no effect: the run's folder holds all that drawing takes.")
     drawing = build_drawing(vars(config), loaded.model.objective.schedule)
-    return sample(config, loaded.model, drawing, loaded.image_size)
+    return sample(config, loaded.model, drawing, image_size)

@@ -18,6 +18,7 @@ def load_subject(config: EvaluateConfig, checkpoint: CheckpointFolder) -> Subjec
         device=pick_device(config.accelerator),
         allow=config.allow,
         autoencoder=config.autoencoder,
+        data=config.data,
     )
     scale = config.guidance_scale
     if scale is None:
@@ -29,5 +30,6 @@ def load_subject(config: EvaluateConfig, checkpoint: CheckpointFolder) -> Subjec
         image_size=loaded.image_size,
         num_images=config.num_images,
         seed=config.seed,
-        make_data=lambda: loaded.data,
+        source=loaded.source,
+        record=loaded.record,
     )

@@ -6,7 +6,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sdtrain.config.boundary import run_command
 from sdtrain.config.compose import current_overrides
-from sdtrain.config.overrides import group_choice
+from sdtrain.config.overrides import data_change, group_choice
 from sdtrain.config.reading import check_evaluate
 
 
@@ -20,7 +20,7 @@ def task(cfg: DictConfig) -> None:
 
 
 def main() -> None:
-    sys.argv[1:] = [group_choice(word) for word in sys.argv[1:]]
+    sys.argv[1:] = [data_change(group_choice(word)) for word in sys.argv[1:]]
     run_command(task, "evaluate")
 
 

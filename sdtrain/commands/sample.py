@@ -1,9 +1,12 @@
 """sdtrain-sample: draws pictures with a trained model."""
 
+import sys
+
 from omegaconf import DictConfig, OmegaConf
 
 from sdtrain.config.boundary import run_command
 from sdtrain.config.compose import current_overrides
+from sdtrain.config.overrides import data_change
 from sdtrain.config.reading import check_sample
 
 
@@ -17,6 +20,7 @@ def task(cfg: DictConfig) -> None:
 
 
 def main() -> None:
+    sys.argv[1:] = [data_change(word) for word in sys.argv[1:]]
     run_command(task, "sample", repeatable="prompt")
 
 

@@ -139,6 +139,13 @@ def typed_values(arguments: Iterable[str]) -> dict[str, str]:
     return values
 
 
+def data_change(argument: str) -> str:
+    """The word that Hydra reads as a new key, for one that changes an argument of a run's data set,
+    as data.path=FOLDER: which there are is known once the run is read.
+    """
+    return f"++{argument}" if argument.startswith("data.") else argument
+
+
 def group_choice(argument: str) -> str:
     """The word that Hydra reads as a choice of options, for one that names the key.
 

@@ -147,7 +147,9 @@ class TrainerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class DrawingConfig:
-    """What the commands take that draw with a trained model."""
+    """What the commands take that draw with a trained model. data: {argument of the run's data set:
+    value} of what differs from the run's own.
+    """
 
     checkpoint: str
     num_images: int
@@ -160,6 +162,7 @@ class DrawingConfig:
     ema: bool
     accelerator: Accelerator
     autoencoder: str | None
+    data: dict
     allow: list[str]
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ from rich.table import Table
 from sdtrain import pictures
 from sdtrain.config.build import build
 from sdtrain.config.schema import EvaluateConfig
+from sdtrain.console import warn
 from sdtrain.errors import UserError
 from sdtrain.evaluation.metric import CAPTIONS, REFERENCES, Measurement, Metric
 from sdtrain.evaluation.subject import Subject
@@ -126,6 +127,8 @@ def evaluate_checkpoint(
         console.print(table_of(name, metric, measurement))
         result[name] = measurement.columns
         result["settings"][name] = settings
+    if config.data and not subject.source.was_used:
+        warn("data has no effect: none of these metrics compares with the training pictures.")
     write_text(folder.numbers, json.dumps(result, indent=1) + "\n")
     console.print(f"Written to {folder.path}", soft_wrap=True)
 
@@ -160,6 +163,14 @@ def check_needs(name: str, metric: Metric, subject: Subject) -> None:
             "model/conditioner",
             key="metrics",
             value=name,
+        )
+    more = subject.reads - metric.gives
+    if more:
+        raise UserError(
+            f"draws pictures without a {' or a '.join(sorted(more))}, which this model reads of each",
+            key="metrics",
+            value=name,
+            remedy="Give another checkpoint or another metric.",
         )
     if REFERENCES in metric.needs:
         subject.data.split("train")

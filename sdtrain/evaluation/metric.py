@@ -21,7 +21,7 @@ CAPTIONS = "captions"
 """The model reads captions."""
 
 REFERENCES = "references"
-"""The pictures that the model was trained on are there."""
+"""It compares with the pictures that the model was trained on: they have to be there."""
 
 
 @dataclass
@@ -46,6 +46,10 @@ class Metric:
 
     needs: ClassVar[frozenset[str]] = frozenset()
     """Of CAPTIONS and REFERENCES: a run that lacks one is refused before anything is drawn."""
+
+    gives: ClassVar[frozenset[str]] = frozenset({"caption", "label"})
+    """What of "caption", "label" and "depth" it draws pictures of: a model that reads more is
+    refused."""
 
     unit: ClassVar[str] = ""
     """What the values count, as "share of the pictures"."""

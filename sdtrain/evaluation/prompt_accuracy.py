@@ -26,6 +26,7 @@ class PromptAccuracy(Metric):
     """
 
     needs = frozenset({CAPTIONS})
+    gives = frozenset({"caption"})
     unit = "share of the pictures"
     higher_is_better = True
 
@@ -33,7 +34,7 @@ class PromptAccuracy(Metric):
         self.verifier = Verifier(shapes=SHAPES, palette=COLOURS, radii=RADII, coverage=coverage)
 
     def check(self, subject: Subject) -> None:
-        if not isinstance(subject.data, Shapes):
+        if not issubclass(subject.source.kind, Shapes):
             raise UserError(
                 "reads flat shapes: it needs a run with data=shapes",
                 key="metrics",

@@ -27,6 +27,7 @@ class Retrieval(Metric):
     """
 
     needs = frozenset({CAPTIONS, REFERENCES})
+    gives = frozenset({"caption"})
     unit = "share of the pictures"
     higher_is_better = True
 

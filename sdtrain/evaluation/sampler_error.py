@@ -6,7 +6,6 @@ from sdtrain.config.schema import at_least
 from sdtrain.errors import UserError
 from sdtrain.evaluation.metric import Measurement, Metric, percent
 from sdtrain.evaluation.subject import Subject
-from sdtrain.generation.drawing import Request
 from sdtrain.generation.steps import compare_steps, draws_noise
 from sdtrain.plots import sampler_errors
 
@@ -56,12 +55,12 @@ class SamplerError(Metric):
         return [*(steps for steps in self.steps if steps < reference), reference]
 
     def measure(self, subject: Subject) -> Measurement:
-        prompts = subject.prompts
-        requests = [Request(subject.seed + i, prompt=prompt) for i, prompt in enumerate(prompts)]
+        requests = subject.requests
+        titles = [request.title(subject.reads) for request in requests]
         compared = compare_steps(
             subject.model, requests, subject.drawing, subject.image_size, self.steps_of(subject)
         )
-        sheet, curve = sampler_errors(compared.pictures, compared.distances, prompts)
+        sheet, curve = sampler_errors(compared.pictures, compared.distances, titles)
         columns = {
             "mean": _by_steps(compared.distances, Tensor.mean),
             "largest": _by_steps(compared.distances, Tensor.max),

@@ -1,15 +1,30 @@
 """What is measured: a trained model, the way it draws, and the data it was trained on."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 from torch import Tensor
 
 from sdtrain.generation.drawing import Drawing, Request
 from sdtrain.generation.generate import generate
 from sdtrain.latent_diffusion import LatentDiffusion
+from sdtrain.runs.data_record import DataRecord
 from sdtrain.types import PictureData
+
+
+class DataSource(Protocol):
+    """data: the data set, made when it is first asked for. kind: its class. was_used: whether it
+    has been made.
+    """
+
+    was_used: bool
+
+    @property
+    def kind(self) -> type: ...
+
+    @property
+    def data(self) -> PictureData: ...
 
 
 @dataclass
@@ -22,7 +37,8 @@ class Subject:
         image_size: side of the pictures, in pixels.
         num_images: how many pictures a metric draws, of each kind that it draws.
         seed: of the first picture; the others count up.
-        make_data: gives the data set that the model was trained on.
+        source: gives the data set that the model was trained on.
+        record: what the run remembers of it; None of a run that an earlier version trained.
     """
 
     model: LatentDiffusion
@@ -30,23 +46,26 @@ class Subject:
     image_size: int
     num_images: int
     seed: int
-    make_data: Callable[[], PictureData]
+    source: DataSource
+    record: DataRecord | None = None
 
     @property
     def reads(self) -> frozenset[str]:
         """What the model is told of: "caption", "label", "depth"."""
         return self.model.conditioner.reads
 
-    @cached_property
+    @property
     def data(self) -> PictureData:
         """The data set, made when it is first asked for. Raises UserError where it is gone."""
-        return self.make_data()
+        return self.source.data
 
     @property
     def prompts(self) -> list[str]:
         """num_images captions of the data; empty ones where the model reads none."""
         if "caption" not in self.reads:
             return [""] * self.num_images
+        if self.record is not None:
+            return self.record.prompts(self.num_images)
         return self.data.example_prompts(self.num_images)
 
     @cached_property
@@ -54,7 +73,7 @@ class Subject:
         """num_images requests, spread over the captions and classes that the model reads."""
         labels = [0] * self.num_images
         if "label" in self.reads:
-            classes = self.data.num_classes
+            classes = (self.record or self.data).num_classes
             labels = [place * classes // self.num_images for place in range(self.num_images)]
         requests = []
         for place, (prompt, label) in enumerate(zip(self.prompts, labels, strict=True)):

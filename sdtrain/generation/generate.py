@@ -116,9 +116,10 @@ def _depth_of(requests: Sequence[Request], device: torch.device) -> Tensor:
     missing = [request for request in requests if request.depth is None]
     if missing:
         raise UserError(
-            "This model reads a depth map with each prompt, and none is given",
-            key="model.conditioner",
-            remedy="Draw it while it trains, where the data bring their depth maps.",
+            "This model reads a depth map for each picture, and none is given",
+            key="checkpoint",
+            remedy="Give another checkpoint; while it trains it is drawn with the depth maps of its "
+            "data.",
         )
     return torch.stack([request.depth for request in requests]).to(device)
 

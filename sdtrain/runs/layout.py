@@ -30,6 +30,11 @@ class RunFolder:
         return self.path / CONFIG
 
     @property
+    def data_record(self) -> Path:
+        """What drawing needs to know of the data: see runs/data_record.py."""
+        return self.path / "data.json"
+
+    @property
     def status(self) -> Path:
         """State, process, images seen, exit code: see runs/status.py."""
         return self.path / "status.json"

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from sdtrain.errors import StorageError
 from sdtrain.files import write_text
 from sdtrain.models.autoencoder import check_latent_scale
 from sdtrain.redaction import redacted
+from sdtrain.runs.data_record import DataRecord, write_data_record
 from sdtrain.runs.layout import RunFolder
 from sdtrain.training.autoencoder_module import AutoencoderModule
 from sdtrain.training.datamodule import DataModule
@@ -37,6 +39,15 @@ from sdtrain.types import PictureData, extras_of
 
 CALIBRATION = 64
 """Training pictures on which the scale of the latents is checked."""
+
+
+EXAMPLE_PROMPTS = 192
+"""That a run keeps: as many as sdtrain-evaluate draws unless told otherwise."""
+VARIED = 8
+"""So many of them tell whether a shorter list is the beginning of a longer one."""
+STRIDE = 119
+"""Through the prompts, so that every beginning is spread over all of them: it shares no factor with
+their number, and is about .618 of it."""
 
 
 @dataclass
@@ -153,18 +164,39 @@ def _classes_of(conditioner: Conditioner) -> dict[str, Any]:
     return {key: value for key, value in known.items() if value is not None and key in taken}
 
 
+def record_of(parts: Parts) -> DataRecord | None:
+    """What drawing and measuring need to know of the data; None of an autoencoder's."""
+    if isinstance(parts.module, AutoencoderModule):
+        return None
+    data = parts.data
+    prompts = []
+    if "caption" in parts.module.model.conditioner.reads:
+        prompts = _varied_prompts(data)
+    return DataRecord(data.image_size, data.num_classes, prompts, os.getcwd())
+
+
+def _varied_prompts(data: PictureData) -> list[str]:
+    prompts = data.example_prompts(EXAMPLE_PROMPTS)
+    if data.example_prompts(VARIED) != prompts[:VARIED]:
+        # They follow the order of the data: neighbours may be alike, those far apart less so.
+        prompts = [prompts[place * STRIDE % len(prompts)] for place in range(len(prompts))]
+    return prompts
+
+
 def set_threads(threads: int | None) -> None:
     """torch's CPU threads; None leaves them as they are."""
     if threads:
         torch.set_num_threads(threads)
 
 
-def write_config(folder: RunFolder, config: str) -> None:
-    """Writes config.yaml, on rank 0. Raises StorageError."""
+def write_config(folder: RunFolder, config: str, data: DataRecord | None = None) -> None:
+    """Writes config.yaml, and what is known of the data, on rank 0. Raises StorageError."""
     if global_rank() > 0:
         return
     try:
         write_text(folder.config, config)
+        if data is not None:
+            write_data_record(folder, data)
     except OSError as error:
         raise StorageError(
             f"{folder.path} cannot be written: {error.strerror}",

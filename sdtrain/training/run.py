@@ -16,7 +16,13 @@ from sdtrain.training.environment import be_rank_zero, quiet_libraries
 from sdtrain.training.first_stage import train_first
 from sdtrain.training.loggers.media import close_logger, make_logger
 from sdtrain.training.outcome import Run, outcome_recorded
-from sdtrain.training.parts import build_parts, saved_config, set_threads, write_config
+from sdtrain.training.parts import (
+    build_parts,
+    record_of,
+    saved_config,
+    set_threads,
+    write_config,
+)
 from sdtrain.training.plan import Plan, make_plan
 from sdtrain.training.progress import Progress
 from sdtrain.training.resume import checkpoint_to_resume
@@ -69,7 +75,7 @@ def train_plan(plan: Plan, run: Run) -> None:
         drawing=plan.drawing,
         signals=run.signals,
     )
-    write_config(run.folder, config)
+    write_config(run.folder, config, record_of(parts))
     resumed = CheckpointFolder(checkpoint).images_seen if checkpoint else 0
     logger = make_logger(plan.config, run.folder, config, resumed)
     strategy = build(plan.config["strategy"], "strategy")

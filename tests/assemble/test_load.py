@@ -12,7 +12,7 @@ import yaml
 
 from sdtrain.assemble.load import load
 from sdtrain.errors import StorageError, UserError
-from sdtrain.runs.layout import CheckpointFolder
+from sdtrain.runs.layout import CheckpointFolder, RunFolder
 from sdtrain.runs.manifest import find_checkpoint, published
 
 
@@ -105,7 +105,6 @@ def test_no_section_builds_what_is_not_ours(doctored, tiny_run, tmp_path):
             assert section in ("seed", "name")  # no numbers any more
         assert not (tmp_path / "made").exists()
     assert refused == {
-        "data",
         "model",
         "schedule",
         "modifiers",
@@ -114,6 +113,31 @@ def test_no_section_builds_what_is_not_ours(doctored, tiny_run, tmp_path):
         "loss",
         "times",
     }
+
+
+def test_the_data_set_is_checked_when_it_is_asked_for_and_is_not_needed_to_draw(doctored, tmp_path):
+    run = doctored("data", {"_target_": "os.mkdir", "path": str(tmp_path / "made")})
+    found = loaded(run)
+    assert found.image_size == 32
+    for ask in (lambda: found.source.data, lambda: found.source.kind):
+        with pytest.raises(UserError) as refused:
+            ask()
+        assert refused.value.key == "allow"
+    assert not (tmp_path / "made").exists()
+    # A run of an earlier version does not say how large its pictures are.
+    RunFolder(Path(run)).data_record.unlink()
+    with pytest.raises(UserError) as refused:
+        _ = loaded(run).image_size
+    assert refused.value.key == "allow"
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"image_size": 0}', "\xff", '{"image_size": "large"}'])
+def test_a_record_of_the_data_that_is_none_of_ours_is_refused(doctored, text):
+    run = doctored("seed", 3)
+    RunFolder(Path(run)).data_record.write_bytes(text.encode("latin-1"))
+    with pytest.raises(StorageError) as refused:
+        loaded(run)
+    assert "data.json" in str(refused.value)
 
 
 def test_a_target_deep_inside_is_seen_too(doctored):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sdtrain.assemble.training_data import TrainingData
 from sdtrain.data.shapes import Shapes
 from sdtrain.evaluation.evaluate import check_needs
 from sdtrain.evaluation.metric import Metric
@@ -135,13 +136,9 @@ class Reader:
 @pytest.mark.parametrize("reads", [(), ("caption",), ("label",), ("caption", "label")])
 def test_requests_hold_what_the_model_reads(reads):
     """The data are asked for only where the model reads something of them."""
-    made = []
-
-    def make_data():
-        made.append(True)
-        return Shapes()
-
-    subject = Subject(Reader(reads), None, 32, num_images=6, seed=2**40, make_data=make_data)
+    node = {"_target_": "sdtrain.data.shapes.Shapes"}
+    source = TrainingData(node, {}, [], record=None)
+    subject = Subject(Reader(reads), None, 32, num_images=6, seed=2**40, source=source)
     requests = subject.requests
     assert [request.seed for request in requests] == [2**40 + place for place in range(6)]
     prompts = [request.prompt for request in requests]
@@ -149,4 +146,4 @@ def test_requests_hold_what_the_model_reads(reads):
     assert prompts == (Shapes().example_prompts(6) if "caption" in reads else [""] * 6)
     # Spread evenly over the 48 classes.
     assert labels == ([0, 8, 16, 24, 32, 40] if "label" in reads else [0] * 6)
-    assert len(made) == bool(reads)
+    assert source.was_used == bool(reads)

@@ -246,7 +246,7 @@ def test_a_depth_map_is_drawn_by_and_is_never_made_up():
     assert (pictures[0] - pictures[1]).abs().max() > 1e-4
     with pytest.raises(UserError) as refused:
         generate(model, [near, Request(3, prompt="a tree")], drawing(), SIZE)
-    assert refused.value.key == "model.conditioner"
+    assert refused.value.key == "checkpoint"
 
 
 def test_guidance_1_ignores_the_negative_prompt(text):

@@ -1,0 +1,109 @@
+"""A run's folder is enough to draw with; the training pictures are asked for where something is
+measured against them."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SMALL = [
+    "model/autoencoder=pixels",
+    "data.image_size=16",
+    "first_stage=null",
+    "callbacks=none",
+    "validation=none",
+    "trainer.max_images=8",
+]
+QUICK = ["num_images=2", "steps=2", "accelerator=cpu", "ema=false"]
+SHORT = ["metrics.sampler_error.steps=[2]", "metrics.sampler_error.reference=4"]
+
+
+def make_pictures(folder) -> None:
+    folder.mkdir()
+    for number in range(12):
+        pixels = np.full((20, 20, 3), 20 * number, dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"a grey of {number}")
+
+
+@pytest.fixture(scope="module")
+def trained(here, tiny, tmp_path_factory):
+    """A folder with pictures in pics/, and a run that was trained there on data.path=pics."""
+    folder = tmp_path_factory.mktemp("trained")
+    make_pictures(folder / "pics")
+    words = tiny("data=images", "data.path=pics", *SMALL)
+    result = here("sdtrain", *words, f"hydra.run.dir={folder}/run", cwd=folder)
+    assert result.code == 0, result.err
+    return folder
+
+
+@pytest.fixture
+def elsewhere(trained, tmp_path):
+    """The same, copied to where the run was not trained; the place it names does not exist."""
+    folder = shutil.copytree(trained, tmp_path / "elsewhere")
+    record = json.loads((folder / "run" / "data.json").read_text())
+    record["working_directory"] = str(tmp_path / "gone")
+    (folder / "run" / "data.json").write_text(json.dumps(record))
+    return folder
+
+
+def drawn(here, run, out, cwd, *words) -> np.ndarray:
+    settings = ["prompt=a grey of 3", *QUICK, f"output={out}", *words]
+    result = here("sdtrain-sample", f"checkpoint={run}", *settings, cwd=cwd)
+    assert result.code == 0, result.err
+    return np.asarray(Image.open(out / "00001-seed1.png"))
+
+
+def evaluated(here, run, cwd, *words):
+    words = [f"checkpoint={run}", *QUICK, *words, f"output={cwd}/evaluation"]
+    return here("sdtrain-evaluate", *words, cwd=cwd)
+
+
+def test_drawing_needs_the_folder_of_the_run_alone(here, trained, elsewhere, tmp_path):
+    expected = drawn(here, trained / "run", tmp_path / "a", trained)
+    shutil.rmtree(elsewhere / "pics")
+    again = drawn(here, elsewhere / "run", tmp_path / "b", tmp_path)
+    assert np.array_equal(again, expected)
+    result = evaluated(here, elsewhere / "run", tmp_path, "metrics=sampler_error", *SHORT)
+    assert result.code == 0, result.err
+    record = json.loads((trained / "run" / "data.json").read_text())
+    assert len(set(record["example_prompts"])) == 9  # the captions of the training split
+    assert len(set(record["example_prompts"][:9])) > 5
+
+
+def test_what_compares_with_the_pictures_asks_for_them_by_a_key_that_exists(
+    here, elsewhere, tmp_path
+):
+    run = elsewhere / "run"
+    result = evaluated(here, run, elsewhere, "metrics=retrieval")
+    assert result.code == 3 and f"data.path={tmp_path}/gone/pics" in result.paragraph, result.err
+    result = evaluated(here, run, tmp_path, "metrics=retrieval", f"data.path={elsewhere}/pics")
+    assert result.code == 0 and not result.err, result.err
+    # Others than those it was trained on.
+    (elsewhere / "pics" / "0.txt").write_text("another caption")
+    result = evaluated(here, run, tmp_path, "metrics=retrieval", f"data.path={elsewhere}/pics")
+    assert result.code == 0 and "not those that the run was trained on" in result.err
+    for word, named in (("data.pth=x", "'path'"), ("data.flip=2", "data.flip")):
+        result = evaluated(here, run, tmp_path, "metrics=retrieval", word)
+        assert result.code == 2 and named in result.paragraph, result.err
+
+
+def test_a_relative_path_of_the_run_begins_where_it_was_trained(here, trained, tmp_path):
+    result = evaluated(here, trained / "run", tmp_path, "metrics=retrieval")
+    assert result.code == 0 and not result.err, result.err
+
+
+def test_what_has_no_effect_is_told(here, trained, tmp_path):
+    result = evaluated(here, trained / "run", tmp_path, "metrics=sampler_error", *SHORT, "data.a=1")
+    assert result.code == 0 and "data has no effect" in result.err
+    words = ["prompt=x", *QUICK, "data.path=b, c", f"output={tmp_path}/out"]
+    result = here("sdtrain-sample", f"checkpoint={trained}/run", *words)
+    assert result.code == 0 and "data has no effect" in result.err
+
+
+def test_metrics_ask_only_for_pictures_that_they_need(here, elsewhere, tmp_path):
+    shutil.rmtree(elsewhere / "pics")
+    result = evaluated(here, elsewhere / "run", tmp_path, "metrics=prompt_accuracy")
+    assert result.code == 2 and "metrics=prompt_accuracy" in result.paragraph, result.err
