@@ -1,5 +1,6 @@
 """The model as one module without Lightning: autoencoder, conditioner, unet and objective."""
 
+import hashlib
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -10,6 +11,19 @@ from sdtrain.diffusion import Denoiser, Network, Objective
 from sdtrain.errors import UserError
 from sdtrain.models.modes import eval_mode
 from sdtrain.types import Batch, Losses, Row
+
+
+def weights_hash(part: nn.Module) -> str | None:
+    """sha256 of names, shapes, types and bits of a part's parameters and persistent buffers; None
+    where it has none.
+    """
+    state = part.state_dict()
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
+        # As bytes: numpy does not know all types.
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest() if state else None
 
 
 class LatentDiffusion(nn.Module):
@@ -64,11 +78,15 @@ class LatentDiffusion(nn.Module):
         return found
 
     def frozen_hashes(self) -> dict[str, str]:
-        """{part: sha256 of the weights it was read from}, of the frozen parts that were read from
-        files.
+        """{part: sha256 of its weights}, of the frozen parts that have any: no checkpoint holds
+        them. One that was read from a file may have its hash as `sha256`.
         """
-        found = {name: getattr(part, "sha256", None) for name, part in self.frozen_parts().items()}
-        return {name: digest for name, digest in found.items() if digest}
+        found = {}
+        for name, part in self.frozen_parts().items():
+            digest = getattr(part, "sha256", None) or weights_hash(part)
+            if digest:
+                found[name] = digest
+        return found
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """Every parameter that training moves, by name."""

@@ -26,6 +26,11 @@ def config_dir() -> Path:
     return shipped("configs", "train.yaml")
 
 
+def is_shipped(folder: Path) -> bool:
+    """Whether a folder, resolved, belongs to sdtrain's own data."""
+    return folder.is_relative_to(shipped("data", "README.md").resolve())
+
+
 def find_folder(path: str, key: str, places: Iterable[Path] = (Path(),)) -> Path:
     """`path` as a folder below the first of `places` that has it; one that begins with data/ is
     also looked for in sdtrain's own data. UserError names `key`.

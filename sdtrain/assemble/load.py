@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 
+from sdtrain.assemble.kept_files import SHA256, check_files, reading_copies
 from sdtrain.assemble.model import build_model
 from sdtrain.assemble.training_data import TrainingData
 from sdtrain.config.draft import is_autoencoder
 from sdtrain.config.trusted import check_targets, renewed
 from sdtrain.errors import StorageError, UserError
 from sdtrain.latent_diffusion import LatentDiffusion
+from sdtrain.models.autoencoder import Autoencoder
 from sdtrain.paths import find_folder
 from sdtrain.runs.checkpoint import read_weights
 from sdtrain.runs.config import read_config
@@ -93,10 +95,14 @@ def load(
     cfg["data"] = saved.get("data") or {}
     record = read_data_record(folder.run)
     _find_autoencoder(cfg, folder.run, record, autoencoder)
+    as_it_was(cfg["model"]["autoencoder"])
+    cfg = reading_copies(cfg, folder.run, always=True)
+    check_files(cfg)
     try:
         model = build_model(cfg, folder.run.path)
     except UserError as error:
         raise _of_a_run(error, folder) from error
+    _check_frozen(model, cfg, folder)
     weights = read_weights(folder.path, "model")
     if ema:
         weights |= model.under_all_names(_average(folder))
@@ -116,9 +122,45 @@ def _find_autoencoder(
     path = node.get("path")
     if not isinstance(path, str):
         return
+    kept = run.kept("autoencoder", "path")
+    if kept.is_dir():
+        node["path"] = str(kept)
+        return
     places = [run.path, Path(record.working_directory)] if record else [run.path]
     with contextlib.suppress(UserError):  # it is reported where it is read
         node["path"] = str(find_folder(path, "autoencoder", [*places, Path()]))
+
+
+def as_it_was(autoencoder: dict[str, Any]) -> None:
+    """Writes into the node of a saved configuration what earlier versions did without a word: they
+    knew neither the hash of config.json nor the shift that it may hold.
+    """
+    if autoencoder.get("_target_") == f"{Autoencoder.__module__}.{Autoencoder.__name__}":
+        if SHA256 not in autoencoder:
+            autoencoder.setdefault("latent_shift", False)
+
+
+def _check_frozen(model: LatentDiffusion, cfg: dict[str, Any], folder: CheckpointFolder) -> None:
+    """Raises UserError where a frozen part has other weights, or the autoencoder another
+    config.json, than the run was trained with.
+    """
+    said = getattr(model.autoencoder, SHA256, None)
+    if said and cfg["model"]["autoencoder"].get(SHA256) not in (None, said):
+        raise UserError(
+            "holds another config.json than the run was trained with",
+            key="autoencoder",
+            value=str(model.autoencoder.files[0].parent),
+            remedy="Give the folder of the first one in autoencoder.",
+        )
+    for part, digest in model.frozen_hashes().items():
+        trained = cfg["model"][part].get("sha256")
+        if trained not in (None, digest):
+            raise UserError(
+                f"model.{part} has other weights (sha256 {digest[:12]}) than the run in "
+                f"{folder.run.path} was trained with ({trained[:12]})",
+                key="checkpoint",
+                remedy="Restore the files that it reads.",
+            )
 
 
 def _of_a_run(error: UserError, folder: CheckpointFolder) -> UserError:

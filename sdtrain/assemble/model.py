@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdtrain.assemble.kept_files import SHA256
 from sdtrain.assemble.objective import build_objective
 from sdtrain.conditioning.interface import READABLE, Conditioner, Inputs
 from sdtrain.config.build import build
@@ -13,7 +14,9 @@ from sdtrain.config.draft import LOADER_KEYS
 from sdtrain.errors import UserError
 from sdtrain.latent_diffusion import LatentDiffusion
 from sdtrain.models.modes import eval_mode
+from sdtrain.paths import find_folder
 from sdtrain.randomness import philox_key
+from sdtrain.runs.layout import RunFolder
 from sdtrain.types import PictureData, captions_of, extras_of
 
 MOST_CLASSES = 20
@@ -39,20 +42,24 @@ def seed_weights(seed: int, purpose: str) -> None:
 
 def build_autoencoder(cfg: dict, run_dir: Path) -> torch.nn.Module:
     """The frozen autoencoder; a relative path is first looked for in the run's own folder, where a
-    first stage leaves it.
+    first stage leaves it, and the run's copy is taken where the path leads nowhere.
     """
     node = dict(cfg["model"]["autoencoder"])
     path = node.get("path")
-    if isinstance(path, str) and (run_dir / path).is_dir():
-        node["path"] = str(run_dir / path)
+    if isinstance(path, str):
+        kept = RunFolder(run_dir).kept("autoencoder", "path")
+        try:
+            node["path"] = str(find_folder(path, "model.autoencoder.path", [run_dir, Path()]))
+        except UserError:
+            node["path"] = str(kept) if kept.is_dir() else path
     return _build_part(node, "model.autoencoder")
 
 
 def _build_part(node: dict, key: str, **given: Any) -> Any:
-    """A part of the model. A saved configuration also holds the hash of a frozen one's weights,
-    which goes to a constructor that takes it.
+    """A part of the model. A saved configuration also holds the hash of its files, and that of a
+    frozen one's weights, which goes to a constructor that takes it.
     """
-    arguments = dict(node)
+    arguments = {name: value for name, value in node.items() if name != SHA256}
     if "sha256" in arguments:
         given["sha256"] = arguments.pop("sha256")
     return build(arguments, key, **given)
@@ -65,6 +72,7 @@ def build_model(cfg: dict, run_dir: Path, data: PictureData | None = None) -> La
     """
     model = cfg["model"]
     objective = build_objective(cfg)
+    seed_weights(cfg["seed"], "autoencoder")  # one of the user's own may have random weights
     autoencoder = build_autoencoder(cfg, run_dir)
     seed_weights(cfg["seed"], "conditioner")
     classes = {} if data is None else missing_classes(model["conditioner"], data)

@@ -4,7 +4,7 @@ A new condition is one file with a subclass of Conditioner and one yaml in
 configs/model/conditioner/.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -70,7 +70,14 @@ class Conditioner(nn.Module):
     """What those classes are called, as far as that is known."""
 
     frozen: bool = False
-    """Whether it is left as it is while the rest is trained. A frozen part is in no checkpoint."""
+    """Whether it is left as it is while the rest is trained. A frozen part is in no checkpoint; a
+    run remembers the hash of its weights.
+    """
+
+    kept_files: ClassVar[Mapping[str, Sequence[str]]] = {}
+    """Of the arguments that name a file, or a folder of files, which it reads beside its weights:
+    the patterns of those in the folder. They are small: a run keeps a copy, and their hash.
+    """
 
     def forward(self, inputs: Inputs) -> Conditioning:
         raise NotImplementedError

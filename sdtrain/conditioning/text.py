@@ -1,6 +1,7 @@
 """A caption as condition, through a CLIP text model that is trained with the UNet."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -31,6 +32,7 @@ class Text(Conditioner):
     """
 
     reads = frozenset({"caption"})
+    kept_files: ClassVar[dict[str, tuple[str, ...]]] = {"tokenizer": ("*.json", "*.txt")}
 
     def __init__(
         self, *, context_dim: int, layers: int, heads: int, max_length: int, tokenizer: str

@@ -147,7 +147,8 @@ def _check_removed(config: dict, typed: set[str]) -> None:
 
 def _check_resume_allow(config: dict) -> None:
     known = {key for key, _ in flat(config)}
-    known |= {f"{part}.sha256" for part in known if is_hash(f"{part}.sha256")}
+    for name in ("sha256", "files_sha256"):
+        known |= {f"{part}.{name}" for part in known if is_hash(f"{part}.{name}")}
     for key in config["resume_allow"]:
         if key not in known:
             raise UserError(

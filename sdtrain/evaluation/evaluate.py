@@ -167,7 +167,7 @@ def check_needs(name: str, metric: Metric, subject: Subject) -> None:
     more = subject.reads - metric.gives
     if more:
         raise UserError(
-            f"draws pictures without a {' or a '.join(sorted(more))}, which this model reads of each",
+            f"draws pictures without a {' or a '.join(sorted(more))}, which this model reads",
             key="metrics",
             value=name,
             remedy="Give another checkpoint or another metric.",

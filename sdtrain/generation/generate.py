@@ -118,8 +118,8 @@ def _depth_of(requests: Sequence[Request], device: torch.device) -> Tensor:
         raise UserError(
             "This model reads a depth map for each picture, and none is given",
             key="checkpoint",
-            remedy="Give another checkpoint; while it trains it is drawn with the depth maps of its "
-            "data.",
+            remedy="Give another checkpoint; while it trains its pictures are drawn with the depth "
+            "maps of its data.",
         )
     return torch.stack([request.depth for request in requests]).to(device)
 

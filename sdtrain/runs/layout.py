@@ -106,6 +106,12 @@ class RunFolder:
         """Where it is there, so is the whole autoencoder."""
         return self.autoencoder / "config.json"
 
+    def kept(self, part: str, argument: str) -> Path:
+        """Copies of the files that an argument of a part of the model names, see
+        assemble/kept_files.py. part: "conditioner", ...
+        """
+        return self.path / "parts" / part / argument
+
     @property
     def csv(self) -> Path:
         """Of logger=csv."""

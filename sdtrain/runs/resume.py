@@ -44,9 +44,10 @@ FREE_IN_A_SWEEP = (
 )
 """Keys in those groups that may change all the same."""
 
-HASH = re.compile(r"data[.]sha256|model[.]\w+[.]sha256")
-"""Keys that a run adds to its own configuration once it is built: of the data's listing, and of the
-weights of each frozen part.
+HASH = re.compile(r"data[.]sha256|model[.]\w+[.]((files_)?sha256|latent_shift)")
+"""Keys that a run adds to its own configuration once it is built: hashes of the data's
+listing, of the weights of each frozen part, and of the files that a part reads; and whether an
+autoencoder's latents are shifted.
 """
 
 LEFT_TO_THE_DATA = ("model.conditioner.num_classes", "model.conditioner.class_names")
@@ -122,6 +123,8 @@ def _compare(old: dict, new: dict, fixed: Iterable[str], free: Iterable[str]) ->
         is_leaf = not isinstance(after.get(key, before.get(key)), dict)
         if not is_leaf or pair[0] == pair[1]:
             continue
+        if is_hash(key) and pair[0] is None:
+            continue  # the old one comes from a version that took no hash
         changed[key] = pair
         if is_below(key, fixed) and not is_below(key, free):
             refused[key] = pair

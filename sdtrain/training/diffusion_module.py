@@ -30,9 +30,6 @@ class DiffusionModule(OptimisedModule):
     def trained(self) -> dict[str, nn.Parameter]:
         return self.model.trained_parameters()
 
-    def frozen_hashes(self) -> dict[str, str]:
-        return self.model.frozen_hashes()
-
     def state_dict(self) -> dict[str, Tensor]:
         return self.model.trained_state()
 

@@ -172,10 +172,6 @@ class OptimisedModule(L.LightningModule):
         """Every parameter that training moves, by name."""
         raise NotImplementedError
 
-    def frozen_hashes(self) -> dict[str, str]:
-        """{part of the model: sha256 of its weights} of what is read from files and not trained."""
-        return {}
-
     def on_fit_start(self) -> None:
         begin_training(self)
 

@@ -1,15 +1,21 @@
 """A plan to what is trained: data, module and loaders."""
 
 import copy
-import inspect
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 
+from sdtrain.assemble.kept_files import (
+    keep_autoencoder,
+    keep_files,
+    reading_copies,
+)
 from sdtrain.assemble.model import (
     build_data,
     build_model,
@@ -18,7 +24,7 @@ from sdtrain.assemble.model import (
     seed_weights,
     truncated_captions,
 )
-from sdtrain.conditioning.interface import Conditioner
+from sdtrain.assemble.recorded import recorded
 from sdtrain.config.build import build
 from sdtrain.console import global_rank, warn
 from sdtrain.data.draws import Collate
@@ -52,12 +58,15 @@ their number, and is about .618 of it."""
 
 @dataclass
 class Parts:
-    """notes: lines to print about the data."""
+    """notes: lines to print about the data. recorded: {part of the model: keys that config.yaml
+    adds to it}.
+    """
 
     data: PictureData
     module: DiffusionModule | AutoencoderModule
     datamodule: DataModule
     notes: list[str]
+    recorded: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def build_parts(plan: Plan, run_dir: Path, progress: Progress) -> Parts:
@@ -80,7 +89,8 @@ def build_parts(plan: Plan, run_dir: Path, progress: Progress) -> Parts:
 def _diffusion_parts(
     config: dict, plan: Plan, data: PictureData, run_dir: Path, progress: Progress
 ) -> Parts:
-    model = build_model(config, run_dir, data)
+    readable = reading_copies(config, RunFolder(run_dir), always=False)
+    model = build_model(readable, run_dir, data)
     module = DiffusionModule(model=model, optimisation=plan.optimisation(), progress=progress)
     collate = Collate(
         seed=config["seed"],
@@ -96,7 +106,8 @@ def _diffusion_parts(
     train = datamodule.train
     rows = [train[(place, place)] for place in range(min(CALIBRATION, len(train)))]
     check_latent_scale(model.autoencoder, model.latents_of_rows(rows))
-    return Parts(data, module, datamodule, [note for note in notes if note])
+    shown = [note for note in notes if note]
+    return Parts(data, module, datamodule, shown, recorded(readable, model))
 
 
 def _autoencoder_module(config: dict, plan: Plan, progress: Progress) -> AutoencoderModule:
@@ -140,39 +151,38 @@ def saved_config(plan: Plan, parts: Parts | None = None) -> str:
     config = copy.deepcopy(plan.config)
     del config["resume"], config["resume_allow"]
     if parts is not None:
-        for name, digest in parts.module.frozen_hashes().items():
-            config["model"][name]["sha256"] = digest
+        for name, added in parts.recorded.items():
+            config["model"][name] |= added
         extras = extras_of(parts.data)
         listing = extras.sha256
-        if not plan.draft.trains_autoencoder:
-            conditioner = parts.module.model.conditioner
-            if "label" in conditioner.reads:
-                config["model"]["conditioner"] |= _classes_of(conditioner)
-                listing = extras.classes.sha256 if extras.classes else listing
+        if "label" in reads_of(parts):
+            listing = extras.classes.sha256 if extras.classes else listing
         if listing:
             config["data"]["sha256"] = listing
     return OmegaConf.to_yaml(OmegaConf.create(redacted(config)))
 
 
-def _classes_of(conditioner: Conditioner) -> dict[str, Any]:
-    """What sampling has to know of the classes, as far as its constructor takes it."""
-    known = {
-        "num_classes": conditioner.num_classes,
-        "class_names": list(conditioner.class_names) or None,
-    }
-    taken = inspect.signature(type(conditioner)).parameters
-    return {key: value for key, value in known.items() if value is not None and key in taken}
-
-
-def record_of(parts: Parts) -> DataRecord | None:
-    """What drawing and measuring need to know of the data; None of an autoencoder's."""
+def reads_of(parts: Parts) -> frozenset[str]:
+    """What the model is told of; nothing of an autoencoder."""
     if isinstance(parts.module, AutoencoderModule):
-        return None
+        return frozenset()
+    return parts.module.model.conditioner.reads
+
+
+def keep_what_drawing_needs(folder: RunFolder, plan: Plan, parts: Parts) -> None:
+    """Writes what is known of the data, and small files that the model reads, on rank 0. Raises
+    StorageError.
+    """
+    if global_rank() > 0 or plan.draft.trains_autoencoder:
+        return
     data = parts.data
-    prompts = []
-    if "caption" in parts.module.model.conditioner.reads:
-        prompts = _varied_prompts(data)
-    return DataRecord(data.image_size, data.num_classes, prompts, os.getcwd())
+    model = parts.module.model
+    prompts = _varied_prompts(data) if "caption" in reads_of(parts) else []
+    record = DataRecord(data.image_size, data.num_classes, prompts, os.getcwd())
+    with _written(folder):
+        write_data_record(folder, record)
+        keep_files(plan.config, folder)
+        keep_autoencoder(model.autoencoder, folder)
 
 
 def _varied_prompts(data: PictureData) -> list[str]:
@@ -189,14 +199,19 @@ def set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def write_config(folder: RunFolder, config: str, data: DataRecord | None = None) -> None:
-    """Writes config.yaml, and what is known of the data, on rank 0. Raises StorageError."""
+def write_config(folder: RunFolder, config: str) -> None:
+    """Writes config.yaml, on rank 0. Raises StorageError."""
     if global_rank() > 0:
         return
-    try:
+    with _written(folder):
         write_text(folder.config, config)
-        if data is not None:
-            write_data_record(folder, data)
+
+
+@contextmanager
+def _written(folder: RunFolder) -> Iterator[None]:
+    """Raises StorageError where the disk refuses."""
+    try:
+        yield
     except OSError as error:
         raise StorageError(
             f"{folder.path} cannot be written: {error.strerror}",

@@ -5,6 +5,8 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
+from sdtrain.assemble.kept_files import SHA256
+from sdtrain.assemble.load import as_it_was
 from sdtrain.config.draft import Draft
 from sdtrain.config.trusted import renewed
 from sdtrain.console import global_rank
@@ -70,6 +72,8 @@ def applied_changes(
     make it another run, and is not allowed.
     """
     saved = renewed(read_config(CheckpointFolder(checkpoint).config))
+    if "latent_shift" in config["model"].get("autoencoder", {}):
+        as_it_was(saved["model"]["autoencoder"])
     changes = compare_configs(saved, config, allowed)
     if changes.refused:
         raise _another_run(checkpoint, config, changes.refused, allowed)
@@ -87,6 +91,9 @@ def _another_run(checkpoint: Path, config: dict, refused: dict, allowed: list[st
         of_a_folder = "path" in config["data"]
         what = "the pictures or captions in data.path" if of_a_folder else "the emoji of data.font"
         differences += f"; data.sha256: {what} changed since the run began"
+    for key in refused:
+        if key.endswith(f".{SHA256}"):
+            differences += f"; {key}: the files that it reads changed since the run began"
     groups = [*allowed, *(key.partition(".")[0] for key in refused)]
     to_allow = ",".join(dict.fromkeys(groups))
     run = CheckpointFolder(checkpoint).run.path

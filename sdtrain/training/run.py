@@ -18,7 +18,7 @@ from sdtrain.training.loggers.media import close_logger, make_logger
 from sdtrain.training.outcome import Run, outcome_recorded
 from sdtrain.training.parts import (
     build_parts,
-    record_of,
+    keep_what_drawing_needs,
     saved_config,
     set_threads,
     write_config,
@@ -75,7 +75,8 @@ def train_plan(plan: Plan, run: Run) -> None:
         drawing=plan.drawing,
         signals=run.signals,
     )
-    write_config(run.folder, config, record_of(parts))
+    write_config(run.folder, config)
+    keep_what_drawing_needs(run.folder, plan, parts)
     resumed = CheckpointFolder(checkpoint).images_seen if checkpoint else 0
     logger = make_logger(plan.config, run.folder, config, resumed)
     strategy = build(plan.config["strategy"], "strategy")

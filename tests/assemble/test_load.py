@@ -12,6 +12,7 @@ import yaml
 
 from sdtrain.assemble.load import load
 from sdtrain.errors import StorageError, UserError
+from sdtrain.paths import find_folder
 from sdtrain.runs.layout import CheckpointFolder, RunFolder
 from sdtrain.runs.manifest import find_checkpoint, published
 
@@ -172,6 +173,21 @@ def test_the_hash_of_a_part_whose_constructor_takes_none_is_passed_over(doctored
     loaded(doctored("model", "conditioner", conditioner | {"sha256": "0" * 64}))
     with pytest.raises(UserError, match="other weights"):
         loaded(doctored("model", "autoencoder", "sha256", "0" * 64))
+
+
+def test_a_run_of_a_version_that_ignored_the_shift_draws_as_it_did(doctored, tmp_path):
+    """It knew no hash of config.json."""
+    folder = shutil.copytree(find_folder("data/shapes_autoencoder", ""), tmp_path / "vae")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"shift_factor": 0.5}))
+    run = doctored("model", "autoencoder", "path", str(folder))
+    with pytest.raises(UserError) as refused:  # another config.json than this run's
+        loaded(run)
+    assert refused.value.key == "autoencoder"
+    old = {"_target_": "sdtrain.models.autoencoder.Autoencoder", "path": str(folder)}
+    assert not loaded(doctored("model", "autoencoder", old)).model.autoencoder.latent_shift
+    new = old | {"latent_shift": True}
+    assert loaded(doctored("model", "autoencoder", new)).model.autoencoder.latent_shift
 
 
 def test_an_autoencoders_run_and_what_is_no_model_are_refused(doctored):
