@@ -3,7 +3,6 @@
 The latents have about unit variance.
 """
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -15,23 +14,28 @@ from torch import Tensor, nn
 
 from sdtrain.errors import StorageError, UserError
 from sdtrain.files import atomic_folder
-from sdtrain.paths import find_folder
-
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+from sdtrain.models.autoencoder_folder import WEIGHTS, AutoencoderFolder, read_autoencoder_folder
 
 
 class Autoencoder(nn.Module):
     """A frozen AutoencoderKL with its latent scale, read from a folder in diffusers' layout.
 
+    Its posterior's mean z becomes (z - mean) latent_scale / std and back, as diffusers' pipelines
+    have it: mean is the `shift_factor` of config.json (SD3, FLUX), or its `latents_mean`, and std
+    its `latents_std` (channel by channel); 0 and 1 where it has none.
+
     Args:
-        path: the folder, with config.json and safetensors; "data/..." is also looked for in
-            sdtrain's own data.
-        latent_channels, downsampling: what the folder must hold; a disagreement raises UserError.
+        path: the folder, or one of a pipeline that has it as vae/; with config.json and
+            safetensors, whole or in parts, in full or half precision; "data/..." is also looked for
+            in sdtrain's own data.
+        latent_channels, downsampling: what the folder must hold; a disagreement raises UserError,
+            None takes what is there.
         latent_scale: latents are multiplied by it; None takes the `scaling_factor` that lies with
             the weights.
+        latent_shift: False leaves mean at 0 and std at 1, as earlier versions did.
         sample_posterior: draw latents from the posterior, as Stable Diffusion does, or take its
             mean.
-        sha256: of the weights file, as a run's config.yaml holds it; None checks nothing.
+        sha256: of the weights, as a run's config.yaml holds it; None checks nothing.
     """
 
     frozen = True
@@ -42,22 +46,16 @@ class Autoencoder(nn.Module):
         self,
         *,
         path: str,
-        latent_channels: int,
-        downsampling: int,
+        latent_channels: int | None = None,
+        downsampling: int | None = None,
         latent_scale: float | None = None,
+        latent_shift: bool = True,
         sample_posterior: bool = False,
         sha256: str | None = None,
     ) -> None:
         super().__init__()
-        folder = find_folder(path, "model.autoencoder.path")
-        if not (folder / "config.json").is_file() or not (folder / WEIGHTS).is_file():
-            raise UserError(
-                f"holds no autoencoder: config.json and {WEIGHTS} are needed, as diffusers writes "
-                "them",
-                key="model.autoencoder.path",
-                value=path,
-            )
-        self.sha256 = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+        found = read_autoencoder_folder(path)
+        self.sha256 = found.sha256
         if sha256 is not None and sha256 != self.sha256:
             raise UserError(
                 f"holds other weights (sha256 {self.sha256[:12]}) than the run was trained with "
@@ -66,17 +64,23 @@ class Autoencoder(nn.Module):
                 value=path,
                 remedy="Give the folder of the first ones in model.autoencoder.path.",
             )
-        config = json.loads((folder / "config.json").read_text())
-        _check_size("latent_channels", latent_channels, config["latent_channels"], path)
-        halvings = len(config["block_out_channels"]) - 1
-        _check_size("downsampling", downsampling, 2**halvings, path)
-        self.net = _read_autoencoder(folder, path)
-        self.latent_channels = latent_channels
-        self.downsampling = downsampling
+        config = found.config
+        _check_size("latent_channels", latent_channels, found.latent_channels, path)
+        _check_size("downsampling", downsampling, found.downsampling, path)
+        self.files = found.files
+        self.files_sha256 = found.config_sha256
+        self.net = _read_autoencoder(found, path)
+        self.latent_channels = found.latent_channels
+        self.downsampling = found.downsampling
         self.sample_posterior = sample_posterior
         self.latent_scale = float(
             config["scaling_factor"] if latent_scale is None else latent_scale
         )
+        mean, std = latent_statistics(config, path)
+        self.has_latent_shift = bool(mean.any() or (std != 1).any())
+        self.latent_shift = latent_shift and self.has_latent_shift
+        self.register_buffer("latent_mean", mean, persistent=False)
+        self.register_buffer("latent_std", std, persistent=False)
 
     def latent_shape(self, image_size: int) -> tuple[int, int, int]:
         """(C, h, w) for pictures of image_size x image_size.
@@ -99,13 +103,15 @@ class Autoencoder(nn.Module):
         return torch.stack([posterior.mean, posterior.std], dim=1)
 
     def latents_of(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Latents [B, C, h, w]: the posterior's mean, or mean + std noise, times latent_scale.
+        """Latents [B, C, h, w] of the posterior's mean, or of mean + std noise.
 
         moments [B, 2, C, h, w]; noise [B, C, h, w], standard normal, or None.
         """
         latents = moments[:, 0]
         if noise is not None:
             latents = latents + moments[:, 1] * noise
+        if self.latent_shift:
+            latents = (latents - self.latent_mean) / self.latent_std
         return latents * self.latent_scale
 
     def encode(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -115,7 +121,10 @@ class Autoencoder(nn.Module):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures [B, 3, H, W], clamped to [-1, 1]."""
-        return self.net.decode(latents / self.latent_scale).sample.clamp(-1, 1)
+        latents = latents / self.latent_scale
+        if self.latent_shift:
+            latents = latents * self.latent_std + self.latent_mean
+        return self.net.decode(latents).sample.clamp(-1, 1)
 
 
 class Pixels(nn.Module):
@@ -198,31 +207,63 @@ def write_autoencoder(
         ) from error
 
 
-def _check_size(name: str, asked: int, found: int, path: str) -> None:
-    if asked != found:
+def latent_statistics(config: dict, path: str) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [C or 1, 1, 1] that a config.json says its latents have.
+
+    Raises UserError where it says only half of it, or of another number of channels.
+    """
+    shift = config.get("shift_factor") or 0.0
+    mean = config.get("latents_mean")
+    std = config.get("latents_std")
+    channels = config["latent_channels"]
+    if mean is None and std is None:
+        return torch.full((1, 1, 1), float(shift)), torch.ones(1, 1, 1)
+    if mean is None or std is None or not len(mean) == len(std) == channels or not min(std) > 0:
+        raise UserError(
+            f"has a config.json whose latents_mean={mean} and latents_std={std} are no mean and "
+            f"standard deviation of its {channels} channels",
+            key="model.autoencoder.path",
+            value=path,
+            remedy="Correct them, or give another folder in model.autoencoder.path.",
+        )
+    return torch.tensor(mean).view(-1, 1, 1) + shift, torch.tensor(std).view(-1, 1, 1)
+
+
+def _check_size(name: str, asked: int | None, found: int, path: str) -> None:
+    if asked not in (None, found):
         raise UserError(
             f"is not what the autoencoder in {path} has, {found}",
             key=f"model.autoencoder.{name}",
             value=asked,
-            remedy=f"Set model.autoencoder.{name}={found}.",
+            remedy=f"Set model.autoencoder.{name}={found}, or null.",
         )
 
 
-def _read_autoencoder(folder: Path, path: str) -> AutoencoderKL:
-    """The network in `folder`, frozen, float32, from safetensors alone."""
+def _read_autoencoder(found: AutoencoderFolder, path: str) -> AutoencoderKL:
+    """The network in a folder, frozen, float32, from safetensors alone."""
     try:
-        net = AutoencoderKL.from_pretrained(
-            folder,
+        net, info = AutoencoderKL.from_pretrained(
+            found.folder,
             local_files_only=True,
             use_safetensors=True,
+            variant=found.variant,
             torch_dtype=torch.float32,
             low_cpu_mem_usage=False,
+            output_loading_info=True,
         )
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{WEIGHTS} in it holds no safetensors",
-            key="model.autoencoder.path",
-            value=path,
-            remedy="Give a folder that does in model.autoencoder.path.",
-        ) from error
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        first_line = (str(error).splitlines() or [""])[0]
+        raise _unfit_weights(found, path, first_line) from error
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise _unfit_weights(found, path, f"{len(missing)} are missing, as {missing[0]}")
     return net.eval().requires_grad_(False)
+
+
+def _unfit_weights(found: AutoencoderFolder, path: str, reason: str) -> UserError:
+    return UserError(
+        f"{found.weights[0].name} in it does not hold the weights of its config.json: {reason}",
+        key="model.autoencoder.path",
+        value=path,
+        remedy="Give a folder that does in model.autoencoder.path.",
+    )

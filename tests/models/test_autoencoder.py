@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -57,6 +58,65 @@ def test_latents_have_unit_variance_and_a_wrong_scale_is_refused_with_the_right_
         atol=1e-5,
         rtol=0,
     )
+
+
+def with_config(tmp_path, **changes) -> Path:
+    """A copy of the shipped autoencoder whose config.json has these values."""
+    folder = tmp_path / "copy"
+    shutil.copytree(find_folder(SHIPPED["path"], ""), folder, dirs_exist_ok=True)
+    shutil.copyfile(find_folder(SHIPPED["path"], "") / "config.json", folder / "config.json")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    return folder
+
+
+MEAN = [0.5, -0.25, 0.0, 1.0]
+STD = [0.5, 2.0, 1.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("said", "mean", "std"),
+    [
+        ({"shift_factor": 0.5}, [0.5] * 4, [1.0] * 4),  # SD3's and FLUX's
+        ({"latents_mean": MEAN, "latents_std": STD}, MEAN, STD),
+        ({"shift_factor": None, "latents_mean": None, "latents_std": None}, [0.0] * 4, [1.0] * 4),
+        ({"shift_factor": 0.0, "scaling_factor": 0.25}, [0.0] * 4, [1.0] * 4),
+    ],
+)
+def test_shift_mean_and_deviation_of_the_config_are_applied(held_out, tmp_path, said, mean, std):
+    """As diffusers' pipelines do: (z - mean) scaling_factor / std, and back."""
+    images = held_out[0][:4]
+    plain = Autoencoder(path=SHIPPED["path"])
+    z = plain.encode(images) / plain.latent_scale
+    folder = with_config(tmp_path, **said)
+    other = Autoencoder(path=str(folder))
+    scale = said.get("scaling_factor", plain.latent_scale)
+    far = (z - torch.tensor(mean).view(1, -1, 1, 1)) * scale
+    torch.testing.assert_close(other.encode(images), far / torch.tensor(std).view(1, -1, 1, 1))
+    torch.testing.assert_close(
+        other.decode(other.encode(images)), plain.decode(plain.encode(images)), atol=1e-5, rtol=0
+    )
+    noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
+    moved = (other.encode(images, noise) - other.encode(images)) * torch.tensor(std).view(
+        1, -1, 1, 1
+    )
+    torch.testing.assert_close(moved / scale, other.moments(images)[:, 1] * noise)
+    unshifted = Autoencoder(path=str(folder), latent_shift=False)
+    torch.testing.assert_close(unshifted.encode(images), z * scale)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"latents_mean": MEAN},
+        {"latents_mean": MEAN[:3], "latents_std": STD[:3]},
+        {"latents_mean": MEAN, "latents_std": [1.0, 1.0, 0.0, 1.0]},
+    ],
+)
+def test_half_a_statistic_is_refused(tmp_path, said):
+    with pytest.raises(UserError) as refused:
+        Autoencoder(path=str(with_config(tmp_path, **said)))
+    assert refused.value.key == "model.autoencoder.path"
 
 
 def test_posterior_draws_have_the_posteriors_spread(held_out):
