@@ -108,5 +108,6 @@ def test_a_run_samples_where_its_data_are_not(here, tiny_run, tmp_path):
         drawn.append(np.asarray(Image.open(out / "00000-seed0.png")))
     assert np.array_equal(*drawn)
     # The twin: what needs the data says so.
-    result = here("sdtrain-evaluate", f"checkpoint={run}", "num_images=1", "steps=2")
+    words = ["metrics=retrieval", "num_images=1", "steps=2", "accelerator=cpu"]
+    result = here("sdtrain-evaluate", f"checkpoint={run}", *words)
     assert result.code == 3 and "data.path" in result.paragraph, result.err
