@@ -56,7 +56,9 @@ class TrainingData:
         typed = {f"data.{name}" for name in self.changes}
         Checker(typed).call(arguments, "data", target_of(self.node, "data"))
         data = build_data(arguments)
-        listing = extras_of(data).sha256
-        if None not in (listing, self.node.get("sha256")) and listing != self.node["sha256"]:
+        extras = extras_of(data)
+        listings = [extras.sha256, extras.classes.sha256 if extras.classes else None]
+        trained = self.node.get("sha256")
+        if trained and any(listings) and trained not in listings:
             warn("The pictures or captions are not those that the run was trained on.")
         return data

@@ -73,7 +73,7 @@ class Subject:
         """num_images requests, spread over the captions and classes that the model reads."""
         labels = [0] * self.num_images
         if "label" in self.reads:
-            classes = (self.record or self.data).num_classes
+            classes = self.model.conditioner.num_classes or (self.record or self.data).num_classes
             labels = [place * classes // self.num_images for place in range(self.num_images)]
         requests = []
         for place, (prompt, label) in enumerate(zip(self.prompts, labels, strict=True)):

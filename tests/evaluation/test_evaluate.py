@@ -131,6 +131,7 @@ class Reader:
     def __init__(self, reads):
         self.conditioner = self
         self.reads = frozenset(reads)
+        self.num_classes = None
 
 
 @pytest.mark.parametrize("reads", [(), ("caption",), ("label",), ("caption", "label")])
