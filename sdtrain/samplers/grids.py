@@ -2,7 +2,7 @@
 
 Each is a function (steps, schedule) -> [steps] float64 that starts where its name says. trailing,
 leading and linspace are named as in Lin et al. 2024, "Common diffusion noise schedules", table 2,
-and visit timesteps.
+and visit timesteps. default is one of the others, by the kind of schedule.
 """
 
 import math
@@ -23,6 +23,18 @@ def check(steps: int, schedule: Schedule) -> None:
             key="steps",
             value=steps,
         )
+
+
+def default(steps: int, schedule: Schedule) -> Tensor:
+    """`trailing` where the schedule's timesteps are evenly spread, else `uniform_log_snr`.
+
+    A table is made with its timesteps in mind, and the tools of Stable Diffusion visit them so. The
+    times of a curve lie where training is to look often: a narrow law leaves a few steps for most
+    of the noise, and so does a table that was shifted.
+    """
+    if schedule.even_timesteps:
+        return trailing(steps, schedule)
+    return uniform_log_snr(steps, schedule)
 
 
 def trailing(steps: int, schedule: Schedule) -> Tensor:

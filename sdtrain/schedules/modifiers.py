@@ -45,7 +45,8 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
         t = schedule.time_of(2 * (new + lost).log() - variance.log(), clamp=True)
         return torch.where(log_snr == -math.inf, 1.0, t)
 
-    return schedule.modified("zero_terminal_snr", log_snr, time_of, "schedule")
+    # Lin et al. sample it so themselves.
+    return schedule.modified("zero_terminal_snr", log_snr, time_of, "schedule", even_timesteps=True)
 
 
 def shift(schedule: Schedule, *, factor: float = 3.0) -> Schedule:

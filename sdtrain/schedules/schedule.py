@@ -35,6 +35,8 @@ class Schedule:
         time_of: its inverse.
         num_timesteps: T >= 2; the network is fed t (T - 1).
         points: training draws the T points t = i / (T - 1) alone, as for a table of betas.
+        even_timesteps: whether a sampler does well to visit evenly spaced timesteps, as in a table
+            whose author spread them so; else it spaces its steps by log_snr (`grids.default`).
         straight: alpha + sigma = 1, the straight path of flow matching, instead of alpha^2 +
             sigma^2 = 1.
         keys: the configuration keys that the curve comes from, "a" or "a or b", for errors.
@@ -48,6 +50,7 @@ class Schedule:
         *,
         num_timesteps: int = 1000,
         points: bool = False,
+        even_timesteps: bool = False,
         straight: bool = False,
         keys: str = "schedule",
     ) -> None:
@@ -56,6 +59,7 @@ class Schedule:
         self.name = name
         self.num_timesteps = num_timesteps
         self.points = points
+        self.even_timesteps = even_timesteps
         self.straight = straight
         self._log_snr = log_snr
         self._time_of = time_of
@@ -123,14 +127,26 @@ class Schedule:
         last = self.num_timesteps - 1
         return (t * self.num_timesteps).floor().clamp(max=last) / last
 
-    def modified(self, how: str, log_snr: Curve, time_of: Curve, keys: str) -> "Schedule":
-        """The same in everything but the curve."""
+    def modified(
+        self,
+        how: str,
+        log_snr: Curve,
+        time_of: Curve,
+        keys: str,
+        *,
+        even_timesteps: bool = False,
+    ) -> "Schedule":
+        """The same in everything but the curve.
+
+        even_timesteps: whether those of a schedule that has them stay evenly spread.
+        """
         return Schedule(
             f"{self.name}+{how}",
             log_snr,
             time_of,
             num_timesteps=self.num_timesteps,
             points=self.points,
+            even_timesteps=self.even_timesteps and even_timesteps,
             straight=self.straight,
             keys=keys,
         )

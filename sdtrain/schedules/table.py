@@ -113,7 +113,13 @@ def _numbers(name: str, values: Tensor, keys: str) -> Tensor:
 def _schedule(name: str, log_snr: Tensor, keys: str) -> Schedule:
     points = Points(log_snr)
     return Schedule(
-        name, points.log_snr, points.time_of, num_timesteps=len(log_snr), points=True, keys=keys
+        name,
+        points.log_snr,
+        points.time_of,
+        num_timesteps=len(log_snr),
+        points=True,
+        even_timesteps=True,
+        keys=keys,
     )
 
 
