@@ -1,6 +1,8 @@
 """Configuration to a drawing: sampler, grid, steps and guidance."""
 
+import inspect
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,7 +10,8 @@ from torch import Tensor
 from sdtrain.config.build import build
 from sdtrain.diffusion.guidance import CONDITIONED, UNCONDITIONED
 from sdtrain.errors import UserError
-from sdtrain.generation.drawing import Drawing
+from sdtrain.generation.drawing import Drawing, named
+from sdtrain.samplers.grids import default, default_of
 from sdtrain.schedules import Schedule
 
 REMEDY = "Change sampler, grid, steps or guidance."
@@ -27,6 +30,11 @@ def build_drawing(cfg: dict, schedule: Schedule) -> Drawing:
         steps=cfg["steps"],
         guidance_scale=cfg["guidance_scale"],
         batch_size=cfg.get("batch_size", 64),
+        chosen={
+            "sampler": named(cfg["sampler"]),
+            "grid": _named_grid(cfg["grid"], schedule),
+            "guidance": named(cfg["guidance"]),
+        },
     )
     grid = _grid(drawing, schedule)
     try:
@@ -34,6 +42,15 @@ def build_drawing(cfg: dict, schedule: Schedule) -> Drawing:
     except (ValueError, TypeError) as error:
         raise UserError(str(error), key="sampler", remedy=REMEDY) from error
     return drawing
+
+
+def _named_grid(node: dict, schedule: Schedule) -> dict[str, Any]:
+    """Of grid=default the one that it is under this schedule."""
+    if node["_target_"] != f"{default.__module__}.{default.__name__}":
+        return named(node)
+    grid = default_of(schedule)
+    arguments = inspect.getfullargspec(grid).kwonlydefaults or {}
+    return {"name": grid.__name__, **arguments}
 
 
 def _grid(drawing: Drawing, schedule: Schedule) -> Tensor:

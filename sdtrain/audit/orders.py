@@ -31,6 +31,10 @@ HIGH = 6.0
 STEPS = (80, 160, 320, 640)
 
 
+class NoiseDrawnError(Exception):
+    """A sampler has asked for noise."""
+
+
 def deterministic() -> dict[str, Sampler]:
     """Every sampler of configs/sampler that asks for no noise, by name."""
     found = {}
@@ -42,15 +46,15 @@ def deterministic() -> dict[str, Sampler]:
         sampler = build(node, "sampler")
         try:
             walk(sampler, nothing, 2)
-        except NotImplementedError:
+        except NoiseDrawnError:
             continue
         found[path.stem] = sampler
     return found
 
 
 def no_noise(step: int) -> Tensor:
-    """Raises NotImplementedError: of a sampler that asks for noise nothing is measured."""
-    raise NotImplementedError
+    """Raises NoiseDrawnError: of a sampler that asks for noise nothing is measured."""
+    raise NoiseDrawnError
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from sdtrain.evaluation.metric import CAPTIONS, REFERENCES, Measurement, Metric
 from sdtrain.evaluation.subject import Subject
 from sdtrain.files import check_writable, write_text
 from sdtrain.runs.layout import CheckpointFolder, EvaluationFolder, SweepFolder
-from sdtrain.runs.manifest import find_checkpoint, published
+from sdtrain.runs.manifest import find_checkpoint, published, sha256_of
 from sdtrain.runs.reader import read_evaluation, sweep_arms
 
 LoadSubject = Callable[[CheckpointFolder], Subject]
@@ -26,11 +26,14 @@ LoadSubject = Callable[[CheckpointFolder], Subject]
 SETTINGS = (
     "settings",
     "checkpoint",
+    "config_sha256",
     "num_images",
     "seed",
     "steps",
     "guidance_scale",
     "sampler",
+    "grid",
+    "guidance",
     "ema",
 )
 """Keys of evaluation.json that are no metrics."""
@@ -139,11 +142,10 @@ def _settings(
     """What evaluation.json says about how its numbers were measured."""
     return {
         "checkpoint": str(checkpoint.path),
+        "config_sha256": sha256_of(checkpoint.config),
         "num_images": config.num_images,
         "seed": config.seed,
-        "steps": config.steps,
-        "guidance_scale": subject.drawing.guidance_scale,
-        "sampler": config.sampler["_target_"],
+        **subject.drawing.settings,
         "ema": config.ema,
     }
 

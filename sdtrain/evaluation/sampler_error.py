@@ -33,8 +33,8 @@ class SamplerError(Metric):
     def check(self, subject: Subject) -> None:
         if draws_noise(subject.drawing):
             raise UserError(
-                "follows the same noise through more steps, and this sampler draws fresh noise at "
-                "each",
+                "follows the same noise through more steps, and sampler "
+                f"{subject.drawing.sampler_name} draws fresh noise at each",
                 key="metrics",
                 value="sampler_error",
                 remedy="Choose sampler=ddim.",

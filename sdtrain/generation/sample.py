@@ -13,7 +13,8 @@ from sdtrain.files import check_writable
 from sdtrain.generation.drawing import Drawing, Request
 from sdtrain.generation.generate import generate
 from sdtrain.latent_diffusion import LatentDiffusion
-from sdtrain.runs.layout import PictureFolder
+from sdtrain.runs.layout import CheckpointFolder, PictureFolder
+from sdtrain.runs.manifest import sha256_of
 
 
 def sample(config: SampleConfig, model: LatentDiffusion, drawing: Drawing, image_size: int) -> int:
@@ -27,24 +28,28 @@ def sample(config: SampleConfig, model: LatentDiffusion, drawing: Drawing, image
     check_writable(Path(config.output))
     images = generate(model, requests, drawing, image_size)
     titles = [request.title(conditioner) for request in requests]
-    write_samples(config, requests, images, titles)
+    write_samples(config, drawing, requests, images, titles)
     return len(images)
 
 
 def write_samples(
-    config: SampleConfig, requests: list[Request], images: Tensor, titles: list[str]
+    config: SampleConfig,
+    drawing: Drawing,
+    requests: list[Request],
+    images: Tensor,
+    titles: list[str],
 ) -> None:
-    """Writes a PNG of each image, which carries its request and the settings, and one grid of all.
+    """Writes a PNG of each image, which carries its request, the settings and the hash of the run's
+    configuration, and one grid of all.
 
     images: [N, 3, H, W] in [-1, 1].
     """
     folder = PictureFolder(Path(config.output))
     settings = {
-        "steps": config.steps,
-        "guidance_scale": config.guidance_scale,
+        **drawing.settings,
         "ema": config.ema,
-        "sampler": config.sampler["_target_"],
         "checkpoint": config.checkpoint,
+        "config_sha256": sha256_of(CheckpointFolder(Path(config.checkpoint)).config),
     }
     for number, (request, image) in enumerate(zip(requests, images, strict=True)):
         asked = {key: value for key, value in vars(request).items() if key == "seed" or value}

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from sdtrain.generation.drawing import in_words
 from sdtrain.report.compare import Arm
 from sdtrain.report.record import MeasuredRun
 
@@ -60,9 +61,10 @@ def measured_how(run: MeasuredRun) -> str:
         return "it is not known how"
     words = []
     for key, value in settings.items():
-        if key not in ("checkpoint", "sampler"):
+        if key in ("sampler", "grid", "guidance"):
+            words.append(f"{key} {in_words(value)}")
+        elif key not in ("checkpoint", "config_sha256"):
             words.append(f"{key} {value}")
-    words.append(str(settings.get("sampler")).rpartition(".")[2])
     at = Path(str(settings.get("checkpoint"))).name.lstrip("0")
     is_last = at == str(run.images_seen)
     words.append("last checkpoint" if is_last else f"checkpoint at {at} images")

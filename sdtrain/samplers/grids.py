@@ -6,6 +6,7 @@ and visit timesteps. default is one of the others, by the kind of schedule.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -26,15 +27,18 @@ def check(steps: int, schedule: Schedule) -> None:
 
 
 def default(steps: int, schedule: Schedule) -> Tensor:
+    """The grid that the schedule asks for, see `default_of`."""
+    return default_of(schedule)(steps, schedule)
+
+
+def default_of(schedule: Schedule) -> Callable[[int, Schedule], Tensor]:
     """`trailing` where the schedule's timesteps are evenly spread, else `uniform_log_snr`.
 
     A table is made with its timesteps in mind, and the tools of Stable Diffusion visit them so. The
     times of a curve lie where training is to look often: a narrow law leaves a few steps for most
     of the noise, and so does a table that was shifted.
     """
-    if schedule.even_timesteps:
-        return trailing(steps, schedule)
-    return uniform_log_snr(steps, schedule)
+    return trailing if schedule.even_timesteps else uniform_log_snr
 
 
 def trailing(steps: int, schedule: Schedule) -> Tensor:

@@ -3,6 +3,7 @@ key, its code, nothing half-written.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -77,9 +78,13 @@ def test_any_prompt_works(here, tiny_run, tmp_path):
         "steps": 2,
         "guidance_scale": 3.0,
         "ema": True,
-        "sampler": "sdtrain.samplers.ddim.ddim",
+        "sampler": {"name": "ddim", "eta": 0.0},
+        "grid": {"name": "trailing"},
+        "guidance": notes(written[-1])["guidance"],
         "checkpoint": str(published(tiny_run)[-1]),
+        "config_sha256": hashlib.sha256((tiny_run / "config.yaml").read_bytes()).hexdigest(),
     }
+    assert notes(written[-1])["guidance"]["name"] == "classifier_free"
 
 
 def test_any_prompt_works_in_the_command_itself(command, tiny_run, tmp_path):
@@ -237,8 +242,9 @@ def test_evaluate_measures_how_many_steps_it_takes(here, tiny_run, tmp_path):
     assert 0 < found["mean"]["4 steps"] <= found["largest"]["4 steps"] < 1
     drawn = {path.name for path in (tmp_path / "out").glob("sampler*.png")}
     assert drawn == {"sampler_error.png", "sampler_error-curve.png"}
-    result = here("sdtrain-evaluate", *words, "metrics=sampler_error", "sampler=ddpm")
+    result = here("sdtrain-evaluate", *words, "metrics=sampler_error", "sampler=euler_ancestral")
     assert result.code == 2 and "sampler=ddim" in result.paragraph
+    assert "sampler euler_ancestral" in result.paragraph  # as it was typed
 
 
 @pytest.mark.parametrize("name", ["sdtrain-sample", "sdtrain-evaluate"])

@@ -1,5 +1,6 @@
 """sdtrain-evaluate on what a run or a sweep has left behind."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -32,11 +33,20 @@ def test_every_metric_measures(here, tiny_run, tmp_path):
     found = numbers(tmp_path / "out")
     settings = {
         "checkpoint": str(published(tiny_run)[-1]),
+        "config_sha256": hashlib.sha256((tiny_run / "config.yaml").read_bytes()).hexdigest(),
         "num_images": 2,
         "seed": 3,
         "steps": 2,
         "guidance_scale": 3.0,  # the run's own
-        "sampler": "sdtrain.samplers.ddim.ddim",
+        "sampler": {"name": "ddim", "eta": 0.0},
+        "grid": {"name": "trailing"},  # of a table
+        "guidance": {
+            "name": "classifier_free",
+            "rescale": 0.0,
+            "log_snr_min": None,
+            "log_snr_max": None,
+            "max_std": 1.5,
+        },
         "ema": True,
     }
     assert list(found) == [*settings, "settings", *METRICS]

@@ -1,5 +1,6 @@
 """sdtrain-sample: what it asks the model for, and that it asks for nothing but the model."""
 
+import json
 import shutil
 from types import SimpleNamespace
 
@@ -8,12 +9,18 @@ import pytest
 import yaml
 from PIL import Image
 
+from sdtrain.assemble.drawing import build_drawing
 from sdtrain.conditioning.class_label import ClassLabel
 from sdtrain.conditioning.interface import Conditioner
+from sdtrain.config.compose import compose_config
 from sdtrain.errors import UserError
+from sdtrain.generation.drawing import named
 from sdtrain.generation.sample import requests_of
+from sdtrain.paths import config_dir
 from sdtrain.runs.layout import CheckpointFolder, RunFolder
 from sdtrain.runs.manifest import published, write_manifest
+from sdtrain.schedules.laplace import laplace
+from sdtrain.schedules.linear import linear
 
 
 class Reading(Conditioner):
@@ -111,3 +118,31 @@ def test_a_run_samples_where_its_data_are_not(here, tiny_run, tmp_path):
     words = ["metrics=retrieval", "num_images=1", "steps=2", "accelerator=cpu"]
     result = here("sdtrain-evaluate", f"checkpoint={run}", *words)
     assert result.code == 3 and "data.path" in result.paragraph, result.err
+
+
+def settings(*words, schedule=linear):
+    return build_drawing(compose_config("sample", ["checkpoint=x", *words]), schedule()).settings
+
+
+def test_every_way_of_drawing_has_a_record_of_its_own():
+    """As it was chosen, with every argument, in plain values: euler and ddim are two."""
+    names = [path.stem for path in (config_dir() / "sampler").glob("*.yaml")]
+    records = {name: settings(f"sampler={name}") for name in names if name != "none"}
+    assert {record["sampler"]["name"] for record in records.values()} == records.keys()
+    assert records["euler"]["grid"]["name"] == "karras"
+    words = ["sampler.eta=0.5", "grid=karras", "grid.rho=3", "guidance.rescale=0.5", "steps=7"]
+    typed = settings(*words, "guidance_scale=2")
+    assert typed["sampler"] == {"name": "ddim", "eta": 0.5}
+    assert (typed["grid"]["rho"], typed["guidance"]["rescale"]) == (3, 0.5)
+    assert (typed["steps"], typed["guidance_scale"]) == (7, 2)
+    assert json.loads(json.dumps(typed)) == typed
+    # grid=default is recorded as what it is under the schedule.
+    assert settings()["grid"] == {"name": "trailing"}
+    assert settings(schedule=laplace)["grid"]["name"] == "uniform_log_snr"
+
+
+def test_ones_own_part_is_recorded_by_its_whole_path():
+    assert named({"_target_": "mine.samplers.ddim", "_partial_": True, "eta": 1}) == {
+        "name": "mine.samplers.ddim",
+        "eta": 1,
+    }

@@ -64,13 +64,17 @@ def test_prompt_accuracy_says_how_it_was_measured(write, errors, text_of, tmp_pa
     measured(first, 0.5)
     measured(second, 0.25)
     text = text_of(first.parent, output=tmp_path / "out")
-    how = "num_images 8, steps 50, ddim, last checkpoint."
+    how = "num_images 8, steps 50, sampler ddim, last checkpoint."
     assert f"Prompt accuracy is of trained combinations: {how}" in text
     assert "colour 50.0 %" in text
     measured(second, 0.25, checkpoint="there/000000000100", steps=1)
     text = text_of(first.parent, output=tmp_path / "out")
     assert "not measured alike" in text
-    assert "b: num_images 8, steps 1, ddim, checkpoint at 100 images" in text
+    assert "b: num_images 8, steps 1, sampler ddim, checkpoint at 100 images" in text
+    # Two ways of sampling that share a function are two; older records have its path alone.
+    measured(second, 0.25, sampler={"name": "ddim", "eta": 0.5}, grid={"name": "karras", "rho": 7})
+    text = text_of(first.parent, output=tmp_path / "out")
+    assert "b: num_images 8, steps 50, sampler ddim eta=0.5, grid karras rho=7, last" in text
 
 
 def test_prompt_accuracy_stands_beside_the_number(write, errors, text_of, tmp_path):

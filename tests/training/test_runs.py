@@ -1,5 +1,6 @@
 """What a run depends on, and what it does not: bit for bit, through interruptions."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from PIL import Image
 from reading import numbers, same, status
 
 from sdtrain.commands import train as train_command
+from sdtrain.pictures import read_notes
 from sdtrain.runs.manifest import damage, published
 from sdtrain.training import run as training_run
 
@@ -44,6 +46,11 @@ def test_a_run_leaves_what_it_says(tiny_run):
     lines = numbers(tiny_run)
     assert [line["images_seen"] for line in lines if "train/loss" in line] == [16, 32, 48, 64]
     assert [line["images_seen"] for line in lines if "validation/loss" in line] == [32, 64]
+    config = hashlib.sha256((tiny_run / "config.yaml").read_bytes()).hexdigest()
+    for kind in ("grid", "pictures"):  # they say how they were drawn
+        found = read_notes(Image.open(tiny_run / "samples" / f"{kind}-000000064.png"))
+        assert found["sampler"] == {"name": "ddim", "eta": 0.0}
+        assert (found["steps"], found["config_sha256"]) == (2, config)
     assert not [path for path in tiny_run.rglob(".*")]
 
 

@@ -20,6 +20,7 @@ from sdtrain.models.modes import eval_mode
 from sdtrain.plots import sampler_errors
 from sdtrain.randomness import KeyedRandom
 from sdtrain.runs.layout import RunFolder
+from sdtrain.runs.manifest import sha256_of
 from sdtrain.training.callbacks.budget import Costs, fitting
 from sdtrain.training.callbacks.ema import EMACallback, averaged_weights
 from sdtrain.training.loggers.media import log_picture, log_table
@@ -193,7 +194,8 @@ class SampleGrid(L.Callback):
         titles = [request.title(model.conditioner) for request in requests]
         title = f"{seen} images seen, guidance {scale:g}, {self.drawing.steps} steps"
         grid = pictures.grid(images, titles, title=title)
-        self.last_grid = self.log_picture(trainer, module, "grid", grid)
+        notes = self.drawing.settings | {"config_sha256": sha256_of(self.run.config)}
+        self.last_grid = self.log_picture(trainer, module, "grid", grid, notes)
         stopping.go_on()
         self.log_picture(trainer, module, "strip", self.strip(module, steps))
         described = []
@@ -203,7 +205,7 @@ class SampleGrid(L.Callback):
             described.append({"prompt": prompt, "seed": request.seed})
             table.append([seen, prompt, request.seed, scale, picture])
         path = self.run.pictures(seen)
-        pictures.write_if_room(pictures.row(images), path, {"requests": described})
+        pictures.write_if_room(pictures.row(images), path, {"requests": described} | notes)
         columns = ["images_seen", "prompt", "seed", "guidance_scale", "image"]
         for logger in trainer.loggers:
             log_table(logger, "samples/table", columns, table, seen)
@@ -270,13 +272,18 @@ class SampleGrid(L.Callback):
         return pictures.strip([("x_t, decoded", x), ("predicted x0", x0)], heads)
 
     def log_picture(
-        self, trainer: L.Trainer, module: L.LightningModule, kind: str, picture: Image.Image
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        kind: str,
+        picture: Image.Image,
+        notes: dict[str, object] | None = None,
     ) -> Path | None:
         """Writes a picture of the run as it stands, and shows it to the loggers. None where the
         disk has no room.
         """
         path = self.run.sample(kind, module.progress.images_seen)
-        return self._show(trainer, module, kind, picture, path)
+        return self._show(trainer, module, kind, picture, path, notes)
 
     def _show(
         self,
@@ -285,8 +292,9 @@ class SampleGrid(L.Callback):
         kind: str,
         picture: Image.Image,
         path: Path,
+        notes: dict[str, object] | None = None,
     ) -> Path | None:
-        written = pictures.write_if_room(picture, path)
+        written = pictures.write_if_room(picture, path, notes)
         for logger in trainer.loggers:
             log_picture(logger, f"samples/{kind}", picture, module.progress.images_seen)
         return written
@@ -313,7 +321,8 @@ def check_sampler_steps(sampler_steps: list[int], drawing: Drawing) -> None:
         )
     if draws_noise(drawing):
         raise UserError(
-            f"{key} follows the same noise through more steps; this sampler draws fresh noise",
+            f"{key} follows the same noise through more steps; sampler "
+            f"{drawing.sampler_name} draws fresh noise at each",
             key=key,
             remedy="Choose sampler=ddim.",
         )
