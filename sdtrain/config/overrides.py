@@ -12,6 +12,7 @@ FREE_TEXT = {
     "checkpoint",
     "output",
     "name",
+    "logger.notes",
     "hydra.run.dir",
     "hydra.sweep.dir",
     "hydra.launcher.prefix",

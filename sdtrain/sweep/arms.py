@@ -12,7 +12,8 @@ from pathlib import Path
 from sdtrain.runs.layout import RunFolder
 from sdtrain.runs.metrics import read_metrics
 from sdtrain.signals import INTERRUPTED
-from sdtrain.training.child import stop_with_parent, train_command
+from sdtrain.training.child import child_environment, stop_with_parent, train_command
+from sdtrain.training.loggers.wandb_variables import TO_ANOTHER_MACHINE, VARIABLES
 
 NOT_INHERITED = (
     "LOCAL_RANK",
@@ -26,7 +27,9 @@ NOT_INHERITED = (
 )
 """Where this process stands among others is nothing to its arms."""
 
-KEPT_BY_SSH = ("CUDA_VISIBLE_DEVICES", "WANDB_RUN_GROUP", "WANDB_MODE")
+GROUP = VARIABLES["group"]
+
+KEPT_BY_SSH = ("CUDA_VISIBLE_DEVICES", *TO_ANOTHER_MACHINE)
 
 MEASURE = "validation/bits_per_dim"
 
@@ -80,9 +83,12 @@ class Arm:
             )
 
     def _environment(self) -> dict[str, str]:
-        """This process's, with the arms as one group in wandb."""
-        environment = {k: v for k, v in os.environ.items() if k not in NOT_INHERITED}
-        environment["WANDB_RUN_GROUP"] = self.run.path.resolve().parent.name
+        """This process's, with the arms as one group in wandb: the user's, or the sweep's name."""
+        environment = child_environment(self.name)
+        for variable in NOT_INHERITED:
+            environment.pop(variable, None)
+        if not environment.get(GROUP):
+            environment[GROUP] = self.run.path.resolve().parent.name
         if self.devices is not None:
             environment["CUDA_VISIBLE_DEVICES"] = self.devices
         return environment

@@ -16,7 +16,7 @@ from sdtrain.runs.layout import RunFolder
 from sdtrain.runs.manifest import published
 from sdtrain.runs.start import nothing_to_resume
 from sdtrain.signals import INTERRUPTED, Interrupted, Signals, exit_code_of
-from sdtrain.training.child import stop_with_parent, train_command
+from sdtrain.training.child import child_environment, stop_with_parent, train_command
 from sdtrain.training.outcome import Run
 from sdtrain.training.parts import saved_config, write_config
 from sdtrain.training.plan import Plan
@@ -75,7 +75,12 @@ def train_first_stage(config: dict, overrides: list[str], folder: Path, signals:
     command = first_stage_command(config, overrides, run)
     # In a session of its own: a signal reaches it from here, once, and not from the terminal as
     # well.
-    process = subprocess.Popen(command, start_new_session=True, preexec_fn=stop_with_parent)
+    process = subprocess.Popen(
+        command,
+        env=child_environment(run.first_stage.name),
+        start_new_session=True,
+        preexec_fn=stop_with_parent,
+    )
     _wait(process, signals)
     code = process.returncode
     if signals.received and code:

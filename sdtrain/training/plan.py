@@ -14,6 +14,7 @@ from sdtrain.config.draft import LOADER_KEYS, Draft
 from sdtrain.errors import UserError
 from sdtrain.generation.drawing import Drawing
 from sdtrain.training.callbacks.assembly import try_callbacks
+from sdtrain.training.loggers.media import try_logger
 from sdtrain.training.optimisation import Optimisation
 
 
@@ -66,6 +67,7 @@ def make_plan(draft: Draft) -> Plan:
     try_optimizer(plan.optimisation(), config, [torch.nn.Parameter(torch.zeros(2, 2))])
     build(config["strategy"], "strategy")
     try_callbacks(plan.config, drawing, draft.trainer)
+    try_logger(config.get("logger"), draft.typed)
     return plan
 
 

@@ -78,7 +78,7 @@ def train_plan(plan: Plan, run: Run) -> None:
     write_config(run.folder, config)
     keep_what_drawing_needs(run.folder, plan, parts)
     resumed = CheckpointFolder(checkpoint).images_seen if checkpoint else 0
-    logger = make_logger(plan.config, run.folder, config, resumed)
+    logger = make_logger(plan.config, plan.draft.typed, run.folder, config, resumed)
     strategy = build(plan.config["strategy"], "strategy")
     kept = plan.draft.checkpoint
     checkpoint_io = FolderIO(

@@ -450,8 +450,11 @@ def test_a_folder_with_any_letters_reaches_the_first_stage(here, tiny, tmp_path,
     folder = tmp_path / "bé, [c] = 'd'"
     pictures(folder)
     (tmp_path / "python").write_text(
-        f"#!/bin/sh\nprintf '%s\\0' \"$@\" > '{tmp_path}/seen'\nexit 7\n"
+        f"#!/bin/sh\nprintf '%s\\0' \"$@\" > '{tmp_path}/seen'\n"
+        f"echo $WANDB_NAME $WANDB_RUN_ID > '{tmp_path}/wandb'\nexit 7\n"
     )
+    monkeypatch.setenv("WANDB_RUN_ID", "of the run itself")
+    monkeypatch.setenv("WANDB_NAME", "mine")
     (tmp_path / "python").chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     result = here(
@@ -470,6 +473,7 @@ def test_a_folder_with_any_letters_reaches_the_first_stage(here, tiny, tmp_path,
         and words["hydra.run.dir"] == f"{tmp_path}/run/first_stage"
     )
     assert words["trainer.accelerator"] == "cpu" and words["experiment"] == "images_autoencoder"
+    assert (tmp_path / "wandb").read_text() == "mine/first_stage\n"
 
 
 def test_weights_that_are_not_the_run_s_are_refused(here, tiny_run, tmp_path):

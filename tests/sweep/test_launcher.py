@@ -118,15 +118,25 @@ def test_why_an_arm_has_left(tmp_path, code, reason):
     assert arm.failure_reason() == reason.format(folder=tmp_path)
 
 
-def test_the_group_is_the_sweeps_folder_wherever_the_command_was_given(tmp_path, monkeypatch):
+def test_an_arm_is_a_run_of_its_own_to_wandb(tmp_path, monkeypatch):
+    """Its group is the folder of the sweep, wherever the command was given, or what the user says."""
     monkeypatch.chdir(tmp_path)
-    script = tmp_path / "print_group"
-    script.write_text("#!/bin/sh\necho $WANDB_RUN_GROUP\n")
+    script = tmp_path / "print_wandb"
+    script.write_text("#!/bin/sh\nenv | grep ^WANDB_ | grep -v -e _MODE -e _DIR | sort\n")
     script.chmod(0o755)
-    arm = Arm("a", RunFolder(Path("a")), [], {})
-    arm.start(str(script))
-    arm.process.wait()
-    assert (tmp_path / "a" / "output.txt").read_text() == f"{tmp_path.name}\n"
+    mine = {"WANDB_RUN_ID": "x", "WANDB_RESUME": "must", "WANDB_SWEEP_ID": "y", "WANDB_NAME": "z"}
+    for name, given, told in [
+        ("a", {}, [f"WANDB_RUN_GROUP={tmp_path.name}"]),
+        ("b", mine, ["WANDB_NAME=z/b", f"WANDB_RUN_GROUP={tmp_path.name}"]),
+        ("c", {"WANDB_RUN_GROUP": "g"}, ["WANDB_RUN_GROUP=g"]),
+    ]:
+        with monkeypatch.context() as patch:
+            for variable, value in given.items():
+                patch.setenv(variable, value)
+            arm = Arm(name, RunFolder(Path(name)), [], {})
+            arm.start(str(script))
+            arm.process.wait()
+        assert (tmp_path / name / "output.txt").read_text().splitlines() == told
 
 
 @pytest.mark.parametrize("how", ["hydra.searchpath=[file://{folder}]", "--config-dir={folder}"])

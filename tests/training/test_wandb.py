@@ -10,14 +10,38 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from reading import lines
+from reading import lines, newest
 
+from sdtrain.errors import UserError
+from sdtrain.training.loggers.media import try_logger
 from sdtrain.training.loggers.wandb import wandb_run_id
+from sdtrain.training.loggers.wandb_variables import with_variables
 
 PROMPTS = [
     "a large red circle on a green background",
     "a large green square on an orange background",
 ]
+
+TYPED = [
+    "logger.notes='a, longer: text'",
+    "logger.tags=[one,two]",
+    "logger.job_type=train",
+    "logger.mode=offline",
+    "logger.log_checkpoint=last",
+]
+VARIABLES = {
+    "WANDB_PROJECT": "of the environment",
+    "WANDB_ENTITY": "team",
+    "WANDB_NAME": "shown name",
+    "WANDB_RUN_GROUP": "together",
+    "WANDB_RUN_ID": "given-id",
+    "WANDB_NOTES": "what was typed holds",
+    "WANDB_TAGS": "what was typed holds",
+    "WANDB_MODE": "disabled",
+    "WANDB__STATS_SAMPLING_INTERVAL": "0.1",
+}
+
+CLOCKS = {"config", "telemetry", "start_time", "host"}
 
 
 def wandb_records(run) -> tuple[Path, list[dict], list[dict]]:
@@ -35,7 +59,8 @@ def wandb_records(run) -> tuple[Path, list[dict], list[dict]]:
 def wandb_run(command, tiny, tmp_path_factory):
     """(folder, stdout, wandb's folder, history items, all records) of a run with logger=wandb."""
     run = tmp_path_factory.mktemp("wandb") / "run"
-    result = command("sdtrain", *tiny("logger=wandb", "guidance_scale=2.5"), f"hydra.run.dir={run}")
+    words = tiny("logger=wandb", "guidance_scale=2.5", *TYPED)
+    result = command("sdtrain", *words, f"hydra.run.dir={run}", env=VARIABLES)
     assert result.code == 0, result.err
     return run, result.out, *wandb_records(run)
 
@@ -49,6 +74,7 @@ def test_wandb_offline_is_reported_in_one_line(wandb_run):
     exits = [record["exit"]["exit_code"] for record in records if "exit" in record]
     assert exits == [0]
     run_id = (run / "wandb" / "id").read_text()
+    assert run_id == VARIABLES["WANDB_RUN_ID"]
     assert folder.name.endswith(f"-{run_id}")
     assert {record["run"]["run_id"] for record in records if "run" in record} == {run_id}
 
@@ -127,6 +153,51 @@ def test_wandb_holds_the_resolved_configuration(wandb_run):
     assert config["model"]["unet"]["context_dim"] == 16
     assert config["guidance_scale"] == 2.5
     assert len(config["model"]["autoencoder"]["sha256"]) == 64
+
+
+def test_wandb_is_told_what_was_typed_and_what_the_environment_says(wandb_run):
+    (told,) = [record["run"] for record in wandb_run[4] if "run" in record]
+    assert {key: told[key] for key in told.keys() - CLOCKS} == {
+        "run_id": "given-id",
+        "project": "of the environment",
+        "entity": "team",
+        "display_name": "shown name",
+        "run_group": "together",
+        "notes": "a, longer: text",
+        "tags": ["one", "two"],
+        "job_type": "train",
+        "resume": True,
+    }
+
+
+def test_wandb_measures_the_machine(wandb_run):
+    measured = [record["stats"]["item"] for record in wandb_run[4] if "stats" in record]
+    assert any("proc.memory.rssMB" in item for item in measured)
+
+
+def test_wandb_holds_the_last_checkpoint(wandb_run):
+    run, _, _, _, records = wandb_run
+    artifacts = [record["artifact"] for record in records if "artifact" in record]
+    (artifact,) = [each for each in artifacts if each["type"] == "model"]
+    assert json.loads(artifact["metadata"]) == {"images_seen": 64}
+    handed = {item["path"]: Path(item["local_path"]) for item in artifact["manifest"]["contents"]}
+    kept = {file.name: file for file in newest(run).iterdir()}
+    assert handed.keys() == kept.keys()
+    for name, file in kept.items():
+        assert file.read_bytes() == handed[name].read_bytes()
+
+
+def test_which_words_a_variable_gives_way_to(monkeypatch):
+    for mode, meant in [("dryrun", "offline"), ("run", "online"), ("shared", "shared")]:
+        monkeypatch.setenv("WANDB_MODE", mode)
+        monkeypatch.setenv("WANDB_TAGS", "a, b")
+        node = {"mode": "auto", "tags": []}
+        assert with_variables(node, {"logger"}) == {"mode": meant, "tags": ["a", "b"]}
+        assert with_variables(node, {"logger.mode", "logger.tags"}) == node
+    monkeypatch.setenv("WANDB_MODE", "dry")
+    with pytest.raises(UserError) as caught:
+        try_logger({"_target_": "sdtrain.training.loggers.wandb.wandb"}, ())
+    assert caught.value.key == "logger.mode" and caught.value.exit_code == 2
 
 
 def test_wandb_counts_in_images_seen(wandb_run):

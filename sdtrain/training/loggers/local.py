@@ -19,13 +19,18 @@ def tensorboard(*, run_dir: Path, resumed: int) -> Logger:
 
     What an earlier process logged beyond `resumed` images is purged.
     """
-    if find_spec("tensorboard") is None:
-        raise UserError(
-            "needs the package tensorboard",
-            key="logger",
-            value="tensorboard",
-            remedy="Run pip install tensorboard, or choose another logger.",
-        )
+    check_tensorboard()
     purge_step = resumed + 1 if resumed else None
     name = RunFolder(run_dir).tensorboard.name
     return TensorBoardLogger(run_dir, name=name, version="", purge_step=purge_step)
+
+
+def check_tensorboard() -> None:
+    """Raises UserError where the package is missing."""
+    if find_spec("tensorboard") is None:
+        raise UserError(
+            "needs the package tensorboard, of sdtrain's extra of that name",
+            key="logger",
+            value="tensorboard",
+            remedy="Run pip install 'sdtrain[tensorboard]', or choose another logger.",
+        )

@@ -4,6 +4,8 @@ What a logger cannot show is left out: the run's folder has it.
 """
 
 import os
+from collections.abc import Collection
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,24 +15,45 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from sdtrain.config.build import build
+from sdtrain.config.check import target_of
 from sdtrain.redaction import redacted
-from sdtrain.runs.layout import RunFolder
-from sdtrain.training.loggers.wandb import GuardedWandb, own_data_dir
+from sdtrain.runs.layout import CheckpointFolder, RunFolder
+from sdtrain.runs.manifest import published
+from sdtrain.training.loggers.local import check_tensorboard, tensorboard
+from sdtrain.training.loggers.wandb import GuardedWandb, own_data_dir, wandb
+from sdtrain.training.loggers.wandb_variables import with_variables
 
 
-def make_logger(config: dict, folder: RunFolder, saved: str, resumed: int) -> Logger | None:
+def try_logger(node: dict | None, typed: Collection[str]) -> None:
+    """Raises UserError where a logger lacks what it needs. It makes nothing."""
+    settled = _settled(node, typed)
+    if settled and target_of(settled, "logger") is tensorboard:
+        check_tensorboard()
+
+
+def make_logger(
+    config: dict, typed: Collection[str], folder: RunFolder, saved: str, resumed: int
+) -> Logger | None:
     """The logger that the configuration names, or None.
 
-    saved: the run's yaml, which is logged as its hyperparameters. resumed: images seen at the
-    checkpoint that the run goes on from.
+    typed: the keys that the user typed. saved: the run's yaml, which is logged as its
+    hyperparameters. resumed: images seen at the checkpoint that the run goes on from.
     """
-    if not config.get("logger"):
+    node = _settled(config.get("logger"), typed)
+    if not node:
         return None
     name = redacted(f"{config['name']}/{folder.name}")
-    logger = build(config["logger"], "logger", run_dir=folder.path, name=name, resumed=resumed)
+    logger = build(node, "logger", run_dir=folder.path, name=name, resumed=resumed)
     if logger is not None:
         logger.log_hyperparams(OmegaConf.to_container(OmegaConf.create(saved)))
     return logger
+
+
+def _settled(node: dict | None, typed: Collection[str]) -> dict | None:
+    """The logger's node, wandb's with what its environment variables say."""
+    if node and target_of(node, "logger") is wandb:
+        return with_variables(node, typed)
+    return node
 
 
 @rank_zero_only
@@ -39,6 +62,9 @@ def close_logger(logger: Logger, *, failed: bool) -> None:
     if not failed:  # otherwise Lightning has done it
         logger.finalize("success")
     if isinstance(logger, GuardedWandb):
+        saved = published(Path(logger.save_dir))
+        if logger.uploads_checkpoint and saved and not failed:
+            logger.log_checkpoint(CheckpointFolder(saved[-1]))
         logger.finish(failed)
         if os.environ.get("WANDB_DATA_DIR") == own_data_dir(logger.save_dir):
             del os.environ["WANDB_DATA_DIR"]

@@ -10,7 +10,7 @@ import threading
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlparse
 
 from lightning.pytorch.loggers import Logger, WandbLogger
@@ -18,7 +18,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from sdtrain.console import warn
 from sdtrain.files import write_text
-from sdtrain.runs.layout import RunFolder
+from sdtrain.runs.layout import CheckpointFolder, RunFolder
+from sdtrain.training.loggers.wandb_variables import FOLDER, NAME, RESUME, RUN_ID
 
 REACH_LIMIT = 2.0
 """Seconds in which wandb's host has to be found."""
@@ -28,6 +29,8 @@ that a run waits for what it does not depend on."""
 UPLOAD_LIMIT = 300.0
 """Seconds that the last upload may take, while the host is there; the run's own files are complete
 by then."""
+SLOWEST_UPLOAD = 1e6
+"""Bytes in a second: a checkpoint lengthens the last upload by its size over this."""
 
 
 def failure_reason(call: Callable[[], object], limit: float) -> str | None:
@@ -59,6 +62,9 @@ class GuardedWandb(WandbLogger):
     """
 
     is_off = False
+    uploads_checkpoint = False
+    """Whether the last checkpoint is uploaded when the run has finished."""
+    upload_limit = UPLOAD_LIMIT
 
     def guarded(self, call: Callable[[], object], limit: float = CALL_LIMIT) -> None:
         """Runs `call`; switches the logger off where it fails."""
@@ -88,17 +94,39 @@ class GuardedWandb(WandbLogger):
         """Logs what `make` returns; it is called within the guard."""
         self.answered(lambda: self.experiment.log(make() | {"images_seen": images_seen}))
 
+    def log_checkpoint(self, checkpoint: CheckpointFolder) -> None:
+        """Hands a checkpoint over, as an artifact. wandb copies it: it may be synced later, when
+        the run has gone on and removed it.
+        """
+        files = sorted(path for path in checkpoint.path.rglob("*") if path.is_file())
+        self.upload_limit += sum(file.stat().st_size for file in files) / SLOWEST_UPLOAD
+
+        def hand_over() -> None:
+            import wandb
+
+            artifact = wandb.Artifact(
+                f"checkpoint-{self.experiment.id}",
+                type="model",
+                metadata={"images_seen": checkpoint.images_seen},
+            )
+            for file in files:
+                artifact.add_file(str(file), file.relative_to(checkpoint.path).as_posix())
+            self.experiment.log_artifact(artifact)
+
+        self.guarded(hand_over, self.upload_limit)
+
     def finish(self, failed: bool) -> None:
         """Ends wandb's run.
 
-        What is left is uploaded for up to UPLOAD_LIMIT seconds when all went well and both wandb's
-        process and its host answer.
+        What is left is uploaded for up to `upload_limit` seconds when all went well and both
+        wandb's process and its host answer.
         """
         self.guarded(self.experiment.status)
         uploads = not failed and not self.is_off and not self.experiment.offline and reachable()
         if uploads:
-            print(f"wandb uploads what is left, for at most {UPLOAD_LIMIT:.0f} s.", flush=True)
-        limit = UPLOAD_LIMIT if uploads else CALL_LIMIT
+            longest = f"{self.upload_limit:.0f} s"
+            print(f"wandb uploads what is left, for at most {longest}.", flush=True)
+        limit = self.upload_limit if uploads else CALL_LIMIT
         self.guarded(lambda: self.experiment.finish(int(failed)), limit)
 
 
@@ -145,7 +173,13 @@ def reachable() -> bool:
 def wandb(
     *,
     project: str,
-    mode: Literal["auto", "online", "offline"],
+    mode: Literal["auto", "online", "offline", "shared", "disabled"],
+    entity: str | None = None,
+    group: str | None = None,
+    tags: list[str] | None = None,
+    notes: str | None = None,
+    job_type: str | None = None,
+    log_checkpoint: Literal["none", "last"] = "none",
     run_dir: Path,
     name: str,
     resumed: int,
@@ -154,7 +188,6 @@ def wandb(
 
     resumed: images seen at the checkpoint that the run goes on from, 0 where it starts anew.
     """
-    mode = os.environ.get("WANDB_MODE", mode)
     if mode == "disabled":
         return None
     if rank_zero_only.rank > 0:
@@ -165,12 +198,23 @@ def wandb(
     # Imported before the clock runs: a slow disk is no reason to leave wandb out.
     importlib.import_module("wandb")
     offline_reason = _offline_reason(mode)
-    if mode == "online" and offline_reason:
-        print(f"sdtrain: logger.mode=online, but {offline_reason}: going on offline.", flush=True)
+    if mode in ("online", "shared") and offline_reason:
+        print(f"sdtrain: logger.mode={mode}, but {offline_reason}: going on offline.", flush=True)
+    online_mode = "shared" if mode == "shared" else "online"
+    described = {
+        "project": project,
+        "entity": entity,
+        "group": group,
+        "tags": tags,
+        "notes": notes,
+        "job_type": job_type,
+        "name": os.environ.get(NAME) or name,
+        "mode": "offline" if offline_reason else online_mode,
+    }
     started: list = []
 
     def start() -> None:
-        started.append(_start_wandb(project, bool(offline_reason), run_dir, name, resumed))
+        started.append(_start_wandb(described, run_dir, resumed))
 
     # Offline, wandb waits for this machine alone, which may be busy.
     reason = failure_reason(start, 3 * CALL_LIMIT if offline_reason else CALL_LIMIT)
@@ -179,7 +223,9 @@ def wandb(
         return None
     if offline_reason:
         _print_offline(started[0], offline_reason)
-    return GuardedWandb(experiment=started[0], save_dir=run_dir)
+    logger = GuardedWandb(experiment=started[0], save_dir=run_dir)
+    logger.uploads_checkpoint = log_checkpoint == "last"
+    return logger
 
 
 def _offline_reason(mode: str) -> str | None:
@@ -210,18 +256,20 @@ def own_data_dir(run_dir: Path | str) -> str:
 
 
 def wandb_run_id(run_dir: Path, resumed: int) -> str:
-    """wandb's id of the run, kept in its folder.
+    """wandb's id of the run, kept in its folder: WANDB_RUN_ID where that is set.
 
     A resumed run has the same one; one that starts anew in that folder has another.
     """
     file = RunFolder(Path(run_dir).resolve()).wandb_id
-    if not resumed or not file.is_file():
+    given = os.environ.get(RUN_ID)
+    if given or not resumed or not file.is_file():
         file.parent.mkdir(exist_ok=True)
-        write_text(file, uuid.uuid4().hex[:12])
+        write_text(file, given or uuid.uuid4().hex[:12])
     return file.read_text()
 
 
-def _start_wandb(project: str, offline: bool, run_dir: Path, name: str, resumed: int) -> object:
+def _start_wandb(described: dict[str, Any], run_dir: Path, resumed: int) -> object:
+    """described: what wandb is told of the run, as arguments of its init."""
     import wandb as library
 
     # What waits for an upload lies in the run, not in the user's home.
@@ -230,18 +278,15 @@ def _start_wandb(project: str, offline: bool, run_dir: Path, name: str, resumed:
         silent=True,
         console="off",
         init_timeout=CALL_LIMIT,
-        x_disable_stats=True,
         x_disable_meta=True,  # it would hold the command line, and secrets that were typed there
     )
     # Offline, id and resume are kept in the run's file: `wandb sync` makes one run of its sessions.
     run = library.init(
-        project=project,
-        name=name,
-        dir=run_dir,
+        dir=os.environ.get(FOLDER) or run_dir,
         settings=settings,
-        id=os.environ.get("WANDB_RUN_ID") or wandb_run_id(run_dir, resumed),
-        resume="allow",
-        mode="offline" if offline else "online",
+        id=wandb_run_id(run_dir, resumed),
+        resume=os.environ.get(RESUME) or "allow",
+        **described,
     )
     run.define_metric("images_seen")
     run.define_metric("*", step_metric="images_seen")
