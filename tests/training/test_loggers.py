@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from reading import lines, newest
 
+from sdtrain.config.draft import check_draft
 from sdtrain.errors import UserError
 from sdtrain.training.loggers import local
+from sdtrain.training.plan import make_plan
 
 
 def csv_rows(run: Path) -> list[dict[str, str]]:
@@ -70,8 +72,10 @@ def test_tensorboard_of_a_resumed_run_has_each_step_once(here, tiny, tmp_path):
     assert steps == [16, 32, 48, 64]
 
 
-def test_tensorboard_is_refused_where_it_is_not_installed(tmp_path, monkeypatch):
+def test_tensorboard_is_refused_before_anything_is_loaded(composed, monkeypatch):
     monkeypatch.setattr(local, "find_spec", lambda name: None)
+    words = ["logger=tensorboard"]
     with pytest.raises(UserError) as caught:
-        local.tensorboard(run_dir=tmp_path, resumed=0)
+        make_plan(check_draft(composed(*words), words))
     assert caught.value.key == "logger" and caught.value.exit_code == 2
+    assert "sdtrain[tensorboard]" in caught.value.remedy
