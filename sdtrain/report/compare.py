@@ -27,6 +27,7 @@ class Arm:
     used: those whose seeds all arms have, or all where arms have none in common.
     errors: [N, L], the mean over `used`, on the N pictures that all arms have.
     common: bits over the levels that all arms' networks reach; common_error: their standard error.
+    difference: to the baseline; None for the baseline itself, and for an untrained arm.
     """
 
     name: str
@@ -41,6 +42,11 @@ class Arm:
     def inside(self) -> Tensor:
         """[L]: the levels that its network reaches."""
         return self.runs[0].last.found.inside
+
+    @property
+    def untrained(self) -> bool:
+        """Whether the best linear denoiser, which needs no training, is better."""
+        return self.mean("bits_saved") < 0
 
     def mean(self, name: str) -> float:
         """Of NoiseLevelErrors.summary() over the runs used, on the pictures that all arms have."""
@@ -57,7 +63,7 @@ class Arm:
 class Comparison:
     """Arms that were compared with a baseline, and the runs that could not be.
 
-    arms: best first.
+    arms: best first, and untrained ones after all others.
     inside: [L], the levels that all arms' networks reach.
     refused: (run, why it cannot be compared).
     unfinished: runs that are not at their end.
@@ -78,7 +84,7 @@ class Comparison:
 def compare(runs: list[MeasuredRun], baseline: str | None = None) -> Comparison:
     """Groups the runs by arm, and compares each arm with the baseline.
 
-    baseline: a run's or an arm's name; None for the first run that can be compared.
+    baseline: a run's or an arm's name; None for the first arm that can be compared and is trained.
     Raises UserError where the baseline cannot.
     """
     no_level = torch.zeros(len(LEVELS), dtype=torch.bool)
@@ -100,12 +106,20 @@ def compare(runs: list[MeasuredRun], baseline: str | None = None) -> Comparison:
     first = named_and_ready[0] if named_and_ready else ready[0]
     kept = _keep_comparable(ready, first, comparison)
     comparison.arms = _arms(kept, bits_over(comparison.inside))
-    comparison.baseline = next((arm for arm in comparison.arms if first in arm.runs), None)
+    comparison.baseline = _baseline(comparison.arms, first, is_named=bool(named_and_ready))
     for arm in comparison.arms:
-        if arm is not comparison.baseline:
+        if arm is not comparison.baseline and not arm.untrained:
             arm.difference = difference(arm, comparison.baseline, bits_over(comparison.inside))
-    comparison.arms.sort(key=lambda arm: arm.common)
+    comparison.arms.sort(key=lambda arm: (arm.untrained, arm.common))
     return comparison
+
+
+def _baseline(arms: list[Arm], first: MeasuredRun, *, is_named: bool) -> Arm:
+    """The arm of the run `first`, or the first that is trained where nobody has named that one."""
+    own = next(arm for arm in arms if first in arm.runs)
+    if is_named or not own.untrained:
+        return own
+    return next((arm for arm in arms if not arm.untrained), own)
 
 
 def _refused_baseline(baseline: str, run: MeasuredRun) -> UserError:

@@ -18,18 +18,35 @@ HEADS = [
     "bits saved",
 ]
 
+UNTRAINED = "untrained"
+"""What an arm with negative bits_saved is called, instead of its place and an interval."""
+
+
+def ranked(comparison: Comparison) -> list[str]:
+    """A line for each arm, best first: what sdtrain-report prints, and a sweep at its end."""
+    lines = []
+    for place, arm in enumerate(comparison.arms, 1):
+        if arm.untrained:
+            lines.append(f"{UNTRAINED}: {arm.name}, {_worse(arm)}")
+            continue
+        number = f"{arm.common:.4f} +- {arm.common_error:.4f}"
+        lines.append(f"{place}. {arm.name}: {number}{_verdict(comparison, arm)}")
+    return lines
+
 
 def summary(comparison: Comparison) -> list[str]:
     """The lines that the command prints."""
-    lines = []
-    for place, arm in enumerate(comparison.arms, 1):
-        number = f"{arm.common:.4f} +- {arm.common_error:.4f}"
-        lines.append(f"{place}. {arm.name}: {number}{_verdict(comparison, arm)}")
+    lines = ranked(comparison)
     for run, reason in comparison.refused:
         lines.append(f"not compared: {run.name}, {reason}")
     for run in comparison.unfinished:
         lines.append(f"not finished: {run.name}, {run.state} at {run.images_seen} images")
     return lines
+
+
+def _worse(arm: Arm) -> str:
+    """By how much an untrained arm is worse than what needs no training."""
+    return f"{-arm.mean('bits_saved'):.4f} bits worse than the best linear denoiser"
 
 
 def _verdict(comparison: Comparison, arm: Arm) -> str:
@@ -69,11 +86,15 @@ def ranking(comparison: Comparison) -> Section:
 
 def _row(arm: Arm) -> list[str]:
     found = arm.difference
+    if arm.untrained:
+        told = f"{UNTRAINED}: {_worse(arm)}"
+    else:
+        told = "baseline" if found is None else interval(found)
     return [
         arm.name,
         f"{arm.common:.4f}",
-        f"{arm.common_error:.4f}",
-        "baseline" if found is None else interval(found),
+        "" if arm.untrained else f"{arm.common_error:.4f}",
+        told,
         "" if found is None else f"{found.unpaired_half:.4f}",
         f"{arm.mean('bits_per_dim'):.4f}",
         f"{100 * arm.mean('stand_in_share'):.0f} %",
@@ -98,7 +119,8 @@ def _explanation(comparison: Comparison) -> str:
         "Lower is better: bits per latent dimension over log_snr "
         f"{reached[0]:g} to {reached[-1]:g}, which every arm's schedule reaches, "
         f"{len(reached)} of {len(inside)}, on the same"
-        f" {pictures} held-out pictures with the same noise. The full sum runs from -12 to 12;"
+        f" {pictures} held-out pictures with the same noise. An arm that is worse than the best"
+        " linear denoiser is called untrained, and has no place. The full sum runs from -12 to 12;"
         " outside a schedule's range the best linear denoiser stands in for the network, and its"
         f" share is beside it. {100 * fine:.0f} % of what is ranked lies above level 0, where fine"
         " detail is; what a picture shows is decided below: see the error by noise level and the"

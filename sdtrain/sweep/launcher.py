@@ -16,8 +16,12 @@ import torch
 from sdtrain.config.overrides import quoted
 from sdtrain.console import UnbreakableStdout
 from sdtrain.errors import StorageError
+from sdtrain.report.compare import compare
+from sdtrain.report.ranking import ranked
+from sdtrain.report.record import measure
 from sdtrain.runs.layout import RunFolder, SweepFolder
 from sdtrain.runs.lock import only_run
+from sdtrain.runs.reader import find_runs
 from sdtrain.runs.status import is_finished
 from sdtrain.signals import INTERRUPTING, Signals, exit_code_of
 from sdtrain.sweep.arms import Arm
@@ -182,18 +186,20 @@ def _how_it_ended(arm: Arm) -> str:
             f"not finished after {seconds}, though its command has ended. "
             "Give a hydra.launcher.prefix that waits."
         )
-    bits = arm.bits_per_dimension()
-    return f"finished, {seconds}" + ("" if bits is None else f", {bits:.4f} bits per dimension")
+    return f"finished, {seconds}"
 
 
 def leave_unless_finished(folder: SweepFolder, arms: list[Arm], signals: Signals) -> None:
-    """Prints how the sweep has ended.
+    """Prints how the sweep has ended, and ranks its arms as sdtrain-report does.
 
     Raises SystemExit after a signal, and with the code of the first arm that failed.
     """
     finished = [arm for arm in arms if arm.exit_code == 0]
     failed = [arm for arm in arms if arm.exit_code]
     command = f"sdtrain-report {shlex.quote(str(folder.path))}"
+    if finished and not signals.received:
+        for line in ranked(compare(measure(find_runs([folder.path])))):
+            print(line, flush=True)
     count = f"{len(finished)} of {len(arms)} arms are finished"
     print(f"{count}. Compare them with: {command}", flush=True)
     if signals.received:

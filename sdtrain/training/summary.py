@@ -92,6 +92,8 @@ def _last_numbers(callbacks: CallbackSet) -> list[str]:
     for key, value in latest.items():
         if key == "train/loss" or key.startswith("validation/"):
             shown.append(f"{key} {value:.4g}")
+    if latest.get("validation/bits_saved", 0) < 0:
+        shown.append("untrained: worse than the best linear denoiser")
     return shown
 
 

@@ -171,6 +171,35 @@ def test_ranks_on_what_all_reach(write, errors, read):
     assert full["wide"]["stand_in_share"] == 0 < full["narrow"]["stand_in_share"]
 
 
+def test_what_is_worse_than_a_linear_denoiser_has_no_place(write, errors, read, report):
+    """b saves less than nothing over its own levels, although it is the best on those that all
+    reach; and the first arm is no baseline where it is untrained."""
+    b = torch.where(LEVELS < 4, 0.1, 40.0) * errors(16, 1.0)
+    sweep = write("b", b, config={"x": 1}, inside=(-6, 12)).parent
+    write("c", errors(16, 1.0), config={"x": 2}, inside=(-6, 3))
+    write("a", errors(16, 1.2), config={"x": 3}, inside=(-6, 3))
+    for baseline, differences in ((None, {"a"}), ("b", {"a", "c"})):
+        comparison = compare(read(sweep / "b", sweep / "c", sweep / "a"), baseline)
+        assert comparison.baseline.name == (baseline or "c")
+        assert [arm.name for arm in comparison.arms] == ["c", "a", "b"]
+        untrained = comparison.arms[-1]
+        assert untrained.untrained and untrained.common < comparison.arms[0].common
+        assert {arm.name for arm in comparison.arms if arm.difference} == differences
+    said = report(sweep).splitlines()
+    assert [line.partition(":")[0] for line in said[:3]] == ["1. c", "2. a", "untrained"]
+    assert "+-" not in said[2]
+    page = (sweep / "report" / "report.md").read_text()
+    (row,) = re.findall(r"^\| b \|.*untrained.*", page, re.MULTILINE)
+    assert "+-" not in row
+
+
+def test_nothing_is_ranked_where_all_are_untrained(write, errors, read, report):
+    sweep = write("a", errors(16, 3.0)).parent
+    write("b", errors(16, 4.0), config={"x": 1})
+    said = report(sweep).splitlines()
+    assert [line.partition(",")[0] for line in said[:2]] == ["untrained: a", "untrained: b"]
+
+
 @pytest.mark.parametrize(
     ("given", "reason"),
     [

@@ -9,14 +9,21 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from sdtrain.config.draft import check_draft
+from sdtrain.evaluation.noise_level_error import BITS, LEVELS
 from sdtrain.paths import config_dir
 from sdtrain.runs.layout import RunFolder, SweepFolder
 from sdtrain.signals import Signals
 from sdtrain.sweep.arms import Arm, prefixed
-from sdtrain.sweep.launcher import device_sets, received_by, share_first_stage
+from sdtrain.sweep.launcher import (
+    device_sets,
+    leave_unless_finished,
+    received_by,
+    share_first_stage,
+)
 from sdtrain.sweep.places import Places
 from sdtrain.training.plan import make_plan
 
@@ -118,8 +125,50 @@ def test_why_an_arm_has_left(tmp_path, code, reason):
     assert arm.failure_reason() == reason.format(folder=tmp_path)
 
 
+def test_a_sweep_ends_with_the_lines_of_its_report(tmp_path, here, capsys):
+    """Of arms whose number over all levels says the contrary: the wider schedule has less of it."""
+    folder = SweepFolder(tmp_path)
+    arms = []
+    for name, reach, scale in (("wide", 12, 0.6), ("narrow", 4, 0.5)):
+        arm = Arm(name, folder.arm(name), [], {}, exit_code=0)
+        write_arm(arm.run, reach, scale)
+        arms.append(arm)
+    folder.record.write_text(json.dumps({"command": [], "arms": ["wide", "narrow"]}))
+    leave_unless_finished(folder, arms, Signals())
+    *ranking, last = capsys.readouterr().out.splitlines()
+    report = here("sdtrain-report", str(tmp_path)).out.splitlines()
+    assert ranking == report[:2] and ranking[0].startswith("1. narrow: ")
+    assert arms[0].bits_per_dimension() < arms[1].bits_per_dimension()
+    assert last.startswith("2 of 2 arms are finished")
+
+
+def write_arm(run: RunFolder, reach: int, scale: float) -> None:
+    """A finished run whose error is `scale` of the linear denoiser's, from -reach to reach."""
+    linear = LEVELS.sigmoid()
+    inside = LEVELS.abs() <= reach
+    errors = torch.where(inside, scale, 1.0) * linear
+    look = {
+        "images_seen": 8,
+        "log_snr": LEVELS.tolist(),
+        "inside": inside.tolist(),
+        "pictures": ["p", "q"],
+        "autoencoder": "a",
+        "latent_scale": 1.0,
+        "mean": [0.0],
+        "variance": [1.0],
+        "linear": [linear.tolist()] * 2,
+        "errors": {"raw": [errors.tolist()] * 2},
+    }
+    run.validation.mkdir(parents=True)
+    run.config.write_text(f"name: {run.name}\n")
+    run.status.write_text(json.dumps({"state": "finished", "exit_code": 0, "images_seen": 8}))
+    run.validation_record(8).write_text(json.dumps(look))
+    measured = {"images_seen": 8, "seconds": 1.0, "validation/bits_per_dim": (errors @ BITS).item()}
+    run.metrics.write_text(json.dumps(measured) + "\n")
+
+
 def test_an_arm_is_a_run_of_its_own_to_wandb(tmp_path, monkeypatch):
-    """Its group is the folder of the sweep, wherever the command was given, or what the user says."""
+    """Its group is the folder of the sweep, wherever the command was given, or the user's."""
     monkeypatch.chdir(tmp_path)
     script = tmp_path / "print_wandb"
     script.write_text("#!/bin/sh\nenv | grep ^WANDB_ | grep -v -e _MODE -e _DIR | sort\n")

@@ -163,7 +163,9 @@ class NoiseLevelValidation(L.Callback):
         for weights, errors in by_weights.items():
             prefix = "validation/" if weights == planned.weights[0] else "validation/raw_"
             numbers |= {f"{prefix}{name}": value for name, value in errors.summary().items()}
-        self.latest = {k: v for k, v in numbers.items() if k.endswith("/bits_per_dim")}
+        self.latest = {
+            k: v for k, v in numbers.items() if k.endswith(("/bits_per_dim", "/bits_saved"))
+        }
         self._write(trainer, module, by_weights)
         numbers["validation/pictures"] = len(next(iter(by_weights.values())).errors)
         return numbers
