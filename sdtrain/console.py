@@ -1,4 +1,4 @@
-"""What a command prints: lines that only rank 0 prints, a stdout that may break, and the paragraph
+"""What a command prints: lines that only rank 0 prints, streams that may break, and the paragraph
 it fails with.
 """
 
@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn, TextIO
 
@@ -97,21 +97,64 @@ def fail(
     sys.exit(exit_code)
 
 
-class UnbreakableStdout:
-    """stdout that may break without ending the run: a reader that has left, or a full disk, is
-    reported once on stderr.
+STREAMS = ("stdin", "stdout", "stderr")
+"""By their descriptors."""
+
+
+def secure_streams() -> None:
+    """Makes stdout and stderr of this process ones that end no command. To be called first.
+
+    A descriptor that is closed leads nowhere from now on: else the next file that is opened would
+    get its number, and what a child process prints.
+    """
+    for number, name in enumerate(STREAMS):
+        if getattr(sys, name) is None:
+            setattr(sys, name, _opened_on_nothing(number))
+    for name in STREAMS[1:]:
+        stream = getattr(sys, name)
+        if not isinstance(stream, UnbreakableStream):
+            setattr(sys, name, UnbreakableStream(stream, name))
+
+
+def _opened_on_nothing(number: int) -> TextIO:
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    try:
+        os.fstat(number)  # a file has it by now
+    except OSError:
+        os.dup2(nowhere, number)
+    if nowhere > number:
+        os.close(nowhere)
+        nowhere = number
+    os.set_inheritable(nowhere, True)
+    return open(nowhere, "w" if number else "r", encoding="utf-8", closefd=False)
+
+
+class UnbreakableStream:
+    """stdout or stderr that may break without ending the command.
+
+    A reader that has left, or a full disk, is reported once on stderr. Letters that its encoding
+    lacks are written as escapes.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, name: str) -> None:
         self.stream = stream
+        self.name = name
 
     def __getattr__(self, name: str):
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
         with self._surviving():
-            self.stream.write(text)
+            try:
+                self.stream.write(text)
+            except UnicodeEncodeError:
+                encoding = self.stream.encoding
+                self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
 
     def flush(self) -> None:
         with self._surviving():
@@ -126,4 +169,5 @@ class UnbreakableStdout:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.stream.fileno())
             os.close(nowhere)
-            warn(f"stdout cannot be written ({error.strerror}); the run goes on without it.")
+            if self.name == "stdout":
+                warn(f"stdout cannot be written ({error.strerror}); it goes on without it.")

@@ -19,6 +19,7 @@ from rich.table import Table
 from torch import Tensor
 
 from sdtrain.config.build import build
+from sdtrain.console import secure_streams
 from sdtrain.diffusion.mixture import GaussianMixture
 from sdtrain.paths import config_dir
 from sdtrain.samplers import Sampler
@@ -116,6 +117,7 @@ def orders(values: list[float]) -> list[float]:
 
 
 def main() -> None:
+    secure_streams()
     parser = argparse.ArgumentParser("python -m sdtrain.audit.orders")
     parser.add_argument("steps", nargs="*", type=int, default=list(STEPS), help="numbers of steps")
     steps = parser.parse_args().steps

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from sdtrain.config.boundary import error_boundary
+from sdtrain.console import secure_streams
 
 HELP = """\
 Compares the runs in the folders, each a run or a sweep, and writes report.html, report.md and
@@ -13,6 +14,7 @@ differences are taken picture by picture.
 
 
 def main() -> None:
+    secure_streams()
     parser = argparse.ArgumentParser(
         "sdtrain-report", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -3,6 +3,7 @@
 import sys
 
 from sdtrain.config.boundary import error_boundary
+from sdtrain.console import secure_streams
 
 HELP = """\
 sdtrain-schedule shows what a choice of schedule, prediction, weighting and times amounts to.
@@ -18,6 +19,7 @@ output=FOLDER is `schedules` unless given.
 
 
 def main() -> None:
+    secure_streams()
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(HELP)
         return

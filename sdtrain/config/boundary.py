@@ -18,7 +18,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from sdtrain.config.check import nearest
 from sdtrain.config.compose import known_keys
 from sdtrain.config.overrides import GROUP_OF_KEY, prepared
-from sdtrain.console import fail
+from sdtrain.console import fail, secure_streams
 from sdtrain.errors import StorageError, UserError
 from sdtrain.paths import config_dir
 
@@ -63,6 +63,7 @@ def run_command(
     repeatable: a key that may be given several times. more: (words as Hydra reads them) ->
     overrides to add.
     """
+    secure_streams()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and leaving with 1
 
     @hydra.main(config_path=str(config_dir()), config_name=config_name, version_base="1.3")

@@ -66,7 +66,7 @@ class RunRecord:
 def read_evaluation(folder: Path) -> dict:
     """What sdtrain-evaluate has left there, or nothing."""
     with contextlib.suppress(OSError, ValueError):
-        found = json.loads(EvaluationFolder(folder).numbers.read_text())
+        found = json.loads(EvaluationFolder(folder).numbers.read_text(encoding="utf-8"))
         return found if isinstance(found, dict) else {}
     return {}
 
@@ -124,7 +124,8 @@ def sweep_arms(folder: Path) -> list[Path] | None:
     """
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         sweep = SweepFolder(folder)
-        return [sweep.arm(name).path for name in json.loads(sweep.record.read_text())["arms"]]
+        record = json.loads(sweep.record.read_text(encoding="utf-8"))
+        return [sweep.arm(name).path for name in record["arms"]]
     return None
 
 
@@ -174,7 +175,7 @@ def _looks(folder: Path) -> list[dict]:
     found = []
     for path in sorted(folder.glob("*.json")):
         with contextlib.suppress(OSError, ValueError):
-            record = json.loads(path.read_text())
+            record = json.loads(path.read_text(encoding="utf-8"))
             if isinstance(record, dict):
                 found.append(record)
     return found

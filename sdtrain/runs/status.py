@@ -44,7 +44,7 @@ def write_status(run: RunFolder, status: Status) -> None:
 def read_status(run: RunFolder) -> dict:
     """What the file holds; nothing where it is missing or no file of ours."""
     with contextlib.suppress(OSError, ValueError, TypeError):
-        return dict(json.loads(run.status.read_text()))
+        return dict(json.loads(run.status.read_text(encoding="utf-8")))
     return {}
 
 

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 import torch
 
 from sdtrain.config.overrides import quoted
-from sdtrain.console import UnbreakableStdout
 from sdtrain.errors import StorageError
 from sdtrain.report.compare import compare
 from sdtrain.report.ranking import ranked
@@ -39,7 +38,6 @@ def run_sweep(sweep: SweepDraft) -> list[Arm]:
 
     Raises UserError before the first starts, SystemExit where not all of them have finished.
     """
-    sys.stdout = UnbreakableStdout(sys.stdout)
     folder = sweep.folder
     folder.path.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(OSError):

@@ -63,7 +63,8 @@ def earlier_sweep(words: Sequence[str]) -> Path | None:
     records = [folder.record for folder in _sweeps_here()]
     for record in sorted(records, key=lambda path: path.stat().st_mtime, reverse=True):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            if sweep_identity(json.loads(record.read_text())["command"]) == wanted:
+            command = json.loads(record.read_text(encoding="utf-8"))["command"]
+            if sweep_identity(command) == wanted:
                 return record.parent.resolve()
     return None
 

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from sdtrain.config.build import build
 from sdtrain.config.draft import Draft
-from sdtrain.console import UnbreakableStdout, global_rank, warn
+from sdtrain.console import global_rank, warn
 from sdtrain.runs.layout import CheckpointFolder, RunFolder
 from sdtrain.training.callbacks.assembly import build_callbacks
 from sdtrain.training.callbacks.order import make_ranks, ordered_callbacks
@@ -37,7 +37,6 @@ def train(draft: Draft, run_dir: Path) -> None:
     so too.
     """
     quiet_libraries()
-    sys.stdout = UnbreakableStdout(sys.stdout)
     # A notebook asks for colours, not for a moving bar; and a path or a list in brackets is no
     # markup.
     terminal = {"quiet": global_rank() > 0, "force_terminal": sys.stdout.isatty()}

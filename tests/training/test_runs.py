@@ -12,9 +12,9 @@ from PIL import Image
 from reading import numbers, same, status
 
 from sdtrain.commands import train as train_command
+from sdtrain.config import boundary
 from sdtrain.pictures import read_notes
 from sdtrain.runs.manifest import damage, published
-from sdtrain.training import run as training_run
 
 
 def weights(tensors: dict) -> dict:
@@ -278,7 +278,7 @@ def test_two_processes_of_torchrun_want_a_strategy(here, tiny, tmp_path, monkeyp
 def full_stdout(guarded: bool) -> None:
     os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
     if not guarded:
-        training_run.UnbreakableStdout = lambda stream: stream
+        boundary.secure_streams = lambda: None
 
 
 @pytest.mark.slow
