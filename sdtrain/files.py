@@ -60,9 +60,11 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file in UTF-8, or raises OSError."""
+    """Writes a text file in UTF-8, or raises OSError. Bytes of a file name that are no text are
+    escaped, as JSON has it.
+    """
     with atomic_file(path) as beside:
-        beside.write_text(text, encoding="utf-8")
+        beside.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager

@@ -1,5 +1,8 @@
-"""Where configs/ and data/ are: inside an installed package, beside it in a checkout."""
+"""Where configs/ and data/ are: inside an installed package, beside it in a checkout. And what ~
+stands for.
+"""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -24,6 +27,13 @@ def shipped(name: str, marker: str) -> Path:
 
 def config_dir() -> Path:
     return shipped("configs", "train.yaml")
+
+
+def expanded(path: str) -> str:
+    """`path` with the home that a ~ or ~user at its beginning stands for, as in a shell: what is no
+    user's stays as it is.
+    """
+    return os.path.expanduser(path)
 
 
 def is_shipped(folder: Path) -> bool:

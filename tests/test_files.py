@@ -1,6 +1,7 @@
 """A file or a folder is written whole or not at all, whatever happens to the writer."""
 
 import errno
+import json
 import os
 from pathlib import Path
 
@@ -119,6 +120,12 @@ def test_left_overs_are_removed_and_nothing_else(tmp_path):
 def test_a_text_that_cannot_be_written_leaves_the_file_as_it_was(tmp_path):
     path = tmp_path / "status.json"
     write_text(path, "first")
-    with pytest.raises(UnicodeEncodeError):
-        write_text(path, "second \udc80")
+    with pytest.raises(TypeError):
+        write_text(path, b"second")
     assert contents(tmp_path) == {"status.json": "first"}
+
+
+def test_a_file_name_of_any_bytes_can_be_written_down(tmp_path):
+    path = tmp_path / "status.json"
+    write_text(path, json.dumps("x\udce9", ensure_ascii=False))
+    assert json.loads(path.read_text(encoding="utf-8")) == "x\udce9"

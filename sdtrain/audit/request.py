@@ -11,6 +11,7 @@ from hydra.core.override_parser.types import Override
 from sdtrain.config.check import Checker
 from sdtrain.config.compose import compose_config
 from sdtrain.config.overrides import prepared, typed_keys
+from sdtrain.config.path_keys import with_homes_in
 from sdtrain.config.schema import TrainConfig
 from sdtrain.errors import UserError
 
@@ -109,7 +110,7 @@ def _name_of(chosen: str) -> str:
 
 
 def _combination(varying: str, overrides: list[str]) -> Combination:
-    config = compose_config("train", overrides)
+    config = with_homes_in(compose_config("train", overrides))
     typed = typed_keys(overrides)
     Checker(typed, filled_in=()).call(config, "", TrainConfig)
     nodes = {group: config.get(group) or {} for group in GROUPS}

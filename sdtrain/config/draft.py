@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from sdtrain.config.check import Checker, check_value, nearest
 from sdtrain.config.overrides import typed_keys
+from sdtrain.config.path_keys import with_homes_in
 from sdtrain.config.schema import (
     CheckpointSettings,
     LooksSettings,
@@ -106,6 +107,7 @@ def check_draft(config: dict, overrides: Iterable[str]) -> Draft:
     typed = typed_keys(overrides)
     _check_removed(config, typed)
     config = renewed(config)  # a copy, in which a yaml written for an earlier version is at home
+    config = with_homes_in(config)
     # At the root, words that sdtrain fills in below (data, name, schedule) are keys of the user's.
     checker = Checker(typed, filled_in=())
     checker.call(config, "", TrainConfig)

@@ -5,19 +5,12 @@ Hydra parses them.
 import re
 from collections.abc import Iterable
 
-FREE_TEXT = {
-    "prompt",
-    "negative_prompt",
-    "prompt_file",
-    "checkpoint",
-    "output",
-    "name",
-    "logger.notes",
-    "hydra.run.dir",
-    "hydra.sweep.dir",
-    "hydra.launcher.prefix",
-}
-FREE_TEXT_ENDS = (".path", ".font", ".tokenizer")
+from sdtrain.config.path_keys import is_path, with_homes
+
+FREE_TEXT = {"prompt", "negative_prompt", "name", "logger.notes", "hydra.launcher.prefix"}
+"""Keys of text, beside those of paths."""
+TABLES = ("schedule.betas", "schedule.alphas_cumprod")
+"""Keys that take a file or a list."""
 TAKE_A_VALUE = {
     "--cfg",
     "-c",
@@ -50,13 +43,13 @@ def quoted(value: str) -> str:
 
 def is_free_text(key: str) -> bool:
     """Whether the value of a key is text that may hold any character."""
-    return key in FREE_TEXT or key.endswith(FREE_TEXT_ENDS)
+    return key in FREE_TEXT or is_path(key) and key not in TABLES
 
 
 def is_table_file(key: str, value: str) -> bool:
     """Whether a table of betas was given by the name of its file, and not as a list."""
     is_list = value.lstrip().startswith(("[", "'", '"'))
-    return key in ("schedule.betas", "schedule.alphas_cumprod") and not is_list
+    return key in TABLES and not is_list
 
 
 def is_sweep(arguments: Iterable[str]) -> bool:
@@ -70,12 +63,13 @@ def is_sweep(arguments: Iterable[str]) -> bool:
 def prepared(arguments: list[str], repeatable: str | None = None) -> list[str]:
     """The command line for Hydra.
 
-    Flags come first, because argparse wants all overrides in one block. Free text is quoted, unless
+    Flags come first, because argparse wants all overrides in one block. A ~ that begins a path is
+    expanded. Free text is quoted, unless
     it is quoted already or refers to another key by ${...} in a folder name. `repeatable` may be
     given several times and becomes a list.
     """
-    flags, words = split_flags(arguments)
-    is_multirun = any(flag in flags for flag in MULTIRUN_FLAGS)
+    is_multirun = any(flag in arguments for flag in MULTIRUN_FLAGS)
+    flags, words = split_flags(with_homes(arguments, are_several=is_multirun))
     once = []
     repeated = []
     for argument in words:

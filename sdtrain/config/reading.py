@@ -10,6 +10,7 @@ from typing import Any
 
 from sdtrain.config.check import Checker
 from sdtrain.config.overrides import typed_keys
+from sdtrain.config.path_keys import with_homes_in
 from sdtrain.config.schema import EvaluateConfig, SampleConfig
 from sdtrain.console import warn
 from sdtrain.errors import UserError
@@ -27,6 +28,7 @@ def check_sample(config: dict, overrides: Iterable[str]) -> SampleConfig:
     `prompt`, those of prompt_file after those that were typed.
     """
     typed = typed_keys(overrides)
+    config = with_homes_in(config)
     # Nothing is filled in here: the words that sdtrain fills in elsewhere are keys of the root.
     Checker(typed, filled_in=()).call(config, "", SampleConfig)
     checked = SampleConfig(**config)
@@ -46,6 +48,7 @@ def check_evaluate(config: dict, overrides: Iterable[str]) -> EvaluateConfig:
     What it returns has the folder of a sweep, or of a whole checkpoint, as `checkpoint`.
     """
     typed = typed_keys(overrides)
+    config = with_homes_in(config)
     if "metric" in config:
         raise UserError(
             "There is no key 'metric': a yaml of configs/metric/ belongs under `metrics`",
@@ -55,7 +58,7 @@ def check_evaluate(config: dict, overrides: Iterable[str]) -> EvaluateConfig:
     # As in check_sample.
     Checker(typed, filled_in=()).call(config, "", EvaluateConfig)
     checked = EvaluateConfig(**config)
-    folder = Path(checked.checkpoint).expanduser()
+    folder = Path(checked.checkpoint)
     if not SweepFolder(folder).record.is_file():
         folder = find_checkpoint(folder)
     checked = replace(checked, checkpoint=str(folder))

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdtrain.errors import UserError
+from sdtrain.paths import expanded
 from sdtrain.runs.layout import ReportFolder, SweepFolder
 from sdtrain.runs.reader import RunRecord, find_runs
 
@@ -19,6 +20,8 @@ class ReportRequest:
 
 def read_request(folders: list[Path], baseline: str | None, output: Path | None) -> ReportRequest:
     """Reads the runs in the folders. Raises UserError where there is none, or no such baseline."""
+    folders = [Path(expanded(str(folder))) for folder in folders]
+    output = output and Path(expanded(str(output)))
     runs = find_runs(folders)
     names = {run.name for run in runs} | {without_seed(run.name) for run in runs}
     if baseline is not None and baseline not in names:

@@ -84,7 +84,7 @@ def find_checkpoint(path: Path) -> Path:
     """The whole checkpoint that `path`, a run or a checkpoint, names. Raises UserError for the key
     checkpoint.
     """
-    resolved = path.expanduser().resolve()  # a name from inside the run leads to the run too
+    resolved = path.resolve()  # a name from inside the run leads to the run too
     is_checkpoint = CheckpointFolder(resolved).manifest.is_file()
     if is_checkpoint or resolved.parent.name == CHECKPOINTS:
         reason = damage(resolved)

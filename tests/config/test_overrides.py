@@ -1,12 +1,17 @@
 """A prompt or a path may hold any character: what was typed is what arrives."""
 
+import pwd
 import random
+import re
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from sdtrain.config.draft import check_draft
 from sdtrain.config.overrides import QUOTED, QUOTED_LIST, group_choice, prepared
+from sdtrain.config.path_keys import is_path
+from sdtrain.paths import config_dir
 
 NASTY = [
     "a, b, and c",
@@ -78,6 +83,8 @@ def arriving(word: str) -> object:
 def test_a_value_arrives_as_typed(value):
     for key in ("prompt", "data.path", "hydra.run.dir", "+name"):
         if not (key.startswith("hydra.") and "${" in value):  # there ${now:...} keeps its meaning
+            if value == "~" and key in ("data.path", "hydra.run.dir"):
+                continue  # a home
             (word,) = prepared([f"{key}={value}"])
             assert word.startswith(f"{key}=") and arriving(word) == value
     (word,) = prepared([f"prompt={value}"], repeatable="prompt")
@@ -155,6 +162,59 @@ def test_flags_come_first_and_other_words_stay_as_they_are():
 def test_a_sweep_over_prompts_stays_a_sweep_and_a_folder_keeps_its_interpolation():
     assert prepared(["-m", "prompt=a,b"]) == ["-m", "prompt=a,b"]
     assert prepared(["hydra.run.dir=runs/${now:%H}"]) == ["hydra.run.dir=runs/${now:%H}"]
+
+
+def test_a_home_is_where_a_path_begins(monkeypatch):
+    monkeypatch.setenv("HOME", "/h")
+    root = pwd.getpwuid(0)
+    of_root = f"~{root.pw_name}/x"
+    keys = (
+        *("hydra.run.dir", "hydra.sweep.dir", "output", "checkpoint", "prompt_file"),
+        *("autoencoder", "model.autoencoder.path", "data.path", "data.font", "+data.path"),
+        *("model.conditioner.tokenizer", "schedule.betas", "schedule.alphas_cumprod"),
+    )
+    for key in keys:
+        for value, meant in (
+            ("~/a, b", "/h/a, b"),
+            ("~", "/h"),
+            (of_root, f"{root.pw_dir}/x"),
+            ("'~/a'", "/h/a"),
+            ("~nobody-of-that-name/x", "~nobody-of-that-name/x"),
+            ("a,~/b", "a,~/b"),
+            ("a~", "a~"),
+        ):
+            (word,) = prepared([f"{key}={value}"])
+            assert arriving(word) == meant, word
+    for typed, read in (
+        (["-m", "data.path=~/a,~/b"], ["-m", "data.path=/h/a,/h/b"]),
+        (["-m", "hydra.sweep.dir=~/a,~/b"], ["-m", "hydra.sweep.dir='/h/a,~/b'"]),
+        (["hydra.searchpath=[file://~/a,~/b]"], ["hydra.searchpath=[file:///h/a,/h/b]"]),
+        (["--config-dir=~/c", "-cd", "~/d"], ["--config-dir=/h/c", "-cd", "/h/d"]),
+        (["name=~/x", "prompt=~"], ["name='~/x'", "prompt='~'"]),
+    ):
+        assert prepared(typed) == read
+
+
+def test_a_home_in_a_yaml_is_one_too(composed, monkeypatch):
+    """As in one of the user's own, whose words nobody types."""
+    monkeypatch.setenv("HOME", "/h")
+    config = composed("schedule=table", "schedule.betas='~/b'")
+    config["model"]["autoencoder"]["path"] = "~/c"
+    found = check_draft(config | {"data": config["data"] | {"path": "~/a"}}, ()).config
+    assert found["data"]["path"] == "/h/a"
+    assert found["schedule"]["betas"] == "/h/b"
+    assert found["model"]["autoencoder"]["path"] == "/h/c"
+
+
+def test_every_path_that_a_yaml_offers_is_one():
+    """What its comment calls a folder or a file."""
+    offered = set()
+    for file in config_dir().rglob("*.yaml"):
+        group = file.parent.relative_to(config_dir()).parts
+        commented = re.findall(r"(\w+): .*# (?:a |text )?(?:folder|file) ", file.read_text())
+        offered |= {".".join([*group, name]) for name in commented}
+    assert {"data.path", "data.font", "model.autoencoder.path", "checkpoint"} < offered
+    assert {key for key in offered if not is_path(key)} == {"data.name"}
 
 
 def test_flags_in_any_place(here, tiny, tmp_path):

@@ -129,10 +129,11 @@ def test_samples_are_of_the_prompts_that_most_arms_have(write, errors, read):
     assert sheet is not None
 
 
-def test_the_page_needs_nothing_beside_it(write, errors, report, tmp_path):
-    sweep = write("a", errors(16, 1.0)).parent
+def test_the_page_needs_nothing_beside_it(write, errors, report, tmp_path, monkeypatch):
+    write("a", errors(16, 1.0))
     write("d|e", errors(16, 1.2), config={"optimizer": {"lr": 0.02}})
-    report(sweep, "--output", tmp_path / "there")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    report("~/sweep", "--output", "~/there")
     html = (tmp_path / "there" / "report.html").read_text()
     assert "width=device-width" in html
     assert set(re.findall(r'(?:src|href)="([^:"]*)', html)) == {"data"}

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from sdtrain.console import warn
 from sdtrain.files import write_text
+from sdtrain.paths import expanded
 from sdtrain.runs.layout import CheckpointFolder, RunFolder
 from sdtrain.training.loggers.wandb_variables import FOLDER, NAME, RESUME, RUN_ID
 
@@ -282,7 +283,7 @@ def _start_wandb(described: dict[str, Any], run_dir: Path, resumed: int) -> obje
     )
     # Offline, id and resume are kept in the run's file: `wandb sync` makes one run of its sessions.
     run = library.init(
-        dir=os.environ.get(FOLDER) or run_dir,
+        dir=expanded(os.environ.get(FOLDER) or str(run_dir)),
         settings=settings,
         id=wandb_run_id(run_dir, resumed),
         resume=os.environ.get(RESUME) or "allow",
