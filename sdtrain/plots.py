@@ -15,6 +15,8 @@ LINE_STYLES = ("-", "--", ":", "-.")
 SIZE = (7.2, 4.2)
 """Of a figure in inches, at DPI pixels each."""
 DPI = 110
+LOG_SNR = "log_snr (noise on the left, data on the right)"
+"""Of the axis, which runs this way in every plot and every table."""
 
 
 def curves(

@@ -5,7 +5,7 @@ from PIL import Image
 
 from sdtrain.audit.entries import STEPS, Entry
 from sdtrain.diffusion.effective_weight import FARTHEST
-from sdtrain.plots import empty_figure, line_style, rendered
+from sdtrain.plots import LOG_SNR, empty_figure, line_style, rendered
 
 ROW = 0.42
 """Height in inches of an entry's levels."""
@@ -39,13 +39,12 @@ def _draw_weights(axes, entries: list[Entry]) -> None:
         if shown is not None:
             axes.plot(shown.log_snr, shown.weight, linewidth=1.6, **line_style(number))
     axes.set(
-        xlabel="log_snr",
+        xlabel=LOG_SNR,
         ylabel="density x weight, unit area",
         title="effective weight on the error of epsilon",
         yscale="log",
     )
     axes.set_ylim(bottom=1e-4)
-    axes.invert_xaxis()  # noise to the right, as over t
 
 
 def _draw_levels(axes, entries: list[Entry]) -> None:
@@ -57,10 +56,9 @@ def _draw_levels(axes, entries: list[Entry]) -> None:
     numbers = ", ".join(map(str, STEPS))
     grid = entries[0].choice("grid")
     axes.set(
-        xlabel="log_snr",
+        xlabel=LOG_SNR,
         title=f"levels visited by {numbers} steps (from the top), grid {grid}",
     )
     middles = [len(entries) - number - 0.25 for number in range(len(entries))]
     axes.set_yticks(middles, [entry.name for entry in entries])
     axes.set_ylim(0.2, len(entries) + 0.4)
-    axes.invert_xaxis()

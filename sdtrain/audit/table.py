@@ -26,7 +26,7 @@ def table(entries: list[Entry]) -> Table:
         schedule = entry.schedule
         shown.add_row(
             entry.name,
-            f"{schedule.log_snr_max:.2f} .. {schedule.log_snr_min:.2f}",
+            f"{schedule.log_snr_min:.2f} .. {schedule.log_snr_max:.2f}",
             f"{(alpha / sigma) ** 2:.2g}",
             f"{100 * alpha:.2g} %",
             f"{100 * entry.leaked_variance:.2g} %",

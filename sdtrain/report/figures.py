@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sdtrain.diffusion.effective_weight import EffectiveWeight
 from sdtrain.evaluation.noise_level_error import BITS, LEVELS, bits_over
-from sdtrain.plots import canvas, line_style, rendered
+from sdtrain.plots import LOG_SNR, canvas, line_style, rendered
 from sdtrain.report.compare import Arm, Comparison, sides
 from sdtrain.report.record import MeasuredRun
 from sdtrain.report.statistics import half_width, quantile_for
@@ -67,7 +67,7 @@ def levels(comparison: Comparison) -> Image.Image:
     below.axhline(0, color="0.4", linewidth=1)
     name = textwrap.shorten(base.name.replace(",", ", "), 70, placeholder=" ...")
     below.set(
-        xlabel="log_snr (noise on the left, data on the right)",
+        xlabel=LOG_SNR,
         ylabel="bits per dimension",
         title=f"Less {in_legend(name)}, with 95 % over {comparison.over}",
     )
@@ -156,7 +156,7 @@ def weights(named: dict[str, EffectiveWeight]) -> Image.Image:
         style = line_style(number)
         axis.plot(shown.log_snr, shown.weight, label=in_legend(name), linewidth=1.6, **style)
     axis.set(
-        xlabel="log_snr",
+        xlabel=LOG_SNR,
         ylabel="density x weight, unit area",
         title="Effective weight on the error of epsilon",
         yscale="log",

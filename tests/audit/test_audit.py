@@ -9,6 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sdtrain.audit import plot
+from sdtrain.audit.entries import make_entries
+from sdtrain.audit.request import read_request
+from sdtrain.audit.table import table
+from sdtrain.plots import LOG_SNR
+
 WITHOUT_TORCH = """
 import sys
 from sdtrain.commands import schedule
@@ -242,3 +248,19 @@ def test_what_is_refused_needs_no_torch(words, key):
     assert result.returncode == 2, result.stderr
     assert key in result.stderr
     assert result.stdout == "torch: False\n"
+
+
+def test_log_snr_rises_to_the_right(monkeypatch):
+    """From noise to data, in both plots over it and in the table, as in the plots of a report."""
+    entries = make_entries(read_request(["schedule=cosine"]).combinations)
+    figures = []
+    monkeypatch.setattr(plot, "rendered", figures.append)
+    plot.draw(entries)
+    over_log_snr = [axes for axes in figures[0].axes if axes.get_xlabel() == LOG_SNR]
+    assert len(over_log_snr) == 2
+    for axes in over_log_snr:
+        left, right = axes.get_xlim()
+        assert left < right
+    (cell,) = table(entries).columns[1].cells
+    low, high = map(float, cell.split(" .. "))
+    assert low < high

@@ -25,7 +25,7 @@ from sdtrain.files import write_text
 from sdtrain.latent_diffusion import LatentDiffusion
 from sdtrain.models.modes import eval_mode
 from sdtrain.pictures import write_if_room
-from sdtrain.plots import curves
+from sdtrain.plots import LOG_SNR, curves
 from sdtrain.randomness import KeyedRandom
 from sdtrain.runs.layout import RunFolder
 from sdtrain.schedules import Schedule
@@ -283,7 +283,7 @@ class NoiseLevelValidation(L.Callback):
         picture = curves(
             LEVELS,
             lines,
-            x_label="log_snr",
+            x_label=LOG_SNR,
             y_label="mean squared error of epsilon",
             title=f"{seen} images seen, {count} pictures",
         )
