@@ -87,6 +87,8 @@ def test_wandb_leaves_one_folder_in_the_run(wandb_run):
         "metrics.jsonl",
         "config.yaml",
         "status.json",
+        "data.json",
+        "parts",
     }
 
 
