@@ -11,6 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from wandb.sdk.launch.sweeps.utils import (
+    create_sweep_command,
+    create_sweep_command_args,
+    load_sweep_config,
+)
 
 from sdtrain.config.draft import check_draft
 from sdtrain.evaluation.noise_level_error import BITS, LEVELS
@@ -28,6 +33,21 @@ from sdtrain.sweep.places import Places
 from sdtrain.training.plan import make_plan
 
 OFFERED = sorted((config_dir() / "sweep").glob("*.yaml"))
+
+
+def test_what_an_agent_of_wandb_starts_is_accepted(composed):
+    """The words that wandb's own functions make of the yaml, one of each value."""
+    sweep = load_sweep_config(str(config_dir() / "wandb_sweep.yaml"))
+    program, *words = create_sweep_command(sweep["command"])
+    assert program == sweep["program"] == "sdtrain"
+    for key, parameter in sweep["parameters"].items():
+        for value in parameter["values"]:
+            made = create_sweep_command_args({"args": {key: {"value": value}}})
+            place = words.index("${args_no_hyphens}")
+            typed = [*words[:place], *made["args_no_hyphens"], *words[place + 1 :]]
+            plan = make_plan(check_draft(composed(*typed), typed))
+            assert plan.config[key]["_target_"].endswith(f".{value}")
+            assert plan.config["logger"]["_target_"].endswith(".wandb")
 
 
 def test_places_for_arms():
