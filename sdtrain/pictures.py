@@ -2,6 +2,7 @@
 
 import json
 import textwrap
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from sdtrain.console import warn
 from sdtrain.files import atomic_file
+from sdtrain.fonts import font_file
 
 TILE = 128
 """Pixels: small pictures are enlarged to about this side, by a whole factor without smoothing."""
@@ -128,12 +130,16 @@ def _sheet(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
 
 
 def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str) -> None:
-    draw.multiline_text(place, text, fill=INK, font=ImageFont.load_default(size=12))
+    font = ImageFont.load_default(size=12)
+    if not text.isascii():  # Pillow's own has no other letters
+        font = ImageFont.truetype(font_file(text), size=12)
+    draw.multiline_text(place, text, fill=INK, font=font)
 
 
 def _wrapped(text: str, width: int, most: int) -> list[str]:
     """At most `most` lines that are about `width` pixels wide."""
-    letters = max(8, width // LETTER)
+    is_wide = any(unicodedata.east_asian_width(letter) in "WF" for letter in text)
+    letters = max(8, width // (2 * LETTER if is_wide else LETTER))
     return textwrap.wrap(text, width=letters, max_lines=most, placeholder=" ...")
 
 

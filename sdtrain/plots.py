@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from sdtrain import pictures
+from sdtrain.fonts import families
 
 LINE_STYLES = ("-", "--", ":", "-.")
 SIZE = (7.2, 4.2)
@@ -90,12 +91,17 @@ def canvas(size: tuple[float, float], rows: int = 1, columns: int = 1, *, share_
 
 def rendered(figure) -> Image.Image:
     """The finished picture of a figure, with light grids."""
+    from matplotlib.text import Text
+
     for axes in figure.axes:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
+    for text in figure.findobj(Text):
+        if not text.get_text().isascii():
+            text.set_fontfamily(families(text.get_text()))
     file = io.BytesIO()
     with warnings.catch_warnings():
-        # A name in another script is drawn as boxes.
+        # A letter that no font has is drawn as a box; `families` has warned of it.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure.savefig(file, format="png", dpi=DPI)
     return Image.open(file).convert("RGB")

@@ -32,6 +32,7 @@ LINES = [
     {"schedules"},
     {"plots"},
     {"pictures"},
+    {"fonts"},
     {"console"},
     {"files", "paths", "signals", "types", "randomness"},
     {"redaction", "errors"},
