@@ -8,7 +8,7 @@ a hidden name that ends in .tmp, see `remove_left_overs`.
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -67,14 +67,22 @@ def write_text(path: Path, text: str) -> None:
         beside.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
+def missing_folders(folder: Path) -> list[Path]:
+    """The folder and those around it that are not there yet, the innermost first."""
+    return [path for path in (folder, *folder.parents) if not path.exists()]
+
+
 @contextmanager
-def removed_if_empty(folder: Path) -> Iterator[None]:
-    """Removes the folder afterwards, where nothing has been written into it."""
+def removed_if_empty(folders: Iterable[Path]) -> Iterator[None]:
+    """Removes the folders afterwards, one after the other, where nothing has been written into
+    them.
+    """
     try:
         yield
     finally:
         with suppress(OSError):
-            folder.rmdir()
+            for folder in folders:
+                folder.rmdir()
 
 
 def restore_replaced(folder: Path) -> None:

@@ -74,15 +74,30 @@ def build_model(cfg: dict, run_dir: Path, data: PictureData | None = None) -> La
     objective = build_objective(cfg)
     seed_weights(cfg["seed"], "autoencoder")  # one of the user's own may have random weights
     autoencoder = build_autoencoder(cfg, run_dir)
+    conditioner, unet = _networks(cfg, data)
+    parts = {"autoencoder": autoencoder, "conditioner": conditioner, "unet": unet}
+    rest = {name: value for name, value in model.items() if name not in parts}
+    return build(rest | parts, "model", objective=objective)
+
+
+def _networks(cfg: dict, data: PictureData | None) -> tuple[Conditioner, torch.nn.Module]:
+    """Conditioner and unet with their initial weights."""
+    model = cfg["model"]
     seed_weights(cfg["seed"], "conditioner")
     classes = {} if data is None else missing_classes(model["conditioner"], data)
     conditioner = _build_part(model["conditioner"], "model.conditioner", **classes)
     check_conditioner(conditioner)
     seed_weights(cfg["seed"], "unet")
     unet = _build_part(model["unet"], "model.unet", condition_channels=conditioner.channels)
-    parts = {"autoencoder": autoencoder, "conditioner": conditioner, "unet": unet}
-    rest = {name: value for name, value in model.items() if name not in parts}
-    return build(rest | parts, "model", objective=objective)
+    return conditioner, unet
+
+
+def try_networks(cfg: dict, data: PictureData) -> None:
+    """Raises UserError for a conditioner or a unet that cannot be built, or not with these data.
+    They are thrown away.
+    """
+    conditioner, _ = _networks(cfg, data)
+    check_condition(conditioner, data)
 
 
 def missing_classes(node: dict, data: PictureData) -> dict[str, Any]:
@@ -114,11 +129,9 @@ def check_conditioner(conditioner: object) -> None:
         )
 
 
-def check_fit(model: LatentDiffusion, data: PictureData) -> None:
-    """Raises UserError where data, conditioner and unet do not fit together, before any time is
-    spent.
-    """
-    if "label" in model.conditioner.reads and data.num_classes < 2:
+def check_condition(conditioner: Conditioner, data: PictureData) -> None:
+    """Raises UserError where the data do not bring what a conditioner reads."""
+    if "label" in conditioner.reads and data.num_classes < 2:
         classes = extras_of(data).classes
         why = f": {classes.why_none}" if classes and classes.why_none else ""
         raise UserError(
@@ -127,13 +140,20 @@ def check_fit(model: LatentDiffusion, data: PictureData) -> None:
             remedy="Choose another model/conditioner, or data with classes: of data=images "
             "a subfolder each, or a column label in metadata.jsonl or metadata.csv.",
         )
-    model.conditioner.check_data(data.num_classes)
-    if "depth" in model.conditioner.reads and data.split("train")[(0, 0)].depth is None:
+    conditioner.check_data(data.num_classes)
+    if "depth" in conditioner.reads and data.split("train")[(0, 0)].depth is None:
         raise UserError(
             "model.conditioner reads depth maps, and the data have none",
             key="model.conditioner",
             remedy="Choose another model/conditioner, or data that bring them.",
         )
+
+
+def check_fit(model: LatentDiffusion, data: PictureData) -> None:
+    """Raises UserError where data, conditioner and unet do not fit together, before any time is
+    spent.
+    """
+    check_condition(model.conditioner, data)
     shape = model.autoencoder.latent_shape(data.image_size)
     inputs = no_inputs(model, data.image_size)
     x = torch.zeros(2, *shape)

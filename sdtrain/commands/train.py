@@ -11,9 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 from sdtrain.config.boundary import run_command
 from sdtrain.config.compose import compose_config, current_overrides
 from sdtrain.config.draft import check_draft, is_one_process
+from sdtrain.config.new_folders import removed_if_unused
 from sdtrain.config.overrides import is_sweep, split_flags, typed_values
 from sdtrain.console import forget_launcher, is_torchrun_follower
-from sdtrain.files import removed_if_empty
 from sdtrain.runs.layout import RunFolder
 from sdtrain.runs.lock import alone_in
 from sdtrain.runs.start import check_start
@@ -25,7 +25,7 @@ def task(cfg: DictConfig) -> None:
     config = OmegaConf.to_container(cfg, resolve=True)
     if is_one_process(config):
         forget_launcher()
-    with removed_if_empty(run.path), alone_in(run.path):  # a run that is refused leaves nothing
+    with removed_if_unused(), alone_in(run.path):  # a run that is refused leaves nothing
         draft = check_draft(config, current_overrides())
         check_start(run, draft.resume, draft.has_first_stage)
         from sdtrain.training.run import train

@@ -24,6 +24,9 @@ from sdtrain.paths import config_dir
 
 CONFIGURATION_ERRORS = (HydraException, OmegaConfBaseException)
 
+PLACES = ("hydra.run.dir", "hydra.sweep.dir", "output")
+"""Keys that say where a command writes."""
+
 
 @contextmanager
 def error_boundary(config_name: str, output_key: str = "output") -> Iterator[None]:
@@ -74,13 +77,18 @@ def run_command(
     typed = sys.argv[1:]
     with error_boundary(config_name, output_key):
         words = prepared(typed, repeatable)
-        for empty in ("hydra.run.dir=", "hydra.sweep.dir="):
-            if empty in words:
-                key = empty.removesuffix("=")
-                raise UserError("is empty", key=key, value="", remedy="Give a folder.")
+        _check_places(words)
         added = prepared(more(words)) if more else []
         sys.argv[1:] = words + added
         app()
+
+
+def _check_places(words: list[str]) -> None:
+    """Raises UserError where an empty word would make the working directory the place to write."""
+    for word in words:
+        key, _, value = word.partition("=")
+        if key.lstrip("+") in PLACES and "=" in word and not value.strip("'\" "):
+            raise UserError("is empty", key=key, value="", remedy="Give a folder.")
 
 
 def as_user_error(error: Exception, known: Callable[[], list[str]]) -> UserError:

@@ -105,6 +105,7 @@ def check_draft(config: dict, overrides: Iterable[str]) -> Draft:
     """
     overrides = tuple(overrides)
     typed = typed_keys(overrides)
+    _check_missing(config)
     _check_removed(config, typed)
     config = renewed(config)  # a copy, in which a yaml written for an earlier version is at home
     config = with_homes_in(config)
@@ -145,6 +146,13 @@ def _check_removed(config: dict, typed: set[str]) -> None:
             if key in typed:
                 raise UserError(problem, key=key, remedy="Remove it, and set looks.share.")
             warn(f"{key} {problem}.")
+
+
+def _check_missing(config: dict) -> None:
+    """Whether a value is left that only the user can give."""
+    for key, value in flat(config):
+        if value == "???":
+            raise UserError(f"{key} is missing", key=key, remedy=f"Set {key}=...")
 
 
 def _check_resume_allow(config: dict) -> None:

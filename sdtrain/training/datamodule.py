@@ -58,6 +58,17 @@ def ignore_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def check_batch(batch_size: int, train: Pictures) -> None:
+    """Raises DataError where the batch is larger than the training split."""
+    if batch_size > len(train):
+        raise DataError(
+            f"is larger than the training set of {len(train)} pictures",
+            key="data.batch_size",
+            value=batch_size,
+            remedy="Lower it or add pictures.",
+        )
+
+
 class DataModule(L.LightningDataModule):
     """Training micro-batches without end, and the validation pictures in order.
 
@@ -95,13 +106,7 @@ class DataModule(L.LightningDataModule):
         self.skipped = skipped
         self.train = data.split("train")
         self.validation = data.split("validation")
-        if progress.batch_size > len(self.train):
-            raise DataError(
-                f"is larger than the training set of {len(self.train)} pictures",
-                key="data.batch_size",
-                value=progress.batch_size,
-                remedy="Lower it or add pictures.",
-            )
+        check_batch(progress.batch_size, self.train)
 
     def micro_batch(self, world: int) -> int:
         """Pictures of one rank's micro-batch."""

@@ -9,6 +9,7 @@ import signal
 import subprocess
 from pathlib import Path
 
+from sdtrain.assemble.model import try_networks
 from sdtrain.config.compose import config_search_path
 from sdtrain.config.overrides import quoted
 from sdtrain.errors import UserError
@@ -17,9 +18,11 @@ from sdtrain.runs.manifest import published
 from sdtrain.runs.start import nothing_to_resume
 from sdtrain.signals import INTERRUPTED, Interrupted, Signals, exit_code_of
 from sdtrain.training.child import child_environment, stop_with_parent, train_command
+from sdtrain.training.datamodule import check_batch
 from sdtrain.training.outcome import Run
 from sdtrain.training.parts import saved_config, write_config
 from sdtrain.training.plan import Plan
+from sdtrain.types import PictureData
 
 RECIPE_BATCH = 16
 """Pictures of one optimizer step of the recipe, unless there are few."""
@@ -110,6 +113,17 @@ def _wait(process: subprocess.Popen, signals: Signals) -> None:
             process.wait(0.2)
 
 
+def check_before_first_stage(plan: Plan, data: PictureData) -> None:
+    """Raises UserError or DataError for what would otherwise be found once the autoencoder is
+    trained: pictures, batch, condition and network that do not fit.
+    """
+    config = plan.config
+    if not config.get("first_stage"):
+        return
+    check_batch(config["data"]["batch_size"], data.split("train"))
+    try_networks(config, data)
+
+
 def train_first(plan: Plan, run: Run) -> None:
     """Trains the autoencoder, unless it lies there already. From then on the folder is known for
     this run's.
@@ -125,5 +139,8 @@ def train_first(plan: Plan, run: Run) -> None:
     words = [*plan.draft.overrides, *config_search_path()]
     code = train_first_stage(config, words, run.folder.path, run.signals)
     if code:
-        run.write_status("failed", code)
+        if published(run.folder.first_stage.path):
+            run.write_status("failed", code)
+        else:
+            run.forget()
         raise SystemExit(code)

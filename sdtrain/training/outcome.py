@@ -41,7 +41,8 @@ class Run:
     """A run that has begun: its folder and what is known of it while it goes on.
 
     owned: whether the folder's status and log are this process's to write; another run's are not,
-    until this one goes on with it. ranks: who watches the others, where there are several.
+    until this one goes on with it. has_begun: whether anything is trained: what is refused before
+    leaves nothing behind. ranks: who watches the others, where there are several.
     """
 
     def __init__(self, folder: RunFolder, progress: Progress, console: Console) -> None:
@@ -50,10 +51,14 @@ class Run:
         self.console = console
         self.signals = Signals()
         self.owned = not published(folder.path)
+        self.has_begun = False
         self.ranks: Ranks | None = None
 
     def write_status(self, state: State, exit_code: int | None = None) -> None:
-        """On rank 0, or on a rank whose rank 0 is dead."""
+        """On rank 0, or on a rank whose rank 0 is dead; nothing before the run is "running"."""
+        self.has_begun = self.has_begun or state == "running"
+        if not self.has_begun:
+            return
         speaks = global_rank() == 0 or self.is_orphaned
         if not speaks or not self.owned or not self.folder.path.is_dir():
             return
@@ -61,6 +66,13 @@ class Run:
         seen = self.progress.images_seen
         status = Status(state, os.getpid(), seen, exit_code, peak_memory_mb(), command)
         write_status(self.folder, status)
+
+    def forget(self) -> None:
+        """Takes back what was written of a run in which nothing was trained."""
+        self.has_begun = False
+        if global_rank() == 0 and self.owned:
+            self.folder.status.unlink(missing_ok=True)
+            self.folder.config.unlink(missing_ok=True)
 
     def take_over(self) -> None:
         """The folder's earlier run goes on in this process."""
@@ -106,8 +118,9 @@ def outcome_recorded(run: Run) -> Iterator[None]:
         mistake = _as_user_error(error)
         diverged = isinstance(mistake, DivergedError)
         run.write_status("diverged" if diverged else "failed", mistake.exit_code)
-        # A folder that holds another run stays as it is.
-        log = run.folder.error_log(global_rank()) if global_rank() or run.owned else None
+        # A folder that holds another run stays as it is, and so does one in which none has begun.
+        is_ours = run.owned and run.has_begun
+        log = run.folder.error_log(global_rank()) if global_rank() or is_ours else None
         _write_log(mistake, log)
         if mistake is error:
             raise

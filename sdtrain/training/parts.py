@@ -17,7 +17,6 @@ from sdtrain.assemble.kept_files import (
     reading_copies,
 )
 from sdtrain.assemble.model import (
-    build_data,
     build_model,
     check_fit,
     classes_line,
@@ -69,10 +68,9 @@ class Parts:
     recorded: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def build_parts(plan: Plan, run_dir: Path, progress: Progress) -> Parts:
+def build_parts(plan: Plan, data: PictureData, run_dir: Path, progress: Progress) -> Parts:
     """Raises DataError and UserError where the data are wrong, or do not fit the model."""
     config = plan.config
-    data = build_data(config["data"])
     notes = list(extras_of(data).notes)
     if plan.draft.trains_autoencoder:
         module = _autoencoder_module(config, plan, progress)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from sdtrain.assemble.model import build_data
 from sdtrain.config.build import build
 from sdtrain.config.draft import Draft
 from sdtrain.console import global_rank, warn
@@ -13,7 +14,7 @@ from sdtrain.training.callbacks.assembly import build_callbacks
 from sdtrain.training.callbacks.order import make_ranks, ordered_callbacks
 from sdtrain.training.checkpoint_io import FolderIO
 from sdtrain.training.environment import be_rank_zero, quiet_libraries
-from sdtrain.training.first_stage import train_first
+from sdtrain.training.first_stage import check_before_first_stage, train_first
 from sdtrain.training.loggers.media import close_logger, make_logger
 from sdtrain.training.outcome import Run, outcome_recorded
 from sdtrain.training.parts import (
@@ -56,10 +57,12 @@ def train_plan(plan: Plan, run: Run) -> None:
     run.signals.install()
     for note in plan.notes:
         run.console.print(note)
-    train_first(plan, run)
     check_devices(settings)
     set_threads(settings.threads)
-    parts = build_parts(plan, run.folder.path, run.progress)
+    data = build_data(plan.config["data"])
+    check_before_first_stage(plan, data)
+    train_first(plan, run)
+    parts = build_parts(plan, data, run.folder.path, run.progress)
     for note in parts.notes:
         run.console.print(note)
     print_plan(run, plan, parts)
@@ -74,8 +77,6 @@ def train_plan(plan: Plan, run: Run) -> None:
         drawing=plan.drawing,
         signals=run.signals,
     )
-    write_config(run.folder, config)
-    keep_what_drawing_needs(run.folder, plan, parts)
     resumed = CheckpointFolder(checkpoint).images_seen if checkpoint else 0
     logger = make_logger(plan.config, plan.draft.typed, run.folder, config, resumed)
     strategy = build(plan.config["strategy"], "strategy")
@@ -94,6 +95,8 @@ def train_plan(plan: Plan, run: Run) -> None:
         run_dir=run.folder.path,
         checkpoint_io=checkpoint_io,
     )
+    write_config(run.folder, config)
+    keep_what_drawing_needs(run.folder, plan, parts)
     run.write_status("running")
     try:
         trainer.fit(parts.module, datamodule=parts.datamodule, ckpt_path=checkpoint)

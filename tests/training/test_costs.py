@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from sdtrain.assemble.model import build_data
 from sdtrain.config.draft import check_draft
 from sdtrain.data.draws import Collate
 from sdtrain.runs.checkpoint import not_finite, snapshot
@@ -34,7 +35,8 @@ def default(composed, tmp_path_factory):
     words = ["trainer.accelerator=cpu", "trainer.threads=1", "logger=none"]
     plan = make_plan(check_draft(composed(*words), words))
     progress = Progress(plan.config["data"]["batch_size"], plan.draft.trainer.max_images)
-    parts = build_parts(plan, tmp_path_factory.mktemp("costs"), progress)
+    data = build_data(plan.config["data"])
+    parts = build_parts(plan, data, tmp_path_factory.mktemp("costs"), progress)
     one_rank = SimpleNamespace(reduce=lambda value, **_: value)
     parts.module.trainer = SimpleNamespace(strategy=one_rank)
     threads = torch.get_num_threads()
