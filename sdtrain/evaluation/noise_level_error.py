@@ -108,17 +108,18 @@ class NoiseLevelErrors:
 
     def summary(self) -> dict[str, float]:
         """The number with its standard error over pictures, the bits saved against the linear
-        denoiser with theirs, and the share of the sum that is the stand-in's."""
+        denoiser with theirs, and the share of the sum that is the stand-in's. One picture alone has
+        no standard error: it is left out."""
         bits = self.per_picture
         saved = (self.linear - self.errors) @ BITS
         by_level = self.errors.mean(0) * BITS
-        return {
-            "bits_per_dim": bits.mean().item(),
-            "bits_per_dim_error": standard_error(bits),
-            "bits_saved": saved.mean().item(),
-            "bits_saved_error": standard_error(saved),
-            "stand_in_share": (by_level[~self.inside].sum() / by_level.sum()).item(),
-        }
+        numbers = {}
+        for name, values in (("bits_per_dim", bits), ("bits_saved", saved)):
+            numbers[name] = values.mean().item()
+            if len(values) > 1:
+                numbers[f"{name}_error"] = standard_error(values)
+        stand_in = by_level[~self.inside].sum() / by_level.sum()
+        return numbers | {"stand_in_share": stand_in.item()}
 
 
 def standard_error(values: Tensor) -> float:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from sdtrain import pictures
 from sdtrain.config.schema import at_least
+from sdtrain.console import warn
 from sdtrain.errors import UserError
 from sdtrain.evaluation.metric import CAPTIONS, REFERENCES, Measurement, Metric, percent
 from sdtrain.evaluation.subject import Subject
@@ -50,13 +51,18 @@ class Retrieval(Metric):
         train = subject.data.split("train")
         rows = [train[(index, index)] for index in range(len(train))]
         count = min(subject.num_images, len(rows))
+        if count < subject.num_images:
+            warn(
+                f"retrieval: num_images={subject.num_images}, and there are {count} training "
+                "pictures: each is asked for once."
+            )
         wanted = [place * len(rows) // count for place in range(count)]
         asked = [Request(subject.seed + index, prompt=rows[index].caption) for index in wanted]
         images = subject.draw(asked)
         model = subject.model
         drawn = model.latents(images.to(model.device)).cpu()
         shares = nearest_picture_share(drawn, latents_of(model, rows), torch.tensor(wanted))
-        chance = {"top_1": 1 / len(rows), "top_5": 5 / len(rows)}
+        chance = {"top_1": 1 / len(rows), "top_5": min(1.0, 5 / len(rows))}
         sheet = _sheet(model, [rows[index] for index in wanted], images)
         return Measurement({"measured": shares, "chance": chance}, {"": sheet})
 

@@ -71,7 +71,7 @@ class Parts:
 def build_parts(plan: Plan, data: PictureData, run_dir: Path, progress: Progress) -> Parts:
     """Raises DataError and UserError where the data are wrong, or do not fit the model."""
     config = plan.config
-    notes = list(extras_of(data).notes)
+    notes = [*extras_of(data).notes, *_held_out_lines(config, data)]
     if plan.draft.trains_autoencoder:
         module = _autoencoder_module(config, plan, progress)
         collate = _collate(config, module.latent_shape(data.image_size))
@@ -82,6 +82,26 @@ def build_parts(plan: Plan, data: PictureData, run_dir: Path, progress: Progress
     trained = parts.module.trained().values()
     try_optimizer(parts.module.optimisation, config, trained)
     return parts
+
+
+def _held_out_lines(config: dict, data: PictureData) -> list[str]:
+    """Lines that say where fewer pictures are held out than are asked for, or one alone."""
+    count = len(data.split("validation"))
+    asked = {
+        "validation.num_images": config.get("validation"),
+        "callbacks.noise_levels.num_images": (config.get("callbacks") or {}).get("noise_levels"),
+    }
+    larger = []
+    for key, node in asked.items():
+        wanted = (node or {}).get("num_images")
+        if isinstance(wanted, int) and wanted > count:
+            larger.append(f"{key}={wanted}")
+    lines = []
+    if larger:
+        lines.append(f"{' and '.join(larger)}: the data hold out {count}, and all are used.")
+    if count == 1:
+        lines.append("One picture is held out: numbers of validation have no standard error.")
+    return lines
 
 
 def _diffusion_parts(

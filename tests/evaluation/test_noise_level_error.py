@@ -197,6 +197,9 @@ def test_the_share_of_the_stand_in():
         12 / math.log(2)
     )
 
+    alone = NoiseLevelErrors(errors[:1], 2 * errors[:1], inside).summary()
+    assert alone.keys() == {"bits_per_dim", "bits_saved", "stand_in_share"}
+
 
 def test_each_picture_meets_each_level_once_with_both_signs():
     asked = []
