@@ -3,12 +3,14 @@ within a second.
 """
 
 import copy
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from sdtrain.config.check import Checker, check_value, nearest
 from sdtrain.config.overrides import typed_keys
 from sdtrain.config.path_keys import with_homes_in
+from sdtrain.config.plain import check_plain_values
 from sdtrain.config.schema import (
     CheckpointSettings,
     LooksSettings,
@@ -118,6 +120,8 @@ def check_draft(config: dict, overrides: Iterable[str]) -> Draft:
     _check_resume_allow(config)
     _check_groups(config)
     _check_callbacks(config)
+    check_plain_values(config)
+    _place_data(config["data"])
     if config.get("first_stage"):
         _place_first_stage(config, typed)
     _check_loader(config["data"], typed)
@@ -206,6 +210,13 @@ def _place_first_stage(config: dict, typed: set[str]) -> None:
         config["first_stage"] = None
     else:
         config["model"]["autoencoder"]["path"] = FIRST_STAGE_AUTOENCODER
+
+
+def _place_data(data: dict) -> None:
+    """The folder of pictures by its whole path: it is looked for from other places later."""
+    path = data.get("path")
+    if data.get("_target_") == "sdtrain.data.images.Images" and isinstance(path, str) and path:
+        data["path"] = os.path.abspath(os.path.expanduser(path))
 
 
 def _check_loader(data: dict, typed: set[str]) -> None:

@@ -2,6 +2,7 @@
 compared. Without torch.
 """
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -113,6 +114,11 @@ def _without_hashes(changes: Changes) -> Changes:
     return Changes(changes.changed, refused)
 
 
+def _is_same_place(old: Any, new: Any) -> bool:
+    """Earlier versions wrote the path as it was typed."""
+    return isinstance(old, str) and isinstance(new, str) and os.path.abspath(old) == new
+
+
 def _compare(old: dict, new: dict, fixed: Iterable[str], free: Iterable[str]) -> Changes:
     before = dict(flat(old))
     after = dict(flat(new))
@@ -121,7 +127,7 @@ def _compare(old: dict, new: dict, fixed: Iterable[str], free: Iterable[str]) ->
     for key in sorted(before.keys() | after.keys()):
         pair = (before.get(key), after.get(key))
         is_leaf = not isinstance(after.get(key, before.get(key)), dict)
-        if not is_leaf or pair[0] == pair[1]:
+        if not is_leaf or pair[0] == pair[1] or key == "data.path" and _is_same_place(*pair):
             continue
         if is_hash(key) and pair[0] is None:
             continue  # the old one comes from a version that took no hash

@@ -64,6 +64,24 @@ def test_it_is_refused_before_torch_is_imported(name, tiny_run, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]
 
 
+def test_training_is_refused_before_torch_is_imported(tmp_path):
+    cases = {
+        "data.path": ["data=images"],
+        "steps=0": ["steps=0"],
+        "optimizer.lr=-1": ["optimizer.lr=-1"],
+        "schedule.betas=nowhere": ["schedule=table", "schedule.betas=nowhere"],
+        "schedule.alphas_cumprod=nowhere": ["schedule=table", "schedule.alphas_cumprod=nowhere"],
+        "model.unet.block_channels": ["model.unet.block_channels=[-64,64]"],
+        "model.block_channels": ["experiment=shapes_autoencoder", "model.block_channels=[]"],
+        "trainer.max_images": ["trainer.max_images=0"],
+    }
+    told = answers("train", list(cases.values()), tmp_path)
+    for key, (code, err, torch) in zip(cases, told, strict=True):
+        assert code == 2 and key in err, err
+        assert not torch, key
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_process_would_tell_of_torch(tiny_run, tmp_path):
     """The twin: what is refused later is refused with torch."""
     word = [f"checkpoint={tiny_run}", "prompt=a star", "sampler.eta=many"]

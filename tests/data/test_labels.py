@@ -6,6 +6,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from sdtrain.config.draft import check_draft
 from sdtrain.data.images import Images
 from sdtrain.runs.resume import LEFT_TO_THE_DATA, may_go_on
 
@@ -101,6 +102,17 @@ def test_labels_of_a_column(tmp_path, values):
         lines = "".join(f"{file},x,{label}\n" for file, label in zip(files, given, strict=True))
         (tmp_path / "metadata.csv").write_text(f"file_name,text,label\n{lines}")
         assert labels_of(load(tmp_path)) == found
+
+
+def test_the_folder_is_kept_by_its_whole_path(composed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["data=images", "data.path=pictures"]
+    config = check_draft(composed(*words), words).config
+    assert config["data"]["path"] == f"{tmp_path}/pictures"
+    before = config | {"data": config["data"] | {"path": "pictures"}}
+    assert may_go_on(before, config)
+    monkeypatch.chdir("/")
+    assert not may_go_on(before, config)
 
 
 def test_labels_are_in_a_hash_of_their_own(tmp_path):
