@@ -42,12 +42,16 @@ FILLED_IN = frozenset(
 """Arguments that sdtrain gives itself to whatever takes them: they cannot be configured."""
 
 
+CLOSE = 0.72
+"""The least likeness of a word that is suggested: "image" is no slip for "num_images" (0.67)."""
+
+
 def nearest(word: str, words: Iterable[str]) -> str:
     """A sentence with the nearest of the words, or all of them where they are few. It begins with a
     space.
     """
     known = sorted(words)
-    close = difflib.get_close_matches(word, known, 1, 0.6)
+    close = difflib.get_close_matches(word, known, 1, CLOSE)
     if close:
         return f" Did you mean '{close[0]}'?"
     return f" Allowed: {', '.join(known)}." if 0 < len(known) <= 40 else ""

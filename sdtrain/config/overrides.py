@@ -41,6 +41,14 @@ def quoted(value: str) -> str:
     return f"'{value}'"
 
 
+def text_word(key: str, value: str) -> str:
+    """The word that sets a key of free text to `value`, as a user would type it: quoted only where
+    the text would be taken for something else.
+    """
+    is_plain = _quoted_if_text(key, value, is_multirun=False) == quoted(value)
+    return f"{key}={value if is_plain else quoted(value)}"
+
+
 def is_free_text(key: str) -> bool:
     """Whether the value of a key is text that may hold any character."""
     return key in FREE_TEXT or is_path(key) and key not in TABLES

@@ -8,6 +8,7 @@ from sdtrain import pictures
 from sdtrain.conditioning.interface import Conditioner
 from sdtrain.config.reading import as_list
 from sdtrain.config.schema import SampleConfig
+from sdtrain.console import warn
 from sdtrain.errors import UserError
 from sdtrain.files import check_writable
 from sdtrain.generation.drawing import Drawing, Request
@@ -25,6 +26,9 @@ def sample(config: SampleConfig, model: LatentDiffusion, drawing: Drawing, image
     """
     conditioner = model.conditioner
     requests = requests_of(config, model.conditioner)
+    for prompt in dict.fromkeys([*as_list(config.prompt), config.negative_prompt]):
+        if model.conditioner.count_truncated([prompt]):
+            warn(f"This prompt is cut, only its beginning is read: {prompt}")
     check_writable(Path(config.output))
     images = generate(model, requests, drawing, image_size)
     titles = [request.title(conditioner) for request in requests]

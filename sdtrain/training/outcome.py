@@ -16,10 +16,11 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from sdtrain.config.boundary import as_user_error
+from sdtrain.config.overrides import text_word
 from sdtrain.console import global_rank, report_failure, write_traceback
 from sdtrain.errors import DataError, DivergedError, UserError
 from sdtrain.redaction import redacted
-from sdtrain.runs.layout import RunFolder
+from sdtrain.runs.layout import FIRST_STAGE, RunFolder
 from sdtrain.runs.manifest import published
 from sdtrain.runs.status import State, Status, write_status
 from sdtrain.signals import INTERRUPTED, Interrupted, Signals
@@ -101,18 +102,7 @@ def outcome_recorded(run: Run) -> Iterator[None]:
     except Interrupted as stop:
         if stop.code:
             run.write_status("interrupted", stop.code)
-            seen = run.progress.images_seen
-            what = f"Interrupted at {seen} images, the checkpoint is written."
-            if run.progress.ended:
-                what = (
-                    f"Interrupted after the last step, at {seen} images: the checkpoint is "
-                    "written, and the looks at the end that are missing are made later."
-                )
-            run.console.print(
-                f"{what} Go on with the same command with resume=auto "
-                f"hydra.run.dir='{run.folder.path}'",
-                soft_wrap=True,
-            )
+            run.console.print(_interrupted(run), soft_wrap=True)
         raise
     except (UserError, OmegaConfBaseException) as error:
         mistake = _as_user_error(error)
@@ -135,6 +125,29 @@ def outcome_recorded(run: Run) -> Iterator[None]:
     finally:
         if run.ranks:
             run.ranks.finish()
+
+
+def _interrupted(run: Run) -> str:
+    """Where the run stands, and how to go on: a first stage goes on with the run that it is for."""
+    folder = run.folder
+    seen = run.progress.images_seen
+    what = f"Interrupted at {seen} images"
+    if folder.path.name == FIRST_STAGE:
+        what = f"The first stage was interrupted at {seen} images"
+        folder = RunFolder(folder.path.parent)
+    elif not published(folder.path) and published(folder.first_stage.path):
+        what = "Interrupted in the first stage"
+    has_checkpoint = published(folder.path) or published(folder.first_stage.path)
+    if run.progress.ended and has_checkpoint:
+        saved = (
+            "after the last step: the checkpoint is written, and the looks at the end that are "
+            "missing are made later"
+        )
+    else:
+        saved = "the checkpoint is written" if has_checkpoint else "before a checkpoint was written"
+    word = shlex.quote(text_word("hydra.run.dir", str(folder.path)))
+    how = "Go on" if has_checkpoint else "Begin again"
+    return f"{what}, {saved}. {how} with the same command with resume=auto {word}"
 
 
 def _as_user_error(error: UserError | OmegaConfBaseException) -> UserError:

@@ -1,15 +1,14 @@
 """What a person reads before and after a run."""
 
-import json
+import shlex
 from collections.abc import Iterable
-from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 from torch import nn
 
+from sdtrain.config.overrides import text_word
 from sdtrain.latent_diffusion import LatentDiffusion
-from sdtrain.runs.layout import RunFolder
 from sdtrain.runs.manifest import published
 from sdtrain.training.callbacks.assembly import CallbackSet
 from sdtrain.training.outcome import Run
@@ -77,7 +76,7 @@ def print_result(run: Run, plan: Plan, parts: Parts, callbacks: CallbackSet, lef
     saved = published(run.folder.path)
     if saved:
         rows.append(("checkpoint", str(saved[-1])))
-    command = _next_command(run.folder, plan, parts)
+    command = _next_command(run, plan, parts, averaged=callbacks.ema is not None)
     if command:
         rows.append(("next", command))
     seen = run.progress.images_seen
@@ -97,17 +96,24 @@ def _last_numbers(callbacks: CallbackSet) -> list[str]:
     return shown
 
 
-def _next_command(folder: RunFolder, plan: Plan, parts: Parts) -> str | None:
-    """None for a model that sdtrain-sample cannot give all that it reads."""
+def _next_command(run: Run, plan: Plan, parts: Parts, averaged: bool) -> str | None:
+    """A line for the shell, whatever stands in prompts and paths. None for a model that
+    sdtrain-sample cannot give all that it reads.
+    """
+    folder = run.folder
     if plan.draft.trains_autoencoder:
-        return f"sdtrain model.autoencoder.path={_quoted(folder.autoencoder)}"
+        return shlex.join(["sdtrain", text_word("model.autoencoder.path", str(folder.autoencoder))])
     reads = parts.module.model.conditioner.reads
     if "depth" in reads:
         return None
-    prompt = ""
+    words = ["sdtrain-sample", text_word("checkpoint", str(folder.path))]
     if "caption" in reads:
-        prompt = f"prompt={json.dumps(parts.data.example_prompts(1)[0], ensure_ascii=False)} "
-    return f"sdtrain-sample checkpoint={_quoted(folder.path)} {prompt}output=samples"
+        words.append(text_word("prompt", parts.data.example_prompts(1)[0]))
+    if "label" in reads:
+        words.append("label=0")
+    if not averaged:
+        words.append("ema=false")
+    return shlex.join([*words, "output=samples"])
 
 
 def _print_table(console: Console, title: str, rows: Rows) -> None:
@@ -125,9 +131,3 @@ def _count(parameters: Iterable[nn.Parameter]) -> str:
 
 def _last_name(node: dict) -> str:
     return node["_target_"].rpartition(".")[2]
-
-
-def _quoted(path: Path) -> str:
-    text = str(path)
-    plain = all(c.isalnum() or c in "/._-" for c in text)
-    return text if plain else f"'{text}'"

@@ -92,6 +92,21 @@ def test_the_labels_of_ones_own_conditioner_are_checked_where_it_says_how_many(l
     assert refused.value.key == "label" and refused.value.value == label
 
 
+def test_a_prompt_that_is_cut_is_told_and_a_key_that_is_not_there_too(here, tiny_run, tmp_path):
+    words = [f"checkpoint={tiny_run}", "num_images=1", "steps=2", f"output={tmp_path}/out"]
+    long = " ".join(["a red star"] * 20)
+    result = here("sdtrain-sample", *words, f"prompt={long}", "prompt=a red star")
+    assert result.code == 0
+    assert result.err.count("is cut") == 1 and long in result.err
+    result = here("sdtrain-sample", *words, "prompt=x", "image=3")
+    assert result.code == 2 and "'image'" in result.paragraph
+    assert "Did you mean" not in result.paragraph
+    result = here("sdtrain-sample", *words, "prompt=x", "num_image=3")
+    assert "Did you mean 'num_images'" in result.paragraph
+    result = here("sdtrain-sample", *words, "prompt=null")
+    assert result.code == 2 and result.paragraph.startswith("prompt is missing")
+
+
 def test_a_run_samples_where_its_data_are_not(here, tiny_run, tmp_path):
     """The data set is not made: here its pictures lie in a folder that is not there. The pictures
     stay the same."""
