@@ -16,7 +16,6 @@ from sdtrain.latent_diffusion import LatentDiffusion
 from sdtrain.models.modes import eval_mode
 from sdtrain.paths import find_folder
 from sdtrain.randomness import philox_key
-from sdtrain.runs.layout import RunFolder
 from sdtrain.types import PictureData, captions_of, extras_of
 
 MOST_CLASSES = 20
@@ -42,16 +41,12 @@ def seed_weights(seed: int, purpose: str) -> None:
 
 def build_autoencoder(cfg: dict, run_dir: Path) -> torch.nn.Module:
     """The frozen autoencoder; a relative path is first looked for in the run's own folder, where a
-    first stage leaves it, and the run's copy is taken where the path leads nowhere.
+    first stage leaves it.
     """
     node = dict(cfg["model"]["autoencoder"])
     path = node.get("path")
     if isinstance(path, str):
-        kept = RunFolder(run_dir).kept("autoencoder", "path")
-        try:
-            node["path"] = str(find_folder(path, "model.autoencoder.path", [run_dir, Path()]))
-        except UserError:
-            node["path"] = str(kept) if kept.is_dir() else path
+        node["path"] = str(find_folder(path, "model.autoencoder.path", [run_dir, Path()]))
     return _build_part(node, "model.autoencoder")
 
 

@@ -6,10 +6,10 @@ import tempfile
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from sdtrain.config.boundary import run_command
-from sdtrain.config.compose import compose_config, current_overrides
+from sdtrain.config.compose import compose_config, current_overrides, resolved
 from sdtrain.config.draft import check_draft, is_one_process
 from sdtrain.config.new_folders import removed_if_unused
 from sdtrain.config.overrides import is_sweep, split_flags, typed_values
@@ -22,7 +22,7 @@ from sdtrain.sweep.record import sweep_folder
 
 def task(cfg: DictConfig) -> None:
     run = RunFolder(Path(HydraConfig.get().runtime.output_dir))
-    config = OmegaConf.to_container(cfg, resolve=True)
+    config = resolved(cfg, current_overrides())
     if is_one_process(config):
         forget_launcher()
     with removed_if_unused(), alone_in(run.path):  # a run that is refused leaves nothing

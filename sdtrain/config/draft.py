@@ -7,7 +7,10 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from omegaconf import MISSING
+
 from sdtrain.config.check import Checker, check_value, nearest
+from sdtrain.config.compose import BRINGS_AUTOENCODER
 from sdtrain.config.overrides import typed_keys
 from sdtrain.config.path_keys import with_homes_in
 from sdtrain.config.plain import check_plain_values
@@ -186,6 +189,10 @@ def _check_groups(config: dict) -> None:
     for key in DIFFUSION_ONLY:
         if not config.get(key):
             raise UserError(f"{key} is missing", key=key, remedy=f"Choose one with {key}=NAME.")
+    autoencoder = config["model"].get("autoencoder") if isinstance(config["model"], dict) else None
+    if isinstance(autoencoder, dict) and autoencoder.get("path") == MISSING:
+        key = "model.autoencoder.path"
+        raise UserError(f"{key} is missing", key=key, remedy=f"Give a folder in {key}.")
 
 
 def _check_callbacks(config: dict) -> None:
@@ -206,7 +213,7 @@ def _place_first_stage(config: dict, typed: set[str]) -> None:
     """No first stage where the user brings an autoencoder; else the model reads the one that it
     leaves behind.
     """
-    if typed & {"model.autoencoder.path", "model/autoencoder"}:
+    if typed & BRINGS_AUTOENCODER:
         config["first_stage"] = None
     else:
         config["model"]["autoencoder"]["path"] = FIRST_STAGE_AUTOENCODER

@@ -251,7 +251,7 @@ def _read_autoencoder(found: AutoencoderFolder, path: str) -> AutoencoderKL:
             low_cpu_mem_usage=False,
             output_loading_info=True,
         )
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+    except Exception as error:  # whatever diffusers raises for sizes that do not belong together
         first_line = (str(error).splitlines() or [""])[0]
         raise _unfit_weights(found, path, first_line) from error
     if info["missing_keys"]:

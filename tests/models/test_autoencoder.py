@@ -1,5 +1,6 @@
 """The autoencoder that travels with sdtrain, and what is refused of others."""
 
+import copy
 import json
 import re
 import shutil
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from sdtrain.data.shapes import COLOURS, RADII, SHAPES, Shapes, coverage
 from sdtrain.errors import UserError
@@ -145,6 +147,78 @@ def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(UserError) as refused:
         Autoencoder(path="nowhere", latent_channels=4, downsampling=4)
     assert (refused.value.key, refused.value.value) == ("model.autoencoder.path", "nowhere")
+
+
+def layouts(tmp_path) -> dict[str, Path]:
+    """Folders with the shipped weights, as diffusers and its pipelines lay them out."""
+    net = Autoencoder(path=SHIPPED["path"]).net
+    folders = {"whole": tmp_path / "whole", "parts": tmp_path / "parts"}
+    net.save_pretrained(folders["whole"])
+    net.save_pretrained(folders["parts"], max_shard_size="1MB")
+    assert len(list(folders["parts"].glob("*.safetensors"))) > 1
+    half = copy.deepcopy(net).half()
+    for name, options in (("fp16", {}), ("fp16 parts", {"max_shard_size": "500KB"})):
+        folders[name] = tmp_path / name
+        half.save_pretrained(folders[name], variant="fp16", **options)
+    pipeline = tmp_path / "pipeline"
+    shutil.copytree(folders["fp16"], pipeline / "vae")
+    (pipeline / "model_index.json").write_text("{}")
+    return folders | {"pipeline": pipeline}
+
+
+def test_every_layout_of_diffusers_is_read(held_out, tmp_path):
+    images = held_out[0][:4]
+    plain = Autoencoder(path=SHIPPED["path"])  # its weights are in half precision
+    folders = layouts(tmp_path)
+    for name, folder in folders.items():
+        found = Autoencoder(path=str(folder))
+        assert (found.latent_channels, found.downsampling) == (4, 4), name
+        assert next(found.parameters()).dtype == torch.float32
+        torch.testing.assert_close(found.encode(images), plain.encode(images))
+        assert all(path.is_file() for path in found.files)
+        Autoencoder(path=str(folder), sha256=found.sha256)
+    # Any part that is exchanged is noticed, and one that is missing is none of the folder.
+    parts = sorted(folders["parts"].glob("*.safetensors"))
+    digest = Autoencoder(path=str(folders["parts"])).sha256
+    weights = load_file(parts[-1])
+    save_file({key: value + 1 for key, value in weights.items()}, parts[-1], {"format": "pt"})
+    with pytest.raises(UserError, match="other weights"):
+        Autoencoder(path=str(folders["parts"]), sha256=digest)
+    parts[0].unlink()
+    with pytest.raises(UserError, match=WEIGHTS):
+        Autoencoder(path=str(folders["parts"]))
+
+
+def test_weights_that_are_not_those_of_the_config_are_refused(tmp_path):
+    folder = with_config(tmp_path)
+    weights = load_file(folder / WEIGHTS)
+    weights.pop("quant_conv.weight")
+    save_file(weights, folder / WEIGHTS, {"format": "pt"})
+    with pytest.raises(UserError, match="quant_conv"):
+        Autoencoder(path=str(folder))
+    for said in ({"_class_name": "AutoencoderTiny"}, {"block_out_channels": [16, 32]}):
+        with pytest.raises(UserError) as refused:
+            Autoencoder(path=str(with_config(tmp_path, **said)))
+        assert refused.value.key == "model.autoencoder.path", said
+    (folder / "config.json").write_text("{")
+    with pytest.raises(UserError):
+        Autoencoder(path=str(folder))
+
+
+def test_the_sizes_of_a_run_are_its_autoencoders(composed, tmp_path):
+    """Of its folder, or of the first stage that trains it; what the user typed stays."""
+    folder = with_config(tmp_path, latent_channels=16, block_out_channels=[8, 8, 8, 8])
+    words = [f"model.autoencoder.path={folder}"]
+    model = composed(*words)["model"]
+    found = [model["autoencoder"][name] for name in ("latent_channels", "downsampling")]
+    assert found == [16, 8] and model["unet"]["latent_channels"] == 16
+    typed = composed(*words, "model.autoencoder.latent_channels=3")["model"]
+    assert typed["unet"]["latent_channels"] == 3 and typed["autoencoder"]["downsampling"] == 8
+    stage = composed("experiment=emoji_autoencoder")["model"]
+    for words in (["data=images", "data.path=x"], ["experiment=emoji"]):
+        model = composed(*words)["model"]
+        assert model["unet"]["latent_channels"] == stage["latent_channels"]
+        assert model["autoencoder"]["downsampling"] == 2 ** (len(stage["block_channels"]) - 1)
 
 
 def test_the_stored_figures_are_those_of_the_weights():

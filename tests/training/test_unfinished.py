@@ -54,7 +54,7 @@ def test_an_unfinished_run_is_found_again(tiny, unfinished, word):
         "weighting._target_=sdtrain.diffusion.Other",
         "model.caption_dropout=0.2",
         "model/autoencoder=pixels",
-        "model.autoencoder.path=elsewhere",
+        "model.autoencoder.path=data/../data/shapes_autoencoder",
         "name=other",
         "optimizer._target_=torch.optim.RMSprop",
     ],

@@ -63,9 +63,11 @@ class ProcessLauncher(Launcher):
 
     def _composed(self, words: list[str]) -> dict:
         """The configuration of one arm, resolved, without Hydra's own node."""
+        from sdtrain.config.compose import resolved
+
         config = self.context.config_loader.load_sweep_config(self.config, list(words))
         keys = [key for key in config if key != "hydra"]
-        return OmegaConf.to_container(OmegaConf.masked_copy(config, keys), resolve=True)
+        return resolved(OmegaConf.masked_copy(config, keys), words)
 
 
 ConfigStore.instance().store(
