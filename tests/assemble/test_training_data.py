@@ -6,7 +6,11 @@ import shutil
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
+
+from sdtrain.runs.layout import CheckpointFolder
+from sdtrain.runs.manifest import published, write_manifest
 
 SMALL = [
     "model/autoencoder=pixels",
@@ -41,8 +45,17 @@ def trained(here, tiny, tmp_path_factory):
 
 @pytest.fixture
 def elsewhere(trained, tmp_path):
-    """The same, copied to where the run was not trained; the place it names does not exist."""
+    """The same, copied to where the run was not trained; the place it names does not exist. Its
+    path is relative, as typed, and as earlier versions wrote it.
+    """
     folder = shutil.copytree(trained, tmp_path / "elsewhere")
+    for checkpoint in published(folder / "run"):
+        files = CheckpointFolder(checkpoint)
+        saved = yaml.safe_load(files.config.read_text())
+        saved["data"]["path"] = "pics"
+        files.config.write_text(yaml.safe_dump(saved))
+        files.manifest.unlink()
+        write_manifest(checkpoint)
     record = json.loads((folder / "run" / "data.json").read_text())
     record["working_directory"] = str(tmp_path / "gone")
     (folder / "run" / "data.json").write_text(json.dumps(record))
