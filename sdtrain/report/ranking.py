@@ -139,6 +139,10 @@ def _unlike(comparison: Comparison) -> list[str]:
     if len(set(budgets.values())) > 1:
         seen = ", ".join(f"{name} {images}" for name, images in budgets.items())
         notes.append(f"The arms have not seen as many images: {seen}.")
+    for arm in arms:
+        first = arm.used[0].trained_by
+        if first:
+            notes.append(f"{arm.name} has the weights of {first}: see what each draws.")
     return notes + _unlike_seeds(arms)
 
 

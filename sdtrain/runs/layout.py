@@ -137,6 +137,11 @@ class RunFolder:
         return self.path / ".lock"
 
     @property
+    def trained_by(self) -> Path:
+        """The name of the arm whose weights this one was given, of arms that differ in sampling."""
+        return self.path / "trained_by.txt"
+
+    @property
     def output(self) -> Path:
         """What an arm of a sweep has printed."""
         return self.path / "output.txt"

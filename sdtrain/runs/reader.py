@@ -29,6 +29,7 @@ class RunRecord:
     state: as in status.json; "killed" where the process ended without writing one; or a phrase.
     lines: of metrics.jsonl, those that can be read.
     looks: the records of the noise-level validation as they lie in validation/, in order.
+    trained_by: the arm of its sweep whose weights it was given, None of one that was trained.
     """
 
     name: str
@@ -40,6 +41,7 @@ class RunRecord:
     peak_memory_mb: float | None = None
     lines: list[dict] = field(default_factory=list)
     looks: list[dict] = field(default_factory=list)
+    trained_by: str | None = None
 
     def series(self, key: str) -> Series:
         """Of the lines that have the key."""
@@ -157,6 +159,7 @@ def read_run(name: str, folder: Path) -> RunRecord:
         peak_memory_mb=_number(status, "peak_memory_mb"),
         lines=lines,
         looks=_looks(files.validation),
+        trained_by=_trained_by(files.trained_by),
     )
 
 
@@ -164,6 +167,12 @@ def _config(path: Path) -> dict[str, Any]:
     with contextlib.suppress(StorageError):
         return read_config(path)
     return {}
+
+
+def _trained_by(path: Path) -> str | None:
+    with contextlib.suppress(OSError, ValueError):
+        return path.read_text().strip()
+    return None
 
 
 def _number(status: dict, key: str) -> int | float | None:

@@ -28,6 +28,7 @@ from sdtrain.sweep.check import check_arms
 from sdtrain.sweep.draft import SweepDraft
 from sdtrain.sweep.places import Places
 from sdtrain.sweep.record import recorded
+from sdtrain.sweep.sharing import hand_over, trained_by
 from sdtrain.training.first_stage import first_stage_done, train_first_stage
 
 POLL = 0.05  # seconds between two looks at the processes
@@ -118,6 +119,7 @@ class ArmQueue:
         self.signals = signals
         self.free = device_sets(places, [arm.config for arm in arms])
         self.waiting = list(arms)
+        self.trained_by = trained_by(arms)
         self.running: list[Arm] = []
         self.forwarded = False
 
@@ -132,7 +134,15 @@ class ArmQueue:
             time.sleep(POLL)
 
     def _can_start(self) -> bool:
-        return bool(self.waiting) and not self.signals.received
+        return self._next() is not None and not self.signals.received
+
+    def _next(self) -> Arm | None:
+        """The first that waits for no other's training."""
+        for arm in self.waiting:
+            first = self.trained_by.get(arm.name)
+            if first is None or first.exit_code is not None:
+                return arm
+        return None
 
     def _pass_over_finished(self) -> None:
         for arm in list(self.waiting):
@@ -142,9 +152,18 @@ class ArmQueue:
                 print(f"{arm.name}: done before", flush=True)
 
     def _start_next(self) -> None:
-        arm = self.waiting.pop(0)
+        arm = self._next()
+        self.waiting.remove(arm)
+        first = self.trained_by.get(arm.name)
+        if first is not None and first.exit_code:
+            arm.exit_code = first.exit_code
+            print(f"{arm.name}: not begun, {first.name} was to train for it", flush=True)
+            return
         arm.devices = self.free.pop(0)
         try:
+            if first is not None:
+                hand_over(first, arm)
+                print(f"{arm.name}: draws with the weights of {first.name}", flush=True)
             arm.start(self.prefix)
         except OSError as error:  # the others go on
             arm.exit_code = StorageError.exit_code
