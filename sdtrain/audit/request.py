@@ -8,6 +8,7 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
+from sdtrain.config.boundary import refuse_repeated_choices
 from sdtrain.config.check import Checker
 from sdtrain.config.compose import compose_config
 from sdtrain.config.overrides import prepared, typed_keys
@@ -54,6 +55,7 @@ def read_request(words: list[str]) -> AuditRequest:
     Raises UserError, and what Hydra raises.
     """
     words = prepared(words)
+    refuse_repeated_choices(words)
     for word in words:
         if word.startswith("-"):
             raise UserError(

@@ -6,18 +6,19 @@ Imports neither torch nor Lightning, so that --help, completion and refusals are
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 import hydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from sdtrain.config.check import nearest
 from sdtrain.config.compose import known_keys
-from sdtrain.config.overrides import GROUP_OF_KEY, prepared
+from sdtrain.config.overrides import GROUP_OF_KEY, prepared, repeated_choice, typed_values
 from sdtrain.console import fail, secure_streams
 from sdtrain.errors import StorageError, UserError
 from sdtrain.paths import config_dir
@@ -38,7 +39,7 @@ def error_boundary(config_name: str, output_key: str = "output") -> Iterator[Non
     try:
         yield
     except CONFIGURATION_ERRORS as error:
-        _leave(as_user_error(error, lambda: known_keys(config_name)))
+        _leave(as_user_error(error, lambda: known_keys(config_name), sys.argv[1:]))
     except UserError as error:
         _leave(error)
     except OSError as error:
@@ -78,6 +79,7 @@ def run_command(
     with error_boundary(config_name, output_key):
         words = prepared(typed, repeatable)
         _check_places(words)
+        refuse_repeated_choices(words)
         added = prepared(more(words)) if more else []
         sys.argv[1:] = words + added
         app()
@@ -91,14 +93,31 @@ def _check_places(words: list[str]) -> None:
             raise UserError("is empty", key=key, value="", remedy="Give a folder.")
 
 
-def as_user_error(error: Exception, known: Callable[[], list[str]]) -> UserError:
+def refuse_repeated_choices(words: Iterable[str]) -> None:
+    """UserError where an option stands twice in a list of choices: Hydra would take it once."""
+    for word in words:
+        key, name = repeated_choice(word)
+        if name and (config_dir() / key).is_dir():
+            raise UserError(
+                f"{key} names {name} twice, and it would be taken once",
+                key=key,
+                remedy="Leave one out; what it does can be made stronger by its own keys.",
+            )
+
+
+def as_user_error(
+    error: Exception, known: Callable[[], list[str]], words: Iterable[str] = ()
+) -> UserError:
     """A Hydra or OmegaConf error as a UserError, with the nearest key that exists.
 
-    known: gives the keys of the configuration, when they are needed.
+    known: gives the keys of the configuration, when they are needed. words: of the command line.
     """
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _missing_option(error)
     text = str(error)
+    match = re.match(r"Ambiguous value for argument '(.+)'", text)
+    if match:
+        return _several_values(match[1])
     if isinstance(error, OverrideParseException):
         return UserError(
             f"'{error.override}' cannot be read: {text.splitlines()[0]}",
@@ -114,7 +133,8 @@ def as_user_error(error: Exception, known: Callable[[], list[str]]) -> UserError
         )
     match = re.match(r"Could not (?:override|append|delete)[^']*'([^']+)'", text)
     if match:
-        return _missing_key(match[1].rstrip(".").partition("@")[0], known())
+        key = match[1].rstrip(".").partition("@")[0]
+        return _not_everywhere(key, words) or _missing_key(key, known())
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     key = getattr(cause, "full_key", None)
     problem = str(cause).splitlines()[0]
@@ -123,12 +143,47 @@ def as_user_error(error: Exception, known: Callable[[], list[str]]) -> UserError
     return UserError(problem + (f" (key {key})" if key else ""), key=key)
 
 
+def _several_values(word: str) -> UserError:
+    key, _, values = word.partition("=")
+    return UserError(
+        f"{word} names several values for one run",
+        key=key,
+        remedy="Choose one, start a run for each with -m, which sdtrain alone takes, or put a text "
+        f"that holds commas in quotes: '{key}=\"{values}\"'.",
+    )
+
+
 def _missing_option(error: MissingConfigException) -> UserError:
     group, _, name = error.missing_cfg_file.rpartition("/")
     typed = {value: key for key, value in GROUP_OF_KEY.items()}.get(group, group)
     options = error.options or _shipped_options(group)
     problem = f"{typed}={name}: there is no configs/{group}/{name}.yaml.{nearest(name, options)}"
     return UserError(problem, key=typed)
+
+
+def _not_everywhere(key: str, words: Iterable[str]) -> UserError | None:
+    """For a key that one of several options of a group has and another lacks, in a sweep."""
+    group = key.partition(".")[0]
+    for name, values in typed_values(words).items():
+        if name != group or "," not in values:
+            continue
+        for option in values.split(","):
+            path = config_dir() / group / f"{option}.yaml"
+            if path.is_file() and _has(path, key):
+                return UserError(
+                    f"{key} is not a key of every option of {group}={values}: {option} has it",
+                    key=key,
+                    remedy=f"Sweep over the others without it, and start {group}={option} by a "
+                    f"command of its own with -m {group}={option} and the same hydra.sweep.dir.",
+                )
+    return None
+
+
+def _has(path: Path, key: str) -> bool:
+    """Whether the key, the group's name first, stands in an option's yaml."""
+    node = OmegaConf.load(path)
+    group, _, below = key.partition(".")
+    return OmegaConf.select(node, below) is not None or below in node or key in node
 
 
 def _missing_key(key: str, known: list[str]) -> UserError:

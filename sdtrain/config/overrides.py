@@ -168,3 +168,14 @@ def group_choice(argument: str) -> str:
     names = value[1:-1] if is_list else value
     once = dict.fromkeys(name.strip() for name in names.split(","))  # Hydra takes none twice
     return f"{group}=[{','.join(once)}]"
+
+
+def repeated_choice(word: str) -> tuple[str, str | None]:
+    """(the key, what stands twice in a list of its values, or None)."""
+    key, _, value = word.partition("=")
+    for inside in re.findall(r"\[([^\[\]]*)\]", value):
+        names = [name.strip(" '\"") for name in inside.split(",")]
+        for name in names:
+            if name and names.count(name) > 1:
+                return key.lstrip("+"), name
+    return key.lstrip("+"), None

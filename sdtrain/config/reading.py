@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sdtrain.config.check import Checker
+from sdtrain.config.check import Checker, target_of
 from sdtrain.config.overrides import typed_keys
 from sdtrain.config.path_keys import with_homes_in
 from sdtrain.config.schema import EvaluateConfig, SampleConfig
@@ -65,7 +65,21 @@ def check_evaluate(config: dict, overrides: Iterable[str]) -> EvaluateConfig:
     # Here torch is imported, with the targets.
     # A metric gets nothing from sdtrain: each of its arguments can be configured.
     metrics = _checked_nodes(config, ["metrics"], Checker(typed, filled_in=()))
+    if "steps" in typed:
+        _check_steps(metrics["metrics"])
     return replace(checked, **metrics, **_checked_nodes(config, DRAWING, Checker(typed)))
+
+
+def _check_steps(metrics: dict) -> None:
+    """UserError where no metric draws with the `steps` that were typed."""
+    for name, node in metrics.items():
+        if not getattr(target_of(node, f"metrics.{name}"), "own_steps", False):
+            return
+    raise UserError(
+        f"steps has no effect: {', '.join(metrics)} draws with numbers of its own",
+        key="steps",
+        remedy=f"Set metrics.{next(iter(metrics))}.steps, or remove it.",
+    )
 
 
 def as_list(value: Any) -> list:

@@ -129,7 +129,9 @@ def evaluate_checkpoint(
             pictures.write_png(picture, folder.picture(name, part))
         console.print(table_of(name, metric, measurement))
         result[name] = measurement.columns
-        result["settings"][name] = settings
+        result["settings"][name] = dict(settings)
+        if metric.own_steps:
+            del result["settings"][name]["steps"]
     if config.data and not subject.source.was_used:
         warn("data has no effect: none of these metrics compares with the training pictures.")
     write_text(folder.numbers, json.dumps(result, indent=1) + "\n")

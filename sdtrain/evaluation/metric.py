@@ -57,6 +57,10 @@ class Metric:
     higher_is_better: ClassVar[bool | None] = None
     """None where neither is better."""
 
+    own_steps: ClassVar[bool] = False
+    """Whether it draws with numbers of steps of its own, and the command's `steps` is nothing to
+    it."""
+
     def check(self, subject: Subject) -> None:
         """Raises UserError where it cannot measure this model. It is asked before any drawing."""
 

@@ -21,6 +21,7 @@ class SamplerError(Metric):
             where that is less.
     """
 
+    own_steps = True
     unit = "share of the pixels' range"
     higher_is_better = False
 

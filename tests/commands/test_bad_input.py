@@ -237,8 +237,10 @@ def test_evaluate_measures_how_many_steps_it_takes(here, tiny_run, tmp_path):
     assert here("sdtrain-evaluate", *words, "steps=2").code == 0  # what was measured before stays
     written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     found = written["sampler_error"]
-    used = {metric: settings["steps"] for metric, settings in written["settings"].items()}
-    assert used == {"sampler_error": 50, "prompt_accuracy": 2}
+    used = {metric: settings.get("steps") for metric, settings in written["settings"].items()}
+    assert used == {"sampler_error": None, "prompt_accuracy": 2}  # the former has its own
+    result = here("sdtrain-evaluate", *words, "metrics=sampler_error", "steps=3")
+    assert result.code == 2 and "metrics.sampler_error.steps" in result.paragraph
     assert found["mean"].keys() == {"2 steps", "4 steps"}
     assert 0 < found["mean"]["4 steps"] <= found["largest"]["4 steps"] < 1
     drawn = {path.name for path in (tmp_path / "out").glob("sampler*.png")}

@@ -248,3 +248,19 @@ def test_chosen_metrics_are_composed_in_their_order(composed):
     assert metrics["retrieval"]["max_pictures"] == 3
     default = composed("checkpoint=RUN", config="evaluate")["metrics"]
     assert list(default) == ["prompt_accuracy"]
+
+
+@pytest.mark.parametrize("word", ["modifiers=[shift,shift]", "+modifiers=[clip, 'shift',shift ]"])
+def test_an_option_that_is_chosen_twice_is_refused(here, word, tmp_path):
+    for command in ("sdtrain", "sdtrain-schedule"):
+        result = here(command, word, cwd=tmp_path)
+        assert result.code == 2 and "modifiers names shift twice" in result.paragraph, result.err
+    # Values may repeat: only a list of options loses one.
+    steps = "callbacks.samples.guidance_scales=[2,2]"
+    assert here("sdtrain", steps, "--cfg", "job", cwd=tmp_path).code == 0
+
+
+def test_several_values_without_m_are_answered_with_it(here, tmp_path):
+    result = here("sdtrain", "schedule=linear,cosine", cwd=tmp_path)
+    assert result.code == 2 and " -m" in result.paragraph
+    assert list(tmp_path.iterdir()) == []

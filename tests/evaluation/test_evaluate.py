@@ -51,7 +51,8 @@ def test_every_metric_measures(here, tiny_run, tmp_path):
     }
     assert list(found) == [*settings, "settings", *METRICS]
     assert {key: found[key] for key in settings} == settings
-    assert found["settings"] == dict.fromkeys(METRICS, settings)
+    own = {key: value for key, value in settings.items() if key != "steps"}
+    assert found["settings"] == dict.fromkeys(METRICS, settings) | {"sampler_error": own}
     for name in METRICS:
         assert name in result.out
         for column in found[name].values():

@@ -36,6 +36,12 @@ with only_run(pathlib.Path(sys.argv[1]), print):
         ),
         ("seed=glob(*)", "The sweep has no arm"),
         ("sweep=schedules,weightings", "names several sweeps"),
+        (
+            "schedule=linear,table schedule.betas=[0.1,0.2]",
+            "-m schedule=table and the same hydra.sweep.dir",
+        ),
+        ("schedule=linear,table schedule.betaz=1", "There is no key 'schedule.betaz'"),
+        ("modifiers=[shift,shift],[clip]", "modifiers names shift twice"),
         ("seed=0,1 seed=0", "seed is given twice"),
         (
             "optimizer.lr=0.001,-1",
@@ -55,8 +61,8 @@ with only_run(pathlib.Path(sys.argv[1]), print):
         ("optimizer.lr=interval(0,1)", "Write them out, optimizer.lr=value,value"),
         (
             "callbacks=default,none",
-            "There is no key 'callbacks.samples.num_images' here: "
-            "an option that was chosen leaves it out",
+            "callbacks.samples.num_images is not a key of every option of callbacks=default,none: "
+            "default has it",
         ),
     ],
 )
