@@ -163,26 +163,23 @@ def test_an_interrupted_sweep_goes_on_to_the_same_weights(tiny, saved, tmp_path)
 
 @pytest.mark.slow
 def test_arms_that_differ_in_sampling_share_one_training(here, tiny, saved, tmp_path):
-    """The second goes on from the last weights of the first, to its own pictures and nothing else;
-    an arm of another seed is trained."""
+    """The second goes on from the last weights of the first, to its own pictures and nothing
+    else."""
     folder = tmp_path / "sweep"
     words = [*tiny("callbacks.noise_levels.every=64"), f"hydra.sweep.dir={folder}"]
-    out, code = run_sweep(tmp_path, *words, "sampler=ddim,heun", "seed=0,1")
+    out, code = run_sweep(tmp_path, *words, "sampler=ddim,heun")
     assert code == 0, out
-    assert "sampler=heun,seed=1: draws with the weights of sampler=ddim,seed=1" in out
-    first = folder / "sampler=ddim,seed=0"
-    second = folder / "sampler=heun,seed=0"
+    assert "sampler=heun: draws with the weights of sampler=ddim" in out
+    first = folder / "sampler=ddim"
+    second = folder / "sampler=heun"
     assert saved(first).keys() == saved(second).keys()
     assert all((saved(second)[key] == value).all() for key, value in saved(first).items())
     assert "train/loss" in (first / "metrics.jsonl").read_text()
     assert "train/loss" not in (second / "metrics.jsonl").read_text()
     pictures = [run / "samples" / "pictures-000000064.png" for run in (first, second)]
     assert pictures[0].read_bytes() != pictures[1].read_bytes()
-    assert (second / "trained_by.txt").read_text() == "sampler=ddim,seed=0\n"
+    assert (second / "trained_by.txt").read_text() == "sampler=ddim\n"
     report = here("sdtrain-report", str(folder))
     assert report.code == 0, report.err
     text = (folder / "report" / "report.md").read_text()
-    assert "sampler=heun has the weights of sampler=ddim,seed=0" in text
-    # What has been drawn is done before.
-    again, code = run_sweep(tmp_path, *words, "sampler=ddim,heun", "seed=0,1")
-    assert code == 0 and again.count("done before") == 4, again
+    assert "sampler=heun has the weights of sampler=ddim" in text
