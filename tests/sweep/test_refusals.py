@@ -45,8 +45,7 @@ with only_run(pathlib.Path(sys.argv[1]), print):
         ("seed=0,1 seed=0", "seed is given twice"),
         (
             "optimizer.lr=0.001,-1",
-            "In the arm optimizer.lr=-1: optimizer: Invalid learning rate: -1. "
-            "Change optimizer.lr.",
+            "In the arm optimizer.lr=-1: optimizer.lr=-1 must be at least 0.",
         ),
         (
             "trainer.max_images=8,-8",
