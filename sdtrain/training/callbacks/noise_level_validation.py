@@ -38,7 +38,7 @@ from sdtrain.types import Pictures, Row
 
 STATISTICS = 256
 """Training pictures behind the linear denoiser."""
-AT_ONCE = 64
+AT_ONCE = 32
 """Largest batch: a signal waits no longer than for one."""
 
 

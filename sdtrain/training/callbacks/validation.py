@@ -12,6 +12,9 @@ from sdtrain.training.callbacks.ema import EMACallback, averaged_weights
 from sdtrain.training.progress import Progress
 from sdtrain.training.stopping import Stopping
 
+AT_ONCE = 16
+"""Pictures of a batch: a signal waits no longer than for one."""
+
 
 @dataclass(frozen=True)
 class PlannedValidation:
@@ -61,7 +64,7 @@ class Validation(L.Callback):
     ) -> dict[str, float]:
         numbers: dict[str, list[torch.Tensor]] = {}
         with eval_mode(module), averaged_weights(self.ema, module):
-            for batch in trainer.datamodule.validation_batches(planned.count):
+            for batch in trainer.datamodule.validation_batches(planned.count, AT_ONCE):
                 stopping.go_on()
                 for name, values in module.validate(batch.to(module.device)).items():
                     numbers.setdefault(name, []).append(values)
