@@ -1,5 +1,6 @@
 """The signals on which a run or a sweep saves and leaves."""
 
+import atexit
 import os
 import signal
 
@@ -29,12 +30,19 @@ class Signals:
             if number == signal.SIGHUP and ignored:  # nohup means it
                 continue
             signal.signal(number, self)
+        # While the interpreter ends: the exit code is decided, and Python would take its default.
+        atexit.register(ignore_signals)
 
     def __call__(self, number: int, frame) -> None:
         if self.received and number != signal.SIGUSR1:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.received = self.received or number
+
+
+def ignore_signals() -> None:
+    for number in INTERRUPTING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def exit_code_of(number: int) -> int:

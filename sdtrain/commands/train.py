@@ -17,7 +17,6 @@ from sdtrain.console import forget_launcher, is_torchrun_follower
 from sdtrain.runs.layout import RunFolder
 from sdtrain.runs.lock import alone_in
 from sdtrain.runs.start import check_start
-from sdtrain.signals import INTERRUPTING
 from sdtrain.sweep.record import sweep_folder
 
 
@@ -55,8 +54,6 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback, until the run itself listens
     kind = "sweep" if is_sweep(sys.argv[1:]) else "run"
     run_command(task, "train", output_key=f"hydra.{kind}.dir", more=run_folder)
-    for number in INTERRUPTING:
-        signal.signal(number, signal.SIG_IGN)  # it has finished, and leaves with 0
 
 
 if __name__ == "__main__":
