@@ -232,13 +232,19 @@ def test_the_network_is_asked_no_more_than_the_share_allows(here, tiny, monkeypa
     [
         (["steps=5"], 10),
         (["steps=5", "guidance_scale=1"], 5),
-        (["steps=5", "sampler=heun", "guidance_scale=1"], 9),
+        (["steps=5", "sampler=dpmpp_2m", "guidance_scale=1"], 5),
         (["steps=5", "guidance.log_snr_min=-5"], 8),  # the first two lie below it
     ],
 )
 def test_evaluations_of_a_picture(composed, words, wanted):
     drawing = build_drawing(composed(*words), linear())
     assert evaluations_of(drawing, linear(), (4, 4, 4)) == wanted
+
+
+def test_evaluations_of_a_sampler_of_two_slopes(composed):
+    words = ["steps=50", "sampler=heun", "guidance_scale=1"]
+    found = evaluations_of(build_drawing(composed(*words), linear()), linear(), (4, 4, 4))
+    assert 50 < found <= 99
 
 
 def test_multiplications_of_layers():
