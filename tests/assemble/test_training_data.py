@@ -20,7 +20,8 @@ SMALL = [
     "validation=none",
     "trainer.max_images=8",
 ]
-QUICK = ["num_images=2", "steps=2", "accelerator=cpu", "ema=false"]
+FEW = ["num_images=2", "accelerator=cpu", "ema=false"]
+QUICK = [*FEW, "steps=2"]
 SHORT = ["metrics.sampler_error.steps=[2]", "metrics.sampler_error.reference=4"]
 
 
@@ -70,7 +71,8 @@ def drawn(here, run, out, cwd, *words) -> np.ndarray:
 
 
 def evaluated(here, run, cwd, *words):
-    words = [f"checkpoint={run}", *QUICK, *words, f"output={cwd}/evaluation"]
+    quick = FEW if "metrics=sampler_error" in words else QUICK  # which has steps of its own
+    words = [f"checkpoint={run}", *quick, *words, f"output={cwd}/evaluation"]
     return here("sdtrain-evaluate", *words, cwd=cwd)
 
 

@@ -195,15 +195,16 @@ def test_a_home_is_where_a_path_begins(monkeypatch):
         assert prepared(typed) == read
 
 
-def test_a_home_in_a_yaml_is_one_too(composed, monkeypatch):
+def test_a_home_in_a_yaml_is_one_too(composed, monkeypatch, tmp_path):
     """As in one of the user's own, whose words nobody types."""
-    monkeypatch.setenv("HOME", "/h")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "b").write_text("0.001 0.002")
     config = composed("schedule=table", "schedule.betas='~/b'")
     config["model"]["autoencoder"]["path"] = "~/c"
     found = check_draft(config | {"data": config["data"] | {"path": "~/a"}}, ()).config
-    assert found["data"]["path"] == "/h/a"
-    assert found["schedule"]["betas"] == "/h/b"
-    assert found["model"]["autoencoder"]["path"] == "/h/c"
+    assert found["data"]["path"] == f"{tmp_path}/a"
+    assert found["schedule"]["betas"] == f"{tmp_path}/b"
+    assert found["model"]["autoencoder"]["path"] == f"{tmp_path}/c"
 
 
 def test_every_path_that_a_yaml_offers_is_one():
