@@ -13,6 +13,7 @@ from sdtrain.config.check import Checker
 from sdtrain.config.draft import LOADER_KEYS, Draft
 from sdtrain.errors import UserError
 from sdtrain.generation.drawing import Drawing
+from sdtrain.training import optimisation
 from sdtrain.training.callbacks.assembly import try_callbacks
 from sdtrain.training.loggers.media import try_logger
 from sdtrain.training.optimisation import Optimisation
@@ -55,7 +56,7 @@ def make_plan(draft: Draft) -> Plan:
     """
     checker = Checker(draft.typed)
     config = _check_nodes(draft.config, checker)
-    notes = list(checker.notes)
+    notes = [*checker.notes, *_fit_lr_schedule(config, draft)]
     drawing = None
     if not draft.trains_autoencoder:
         config["schedule"] = with_table(config["schedule"])
@@ -82,6 +83,41 @@ def _check_nodes(config: dict, checker: Checker) -> dict:
         loader = {key: node[key] for key in LOADER_KEYS}
         checked[name] = checker.node(own, name, beside=LOADER_KEYS) | loader
     return checked
+
+
+def _fit_lr_schedule(config: dict, draft: Draft) -> list[str]:
+    """Shortens a warm-up that nobody typed to a tenth of the run, in `config`. Lines about what
+    keeps a run from its peak, or from the end of its schedule.
+    """
+    node = config["lr_schedule"]
+    trainer = draft.trainer
+    name = node["_target_"].removeprefix(f"{optimisation.__name__}.")
+    if name not in ("Constant", "Cosine"):
+        return []  # a schedule of the user's
+    notes = []
+    tenth = trainer.max_images // 10
+    warmup = node.get("warmup_images", 0)
+    if name == "Cosine" and warmup > tenth and "lr_schedule.warmup_images" not in draft.typed:
+        node["warmup_images"] = tenth
+        notes.append(
+            f"lr_schedule.warmup_images={tenth} is used: a tenth of "
+            f"trainer.max_images={trainer.max_images}, where {warmup} would be more."
+        )
+    elif warmup > trainer.max_images:
+        # Not shortened under a constant rate, which must not depend on the run's length: a run that
+        # is lengthened later is the same as one that was as long from the start.
+        notes.append(
+            f"The learning rate rises to {trainer.max_images / warmup:.1%} of optimizer.lr at "
+            f"most: lr_schedule.warmup_images={warmup} is longer than "
+            f"trainer.max_images={trainer.max_images}."
+        )
+    if name == "Cosine" and trainer.max_minutes is not None:
+        notes.append(
+            f"lr_schedule=cosine falls by images and not by the clock, so that a run can be "
+            f"repeated: it ends low only if trainer.max_minutes={trainer.max_minutes:g} is enough "
+            f"for trainer.max_images={trainer.max_images}."
+        )
+    return notes
 
 
 def _check_drawings(config: dict) -> Drawing:

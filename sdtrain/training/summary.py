@@ -11,9 +11,11 @@ from sdtrain.config.overrides import text_word
 from sdtrain.latent_diffusion import LatentDiffusion
 from sdtrain.runs.manifest import published
 from sdtrain.training.callbacks.assembly import CallbackSet
+from sdtrain.training.optimisation import Cosine
 from sdtrain.training.outcome import Run
 from sdtrain.training.parts import Parts
 from sdtrain.training.plan import Plan
+from sdtrain.training.progress import Progress
 
 Rows = list[tuple[str, str]]
 """(name, value)."""
@@ -73,6 +75,8 @@ def print_result(run: Run, plan: Plan, parts: Parts, callbacks: CallbackSet, lef
         if grid:
             rows.append(("samples", str(grid)))
             break
+    if run.progress.ends_at <= run.progress.images_seen < run.progress.max_images:
+        rows.append(("time is up", _ended_early(run.progress, parts)))
     saved = published(run.folder.path)
     if saved:
         rows.append(("checkpoint", str(saved[-1])))
@@ -81,6 +85,17 @@ def print_result(run: Run, plan: Plan, parts: Parts, callbacks: CallbackSet, lef
         rows.append(("next", command))
     seen = run.progress.images_seen
     _print_table(run.console, f"finished: {seen} images seen", rows)
+
+
+def _ended_early(progress: Progress, parts: Parts) -> str:
+    """Where a run stands that trainer.max_minutes has ended."""
+    seen = progress.images_seen
+    lr_schedule = parts.module.optimisation.lr_schedule
+    factor = lr_schedule(seen, progress.max_images)
+    reached = f"at {seen} of {progress.max_images} images, the learning rate at {factor:.0%}"
+    if not isinstance(lr_schedule, Cosine):
+        return reached
+    return f"{reached}; with trainer.max_images={seen} it would have fallen to its end"
 
 
 def _last_numbers(callbacks: CallbackSet) -> list[str]:
