@@ -46,6 +46,19 @@ def hold_out_count(pictures: int, fraction: float) -> int:
     return max(1, min(max(round(pictures * fraction), 64), pictures // 4))
 
 
+def held_out_notes(pictures: int, fraction: float) -> list[str]:
+    """A line where another share is held out than the user set, and why."""
+    asked = round(pictures * fraction)
+    count = hold_out_count(pictures, fraction)
+    if count == asked:
+        return []
+    return [
+        f"{count} of {pictures} pictures ({count / pictures:.0%}) are held out for validation, "
+        f"where data.validation_fraction={fraction:g} is {asked}: at least 64 are, and at most a "
+        "quarter of all."
+    ]
+
+
 def hold_out(names: Sequence[str], fraction: float, seed: int) -> set[str]:
     """The names held out for validation.
 

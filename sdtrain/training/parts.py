@@ -28,6 +28,7 @@ from sdtrain.config.build import build
 from sdtrain.console import global_rank, warn
 from sdtrain.data.draws import Collate
 from sdtrain.data.skipped import Skipped
+from sdtrain.data.split import held_out_notes
 from sdtrain.diffusion.noise import Gaussian
 from sdtrain.errors import StorageError
 from sdtrain.files import write_text
@@ -85,7 +86,9 @@ def build_parts(plan: Plan, data: PictureData, run_dir: Path, progress: Progress
 
 
 def _held_out_lines(config: dict, data: PictureData) -> list[str]:
-    """Lines that say where fewer pictures are held out than are asked for, or one alone."""
+    """Lines that say where another share is held out than was set, where fewer pictures are than are
+    asked for, or one alone.
+    """
     count = len(data.split("validation"))
     asked = {
         "validation.num_images": config.get("validation"),
@@ -97,6 +100,9 @@ def _held_out_lines(config: dict, data: PictureData) -> list[str]:
         if isinstance(wanted, int) and wanted > count:
             larger.append(f"{key}={wanted}")
     lines = []
+    fraction = config["data"].get("validation_fraction")
+    if fraction is not None and config["data"]["_target_"].startswith("sdtrain."):
+        lines += held_out_notes(count + len(data.split("train")), fraction)
     if larger:
         lines.append(f"{' and '.join(larger)}: the data hold out {count}, and all are used.")
     if count == 1:

@@ -92,7 +92,9 @@ def _ended_early(progress: Progress, parts: Parts) -> str:
     seen = progress.images_seen
     lr_schedule = parts.module.optimisation.lr_schedule
     factor = lr_schedule(seen, progress.max_images)
-    reached = f"at {seen} of {progress.max_images} images, the learning rate at {factor:.0%} of its peak"
+    reached = (
+        f"at {seen} of {progress.max_images} images, the learning rate at {factor:.0%} of its peak"
+    )
     if not isinstance(lr_schedule, Cosine):
         return reached
     return f"{reached}; with trainer.max_images={seen} it would have fallen to its end"
