@@ -86,8 +86,8 @@ def build_parts(plan: Plan, data: PictureData, run_dir: Path, progress: Progress
 
 
 def _held_out_lines(config: dict, data: PictureData) -> list[str]:
-    """Lines that say where another share is held out than was set, where fewer pictures are than are
-    asked for, or one alone.
+    """Lines that say where another share is held out than was set, where fewer pictures are than
+    are asked for, or one alone.
     """
     count = len(data.split("validation"))
     asked = {
