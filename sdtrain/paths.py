@@ -3,6 +3,7 @@ stands for.
 """
 
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -57,3 +58,16 @@ def find_folder(path: str, key: str, places: Iterable[Path] = (Path(),)) -> Path
         value=path,
         remedy=f"Give the path of a folder in {key}.",
     )
+
+
+def search_working_directory_last() -> None:
+    """Lets a user's modules in the working directory be imported, however the command was started.
+
+    `python -m` would search it first, and take a file datasets.py there for the library.
+    """
+    here = os.getcwd()
+    spec = sys.modules["__main__"].__spec__
+    if spec is not None and spec.name.startswith("sdtrain.") and sys.path[0] == here:
+        del sys.path[0]
+    if here not in sys.path:
+        sys.path.append(here)

@@ -15,6 +15,7 @@ from pydantic import (
     ValidationError,
 )
 
+from sdtrain.config.importing import import_failure
 from sdtrain.errors import UserError
 
 SPECIAL = {"_target_", "_partial_"}
@@ -64,8 +65,7 @@ def target_of(node: dict, key: str) -> Callable:
     try:
         target = get_object(name)
     except Exception as error:  # whatever an import of the user's package raises
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        problem = f"cannot be imported: {reason.rstrip('.')}"
+        problem = f"cannot be imported: {import_failure(error)}"
         raise UserError(problem, key=f"{key}._target_", value=name, remedy=how) from error
     if not callable(target):
         raise UserError("is no class or function", key=f"{key}._target_", value=name, remedy=how)

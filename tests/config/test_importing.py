@@ -1,0 +1,84 @@
+"""Why a user's module cannot be imported is said to its end, and where such a module is found."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sdtrain.config.check import target_of
+from sdtrain.errors import UserError
+from sdtrain.paths import PACKAGE
+from sdtrain.training.child import SCRIPT
+
+BROKEN = {
+    "needs_a_library": ("import a_library_that_is_missing", ["'a_library_that_is_missing'"]),
+    "is_no_python": ("class Net(:", ["SyntaxError", "line 1"]),
+    "tells_more": (
+        "try:\n    import missing_one\nexcept ImportError as error:\n"
+        "    raise ImportError('install missing_one') from error",
+        ["install missing_one", "because of ModuleNotFoundError", "line 2"],
+    ),
+    "fails": ("\n1 / 0", ["ZeroDivisionError: division by zero", "line 2"]),
+    "has_another": ("Network = dict", ["AttributeError", "Did you mean 'Network'?"]),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_the_innermost_reason_is_said(tmp_path, monkeypatch, name):
+    text, wanted = BROKEN[name]
+    (tmp_path / f"broken_{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError) as refused:
+        target_of({"_target_": f"broken_{name}.Networl"}, "model.unet")
+    assert refused.value.key == "model.unet._target_"
+    message = str(refused.value)
+    for word in wanted:
+        assert word in message
+    assert (f"broken_{name}.py" in message) == (name != "has_another")
+
+
+def test_a_module_that_is_not_there_has_no_line(tmp_path):
+    with pytest.raises(UserError) as refused:
+        target_of({"_target_": "not_there_at_all.Net"}, "model.unet")
+    assert "No module named 'not_there_at_all'" in str(refused.value)
+    assert "line" not in str(refused.value)
+
+
+@pytest.mark.parametrize("how", ["installed command", "-m"])
+def test_a_module_in_the_working_directory_is_found_and_hides_no_other(tmp_path, how):
+    script = tmp_path / "bin" / "sdtrain-schedule"
+    script.parent.mkdir()
+    script.write_text("from sdtrain.commands.schedule import main\nmain()\n")
+    start = ["-m", "sdtrain.commands.schedule"] if how == "-m" else [str(script)]
+    (tmp_path / "own_network.py").touch()
+    (tmp_path / "datasets.py").touch()
+    (tmp_path / "shows.py").write_text(
+        "import datasets, own_network, sys\n"
+        "sys.exit(f'{datasets.__file__} {own_network.__file__}')\n"
+    )
+    command = [sys.executable, *start, "schedule._target_=shows.Schedule", "schedule=cosine"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    datasets, own_network = ended.stderr.split()
+    assert Path(datasets).parent != tmp_path
+    assert Path(own_network).parent == tmp_path
+
+
+def test_what_a_run_starts_is_hidden_nothing_from(tmp_path):
+    """By files of the names of Python's own modules, which are imported before sdtrain is; and
+    PYTHONPATH reaches it."""
+    for name in ("types", "tokenize", "datasets", "train"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong module')")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "own.py").write_text("raise ImportError('the right one')")
+    places = [str(PACKAGE.parent), str(tmp_path / "elsewhere"), os.environ.get("PYTHONPATH", "")]
+    ended = subprocess.run(
+        [sys.executable, str(SCRIPT), "model.unet._target_=own.Net"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(places)},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 2
+    assert "the right one" in ended.stderr
