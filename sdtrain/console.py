@@ -10,53 +10,21 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn, TextIO
 
-from sdtrain.errors import UserError
 from sdtrain.files import write_text
 from sdtrain.redaction import redacted
 
-RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
-"""What a launcher may call this process's rank, in the order in which they are asked."""
+_ranks = [0]
+"""The rank of this process among those of its run; of a process that is alone, 0."""
 
 
-LAUNCHER_VARIABLES = (
-    "TORCHELASTIC_RUN_ID",
-    "WORLD_SIZE",
-    "RANK",
-    "LOCAL_RANK",
-    "SLURM_NTASKS",
-    "SLURM_PROCID",
-    "SLURM_LOCALID",
-)
-"""All that torchrun and Slurm tell a process of its place among others."""
-
-
-def forget_launcher() -> None:
-    """Makes a process that runs alone rank 0 of itself, whatever has started it calls it.
-
-    Else a second one would not see its lock. Raises UserError where torchrun has started several.
-    """
-    world = os.environ.get("WORLD_SIZE", "1")
-    if "TORCHELASTIC_RUN_ID" in os.environ and world != "1":
-        raise UserError(
-            f"strategy=single is one process, and torchrun has started {world}",
-            key="strategy",
-            remedy=f"Set strategy=ddp trainer.devices={world}, or start one.",
-        )
-    for name in LAUNCHER_VARIABLES:
-        os.environ.pop(name, None)
-
-
-def is_torchrun_follower() -> bool:
-    """Whether torchrun has started this process as a rank above 0."""
-    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("RANK", 0)) > 0
+def take_rank(rank: int) -> None:
+    """Says which rank this process is: only rank 0 prints."""
+    _ranks[:] = [rank]
 
 
 def global_rank() -> int:
-    """This process's rank, as its launcher has set it; 0 where there is one process."""
-    for name in RANK_VARIABLES:
-        if name in os.environ:
-            return int(os.environ[name])
-    return 0
+    """This process's rank, as its command has found it; 0 where there is one process."""
+    return _ranks[0]
 
 
 def warn(line: str) -> None:

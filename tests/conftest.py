@@ -108,8 +108,11 @@ def _undone():
     """Whatever a command changes in its process is put back."""
     from hydra.core.global_hydra import GlobalHydra
 
+    from sdtrain.console import take_rank
+
     handlers = {number: signal.getsignal(number) for number in INTERRUPTING}
     argv = list(sys.argv)
+    path = list(sys.path)
     environment = dict(os.environ)
     folder = os.getcwd()
     try:
@@ -119,6 +122,8 @@ def _undone():
             signal.signal(number, handler)
         os.chdir(folder)
         sys.argv[:] = argv
+        sys.path[:] = path
+        take_rank(0)
         os.environ.clear()
         os.environ.update(environment)
         GlobalHydra.instance().clear()

@@ -2,30 +2,34 @@
 
 import signal
 import sys
-import tempfile
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sdtrain.config.boundary import run_command
-from sdtrain.config.compose import compose_config, current_overrides, resolved
-from sdtrain.config.draft import check_draft, is_one_process
+from sdtrain.config.compose import current_overrides, is_of_this_moment, resolved
+from sdtrain.config.draft import check_draft, devices_of, is_one_process
+from sdtrain.config.launch import settled_rank, typed_rank
 from sdtrain.config.new_folders import removed_if_unused
-from sdtrain.config.overrides import is_sweep, split_flags, typed_values
-from sdtrain.console import forget_launcher, is_torchrun_follower
-from sdtrain.runs.layout import RunFolder
+from sdtrain.config.overrides import is_sweep, typed_values
+from sdtrain.console import take_rank
+from sdtrain.errors import UserError
 from sdtrain.runs.lock import alone_in
 from sdtrain.runs.start import check_start
 from sdtrain.sweep.record import sweep_folder
 
 
 def task(cfg: DictConfig) -> None:
-    run = RunFolder(Path(HydraConfig.get().runtime.output_dir))
     config = resolved(cfg, current_overrides())
-    if is_one_process(config):
-        forget_launcher()
-    with removed_if_unused(), alone_in(run.path):  # a run that is refused leaves nothing
+    take_rank(settled_rank(devices_of(config), is_one_process=is_one_process(config)))
+    hydra = HydraConfig.get()
+    if hydra.mode == RunMode.MULTIRUN and not is_sweep(sys.argv[1:]):
+        raise UserError("The configuration is a sweep's", key="hydra.mode", remedy="Add -m.")
+    folder = Path(hydra.runtime.output_dir)
+    named = is_of_this_moment(hydra.run)
+    with removed_if_unused(), alone_in(folder, is_of_this_moment=named) as run:
         draft = check_draft(config, current_overrides())
         check_start(run, draft.resume, draft.has_first_stage)
         from sdtrain.training.run import train
@@ -33,27 +37,21 @@ def task(cfg: DictConfig) -> None:
         train(draft, run.path)
 
 
-def run_folder(arguments: list[str]) -> list[str]:
-    """Overrides that say where the run lies, where ${now:...} must not decide."""
-    if is_torchrun_follower():  # it would resolve ${now:} by itself: the folder is rank 0's
-        return [f"hydra.run.dir={tempfile.mkdtemp()}"]
+def folder_words(arguments: list[str]) -> list[str]:
+    """Overrides that say where the run or the sweep lies, where ${now:...} must not decide."""
     if is_sweep(arguments):
         return sweep_folder(arguments)
-    words = split_flags(arguments)[1]
-    typed = typed_values(words)
-    if typed.get("resume", "never") == "never" or "hydra.run.dir" in typed:
-        return []
-    draft = check_draft(compose_config("train", words), words)
-    from sdtrain.training.resume import newest_unfinished
+    from sdtrain.training.place import run_folder
 
-    found = newest_unfinished(draft)
-    return [f"hydra.run.dir={found}"] if found else []
+    return run_folder(arguments)
 
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback, until the run itself listens
-    kind = "sweep" if is_sweep(sys.argv[1:]) else "run"
-    run_command(task, "train", output_key=f"hydra.{kind}.dir", more=run_folder)
+    words = sys.argv[1:]
+    kind = "sweep" if is_sweep(words) else "run"
+    take_rank(0 if kind == "sweep" else typed_rank(typed_values(words)))
+    run_command(task, "train", output_key=f"hydra.{kind}.dir", more=folder_words)
 
 
 if __name__ == "__main__":

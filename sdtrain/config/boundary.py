@@ -18,10 +18,11 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from sdtrain.config.check import nearest
 from sdtrain.config.compose import known_keys
+from sdtrain.config.launch import forget_empty
 from sdtrain.config.overrides import GROUP_OF_KEY, prepared, repeated_choice, typed_values
 from sdtrain.console import fail, secure_streams
 from sdtrain.errors import StorageError, UserError
-from sdtrain.paths import config_dir
+from sdtrain.paths import config_dir, search_working_directory_last
 
 CONFIGURATION_ERRORS = (HydraException, OmegaConfBaseException)
 
@@ -37,6 +38,8 @@ def error_boundary(config_name: str, output_key: str = "output") -> Iterator[Non
     command writes.
     """
     try:
+        search_working_directory_last()
+        forget_empty()
         yield
     except CONFIGURATION_ERRORS as error:
         _leave(as_user_error(error, lambda: known_keys(config_name), sys.argv[1:]))

@@ -41,8 +41,10 @@ DIFFUSION_ONLY = (
 )
 """Groups that a diffusion model needs, and the training of an autoencoder has no use for."""
 
-LOADER_KEYS = {"batch_size": (int, 1), "num_workers": (int, 0)}
+LOADER_KEYS = {"batch_size": (int, 1), "num_workers": (int, 0), "timeout": (int, 1)}
 """Keys under `data` that the loader reads, whatever the data set: (type, least value)."""
+LOADER_DEFAULTS = {"timeout": 600}
+"""Of those that a user's own yaml may leave out."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,13 @@ def is_one_process(config: dict) -> bool:
     """Whether strategy=single is chosen; of a configuration that is not checked yet, too."""
     strategy = config.get("strategy")
     return isinstance(strategy, dict) and str(strategy.get("_target_")).endswith(".single")
+
+
+def devices_of(config: dict) -> int:
+    """trainer.devices of a configuration that is not checked yet; 1 where it is no number."""
+    trainer = config.get("trainer")
+    devices = trainer.get("devices") if isinstance(trainer, dict) else None
+    return devices if isinstance(devices, int) else 1
 
 
 def check_draft(config: dict, overrides: Iterable[str]) -> Draft:
@@ -229,6 +238,8 @@ def _place_data(data: dict) -> None:
 def _check_loader(data: dict, typed: set[str]) -> None:
     for name, (kind, least) in LOADER_KEYS.items():
         key = f"data.{name}"
+        if name in LOADER_DEFAULTS:
+            data.setdefault(name, LOADER_DEFAULTS[name])
         if name not in data:
             raise UserError(f"{key} is missing", key=key, remedy=f"Set +{key}=...")
         check_value(data[name], kind, key)

@@ -3,30 +3,19 @@ Hydra parses them.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from sdtrain.config.flags import MULTIRUN, Flag, read_flags, refuse_rerun
 from sdtrain.config.path_keys import is_path, with_homes
 
 FREE_TEXT = {"prompt", "negative_prompt", "name", "logger.notes", "hydra.launcher.prefix"}
 """Keys of text, beside those of paths."""
 TABLES = ("schedule.betas", "schedule.alphas_cumprod")
 """Keys that take a file or a list."""
-TAKE_A_VALUE = {
-    "--cfg",
-    "-c",
-    "--package",
-    "-p",
-    "--config-path",
-    "-cp",
-    "--config-name",
-    "-cn",
-    "--config-dir",
-    "-cd",
-    "--experimental-rerun",
-}
 GROUP_OF_KEY = {"metrics": "metric"}
 """Keys that a user sets like a value, and the group whose options they choose."""
-MULTIRUN_FLAGS = ("-m", "--multirun")
+IS_MULTIRUN = re.compile(r"[+]*hydra[.]mode=['\"]?MULTIRUN['\"]?", re.IGNORECASE)
+IS_SWEEP = re.compile(r"[+]*sweep=(?!(null|none)$).*", re.DOTALL)
 QUOTED = re.compile(r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\s*""", re.DOTALL)
 QUOTED_LIST = re.compile(rf"\s*\[({QUOTED.pattern},)*{QUOTED.pattern}\]\s*", re.DOTALL)
 
@@ -60,24 +49,29 @@ def is_table_file(key: str, value: str) -> bool:
     return key in TABLES and not is_list
 
 
-def is_sweep(arguments: Iterable[str]) -> bool:
+def is_sweep(arguments: Sequence[str]) -> bool:
     """Whether the words ask for several runs."""
-    for word in arguments:
-        if word in MULTIRUN_FLAGS or re.fullmatch(r"[+]*sweep=(?!(null|none)$).*", word):
-            return True
-    return False
+    flags, words = read_flags(arguments)
+    return _is_multirun(flags, words) or any(IS_SWEEP.fullmatch(word) for word in words)
+
+
+def _is_multirun(flags: Iterable[Flag], words: Iterable[str]) -> bool:
+    typed = any(flag.name == MULTIRUN for flag in flags)
+    return typed or any(IS_MULTIRUN.fullmatch(word) for word in words)
 
 
 def prepared(arguments: list[str], repeatable: str | None = None) -> list[str]:
     """The command line for Hydra.
 
-    Flags come first, because argparse wants all overrides in one block. A ~ that begins a path is
-    expanded. Free text is quoted, unless
-    it is quoted already or refers to another key by ${...} in a folder name. `repeatable` may be
-    given several times and becomes a list.
+    Flags come first, because argparse wants all overrides in one block, and each in one form. A ~
+    that begins a path is expanded. Free text is quoted, unless it is quoted already or refers to
+    another key by ${...} in a folder name. `repeatable` may be given several times and becomes a
+    list.
     """
-    is_multirun = any(flag in arguments for flag in MULTIRUN_FLAGS)
-    flags, words = split_flags(with_homes(arguments, are_several=is_multirun))
+    flags, words = read_flags(arguments)
+    refuse_rerun(flags)
+    is_multirun = _is_multirun(flags, words)
+    words = with_homes(words, are_several=is_multirun)
     once = []
     repeated = []
     for argument in words:
@@ -91,20 +85,7 @@ def prepared(arguments: list[str], repeatable: str | None = None) -> list[str]:
             once.append(f"{key}{equals}{value}")
     if repeated:
         once.append(f"{repeatable}=[{','.join(_list_items(value) for value in repeated)}]")
-    return flags + once
-
-
-def split_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """(flags and their values, all other words)."""
-    flags = []
-    words = []
-    for place, argument in enumerate(arguments):
-        is_value = place > 0 and arguments[place - 1] in TAKE_A_VALUE
-        if argument.startswith("-") or is_value:
-            flags.append(argument)
-        else:
-            words.append(argument)
-    return flags, words
+    return [flag.word for flag in flags] + once
 
 
 def _quoted_if_text(name: str, value: str, is_multirun: bool) -> str:

@@ -23,9 +23,6 @@ PATH_ENDS = (".path", ".font", ".tokenizer")
 SEARCH_PATH = "hydra.searchpath"
 """A list of folders, as [file://FOLDER,FOLDER]."""
 
-PATH_FLAGS = ("--config-dir", "-cd", "--config-path", "-cp")
-"""Hydra's flags whose value is a path."""
-
 ONE = re.compile(r"""^(\s*['"]?)(~[^/'"]*)""")
 SEVERAL = re.compile(r"""(?:^|(?<=,))(\s*\[?\s*['"]?(?:file://)?)(~[^/,'"\]]*)""")
 """Where a ~ begins a path, in quotes or not: the only one, or one of a list."""
@@ -37,24 +34,20 @@ def is_path(key: str) -> bool:
 
 
 def with_homes(words: Iterable[str], *, are_several: bool) -> list[str]:
-    """The words of a command line, with every ~ that begins a path expanded.
+    """The words of a command line but its flags, with every ~ that begins a path expanded.
 
     are_several: whether a comma stands between two paths, of a sweep, and not in a path.
     """
     found = []
-    is_value = False
     for word in words:
         key, equals, value = word.partition("=")
         name = key.lstrip("+")
-        if is_value:
-            word = expanded(word)
-        elif equals and name == SEARCH_PATH:
+        if equals and name == SEARCH_PATH:
             word = f"{key}={_expanded_at(SEVERAL, value)}"
-        elif equals and (is_path(name) or key in PATH_FLAGS):
-            in_list = are_several and not key.startswith(("-", "hydra."))
+        elif equals and is_path(name):
+            in_list = are_several and not key.startswith("hydra.")
             word = f"{key}={_expanded_at(SEVERAL if in_list else ONE, value)}"
         found.append(word)
-        is_value = word in PATH_FLAGS
     return found
 
 

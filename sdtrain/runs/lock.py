@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 import socket
 import time
@@ -12,7 +13,7 @@ from typing import TextIO
 
 from sdtrain.console import global_rank
 from sdtrain.errors import StorageError, UserError
-from sdtrain.files import restore_replaced
+from sdtrain.files import removed_if_empty, restore_replaced
 from sdtrain.runs.layout import RunFolder
 
 
@@ -22,6 +23,10 @@ class _HeldError(Exception):
     def __init__(self, holder: str) -> None:
         super().__init__(holder)
         self.holder = holder
+
+
+class FolderHeldError(UserError):
+    """A run or a sweep is under way in the folder."""
 
 
 class _NoLocksError(Exception):
@@ -43,8 +48,8 @@ def only_run(
     """Holds the lock of a run's folder, or a sweep's. A dead run's lock is free, and a checkpoint
     that it was about to replace has its name back.
 
-    Raises UserError where another process has it, which it names; StorageError where the folder
-    cannot be written.
+    Raises FolderHeldError where another process has it, which it names; StorageError where the
+    folder cannot be written.
 
     report: takes a line for the user where the file system has no locks: then nothing is held.
     key: where the folder is configured.
@@ -58,7 +63,7 @@ def only_run(
         restore_replaced(RunFolder(folder).checkpoints)
     except _HeldError as error:
         who = error.holder or "another process"
-        raise UserError(
+        raise FolderHeldError(
             f"{folder} belongs to a run that is under way ({who})",
             key=key,
             remedy=f"Choose another {key}, or wait until it has ended.",
@@ -122,10 +127,37 @@ def _sign(file: TextIO) -> None:
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Holds the lock of a run's folder on rank 0, for all ranks of the run."""
-    if global_rank() > 0:
-        yield
-        return
-    with only_run(folder, print):
-        yield
+def alone_in(folder: Path, *, is_of_this_moment: bool) -> Iterator[RunFolder]:
+    """Holds the lock of a run's folder on rank 0, for all ranks of the run. Nothing is left of a
+    folder that nothing is written into.
+
+    is_of_this_moment: see `hold_folder`.
+    """
+    with removed_if_empty([folder]), contextlib.ExitStack() as held:
+        if global_rank() == 0:
+            folder = hold_folder(held, folder, is_of_this_moment=is_of_this_moment)
+        yield RunFolder(folder)
+
+
+def hold_folder(
+    held: contextlib.ExitStack, folder: Path, *, is_of_this_moment: bool, key: str = "hydra.run.dir"
+) -> Path:
+    """Holds the lock of a folder until `held` ends, and returns the folder. Raises as `only_run`
+    does.
+
+    is_of_this_moment: whether its name is the time, so that what lies there has begun in the same
+    second: then it is one beside it, with -2 at the end, or -3.
+    """
+    if not is_of_this_moment:
+        held.enter_context(only_run(folder, print, key))
+        return folder
+    for number in itertools.count(1):
+        place = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        place.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as trial, contextlib.suppress(FolderHeldError):
+            trial.enter_context(removed_if_empty([place]))
+            trial.enter_context(only_run(place, print, key))
+            if all(path == RunFolder(place).lock for path in place.iterdir()):
+                held.push(trial.pop_all())
+                break
+    return place

@@ -2,6 +2,8 @@
 compared. Without torch.
 """
 
+import hashlib
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -27,7 +29,7 @@ FIXED_ON_RESUME = (
 )
 """Keys, and groups of keys, whose change would make another run of it."""
 
-FREE_ON_RESUME = ("data.num_workers", "data.on_error", "data.max_skipped")
+FREE_ON_RESUME = ("data.num_workers", "data.timeout", "data.on_error", "data.max_skipped")
 """Keys in those groups that may change all the same."""
 
 FIXED_IN_A_SWEEP = (*FIXED_ON_RESUME, "optimizer", "lr_schedule", "trainer", "callbacks.ema")
@@ -101,6 +103,15 @@ def may_go_on(old: dict, new: dict, allowed: Iterable[str] = ()) -> bool:
 def compare_arms(old: dict, new: dict, allowed: Iterable[str] = ()) -> Changes:
     """The same for the run in the folder of a sweep's arm, and an arm that is not built yet."""
     return _without_hashes(_compare(old, new, FIXED_IN_A_SWEEP, (*FREE_IN_A_SWEEP, *allowed)))
+
+
+def arm_digest(config: dict) -> str:
+    """The same for two arms that train the same: a hash of what must agree in a sweep."""
+    leaves = []
+    for key, value in sorted(flat_leaves(config).items()):
+        if is_below(key, FIXED_IN_A_SWEEP) and not is_below(key, FREE_IN_A_SWEEP):
+            leaves.append([key, value])
+    return hashlib.sha256(json.dumps(leaves).encode()).hexdigest()
 
 
 def _without_hashes(changes: Changes) -> Changes:

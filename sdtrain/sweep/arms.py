@@ -9,27 +9,20 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdtrain.config.launch import MEETING_POINT, RANK_VARIABLES
 from sdtrain.runs.layout import RunFolder
 from sdtrain.runs.metrics import read_metrics
+from sdtrain.runs.resume import arm_digest
 from sdtrain.signals import INTERRUPTED
-from sdtrain.training.child import child_environment, stop_with_parent, train_command
+from sdtrain.training.child import CHECKED, child_environment, stop_with_parent, train_command
 from sdtrain.training.loggers.wandb_variables import TO_ANOTHER_MACHINE, VARIABLES
 
-NOT_INHERITED = (
-    "LOCAL_RANK",
-    "RANK",
-    "WORLD_SIZE",
-    "NODE_RANK",
-    "GROUP_RANK",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-    "TORCHELASTIC_RUN_ID",
-)
+NOT_INHERITED = (*RANK_VARIABLES, *MEETING_POINT)
 """Where this process stands among others is nothing to its arms."""
 
 GROUP = VARIABLES["group"]
 
-KEPT_BY_SSH = ("CUDA_VISIBLE_DEVICES", *TO_ANOTHER_MACHINE)
+KEPT_BY_SSH = ("CUDA_VISIBLE_DEVICES", CHECKED, *TO_ANOTHER_MACHINE)
 
 MEASURE = "validation/bits_per_dim"
 
@@ -87,6 +80,7 @@ class Arm:
         environment = child_environment(self.name)
         for variable in NOT_INHERITED:
             environment.pop(variable, None)
+        environment[CHECKED] = arm_digest(self.config)
         if not environment.get(GROUP):
             environment[GROUP] = self.run.path.resolve().parent.name
         if self.devices is not None:

@@ -20,7 +20,7 @@ def check_arms(sweep: SweepDraft) -> list[Arm]:
     for name, draft in sweep.arms.items():
         with refused_in_arm(name):
             config = make_plan(draft).config
-        words = [*draft.overrides, *sweep.search_path]
+        words = [*draft.overrides, *sweep.composition]
         arms.append(Arm(name, sweep.folder.arm(name), words, config))
     for arm in arms:
         _refuse_another_run(arm)

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from sdtrain.config.compose import search_path_words
+from sdtrain.config.compose import composition_words, is_of_this_moment
 from sdtrain.config.draft import Draft, check_draft
 from sdtrain.errors import UserError
 from sdtrain.runs.layout import RunFolder, SweepFolder
@@ -25,14 +25,17 @@ class SweepDraft:
 
     Args:
         folder: where it lies.
+        is_of_this_moment: whether the folder's name is the time; then it lies beside it where it
+            is another's.
         arms: name -> configuration and words.
-        search_path: words by which every arm finds the user's own configurations.
+        composition: words by which every arm composes from the user's own configurations.
         places: where the arms run.
     """
 
     folder: SweepFolder
+    is_of_this_moment: bool
     arms: dict[str, Draft]
-    search_path: list[str]
+    composition: list[str]
     places: Places
 
 
@@ -59,7 +62,8 @@ def draft_sweep(
             remedy="Write key=value,value.",
         )
     folder = SweepFolder(Path(config.hydra.sweep.dir))
-    if RunFolder(folder.path).config.exists():
+    moment = is_of_this_moment(config.hydra.sweep)
+    if RunFolder(folder.path).config.exists() and not moment:
         raise UserError(
             f"{folder.path.absolute()} is the folder of a run",
             key="hydra.sweep.dir",
@@ -74,7 +78,7 @@ def draft_sweep(
     for name, own, arm_config in zip(names, words, configs, strict=True):
         with refused_in_arm(name):
             arms[name] = check_draft(arm_config, own)
-    return SweepDraft(folder, arms, _search_path(config), places)
+    return SweepDraft(folder, moment, arms, composition_words(config.hydra), places)
 
 
 @contextmanager
@@ -103,11 +107,3 @@ def _refuse_lost_sweep(config: DictConfig, words: list[str]) -> None:
         key="sweep",
         remedy=f"Remove {typed}, or sweep={name}.",
     )
-
-
-def _search_path(config: DictConfig) -> list[str]:
-    words = search_path_words(OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False))
-    for source in config.hydra.runtime.config_sources:
-        if source.provider == "command-line":
-            words += ["--config-dir", source.path]
-    return words

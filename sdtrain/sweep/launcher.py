@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
@@ -19,7 +20,7 @@ from sdtrain.report.compare import compare
 from sdtrain.report.ranking import ranked
 from sdtrain.report.record import measure
 from sdtrain.runs.layout import RunFolder, SweepFolder
-from sdtrain.runs.lock import only_run
+from sdtrain.runs.lock import hold_folder
 from sdtrain.runs.reader import find_runs
 from sdtrain.runs.status import is_finished
 from sdtrain.signals import INTERRUPTING, Signals, exit_code_of
@@ -39,12 +40,16 @@ def run_sweep(sweep: SweepDraft) -> list[Arm]:
 
     Raises UserError before the first starts, SystemExit where not all of them have finished.
     """
-    folder = sweep.folder
-    folder.path.mkdir(parents=True, exist_ok=True)
+    sweep.folder.path.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(OSError):
-        folder.hydra_record.unlink()
+        sweep.folder.hydra_record.unlink()
     signals = Signals()
-    with only_run(folder.path, print, "hydra.sweep.dir"):
+    with contextlib.ExitStack() as held:
+        moment = sweep.is_of_this_moment
+        place = sweep.folder.path
+        place = hold_folder(held, place, is_of_this_moment=moment, key="hydra.sweep.dir")
+        folder = SweepFolder(place)
+        sweep = replace(sweep, folder=folder)
         with recorded(folder, list(sweep.arms)):
             arms = check_arms(sweep)
         with received_by(signals):
@@ -86,6 +91,7 @@ def share_first_stage(folder: SweepFolder, arms: list[Arm], signals: Signals) ->
     autoencoder = str(folder.first_stage.autoencoder.resolve())
     for arm in arms:
         arm.words.append(f"model.autoencoder.path={quoted(autoencoder)}")
+        arm.config["model"]["autoencoder"]["path"] = autoencoder
 
 
 def device_sets(places: Places, configs: list[dict]) -> list[str | None]:

@@ -12,7 +12,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sdtrain.config.overrides import typed_values
+from sdtrain.config.flags import read_flags
+from sdtrain.config.overrides import quoted, typed_values
 from sdtrain.errors import UserError
 from sdtrain.files import atomic_file, write_text
 from sdtrain.redaction import redacted
@@ -38,7 +39,7 @@ def sweep_folder(arguments: list[str]) -> list[str]:
     if "hydra.sweep.dir" not in typed:
         earlier = earlier_sweep(arguments)
         if earlier is not None:
-            added.append(f"hydra.sweep.dir={earlier}")
+            added.append(f"hydra.sweep.dir={quoted(str(earlier))}")
     return added
 
 
@@ -71,7 +72,9 @@ def earlier_sweep(words: Sequence[str]) -> Path | None:
 
 def sweep_identity(words: Sequence[str]) -> list[str]:
     """The words that make a sweep what it is, in any order."""
-    return sorted(word for word in words if not NO_CHANGE_OF_SWEEP.match(word))
+    flags, setting = read_flags(words)
+    every = [*(flag.word for flag in flags), *setting]
+    return sorted(word for word in every if not NO_CHANGE_OF_SWEEP.match(word))
 
 
 def _sweeps_here() -> list[SweepFolder]:

@@ -8,23 +8,25 @@ from collections.abc import Sequence
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
-from sdtrain.config.overrides import MULTIRUN_FLAGS
+from sdtrain.config.flags import INFO, read_flags
+from sdtrain.config.overrides import is_sweep
 from sdtrain.errors import UserError
 
-SHOWING_FLAGS = {"--cfg", "-c", "--info", "-i"}
+SHOWING_FLAGS = {"--cfg", INFO}
 OF_A_SINGLE_RUN = ("hydra.run.dir", "hydra.sweep.subdir")
 
 
 def check_words(words: Sequence[str]) -> None:
     """Raises UserError for words that a sweep cannot follow."""
-    flags = {word.partition("=")[0] for word in words}
-    if flags & set(MULTIRUN_FLAGS) and flags & SHOWING_FLAGS:
+    flags, setting = read_flags(words)
+    showing = {flag.name for flag in flags} & SHOWING_FLAGS
+    if showing and is_sweep(words):
         raise UserError(
             "--cfg and --info show one run and not several",
-            key=min(flags & SHOWING_FLAGS),
+            key=min(showing),
             remedy="Remove them, or -m and the values after the first.",
         )
-    overrides = _parsed(words)
+    overrides = _parsed(setting)
     swept = {override.key_or_group for override in overrides if override.is_sweep_override()}
     _refuse_intervals(overrides)
     _refuse_repetition([override.key_or_group for override in overrides], swept)
@@ -47,7 +49,7 @@ def _parsed(words: Sequence[str]) -> list[Override]:
     """The words that set a key. Raises Hydra's OverrideParseException."""
     setting = []
     for word in words:
-        if "=" in word and not word.startswith("-"):
+        if "=" in word:
             setting.append(word)
     return OverridesParser.create().parse_overrides(setting)
 

@@ -5,6 +5,8 @@ import warnings
 
 from lightning.pytorch.utilities import rank_zero_only
 
+from sdtrain.console import global_rank
+
 ADVICE_THAT_DOES_NOT_APPLY = (
     ".*does not have many workers.*",
     ".*isinstance\\(treespec, LeafSpec\\).*",
@@ -22,6 +24,6 @@ def quiet_libraries() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-def be_rank_zero() -> None:
-    """Tells Lightning that this process is alone, whatever launcher it has found."""
-    rank_zero_only.rank = 0
+def tell_rank() -> None:
+    """Tells Lightning which rank this process is, whatever launcher it has found."""
+    rank_zero_only.rank = global_rank()

@@ -4,20 +4,25 @@ process, below the run's folder.
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 from pathlib import Path
 
 from sdtrain.assemble.model import try_networks
-from sdtrain.config.compose import config_search_path
+from sdtrain.config.compose import current_composition, where_to_look
+from sdtrain.config.launch import is_started_by_launcher
 from sdtrain.config.overrides import quoted
 from sdtrain.errors import UserError
 from sdtrain.runs.layout import RunFolder
 from sdtrain.runs.manifest import published
 from sdtrain.runs.start import nothing_to_resume
 from sdtrain.signals import INTERRUPTED, Interrupted, Signals, exit_code_of
-from sdtrain.training.child import child_environment, stop_with_parent, train_command
+from sdtrain.training.child import (
+    child_environment,
+    stop_with_parent,
+    train_command,
+    typed_run_dir,
+)
 from sdtrain.training.datamodule import check_batch
 from sdtrain.training.outcome import Run
 from sdtrain.training.parts import saved_config, write_config
@@ -27,14 +32,8 @@ from sdtrain.types import PictureData
 RECIPE_BATCH = 16
 """Pictures of one optimizer step of the recipe, unless there are few."""
 
-SHARED_WORDS = (
-    "trainer.accelerator=",
-    "trainer.threads=",
-    "logger=",
-    "logger.",
-    "hydra.searchpath=",
-)
-"""What is typed of these holds for both stages."""
+SHARED_KEYS = ("accelerator", "threads")
+"""Keys under `trainer` that hold for both stages; so do the logger and the data."""
 
 
 def first_stage_done(run: RunFolder) -> bool:
@@ -48,16 +47,24 @@ def first_stage_command(config: dict, overrides: list[str], run: RunFolder) -> l
     own_words = {"_target_", "batch_size"}
     if data.get("on_error") == "fail":
         own_words.add("max_skipped")  # it would have no effect
-    words = []
-    for key, value in data.items():
-        if key not in own_words:
-            typed = quoted(value) if isinstance(value, str) else json.dumps(value)
-            words.append(f"++data.{key}={typed}")
+    words = where_to_look(overrides)
+    words += [f"experiment={stage['experiment']}", "logger=none"]
+    words += _setting("data", {key: data[key] for key in data.keys() - own_words})
     words.append(f"data.batch_size={min(RECIPE_BATCH, data['batch_size'])}")
-    words += [word for word in overrides if word.startswith(SHARED_WORDS)]
+    words += _setting("trainer", {key: config["trainer"].get(key) for key in SHARED_KEYS})
+    words += _setting("logger", config.get("logger") or {})
     words.append(f"seed={config['seed']}")
     words.append(f"trainer.max_images={stage['max_images']}")
-    return train_command([f"experiment={stage['experiment']}", *words], run.first_stage)
+    return train_command(words, run.first_stage)
+
+
+def _setting(section: str, values: dict) -> list[str]:
+    """Overrides that set the keys of a section, whether or not they are there."""
+    words = []
+    for key, value in sorted(values.items()):
+        typed = quoted(value) if isinstance(value, str) else json.dumps(value)
+        words.append(f"++{section}.{key}={typed}")
+    return words
 
 
 def train_first_stage(config: dict, overrides: list[str], folder: Path, signals: Signals) -> int:
@@ -67,14 +74,6 @@ def train_first_stage(config: dict, overrides: list[str], folder: Path, signals:
     UserError where it was killed.
     """
     run = RunFolder(folder)
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        experiment = config["first_stage"]["experiment"]
-        raise UserError(
-            "first_stage cannot be trained under torchrun",
-            key="model.autoencoder.path",
-            remedy=f"Train it by itself with `sdtrain experiment={experiment}`, then set "
-            "model.autoencoder.path=RUN/autoencoder.",
-        )
     command = first_stage_command(config, overrides, run)
     # In a session of its own: a signal reaches it from here, once, and not from the terminal as
     # well.
@@ -95,7 +94,7 @@ def train_first_stage(config: dict, overrides: list[str], folder: Path, signals:
             f"The first stage was killed by {signal.Signals(-code).name}, "
             "perhaps because memory was short",
             key="first_stage.max_images",
-            remedy=f"It goes on where it was with resume=auto hydra.run.dir={str(folder)!r}; "
+            remedy=f"It goes on where it was with resume=auto {typed_run_dir(RunFolder(folder))}; "
             "first_stage.max_images is its length.",
         )
     return code
@@ -133,11 +132,18 @@ def train_first(plan: Plan, run: Run) -> None:
         return
     if config["resume"] == "must" and not published(run.folder.first_stage.path):
         raise nothing_to_resume(run.folder, "must")
+    if is_started_by_launcher():  # each of the ranks would
+        experiment = config["first_stage"]["experiment"]
+        raise UserError(
+            "first_stage cannot be trained under torchrun or srun",
+            key="model.autoencoder.path",
+            remedy=f"Train it by itself with `sdtrain experiment={experiment}`, then set "
+            "model.autoencoder.path=RUN/autoencoder.",
+        )
     run.console.print(f"First stage: sdtrain experiment={config['first_stage']['experiment']}")
     write_config(run.folder, saved_config(plan))
     run.write_status("running")
-    words = [*plan.draft.overrides, *config_search_path()]
-    code = train_first_stage(config, words, run.folder.path, run.signals)
+    code = train_first_stage(config, current_composition(), run.folder.path, run.signals)
     if code:
         if published(run.folder.first_stage.path):
             run.write_status("failed", code)

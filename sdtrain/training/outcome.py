@@ -16,7 +16,6 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from sdtrain.config.boundary import as_user_error
-from sdtrain.config.overrides import text_word
 from sdtrain.console import global_rank, report_failure, write_traceback
 from sdtrain.errors import DataError, DivergedError, UserError
 from sdtrain.redaction import redacted
@@ -24,6 +23,7 @@ from sdtrain.runs.layout import FIRST_STAGE, RunFolder
 from sdtrain.runs.manifest import published
 from sdtrain.runs.status import State, Status, write_status
 from sdtrain.signals import INTERRUPTED, Interrupted, Signals
+from sdtrain.training.child import typed_run_dir
 from sdtrain.training.progress import Progress
 from sdtrain.training.ranks import Ranks
 
@@ -88,7 +88,7 @@ class Run:
         self.write_status("interrupted" if exit_code in INTERRUPTED else "failed", exit_code)
         message = " ".join(paragraph.split())
         log = write_traceback(self.folder.error_log(global_rank()), message)
-        report_failure(message, log, aloud=True)
+        report_failure(message, log, aloud=global_rank() == 0 or self.is_orphaned)
         os._exit(exit_code)
 
 
@@ -145,7 +145,7 @@ def _interrupted(run: Run) -> str:
         )
     else:
         saved = "the checkpoint is written" if has_checkpoint else "before a checkpoint was written"
-    word = shlex.quote(text_word("hydra.run.dir", str(folder.path)))
+    word = typed_run_dir(folder)
     how = "Go on" if has_checkpoint else "Begin again"
     return f"{what}, {saved}. {how} with the same command with resume=auto {word}"
 
@@ -168,7 +168,7 @@ def _as_run_error(error: Exception, run: Run) -> UserError:
             "perhaps because memory was short",
             key="data.num_workers",
             remedy="Lower data.num_workers, and go on with resume=auto "
-            f"hydra.run.dir={str(run.folder.path)!r}.",
+            f"{typed_run_dir(run.folder)}.",
         )
     code = 1
     message = f"{type(error).__name__}: {error}"

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,9 +17,11 @@ import lightning.pytorch as L
 import torch.distributed as dist
 from lightning.pytorch.strategies.launchers import subprocess_script
 
+from sdtrain.config.launch import RANK_0, is_started_by_launcher, is_started_by_rank_0
 from sdtrain.errors import DataError, DivergedError, RankError, StorageError, UserError
 from sdtrain.runs.layout import RunFolder
 from sdtrain.signals import INTERRUPTING, exit_code_of
+from sdtrain.training.child import run_dir_word, this_command
 
 GRACE = 5.0
 """Seconds in which a rank may still report what has happened to it."""
@@ -80,18 +83,23 @@ class Ranks(L.Callback):
         self.leave = leave
         self.children: list[subprocess.Popen] = []
         """The other ranks, where this is rank 0 and has started them."""
-        under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
-        self.launcher = os.getppid() if rank and not under_torchrun else None
+        self.launcher = os.getppid() if is_started_by_rank_0() else None
         """Process id of rank 0, where it has started this one."""
         self.ending = threading.Event()
         self.thread: threading.Thread | None = None
         self.began = time.time()
+        self.world = 1
         self.last_step = math.inf  # the ranks' first meeting has a limit of its own
         self.images_seen = 0
         # Lightning's own observer kills this process as soon as a child has failed: nobody could
         # report why.
         assert callable(subprocess_script._launch_process_observer)
         subprocess_script._launch_process_observer = self.watch
+        # And its command for the other ranks puts the run's folder in quotes of its own.
+        assert callable(subprocess_script._hydra_subprocess_cmd)
+        subprocess_script._hydra_subprocess_cmd = self._command
+        if not is_started_by_launcher() and not rank:
+            os.environ[RANK_0] = str(os.getpid())
 
     def watch(self, children: list[subprocess.Popen] | None = None) -> None:
         """Starts the thread, once."""
@@ -100,12 +108,17 @@ class Ranks(L.Callback):
             self.thread = threading.Thread(target=self._watch, name="ranks", daemon=True)
             self.thread.start()
 
+    def _command(self, rank: int) -> tuple[list[str], str]:
+        """(the command that starts another rank of this machine, the folder in which it does)."""
+        return [*this_command(), *sys.argv[1:], run_dir_word(self.run)], os.getcwd()
+
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         # torchrun's ranks have folders of their own: rank 0's is the run's.
         self.run = RunFolder(Path(trainer.strategy.broadcast(str(self.run.path))))
         if self.thread is None:
             self.watch()
-        configs: list = [None] * trainer.world_size
+        self.world = trainer.world_size
+        configs: list = [None] * self.world
         dist.all_gather_object(configs, self.config)
         self.compare(configs)
         self.stack = open(self.run.stack(self.rank), "w", encoding="utf-8")
@@ -211,8 +224,7 @@ class Ranks(L.Callback):
         return code if code in MISTAKES else RankError.exit_code, reason
 
     def _explain_hang(self) -> str:
-        ranks = range(int(os.environ["WORLD_SIZE"]))
-        places = "; ".join(f"rank {rank} {self._position(rank)}" for rank in ranks)
+        places = "; ".join(f"rank {rank} {self._position(rank)}" for rank in range(self.world))
         return (
             f"No optimizer step has ended for {self.timeout:g} s, at {self.images_seen} images: "
             f"{places}. The stacks are in {self.run.stack('*')}. "

@@ -5,11 +5,13 @@ import random
 import re
 
 import pytest
+from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from sdtrain.config.draft import check_draft
-from sdtrain.config.overrides import QUOTED, QUOTED_LIST, group_choice, prepared
+from sdtrain.config.flags import SHORT, TAKE_NONE
+from sdtrain.config.overrides import QUOTED, QUOTED_LIST, group_choice, is_sweep, prepared
 from sdtrain.config.path_keys import is_path
 from sdtrain.paths import config_dir
 
@@ -151,7 +153,7 @@ def test_a_quoted_value_stays_quoted(value):
 def test_flags_come_first_and_other_words_stay_as_they_are():
     words = ["a=1,2", "-m", "optimizer.lr=choice(1,2)", "~callbacks.ema", "--help"]
     assert prepared(words) == [
-        "-m",
+        "--multirun",
         "--help",
         "a=1,2",
         "optimizer.lr=choice(1,2)",
@@ -160,7 +162,7 @@ def test_flags_come_first_and_other_words_stay_as_they_are():
 
 
 def test_a_sweep_over_prompts_stays_a_sweep_and_a_folder_keeps_its_interpolation():
-    assert prepared(["-m", "prompt=a,b"]) == ["-m", "prompt=a,b"]
+    assert prepared(["-m", "prompt=a,b"]) == ["--multirun", "prompt=a,b"]
     assert prepared(["hydra.run.dir=runs/${now:%H}"]) == ["hydra.run.dir=runs/${now:%H}"]
 
 
@@ -186,10 +188,10 @@ def test_a_home_is_where_a_path_begins(monkeypatch):
             (word,) = prepared([f"{key}={value}"])
             assert arriving(word) == meant, word
     for typed, read in (
-        (["-m", "data.path=~/a,~/b"], ["-m", "data.path=/h/a,/h/b"]),
-        (["-m", "hydra.sweep.dir=~/a,~/b"], ["-m", "hydra.sweep.dir='/h/a,~/b'"]),
+        (["-m", "data.path=~/a,~/b"], ["--multirun", "data.path=/h/a,/h/b"]),
+        (["-m", "hydra.sweep.dir=~/a,~/b"], ["--multirun", "hydra.sweep.dir='/h/a,~/b'"]),
         (["hydra.searchpath=[file://~/a,~/b]"], ["hydra.searchpath=[file:///h/a,/h/b]"]),
-        (["--config-dir=~/c", "-cd", "~/d"], ["--config-dir=/h/c", "-cd", "/h/d"]),
+        (["--config-dir=~/c", "-cd", "~/d"], ["--config-dir=/h/c", "--config-dir=/h/d"]),
         (["name=~/x", "prompt=~"], ["name='~/x'", "prompt='~'"]),
     ):
         assert prepared(typed) == read
@@ -216,6 +218,42 @@ def test_every_path_that_a_yaml_offers_is_one():
         offered |= {".".join([*group, name]) for name in commented}
     assert {"data.path", "data.font", "model.autoencoder.path", "checkpoint"} < offered
     assert {key for key in offered if not is_path(key)} == {"data.name"}
+
+
+def test_a_flag_means_the_same_however_it_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    wanted = [f"--config-dir={tmp_path}/conf", "--config-name=own", "--multirun", "seed=1,2"]
+    for words in (
+        "--config-dir conf --config-name own -m seed=1,2",
+        "seed=1,2 --multi -cd=conf -cn own",
+        "-m -cn=own seed=1,2 --config-d ./conf",
+        f"--config-dir={tmp_path}/conf --config-n=own --multirun seed=1,2",
+    ):
+        assert sorted(prepared(words.split())) == sorted(wanted)
+        assert is_sweep(words.split())
+    assert is_sweep(["hydra.mode=MULTIRUN"]) and not is_sweep(["--config-name", "-m"])
+    assert prepared(["--info", "searchpath", "--info", "a=1"]) == [
+        "--info=searchpath",
+        "--info",
+        "a=1",
+    ]
+
+
+def test_the_flags_are_those_of_hydra():
+    parser = get_args_parser()
+    found = {}
+    for action in parser._actions:
+        if action.option_strings:
+            long, *short = action.option_strings
+            found[long] = short[0] if short else None
+            assert (action.nargs == 0) == (long in TAKE_NONE)
+    assert found == SHORT
+
+
+def test_a_pickled_configuration_is_refused(here, tmp_path):
+    result = here("sdtrain", "--experimental-rerun", "x.pickle", cwd=tmp_path)
+    assert result.code == 2
+    assert "--experimental-rerun" in result.paragraph
 
 
 def test_flags_in_any_place(here, tiny, tmp_path):

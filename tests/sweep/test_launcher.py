@@ -30,6 +30,8 @@ from sdtrain.sweep.launcher import (
     share_first_stage,
 )
 from sdtrain.sweep.places import Places
+from sdtrain.training.child import CHECKED, SCRIPT, refuse_another_configuration
+from sdtrain.training.first_stage import first_stage_command
 from sdtrain.training.plan import make_plan
 
 OFFERED = sorted((config_dir() / "sweep").glob("*.yaml"))
@@ -103,7 +105,7 @@ def test_a_sweep_still_hears_a_signal_after_the_first_stage_of_its_arms(tmp_path
         "sdtrain.sweep.launcher.train_first_stage",
         lambda config, words, folder, signals: heard.append(signals) or 0,
     )
-    config = {"first_stage": {"experiment": "x"}, "data": {}}
+    config = {"first_stage": {"experiment": "x"}, "data": {}, "model": {"autoencoder": {}}}
     arm = Arm("a", RunFolder(tmp_path / "a"), [], config)
     before = signal.getsignal(signal.SIGTERM)
     signals = Signals()
@@ -208,26 +210,75 @@ def test_an_arm_is_a_run_of_its_own_to_wandb(tmp_path, monkeypatch):
         assert (tmp_path / name / "output.txt").read_text().splitlines() == told
 
 
-@pytest.mark.parametrize("how", ["hydra.searchpath=[file://{folder}]", "--config-dir={folder}"])
-def test_the_users_own_configurations_reach_every_arm(here, tiny, tmp_path, how):
-    """The words of an arm, as its command is given them, compose in a process of its own too."""
+OWN_PRIMARY = """
+defaults: [train, _self_]
+hydra: {{searchpath: ["file://{configs}"]}}
+seed: 7
+"""
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        ["hydra.searchpath=[file://{folder}]"],
+        ["--config-dir={folder}"],
+        ["-cd", "conf", "--config-n", "own.yaml"],
+        ["--config-path", "conf", "-cn", "own", "hydra.mode=MULTIRUN"],
+    ],
+)
+def test_the_users_own_configurations_reach_every_arm(here, tiny, tmp_path, monkeypatch, how):
+    """The words of an arm, as its command is given them, compose in a process of its own too: to
+    what the sweep has checked, or the arm refuses itself."""
     own = tmp_path / "conf" / "schedule" / "mine.yaml"
     own.parent.mkdir(parents=True)
     own.write_text((config_dir() / "schedule" / "linear.yaml").read_text())
+    (tmp_path / "conf" / "own.yaml").write_text(OWN_PRIMARY.format(configs=config_dir()))
     script = tmp_path / "write_words"
-    write = "import json, sys; json.dump(sys.argv[1:], sys.stdout)"
+    write = f"import json, os, sys; json.dump([os.environ['{CHECKED}'], sys.argv[1:]], sys.stdout)"
     script.write_text(f'#!/bin/sh\nexec {sys.executable} -c {shlex.quote(write)} "$@"\n')
     script.chmod(0o755)
     words = tiny(
         "schedule=cosine,mine",
         "hydra.sweep.dir=swept",
         f"hydra.launcher.prefix={script}",
-        how.format(folder=tmp_path / "conf"),
+        *(word.format(folder=tmp_path / "conf") for word in how),
     )
-    result = here("sdtrain", "-m", *words, cwd=tmp_path)
+    multirun = [] if "hydra.mode=MULTIRUN" in how else ["-m"]
+    result = here("sdtrain", *multirun, *words, cwd=tmp_path)
     assert result.code == 1, result.err  # the prefix does not run what it is given
     for name in ("cosine", "mine"):
-        command = json.loads((tmp_path / "swept" / f"schedule={name}" / "output.txt").read_text())
-        assert command[:3] == [sys.executable, "-m", "sdtrain.commands.train"]
-        shown = here("sdtrain", *command[3:], "--cfg", "job", cwd=tmp_path)
+        output = tmp_path / "swept" / f"schedule={name}" / "output.txt"
+        digest, command = json.loads(output.read_text())
+        assert command[:2] == [sys.executable, str(SCRIPT)]
+        shown = here("sdtrain", *command[2:], "--cfg", "job", "--resolve")
         assert shown.code == 0, shown.err
+        config = yaml.safe_load(shown.out)
+        assert config["seed"] == (0 if len(how) == 1 else 7)
+        monkeypatch.setenv(CHECKED, digest)
+        refuse_another_configuration(make_plan(check_draft(config, words)).config)
+        assert CHECKED not in os.environ  # a first stage is another configuration
+
+
+def test_an_arm_that_composes_another_configuration_refuses_itself(
+    here, tiny, tmp_path, monkeypatch
+):
+    monkeypatch.setenv(CHECKED, "0" * 64)
+    result = here("sdtrain", *tiny(), f"hydra.run.dir={tmp_path}/run")
+    assert result.code == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_first_stage_finds_the_users_own_experiment(composed, tmp_path):
+    """And has what both stages share of the configuration, typed or not."""
+    config = composed("data=images", "data.path='it\\'s'", "logger=wandb", "logger.project=mine")
+    config["trainer"]["threads"] = 3
+    words = [f"--config-path={tmp_path}", "--config-name=own", "hydra.searchpath=[x]", "seed=1"]
+    command = first_stage_command(config, words, RunFolder(tmp_path))[2:]
+    assert command[:2] == [f"--config-dir={tmp_path}", "hydra.searchpath=[x]"]
+    first_stage = composed(*(word for word in command[2:] if not word.startswith("hydra.")))
+    for section, key in (("data", "path"), ("logger", "project"), ("trainer", "threads")):
+        assert first_stage[section][key] == config[section][key]
+    assert first_stage["logger"] == config["logger"]
+    config["logger"] = None
+    command = first_stage_command(config, [], RunFolder(tmp_path))[2:]
+    assert not composed(*(word for word in command if not word.startswith("hydra.")))["logger"]

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from sdtrain.config.overrides import is_sweep, prepared
+from sdtrain.config.overrides import is_sweep, prepared, quoted
 from sdtrain.errors import UserError
 from sdtrain.runs.layout import SweepFolder
 from sdtrain.sweep.record import earlier_sweep, recorded, sweep_folder, sweep_identity
@@ -30,7 +30,7 @@ def test_a_sweep_is_found_again_by_its_words(tmp_path, monkeypatch):
     folder = folder.rename(tmp_path / "runs" / "a" / "b")  # a name may have slashes
     assert earlier_sweep(WORDS) == folder
     assert earlier_sweep([*WORDS, "seed=1"]) is None
-    assert sweep_identity(WORDS) == ["-m", "schedule=linear,cosine"]
+    assert sweep_identity(WORDS) == ["--multirun", "schedule=linear,cosine"]
     (folder / "sweep.json").write_text("[")
     assert earlier_sweep(WORDS) is None
 
@@ -41,7 +41,10 @@ def test_what_a_sweep_is_given_beside_its_words(tmp_path, monkeypatch):
     assert sweep_folder([*WORDS, "hydra/launcher=basic"]) == []
     folder = tmp_path / "runs" / "shapes" / "then"
     write_record(folder, WORDS)
-    assert sweep_folder(WORDS) == ["hydra/launcher=process", f"hydra.sweep.dir={folder}"]
+    assert sweep_folder(WORDS) == [
+        "hydra/launcher=process",
+        f"hydra.sweep.dir={quoted(str(folder))}",
+    ]
     assert sweep_folder([*WORDS, "hydra.sweep.dir=x"]) == ["hydra/launcher=process"]
 
 

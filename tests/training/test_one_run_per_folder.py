@@ -68,9 +68,10 @@ def test_a_run_that_is_under_way_is_left_alone(start, here, tiny, tmp_path):
 TOGETHER = """
 import contextlib, sys
 from sdtrain.commands import train
+from sdtrain.runs.layout import RunFolder
 
 if sys.argv.pop(1) == "unlocked":
-    train.alone_in = lambda folder: contextlib.nullcontext()
+    train.alone_in = lambda folder, **_: contextlib.nullcontext(RunFolder(folder))
 print("ready", flush=True)
 sys.stdin.readline()
 train.main()

@@ -251,7 +251,7 @@ def test_one_process_is_rank_0_whatever_has_started_it(here, tiny, tmp_path, mon
     """
     monkeypatch.setenv("SLURM_PROCID", "1")
     if not guarded:
-        monkeypatch.setattr(train_command, "forget_launcher", lambda: None)
+        monkeypatch.setattr(train_command, "settled_rank", lambda devices, **_: 1)
     assert (
         here(
             "sdtrain",

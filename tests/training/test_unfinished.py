@@ -7,6 +7,9 @@ import pytest
 import yaml
 from reading import status, unfinished_by
 
+from sdtrain.paths import config_dir
+from sdtrain.training.place import run_folder
+
 NETWORK = """
 import torch
 
@@ -62,6 +65,27 @@ def test_an_unfinished_run_is_found_again(tiny, unfinished, word):
 def test_a_run_that_could_not_be_gone_on_with_is_not_found(tiny, unfinished, word):
     """What resume would refuse is another run: then resume=auto starts anew."""
     assert unfinished_by(tiny(word)) is None
+
+
+OWN_CONFIGURATION = [
+    ["--config-dir", "conf", "--config-name", "own", "resume=auto"],
+    ["-cd=conf", "experiment=own", "resume=auto"],
+    ["-cd", "conf", "-cn", "own_that_resumes"],
+]
+
+
+@pytest.mark.parametrize("words", OWN_CONFIGURATION)
+def test_a_run_of_the_users_own_configuration_is_found_again(tiny, unfinished, words):
+    conf = unfinished.parents[2] / "conf"
+    (conf / "experiment").mkdir(parents=True)
+    (conf / "own.yaml").write_text("defaults: [train, _self_]\nseed: 7\n")
+    (conf / "own_that_resumes.yaml").write_text("defaults: [own, _self_]\nresume: auto\n")
+    own = (config_dir() / "experiment" / "shapes.yaml").read_text()
+    (conf / "experiment" / "own.yaml").write_text(f"{own}\nseed: 7\n")
+    assert run_folder([*tiny(), *words]) == []
+    config = yaml.safe_load((unfinished / "config.yaml").read_text())
+    (unfinished / "config.yaml").write_text(yaml.safe_dump(config | {"seed": 7}))
+    assert run_folder([*tiny(), *words]) == [f"hydra.run.dir='{unfinished}'"]
 
 
 @pytest.mark.parametrize("part", ["autoencoder", "conditioner"])

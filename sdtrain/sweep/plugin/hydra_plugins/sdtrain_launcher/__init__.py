@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 
 class ProcessLauncher(Launcher):
-    """Runs each arm by `python -m sdtrain.commands.train`, and goes on with what was stopped.
+    """Runs each arm by the command sdtrain, and goes on with what was stopped.
 
     Args: see sdtrain.sweep.places.Places.
     """
@@ -63,11 +63,12 @@ class ProcessLauncher(Launcher):
 
     def _composed(self, words: list[str]) -> dict:
         """The configuration of one arm, resolved, without Hydra's own node."""
-        from sdtrain.config.compose import resolved
+        from sdtrain.config.compose import composition_words, resolved
 
         config = self.context.config_loader.load_sweep_config(self.config, list(words))
         keys = [key for key in config if key != "hydra"]
-        return resolved(OmegaConf.masked_copy(config, keys), words)
+        composition = composition_words(self.config.hydra)
+        return resolved(OmegaConf.masked_copy(config, keys), words, composition)
 
 
 ConfigStore.instance().store(
