@@ -11,7 +11,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from sdtrain.console import is_torchrun_follower
+from sdtrain.console import global_rank
 from sdtrain.files import missing_folders, removed_if_empty
 
 KEY = "new_folders"
@@ -32,10 +32,10 @@ def removed_if_unused() -> AbstractContextManager[None]:
     into them.
 
     A configuration of the user's own, without the callback, tells nothing of the folders around;
-    and a follower of torchrun's has one that was made for it elsewhere.
+    and a rank above 0 that a launcher has started has one that was made for it elsewhere.
     """
     runtime = HydraConfig.get().runtime
     found = runtime.get(KEY)
-    if found is None or is_torchrun_follower():
+    if found is None or global_rank() > 0:
         found = [runtime.output_dir]
     return removed_if_empty([Path(path) for path in found])

@@ -12,6 +12,7 @@ from sdtrain.data.draws import Collate
 from sdtrain.data.order import Stream
 from sdtrain.data.skipped import Skipped
 from sdtrain.errors import DataError
+from sdtrain.training.input_watch import InputWatch, make_room_for_sockets
 from sdtrain.training.progress import Progress
 from sdtrain.types import Batch, PictureData, Pictures, Row
 
@@ -69,6 +70,20 @@ def check_batch(batch_size: int, train: Pictures) -> None:
         )
 
 
+class WatchedLoader(DataLoader):
+    """A loader whose batches are waited for under watch.
+
+    watch: None for no watch.
+    """
+
+    watch: InputWatch | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self.watch is None:
+            return super().__iter__()
+        return self.watch.watched(super().__iter__)
+
+
 class DataModule(L.LightningDataModule):
     """Training micro-batches without end, and the validation pictures in order.
 
@@ -80,6 +95,7 @@ class DataModule(L.LightningDataModule):
         progress: where the run stands; the stream begins at its images_seen.
         accumulate: micro-batches of one optimizer step.
         skipped: where pictures that cannot be read may be replaced, what counts them.
+        watch: who ends the run where no batch comes; None for nobody.
 
     Raises DataError where the batch is larger than the training split, UserError where it cannot be
     divided over ranks.
@@ -95,6 +111,7 @@ class DataModule(L.LightningDataModule):
         progress: Progress,
         accumulate: int = 1,
         skipped: Skipped | None = None,
+        watch: InputWatch | None = None,
     ) -> None:
         super().__init__()
         self.data = data
@@ -104,6 +121,7 @@ class DataModule(L.LightningDataModule):
         self.progress = progress
         self.accumulate = accumulate
         self.skipped = skipped
+        self.watch = watch
         self.train = data.split("train")
         self.validation = data.split("validation")
         check_batch(progress.batch_size, self.train)
@@ -123,7 +141,9 @@ class DataModule(L.LightningDataModule):
             rank=rank,
             world=world,
         )
-        return DataLoader(
+        if self.num_workers:
+            make_room_for_sockets()
+        loader = WatchedLoader(
             Numbered(self.train),
             batch_sampler=stream,
             collate_fn=CollateBlock(self.collate, rank, world),
@@ -132,6 +152,8 @@ class DataModule(L.LightningDataModule):
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+        loader.watch = self.watch
+        return loader
 
     def validation_batches(self, count: int, size: int = 64) -> Iterator[Batch]:
         """The first `count` validation pictures in batches of up to `size`, with draws keyed by

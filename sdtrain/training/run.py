@@ -11,9 +11,10 @@ from sdtrain.config.draft import Draft
 from sdtrain.console import global_rank, warn
 from sdtrain.runs.layout import CheckpointFolder, RunFolder
 from sdtrain.training.callbacks.assembly import build_callbacks
-from sdtrain.training.callbacks.order import make_ranks, ordered_callbacks
+from sdtrain.training.callbacks.order import make_input_watch, make_ranks, ordered_callbacks
 from sdtrain.training.checkpoint_io import FolderIO
-from sdtrain.training.environment import be_rank_zero, quiet_libraries
+from sdtrain.training.child import refuse_another_configuration
+from sdtrain.training.environment import quiet_libraries, tell_rank
 from sdtrain.training.first_stage import check_before_first_stage, train_first
 from sdtrain.training.loggers.media import close_logger, make_logger
 from sdtrain.training.outcome import Run, outcome_recorded
@@ -42,9 +43,9 @@ def train(draft: Draft, run_dir: Path) -> None:
     # markup.
     terminal = {"quiet": global_rank() > 0, "force_terminal": sys.stdout.isatty()}
     console = Console(markup=False, highlight=False, **terminal)
-    if draft.is_one_process:
-        be_rank_zero()
+    tell_rank()
     plan = make_plan(draft)
+    refuse_another_configuration(plan.config)
     progress = Progress(plan.config["data"]["batch_size"], draft.trainer.max_images)
     run = Run(RunFolder(run_dir), progress, console)
     with outcome_recorded(run):
@@ -95,12 +96,15 @@ def train_plan(plan: Plan, run: Run) -> None:
         run_dir=run.folder.path,
         checkpoint_io=checkpoint_io,
     )
+    watch = make_input_watch(plan, run)
+    parts.datamodule.watch = watch
     write_config(run.folder, config)
     keep_what_drawing_needs(run.folder, plan, parts)
     run.write_status("running")
     try:
         trainer.fit(parts.module, datamodule=parts.datamodule, ckpt_path=checkpoint)
     finally:
+        watch.finish()
         checkpoint_io.settle()
         if logger is not None:
             close_logger(logger, failed=sys.exc_info()[0] is not None)

@@ -10,6 +10,7 @@ from sdtrain.training.callbacks.assembly import CallbackSet
 from sdtrain.training.callbacks.checkpoint import Checkpoints
 from sdtrain.training.callbacks.looks import Looks
 from sdtrain.training.callbacks.progress import ProgressBar
+from sdtrain.training.input_watch import InputWatch
 from sdtrain.training.outcome import Run
 from sdtrain.training.plan import Plan
 from sdtrain.training.ranks import Ranks
@@ -28,6 +29,16 @@ def make_ranks(plan: Plan, run: Run, config: str) -> Ranks | None:
         run_dir=run.folder.path,
         config=config,
         compare=refuse_different_ranks,
+        leave=run.leave,
+    )
+
+
+def make_input_watch(plan: Plan, run: Run) -> InputWatch:
+    """Who watches the loader. Several ranks decide together on signals, after a step."""
+    return InputWatch(
+        timeout=plan.config["data"]["timeout"],
+        signals=run.signals if plan.draft.is_one_process else None,
+        progress=run.progress,
         leave=run.leave,
     )
 
