@@ -128,12 +128,11 @@ def _sign(file: TextIO) -> None:
 
 @contextlib.contextmanager
 def alone_in(folder: Path, *, is_of_this_moment: bool) -> Iterator[RunFolder]:
-    """Holds the lock of a run's folder on rank 0, for all ranks of the run. Nothing is left of a
-    folder that nothing is written into.
+    """Holds the lock of a run's folder on rank 0, for all ranks of the run.
 
     is_of_this_moment: see `hold_folder`.
     """
-    with removed_if_empty([folder]), contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as held:
         if global_rank() == 0:
             folder = hold_folder(held, folder, is_of_this_moment=is_of_this_moment)
         yield RunFolder(folder)
@@ -146,7 +145,8 @@ def hold_folder(
     does.
 
     is_of_this_moment: whether its name is the time, so that what lies there has begun in the same
-    second: then it is one beside it, with -2 at the end, or -3.
+    second: then it is one beside it, with -2 at the end, or -3. Nothing is left of that where
+    nothing is written into it.
     """
     if not is_of_this_moment:
         held.enter_context(only_run(folder, print, key))
@@ -155,7 +155,7 @@ def hold_folder(
         place = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
         place.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as trial, contextlib.suppress(FolderHeldError):
-            trial.enter_context(removed_if_empty([place]))
+            trial.enter_context(removed_if_empty([place] if number > 1 else []))
             trial.enter_context(only_run(place, print, key))
             if all(path == RunFolder(place).lock for path in place.iterdir()):
                 held.push(trial.pop_all())
