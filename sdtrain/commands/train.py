@@ -22,19 +22,19 @@ from sdtrain.sweep.record import sweep_folder
 
 
 def task(cfg: DictConfig) -> None:
-    config = resolved(cfg, current_overrides())
-    take_rank(settled_rank(devices_of(config), is_one_process=is_one_process(config)))
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN and not is_sweep(sys.argv[1:]):
         raise UserError("The configuration is a sweep's", key="hydra.mode", remedy="Add -m.")
     folder = Path(hydra.runtime.output_dir)
-    named = is_of_this_moment(hydra.run)
-    with removed_if_unused(), alone_in(folder, is_of_this_moment=named) as run:
-        draft = check_draft(config, current_overrides())
-        check_start(run, draft.resume, draft.has_first_stage)
-        from sdtrain.training.run import train
+    with removed_if_unused():  # a run that is refused leaves nothing
+        config = resolved(cfg, current_overrides())
+        take_rank(settled_rank(devices_of(config), is_one_process=is_one_process(config)))
+        with alone_in(folder, is_of_this_moment=is_of_this_moment(hydra.run)) as run:
+            draft = check_draft(config, current_overrides())
+            check_start(run, draft.resume, draft.has_first_stage)
+            from sdtrain.training.run import train
 
-        train(draft, run.path)
+            train(draft, run.path)
 
 
 def folder_words(arguments: list[str]) -> list[str]:
