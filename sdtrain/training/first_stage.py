@@ -9,7 +9,9 @@ import subprocess
 from pathlib import Path
 
 from sdtrain.assemble.model import try_networks
-from sdtrain.config.compose import current_composition, where_to_look
+from sdtrain.config.compose import PRIMARY, compose_config, current_composition, where_to_look
+from sdtrain.config.draft import check_draft
+from sdtrain.config.flags import read_flags
 from sdtrain.config.launch import is_started_by_launcher
 from sdtrain.config.overrides import quoted
 from sdtrain.errors import UserError
@@ -24,9 +26,10 @@ from sdtrain.training.child import (
     typed_run_dir,
 )
 from sdtrain.training.datamodule import check_batch
+from sdtrain.training.estimate import estimate
 from sdtrain.training.outcome import Run
 from sdtrain.training.parts import saved_config, write_config
-from sdtrain.training.plan import Plan
+from sdtrain.training.plan import Plan, make_plan
 from sdtrain.types import PictureData
 
 RECIPE_BATCH = 16
@@ -40,8 +43,8 @@ def first_stage_done(run: RunFolder) -> bool:
     return run.first_stage.autoencoder_config.is_file()
 
 
-def first_stage_command(config: dict, overrides: list[str], run: RunFolder) -> list[str]:
-    """sdtrain on the run's data, in a folder below the run's."""
+def first_stage_words(config: dict, overrides: list[str]) -> list[str]:
+    """What sdtrain is told to train the autoencoder on the run's data."""
     stage = config["first_stage"]
     data = config["data"]
     own_words = {"_target_", "batch_size"}
@@ -55,7 +58,7 @@ def first_stage_command(config: dict, overrides: list[str], run: RunFolder) -> l
     words += _setting("logger", config.get("logger") or {})
     words.append(f"seed={config['seed']}")
     words.append(f"trainer.max_images={stage['max_images']}")
-    return train_command(words, run.first_stage)
+    return words
 
 
 def _setting(section: str, values: dict) -> list[str]:
@@ -74,7 +77,7 @@ def train_first_stage(config: dict, overrides: list[str], folder: Path, signals:
     UserError where it was killed.
     """
     run = RunFolder(folder)
-    command = first_stage_command(config, overrides, run)
+    command = train_command(first_stage_words(config, overrides), run.first_stage)
     # In a session of its own: a signal reaches it from here, once, and not from the terminal as
     # well.
     process = subprocess.Popen(
@@ -123,7 +126,15 @@ def check_before_first_stage(plan: Plan, data: PictureData) -> None:
     try_networks(config, data)
 
 
-def train_first(plan: Plan, run: Run) -> None:
+def estimate_line(plan: Plan, overrides: list[str], data: PictureData) -> str:
+    """How long the first stage will take, and the run after it."""
+    flags, words = read_flags(first_stage_words(plan.config, overrides))
+    stage = make_plan(check_draft(compose_config(PRIMARY, words, flags), words))
+    images = [each.draft.trainer.max_images for each in (stage, plan)]
+    return estimate(stage, plan, data).line(*images)
+
+
+def train_first(plan: Plan, data: PictureData, run: Run) -> None:
     """Trains the autoencoder, unless it lies there already. From then on the folder is known for
     this run's.
     """
@@ -141,9 +152,11 @@ def train_first(plan: Plan, run: Run) -> None:
             "model.autoencoder.path=RUN/autoencoder.",
         )
     run.console.print(f"First stage: sdtrain experiment={config['first_stage']['experiment']}")
+    composition = current_composition()
+    run.console.print(estimate_line(plan, composition, data), soft_wrap=True)
     write_config(run.folder, saved_config(plan))
     run.write_status("running")
-    code = train_first_stage(config, current_composition(), run.folder.path, run.signals)
+    code = train_first_stage(config, composition, run.folder.path, run.signals)
     if code:
         if published(run.folder.first_stage.path):
             run.write_status("failed", code)

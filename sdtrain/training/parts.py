@@ -75,7 +75,7 @@ def build_parts(plan: Plan, data: PictureData, run_dir: Path, progress: Progress
     notes = [*extras_of(data).notes, *_held_out_lines(config, data)]
     if plan.draft.trains_autoencoder:
         module = _autoencoder_module(config, plan, progress)
-        collate = _collate(config, module.latent_shape(data.image_size))
+        collate = make_collate(config, module.latent_shape(data.image_size))
         parts = Parts(data, module, _datamodule(plan, data, collate, progress), notes)
     else:
         parts = _diffusion_parts(config, plan, data, run_dir, progress)
@@ -140,7 +140,7 @@ def _autoencoder_module(config: dict, plan: Plan, progress: Progress) -> Autoenc
     return build(config["model"], "model", **given)
 
 
-def _collate(config: dict, latent_shape: tuple[int, int, int]) -> Collate:
+def make_collate(config: dict, latent_shape: tuple[int, int, int]) -> Collate:
     """Of the training of an autoencoder, which has no noise levels."""
     return Collate(
         seed=config["seed"],

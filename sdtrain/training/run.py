@@ -62,7 +62,7 @@ def train_plan(plan: Plan, run: Run) -> None:
     set_threads(settings.threads)
     data = build_data(plan.config["data"])
     check_before_first_stage(plan, data)
-    train_first(plan, run)
+    train_first(plan, data, run)
     parts = build_parts(plan, data, run.folder.path, run.progress)
     for note in parts.notes:
         run.console.print(note)

@@ -33,7 +33,7 @@ from sdtrain.sweep.launcher import (
 )
 from sdtrain.sweep.places import Places
 from sdtrain.training.child import CHECKED, SCRIPT, refuse_another_configuration
-from sdtrain.training.first_stage import first_stage_command
+from sdtrain.training.first_stage import first_stage_words
 from sdtrain.training.plan import make_plan
 
 OFFERED = sorted((config_dir() / "sweep").glob("*.yaml"))
@@ -274,12 +274,12 @@ def test_the_first_stage_finds_the_users_own_experiment(composed, tmp_path):
     config = composed("data=images", "data.path='it\\'s'", "logger=wandb", "logger.project=mine")
     config["trainer"]["threads"] = 3
     words = [f"--config-path={tmp_path}", "--config-name=own", "hydra.searchpath=[x]", "seed=1"]
-    command = first_stage_command(config, words, RunFolder(tmp_path))[2:]
+    command = first_stage_words(config, words)
     assert command[:2] == [f"--config-dir={tmp_path}", "hydra.searchpath=[x]"]
     first_stage = composed(*(word for word in command[2:] if not word.startswith("hydra.")))
     for section, key in (("data", "path"), ("logger", "project"), ("trainer", "threads")):
         assert first_stage[section][key] == config[section][key]
     assert first_stage["logger"] == config["logger"]
     config["logger"] = None
-    command = first_stage_command(config, [], RunFolder(tmp_path))[2:]
+    command = first_stage_words(config, [])
     assert not composed(*(word for word in command if not word.startswith("hydra.")))["logger"]

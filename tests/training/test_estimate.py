@@ -1,0 +1,50 @@
+"""What is said of the length of a first stage and its run."""
+
+import pytest
+import torch
+from diffusers.models.autoencoders.vae import Decoder
+
+from sdtrain.assemble.model import build_data
+from sdtrain.config.draft import check_draft
+from sdtrain.models.unet import UNet
+from sdtrain.training import estimate as estimating
+from sdtrain.training.estimate import estimate, rounded
+from sdtrain.training.plan import make_plan
+
+
+def planned(composed, words):
+    return make_plan(check_draft(composed(*words), words))
+
+
+@pytest.mark.parametrize("seconds_per_picture", [0.01, 2.0])
+def test_the_time_of_a_picture_is_that_of_its_networks(
+    composed, tiny, monkeypatch, seconds_per_picture
+):
+    """By a clock that only the networks move. At 2 s a picture a whole batch is too long to try."""
+    now = [0.0]
+    tried = []
+
+    def move(module, given, output):
+        if isinstance(module, UNet):
+            now[0] += seconds_per_picture * len(given[0])
+            tried.append(len(given[0]))
+        elif isinstance(module, Decoder):
+            now[0] += 3 * seconds_per_picture * len(given[0])
+
+    monkeypatch.setattr(estimating, "monotonic", lambda: now[0])
+    stage = planned(composed, tiny("experiment=shapes_autoencoder", "trainer.max_images=100"))
+    run = planned(composed, tiny("trainer.max_images=1000"))
+    hook = torch.nn.modules.module.register_module_forward_hook(move)
+    try:
+        found = estimate(stage, run, build_data(run.config["data"]))
+    finally:
+        hook.remove()
+    assert found.first_stage == pytest.approx(100 * 3 * seconds_per_picture)
+    assert found.run == pytest.approx(1000 * seconds_per_picture)
+    assert max(tried) == (8 if seconds_per_picture < 1 else 2)
+
+
+def test_times_are_rounded_to_what_is_known():
+    said = {0.2: "about 1 s", 80: "about 80 s", 1260: "about 21 min", 23760: "about 6.6 hours"}
+    for seconds, words in said.items():
+        assert rounded(seconds) == words
