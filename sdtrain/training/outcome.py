@@ -170,6 +170,14 @@ def _as_run_error(error: Exception, run: Run) -> UserError:
             remedy="Lower data.num_workers, and go on with resume=auto "
             f"{typed_run_dir(run.folder)}.",
         )
+    if "find_unused_parameters" in str(error):  # DDP's own advice
+        return UserError(
+            "Trained parameters of the model had no part in the loss of a step, and the ranks wait "
+            "for their gradients",
+            key="strategy.find_unused_parameters",
+            remedy="Set strategy.find_unused_parameters=true, which looks for them in each step, "
+            "or remove them from the model.",
+        )
     code = 1
     message = f"{type(error).__name__}: {error}"
     if run.ranks:

@@ -17,6 +17,7 @@ from sdtrain.training import optimisation
 from sdtrain.training.callbacks.assembly import try_callbacks
 from sdtrain.training.loggers.media import try_logger
 from sdtrain.training.optimisation import Optimisation
+from sdtrain.training.trainer import build_strategy
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def make_plan(draft: Draft) -> Plan:
         drawing = _check_drawings(config)
     plan = Plan(draft, config, tuple(notes), drawing)
     try_optimizer(plan.optimisation(), config, [torch.nn.Parameter(torch.zeros(2, 2))])
-    build(config["strategy"], "strategy")
+    build_strategy(config["strategy"])
     try_callbacks(plan.config, drawing, draft.trainer)
     try_logger(config.get("logger"), draft.typed)
     return plan

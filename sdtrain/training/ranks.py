@@ -118,9 +118,10 @@ class Ranks(L.Callback):
         if self.thread is None:
             self.watch()
         self.world = trainer.world_size
-        configs: list = [None] * self.world
-        dist.all_gather_object(configs, self.config)
-        self.compare(configs)
+        if dist.is_initialized():  # not by a strategy of one process
+            configs: list = [None] * self.world
+            dist.all_gather_object(configs, self.config)
+            self.compare(configs)
         self.stack = open(self.run.stack(self.rank), "w", encoding="utf-8")
         self._note_step()
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from rich.console import Console
 
 from sdtrain.assemble.model import build_data
-from sdtrain.config.build import build
 from sdtrain.config.draft import Draft
 from sdtrain.console import global_rank, warn
 from sdtrain.runs.layout import CheckpointFolder, RunFolder
@@ -29,7 +28,7 @@ from sdtrain.training.plan import Plan, make_plan
 from sdtrain.training.progress import Progress
 from sdtrain.training.resume import checkpoint_to_resume
 from sdtrain.training.summary import print_plan, print_result
-from sdtrain.training.trainer import check_devices, make_trainer
+from sdtrain.training.trainer import build_strategy, check_devices, make_trainer
 
 
 def train(draft: Draft, run_dir: Path) -> None:
@@ -80,7 +79,7 @@ def train_plan(plan: Plan, run: Run) -> None:
     )
     resumed = CheckpointFolder(checkpoint).images_seen if checkpoint else 0
     logger = make_logger(plan.config, plan.draft.typed, run.folder, config, resumed)
-    strategy = build(plan.config["strategy"], "strategy")
+    strategy = build_strategy(plan.config["strategy"])
     kept = plan.draft.checkpoint
     checkpoint_io = FolderIO(
         config=config, keep=kept.keep, max_failed_saves=kept.max_failed_saves, report=warn

@@ -7,12 +7,16 @@ from pathlib import Path
 import lightning.pytorch as L
 import torch
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 
+from sdtrain.config.build import build
 from sdtrain.config.schema import TrainerSettings, at_least
 from sdtrain.errors import UserError
 from sdtrain.training.checkpoint_io import FolderIO
 from sdtrain.training.stopping import disable_lightning_signals
+
+STEP_TIMEOUT = 600
+"""Seconds, where a strategy of the user's own does not say strategy.timeout."""
 
 COLLECTIVES_WAIT = 60
 """Seconds by which collectives give up later than the thread that watches the ranks, which can say
@@ -25,14 +29,46 @@ def single() -> str:
     return "auto"
 
 
-def ddp(*, timeout: int) -> DDPStrategy:
+def ddp(*, timeout: int, find_unused_parameters: bool = False) -> DDPStrategy:
     """One process per device with the same weights; gradients are averaged.
 
-    timeout: seconds that a step may take, see sdtrain.training.ranks.
+    timeout: seconds that a step may take, see sdtrain.training.ranks. find_unused_parameters:
+    whether each step looks for trained parameters that had no part in its loss.
     """
     at_least(timeout, 1, "strategy.timeout")
-    limit = timedelta(seconds=timeout + COLLECTIVES_WAIT)
-    return DDPStrategy(timeout=limit, gradient_as_bucket_view=True)
+    return DDPStrategy(
+        timeout=collectives_limit(timeout),
+        gradient_as_bucket_view=True,
+        find_unused_parameters=find_unused_parameters,
+    )
+
+
+def collectives_limit(timeout: int) -> timedelta:
+    return timedelta(seconds=timeout + COLLECTIVES_WAIT)
+
+
+def build_strategy(node: dict) -> str | Strategy:
+    """sdtrain's own strategies, or any of Lightning's: `timeout` is in seconds for all of them, and
+    reaches those that take one.
+    """
+    if node["_target_"].startswith("sdtrain."):
+        return build(node, "strategy")
+    timeout = step_timeout(node)
+    at_least(timeout, 1, "strategy.timeout")
+    strategy = build(node, "strategy", timeout=collectives_limit(timeout))
+    if isinstance(strategy, Strategy):
+        return strategy
+    raise UserError(
+        "is no strategy of Lightning's",
+        key="strategy._target_",
+        value=node["_target_"],
+        remedy="Give a subclass of lightning.pytorch.strategies.Strategy.",
+    )
+
+
+def step_timeout(node: dict) -> int:
+    """Seconds that a step of several ranks may take, also under a strategy that names none."""
+    return node.get("timeout", STEP_TIMEOUT)
 
 
 def check_devices(settings: TrainerSettings) -> None:
@@ -50,7 +86,7 @@ def check_devices(settings: TrainerSettings) -> None:
 def make_trainer(
     settings: TrainerSettings,
     *,
-    strategy: str | DDPStrategy,
+    strategy: str | Strategy,
     batch_size: int,
     logger: Logger | None,
     callbacks: list[L.Callback],

@@ -238,3 +238,52 @@ def test_what_is_wrong_with_both_ranks_is_reported_once(command, tiny, processes
     result = command("sdtrain", *words, f"hydra.run.dir={run}")
     assert result.code == 4, result.err
     assert result.err.count("sdtrain: ") == 1 and not processes_of(run)
+
+
+OWN_PARTS = """
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import nn
+
+
+class Network(nn.Conv2d):
+    def __init__(self, *, latent_channels: int) -> None:
+        super().__init__(latent_channels, latent_channels, 1)
+        self.spare = nn.Linear(8, 8)
+
+    def forward(self, x, timestep, context):
+        return super().forward(x)
+
+
+class Thorough(DDPStrategy):
+    def __init__(self, timeout=None):
+        super().__init__(find_unused_parameters=True, timeout=timeout)
+
+
+class Alone(SingleDeviceStrategy):
+    def __init__(self):
+        super().__init__(device="cpu")
+"""
+
+
+@pytest.mark.slow
+def test_a_network_that_does_not_use_all_of_its_parameters(command, tiny, tmp_path):
+    """Refused with the key that lets two ranks train it; and under strategies of the user's own."""
+    (tmp_path / "own_parts.py").write_text(OWN_PARTS)
+    network = ["model.unet._target_=own_parts.Network", "model/conditioner=none"]
+    quiet = ["callbacks=none", "validation=none", "trainer.max_images=32"]
+    words = [word for word in tiny(*network, *quiet) if not word.startswith("model.unet.b")]
+    words = [word for word in words if not word.startswith(("model.unet.n", "model.unet.h"))]
+    for number, (strategy, devices, code) in enumerate(
+        (
+            (["strategy=ddp"], 2, 2),
+            (["strategy=ddp", "strategy.find_unused_parameters=true"], 2, 0),
+            (["strategy=ddp", "strategy._target_=own_parts.Thorough"], 2, 0),
+            (["strategy._target_=own_parts.Alone"], 1, 0),
+        )
+    ):
+        place = f"hydra.run.dir={tmp_path}/{number}"
+        given = [*words, *strategy, f"trainer.devices={devices}", place]
+        result = command("sdtrain", *given, cwd=tmp_path)
+        assert result.code == code, result.err
+        if code:
+            assert "strategy.find_unused_parameters=true" in result.paragraph

@@ -15,6 +15,7 @@ from sdtrain.training.outcome import Run
 from sdtrain.training.plan import Plan
 from sdtrain.training.ranks import Ranks
 from sdtrain.training.stopping import Stopping
+from sdtrain.training.trainer import step_timeout
 
 
 def make_ranks(plan: Plan, run: Run, config: str) -> Ranks | None:
@@ -25,7 +26,7 @@ def make_ranks(plan: Plan, run: Run, config: str) -> Ranks | None:
         return None
     return Ranks(
         rank=global_rank(),
-        timeout=plan.config["strategy"]["timeout"],
+        timeout=step_timeout(plan.config["strategy"]),
         run_dir=run.folder.path,
         config=config,
         compare=refuse_different_ranks,
