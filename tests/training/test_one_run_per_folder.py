@@ -8,8 +8,11 @@ import subprocess
 import sys
 
 import pytest
+from omegaconf import OmegaConf
 from reading import numbers, status
 
+from sdtrain.config.compose import is_of_this_moment
+from sdtrain.errors import UserError
 from sdtrain.runs import lock
 from sdtrain.runs.manifest import published
 
@@ -168,3 +171,40 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
     with lock.only_run(tmp_path, lines.append):
         assert len(lines) == 1 and "No locks available" in lines[0] and str(tmp_path) in lines[0]
     assert not list(tmp_path.iterdir())
+
+
+HOLDER = """
+import pathlib, sys
+from sdtrain.runs.lock import only_run
+with only_run(pathlib.Path(sys.argv[1]), print):
+    print("holds", flush=True)
+    input()
+"""
+
+
+def test_what_begins_in_the_same_second_lies_beside_it(tmp_path):
+    """A run or a sweep that is under way in a folder of this moment's name, or has ended there. A
+    folder that was typed is no other's."""
+    moment = tmp_path / "2026-01-01_00-00-00"
+    moment.mkdir()
+    (tmp_path / f"{moment.name}-2").mkdir()
+    (tmp_path / f"{moment.name}-2" / "config.yaml").touch()
+    held = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(moment)], **held) as holder:
+        assert holder.stdout.readline() == "holds\n"
+        with lock.alone_in(moment, is_of_this_moment=True) as run:
+            assert run.path == tmp_path / f"{moment.name}-3"
+            assert run.lock.exists()
+        with pytest.raises(UserError), lock.alone_in(moment, is_of_this_moment=False):
+            raise AssertionError
+        holder.communicate("\n")
+    assert not run.path.exists()  # nothing was written into it
+    with lock.alone_in(moment, is_of_this_moment=True) as run:
+        assert run.path == moment
+
+
+@pytest.mark.parametrize("kind", ["run", "sweep"])
+def test_a_folder_is_of_this_moment_where_its_name_is_the_time(kind):
+    for folder, expected in (("runs/a/${now:%H-%M}", True), ("runs/a", False)):
+        node = OmegaConf.create({kind: {"dir": folder}})[kind]
+        assert is_of_this_moment(node) == expected

@@ -58,7 +58,7 @@ def distance(saved, run, one_rank) -> float:
 
 
 def test_two_ranks_equal_one(command, tiny, saved, one_rank, tmp_path):
-    run = tmp_path / "run"
+    run = tmp_path / """a "run", it's #1 {x} \\ é"""  # of the same name for both
     result = command("sdtrain", *tiny(*STEPS, *RANKS), f"hydra.run.dir={run}")
     assert result.code == 0, result.err
     assert 0 < distance(saved, run, one_rank) < 1e-4
