@@ -27,4 +27,5 @@ def sample_checkpoint(config: SampleConfig) -> int:
     if config.data and not loaded.source.was_used:
         warn("data has no effect: the run's folder holds all that drawing takes.")
     drawing = build_drawing(vars(config), loaded.model.objective.schedule)
-    return sample(config, loaded.model, drawing, image_size)
+    untrained = loaded.record.untrained if loaded.record else ()
+    return sample(config, loaded.model, drawing, image_size, untrained=untrained)

@@ -50,7 +50,10 @@ class CaptionDraw:
 
     def read(self, captions: Sequence[str]) -> tuple[str, ...]:
         """What is drawn from: all captions of a picture, or the one that they are joined to."""
-        return tuple(captions) if self.captions == "one" else (" ".join(captions),)
+        if self.captions == "one":
+            return tuple(captions)
+        of_tags = self.shuffle_tags or self.drop_tags
+        return ((", " if of_tags else " ").join(captions),)  # no tag goes across a line's end
 
     def __call__(self, captions: Sequence[str], ordinal: int) -> str:
         caption = captions[0]

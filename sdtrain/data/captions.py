@@ -93,7 +93,7 @@ def _notes(empty: Sequence[str], count: int, sources: Counter[str]) -> list[str]
     notes = []
     if empty:
         notes.append(
-            f"{len(empty)} of {count} pictures have no caption and train with the empty one: "
+            f"{len(empty)} of {count} pictures have no caption, and get the empty one: "
             f"{some(empty)}."
         )
     shared = [file for file, pictures in sources.items() if pictures > 1]

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from sdtrain.data.decode import picture_header
+from sdtrain.data.decode import PIXEL_LIMIT, picture_header
 from sdtrain.data.listing import some
 from sdtrain.errors import DataError
 
@@ -14,12 +14,16 @@ from sdtrain.errors import DataError
 class Unusable:
     """Why a picture cannot be used.
 
-    shorter_side: in pixels, where it is that; else None. mark: its `file_mark` then.
+    shorter_side: in pixels, where it is that; else None. The rest is known then: mark: its
+    `file_mark`. pixels_scaled_up: how many it would have as large as the crop. has_frames: whether
+    it holds several.
     """
 
     reason: str
     shorter_side: int | None = None
     mark: str = ""
+    pixels_scaled_up: float = 0
+    has_frames: bool = False
 
 
 @dataclass
@@ -41,11 +45,21 @@ class Headers:
         return len(self.marks) + len(self.unusable)
 
     def take_in_small(self) -> None:
-        """Those that are smaller than the crop can be used: they are scaled up."""
-        small = [name for name, why in self.unusable.items() if why.shorter_side is not None]
-        for name in small:
-            self.marks[name] = self.unusable.pop(name).mark
-        self.scaled_up = small
+        """Those that are smaller than the crop can be used: they are scaled up. Unless they are so
+        long and thin that they would be too large for the memory.
+        """
+        for name, why in list(self.unusable.items()):
+            if why.shorter_side is None:
+                continue
+            if why.pixels_scaled_up > PIXEL_LIMIT:
+                reason = f"{why.reason} Scaled up it would have more than {PIXEL_LIMIT} pixels."
+                self.unusable[name] = Unusable(reason)
+                continue
+            del self.unusable[name]
+            self.marks[name] = why.mark
+            self.scaled_up.append(name)
+            if why.has_frames:
+                self.frames.append(name)
 
 
 def classify_headers(folder: str, names: Iterable[str], image_size: int) -> Headers:
@@ -71,7 +85,10 @@ def classify_headers(folder: str, names: Iterable[str], image_size: int) -> Head
                     f"The picture {path!r} is smaller than the crop: its shorter side is {side}, "
                     f"data.image_size={image_size}."
                 )
-                headers.unusable[name] = Unusable(reason, side, mark)
+                scaled_up = image_size**2 * max(header.size) / side
+                headers.unusable[name] = Unusable(
+                    reason, side, mark, pixels_scaled_up=scaled_up, has_frames=header.has_frames
+                )
             else:
                 headers.marks[name] = mark
                 if header.has_frames:

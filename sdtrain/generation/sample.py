@@ -1,6 +1,8 @@
 """Pictures on request: what sdtrain-sample draws and writes."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -18,8 +20,17 @@ from sdtrain.runs.layout import CheckpointFolder, PictureFolder
 from sdtrain.runs.manifest import sha256_of
 
 
-def sample(config: SampleConfig, model: LatentDiffusion, drawing: Drawing, image_size: int) -> int:
+def sample(
+    config: SampleConfig,
+    model: LatentDiffusion,
+    drawing: Drawing,
+    image_size: int,
+    *,
+    untrained: Sequence[int] = (),
+) -> int:
     """Draws what the configuration asks for, into its output folder, and counts the pictures.
+
+    untrained: labels of which the run had no picture to train on.
 
     Raises UserError where the model cannot be asked so, StorageError where the folder cannot be
     written; then nothing was drawn.
@@ -29,25 +40,29 @@ def sample(config: SampleConfig, model: LatentDiffusion, drawing: Drawing, image
     for prompt in dict.fromkeys([*as_list(config.prompt), config.negative_prompt]):
         if model.conditioner.count_truncated([prompt]):
             warn(f"This prompt is cut, only its beginning is read: {prompt}")
+    if "label" in conditioner.reads:
+        for label in sorted({request.label for request in requests} & set(untrained)):
+            called = Request(0, label=label).title(conditioner)
+            warn(f"{called} had no picture to train on: what is drawn of it means nothing.")
     check_writable(Path(config.output))
     images = generate(model, requests, drawing, image_size)
-    titles = [request.title(conditioner) for request in requests]
-    write_samples(config, drawing, requests, images, titles)
+    _write_samples(config, drawing, requests, images, conditioner)
     return len(images)
 
 
-def write_samples(
+def _write_samples(
     config: SampleConfig,
     drawing: Drawing,
     requests: list[Request],
     images: Tensor,
-    titles: list[str],
+    conditioner: Conditioner,
 ) -> None:
     """Writes a PNG of each image, which carries its request, the settings and the hash of the run's
     configuration, and one grid of all.
 
     images: [N, 3, H, W] in [-1, 1].
     """
+    titles = [request.title(conditioner) for request in requests]
     folder = PictureFolder(Path(config.output))
     settings = {
         **drawing.settings,
@@ -56,12 +71,26 @@ def write_samples(
         "config_sha256": sha256_of(CheckpointFolder(Path(config.checkpoint)).config),
     }
     for number, (request, image) in enumerate(zip(requests, images, strict=True)):
-        asked = {key: value for key, value in vars(request).items() if key == "seed" or value}
         path = folder.picture(number, request.seed)
+        asked = _described(request, conditioner)
         pictures.write_png(pictures.picture(image), path, asked | settings)
     # A row for each prompt, as long as that is no long row.
     columns = config.num_images if 1 < config.num_images <= 8 else 4
     pictures.write_png(pictures.grid(images, titles, columns), folder.grid, settings)
+
+
+def _described(request: Request, conditioner: Conditioner) -> dict[str, Any]:
+    """A request as plain values: its seed, and of the condition what the model reads."""
+    described: dict[str, Any] = {"seed": request.seed}
+    if "caption" in conditioner.reads:
+        described["prompt"] = request.prompt
+        if request.negative_prompt:
+            described["negative_prompt"] = request.negative_prompt
+    if "label" in conditioner.reads:
+        described["label"] = request.label
+        if request.label < len(conditioner.class_names):
+            described["class_name"] = conditioner.class_names[request.label]
+    return described
 
 
 def requests_of(config: SampleConfig, conditioner: Conditioner) -> list[Request]:
@@ -135,12 +164,13 @@ def _labels(asked: list[int | str], conditioner: Conditioner) -> list[int]:
 
 
 def _label(asked: int | str, conditioner: Conditioner) -> int:
+    """The number of one class. A name comes before a number: classes may be called by numbers."""
     names = list(conditioner.class_names)
-    if isinstance(asked, str):
-        if asked not in names:
-            problem = "is the name of no class" if names else "is a name, and the classes have none"
-            raise UserError(problem, key="label", value=asked, remedy=_known_classes(conditioner))
-        return names.index(asked)
+    if str(asked) in names:
+        return names.index(str(asked))
+    if isinstance(asked, str) or any(name.isdecimal() for name in names):
+        problem = "is the name of no class" if names else "is a name, and the classes have none"
+        raise UserError(problem, key="label", value=asked, remedy=_known_classes(conditioner))
     known = conditioner.num_classes
     if asked < 0 or known is not None and asked >= known:
         must = "must be at least 0" if known is None else f"must lie between 0 and {known - 1}"

@@ -4,6 +4,7 @@ The latents have about unit variance.
 """
 
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -212,21 +213,36 @@ def latent_statistics(config: dict, path: str) -> tuple[Tensor, Tensor]:
 
     Raises UserError where it says only half of it, or of another number of channels.
     """
-    shift = config.get("shift_factor") or 0.0
+    shift = config.get("shift_factor")
     mean = config.get("latents_mean")
     std = config.get("latents_std")
     channels = config["latent_channels"]
-    if mean is None and std is None:
-        return torch.full((1, 1, 1), float(shift)), torch.ones(1, 1, 1)
-    if mean is None or std is None or not len(mean) == len(std) == channels or not min(std) > 0:
+    fits = shift is None or _is_number(shift)
+    if mean is not None or std is not None:
+        fits = fits and _are_numbers(mean, channels) and _are_numbers(std, channels)
+        fits = fits and min(std) > 0
+    if not fits:
         raise UserError(
-            f"has a config.json whose latents_mean={mean} and latents_std={std} are no mean and "
-            f"standard deviation of its {channels} channels",
+            f"has a config.json whose shift_factor={shift}, latents_mean={mean} and "
+            f"latents_std={std} are no number, and no mean and standard deviation of its "
+            f"{channels} channels",
             key="model.autoencoder.path",
             value=path,
             remedy="Correct them, or give another folder in model.autoencoder.path.",
         )
-    return torch.tensor(mean).view(-1, 1, 1) + shift, torch.tensor(std).view(-1, 1, 1)
+    whole_shift = float(shift or 0)
+    if mean is None:
+        return torch.full((1, 1, 1), whole_shift), torch.ones(1, 1, 1)
+    return torch.tensor(mean).view(-1, 1, 1) + whole_shift, torch.tensor(std).view(-1, 1, 1)
+
+
+def _is_number(value: object) -> bool:
+    is_real = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_real and math.isfinite(value)
+
+
+def _are_numbers(values: object, count: int) -> bool:
+    return isinstance(values, list) and len(values) == count and all(map(_is_number, values))
 
 
 def _check_size(name: str, asked: int | None, found: int, path: str) -> None:

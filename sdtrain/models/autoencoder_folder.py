@@ -90,7 +90,25 @@ def _read_config(file: Path, path: str) -> dict[str, Any]:
     ):
         found = config.get("_class_name") if isinstance(config, dict) else "no object"
         raise _no_autoencoder(path, f"its {CONFIG} is not an AutoencoderKL's, but {found}")
-    return known | config  # what diffusers takes where config.json leaves them out
+    given = {key: value for key, value in config.items() if value is not None}
+    config = known | given  # what diffusers takes where config.json leaves them out
+    _check_config(config, path)
+    return config
+
+
+def _check_config(config: dict[str, Any], path: str) -> None:
+    """Raises UserError where one of the sizes that are read here is no size."""
+    channels = config["latent_channels"]
+    blocks = config["block_out_channels"]
+    scale = config["scaling_factor"]
+    fits = {
+        "latent_channels": type(channels) is int and channels > 0,
+        "block_out_channels": isinstance(blocks, list) and len(blocks) > 0,
+        "scaling_factor": type(scale) in (int, float) and scale > 0,
+    }
+    for name, is_right in fits.items():
+        if not is_right:
+            raise _no_autoencoder(path, f"its {CONFIG} says {name}={config[name]!r}")
 
 
 def _weights(folder: Path, variant: str | None) -> tuple[Path, ...]:

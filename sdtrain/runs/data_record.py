@@ -21,13 +21,15 @@ class DataRecord:
 
     image_size: side of the pictures, in pixels. num_classes: of their labels. example_prompts:
     captions, as varied at the beginning as in the whole; none where the model reads none.
-    working_directory: where the run was started, and its relative paths begin.
+    working_directory: where the run was started, and its relative paths begin. untrained: labels of
+    which all pictures are held out.
     """
 
     image_size: int
     num_classes: int
     example_prompts: Sequence[str]
     working_directory: str
+    untrained: Sequence[int] = ()
 
     def prompts(self, count: int) -> list[str]:
         """`count` of the example prompts, in turn where there are fewer."""

@@ -97,6 +97,11 @@ class RunFolder:
         return RunFolder(self.path / FIRST_STAGE)
 
     @property
+    def is_first_stage(self) -> bool:
+        """Whether it lies in the folder of a run, or of a sweep, that goes on by itself."""
+        return self.path.name == FIRST_STAGE
+
+    @property
     def autoencoder(self) -> Path:
         """The trained autoencoder in diffusers' layout, of a run that trains one."""
         return self.path / AUTOENCODER

@@ -202,7 +202,9 @@ def keep_what_drawing_needs(folder: RunFolder, plan: Plan, parts: Parts) -> None
     data = parts.data
     model = parts.module.model
     prompts = _varied_prompts(data) if "caption" in reads_of(parts) else []
-    record = DataRecord(data.image_size, data.num_classes, prompts, os.getcwd())
+    classes = extras_of(data).classes
+    untrained = classes.untrained if classes else ()
+    record = DataRecord(data.image_size, data.num_classes, prompts, os.getcwd(), untrained)
     with _written(folder):
         write_data_record(folder, record)
         keep_files(plan.config, folder)

@@ -9,6 +9,7 @@ from torch import nn
 
 from sdtrain.config.overrides import text_word
 from sdtrain.latent_diffusion import LatentDiffusion
+from sdtrain.runs.layout import RunFolder
 from sdtrain.runs.manifest import published
 from sdtrain.training.callbacks.assembly import CallbackSet
 from sdtrain.training.optimisation import Cosine
@@ -119,7 +120,7 @@ def _next_command(run: Run, plan: Plan, parts: Parts, averaged: bool) -> str | N
     """
     folder = run.folder
     if plan.draft.trains_autoencoder:
-        return shlex.join(["sdtrain", text_word("model.autoencoder.path", str(folder.autoencoder))])
+        return _diffusion_command(folder, plan)
     reads = parts.module.model.conditioner.reads
     if "depth" in reads:
         return None
@@ -127,10 +128,27 @@ def _next_command(run: Run, plan: Plan, parts: Parts, averaged: bool) -> str | N
     if "caption" in reads:
         words.append(text_word("prompt", parts.data.example_prompts(1)[0]))
     if "label" in reads:
-        words.append("label=0")
+        names = parts.module.model.conditioner.class_names
+        words.append(text_word("label", names[0]) if names else "label=0")
     if not averaged:
         words.append("ema=false")
     return shlex.join([*words, "output=samples"])
+
+
+def _diffusion_command(folder: RunFolder, plan: Plan) -> str | None:
+    """Trains a diffusion model of the same pictures on an autoencoder. None where its run goes on
+    by itself.
+    """
+    if folder.is_first_stage:
+        return None
+    data = plan.config["data"]
+    module = data["_target_"].removeprefix("sdtrain.data.").partition(".")[0]
+    words = [f"data={module}"] if data["_target_"].startswith("sdtrain.data.") else []
+    words.append(text_word("model.autoencoder.path", str(folder.autoencoder)))
+    for key in ("path", "image_size"):
+        if key in data:
+            words.append(text_word(f"data.{key}", str(data[key])))
+    return shlex.join(["sdtrain", *words])
 
 
 def _print_table(console: Console, title: str, rows: Rows) -> None:

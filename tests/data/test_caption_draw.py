@@ -9,6 +9,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from sdtrain.config.trusted import TAKEN_ON, renewed
+from sdtrain.data.caption_draw import CaptionDraw
+from sdtrain.data.decode import PIXEL_LIMIT
+from sdtrain.data.headers import Headers, Unusable
 from sdtrain.data.images import Images
 from sdtrain.errors import DataError, UserError
 
@@ -96,6 +99,21 @@ def test_tags_are_shuffled_and_dropped(folder):
     assert set(drawn(load(folder, shuffle_tags=True), split="validation")) == {
         "cat, red, asleep, indoors, , one"
     }
+
+
+def test_no_tag_goes_across_the_end_of_a_line():
+    draw = CaptionDraw(captions="all", shuffle_tags=True, drop_tags=0.0, keep_tags=0, seed=0)
+    (joined,) = draw.read(["a, b, c", "d, e"])
+    assert sorted(draw([joined], 3).split(", ")) == ["a", "b", "c", "d", "e"]
+
+
+def test_a_long_thin_picture_is_not_scaled_up_beyond_what_may_be_read():
+    small = Unusable("thin", 1, "mark", pixels_scaled_up=PIXEL_LIMIT + 1)
+    gif = Unusable("small", 4, "mark", pixels_scaled_up=64, has_frames=True)
+    headers = Headers(unusable={"thin": small, "gif": gif})
+    headers.take_in_small()
+    assert list(headers.marks) == headers.scaled_up == headers.frames == ["gif"]
+    assert headers.unusable["thin"].shorter_side is None  # so it is refused, or left out with skip
 
 
 def test_smaller_pictures_are_scaled_up_where_that_is_asked_for(folder):

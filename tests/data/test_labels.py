@@ -158,6 +158,12 @@ def test_classes_travel_with_the_run(here, tiny, tmp_path):
         assert code == 0 or "label" in result.paragraph and "2 fox" in result.paragraph
         drawn.append(sorted(file.read_bytes() for file in out.glob("0*.png")))
     assert drawn[0] == drawn[1] and len(drawn[-1]) == 2 and drawn[0][0] in drawn[-1]
+    record = json.loads((run / "data.json").read_text())
+    assert record["untrained"] == []
+    (run / "data.json").write_text(json.dumps(record | {"untrained": [2]}))
+    asked = ["label=[cat,fox]", "num_images=1", "steps=2", "ema=false", f"output={tmp_path}/none"]
+    result = here("sdtrain-sample", f"checkpoint={run}", *asked)
+    assert result.code == 0 and "fox" in result.err and "cat" not in result.err
     # A configuration that is not built yet leaves the classes to the data.
     unbuilt = json.loads(json.dumps(saved))
     for key in LEFT_TO_THE_DATA:

@@ -14,8 +14,8 @@ from sdtrain.conditioning.class_label import ClassLabel
 from sdtrain.conditioning.interface import Conditioner
 from sdtrain.config.compose import compose_config
 from sdtrain.errors import UserError
-from sdtrain.generation.drawing import named
-from sdtrain.generation.sample import requests_of
+from sdtrain.generation.drawing import Request, named
+from sdtrain.generation.sample import _described, requests_of
 from sdtrain.paths import config_dir
 from sdtrain.runs.layout import CheckpointFolder, RunFolder
 from sdtrain.runs.manifest import published, write_manifest
@@ -73,6 +73,23 @@ def test_what_the_model_does_not_read_is_refused_and_so_is_what_is_missing(reads
     with pytest.raises(UserError) as refused:
         asked(Reading(*reads), **changes)
     assert refused.value.key == key
+
+
+def test_classes_called_by_numbers_are_asked_for_by_them():
+    labels = ClassLabel(num_classes=3, context_dim=2, class_names=["1", "2", "10"])
+    assert [label for _, label, _ in asked(labels, label=[1, "2", 10], num_images=1)] == [0, 1, 2]
+    with pytest.raises(UserError) as refused:
+        asked(labels, label=0)
+    assert refused.value.key == "label"
+
+
+def test_a_picture_says_its_class():
+    labels = ClassLabel(num_classes=2, context_dim=2, class_names=["cat", "dog"])
+    described = [_described(Request(5, label=label), labels) for label in (0, 1)]
+    assert described == [
+        {"seed": 5, "label": 0, "class_name": "cat"},
+        {"seed": 5, "label": 1, "class_name": "dog"},
+    ]
 
 
 @pytest.mark.parametrize("label", [-1, 4])

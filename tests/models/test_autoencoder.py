@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -111,6 +112,13 @@ def test_shift_mean_and_deviation_of_the_config_are_applied(held_out, tmp_path, 
     "said",
     [
         {"latents_mean": MEAN},
+        {"latents_mean": 0.5, "latents_std": 1.0},
+        {"latents_mean": MEAN, "latents_std": ["1", "1", "1", "1"]},
+        {"shift_factor": [0.1, 0.2, 0.3, 0.4]},
+        {"shift_factor": math.nan},
+        {"scaling_factor": "x"},
+        {"latent_channels": "4"},
+        {"block_out_channels": []},
         {"latents_mean": MEAN[:3], "latents_std": STD[:3]},
         {"latents_mean": MEAN, "latents_std": [1.0, 1.0, 0.0, 1.0]},
     ],

@@ -74,6 +74,8 @@ def test_a_line_says_what_the_model_needs(tmp_path):
     labels = ClassLabel(num_classes=3, context_dim=2)
     words = shlex.split(next_command(labels, "x", tmp_path, averaged=False))
     assert "label=0" in words and "ema=false" in words and "prompt=x" not in words
+    named = ClassLabel(num_classes=2, context_dim=2, class_names=["7", "8"])
+    assert {"label=7", "label='7'"} & set(shlex.split(next_command(named, "x", tmp_path)))
     assert "ema=false" not in next_command(Reading("caption"), "x", tmp_path)
     assert next_command(Reading("depth", "caption"), "x", tmp_path) is None
 
