@@ -12,6 +12,7 @@ import torch
 from reading import lines, newest, numbers, same, status, unfinished_by
 
 from sdtrain.assemble.drawing import build_drawing
+from sdtrain.assemble.model import build_data
 from sdtrain.config.draft import check_draft
 from sdtrain.errors import UserError
 from sdtrain.generation.evaluations import evaluations_of
@@ -274,7 +275,7 @@ def default(composed, tmp_path_factory):
         ]
         plan = make_plan(check_draft(composed(*words), words))
         progress = Progress(32, max_images)
-        parts = build_parts(plan, folder, progress)
+        parts = build_parts(plan, build_data(plan.config["data"]), folder, progress)
         found = build_callbacks(
             plan.config,
             plan.draft.trainer,
