@@ -72,7 +72,8 @@ def test_what_a_run_starts_is_hidden_nothing_from(tmp_path):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong module')")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "own.py").write_text("raise ImportError('the right one')")
-    places = [str(PACKAGE.parent), str(tmp_path / "elsewhere"), os.environ.get("PYTHONPATH", "")]
+    # Never an empty entry: Python reads it as the working directory.
+    places = [str(PACKAGE.parent), str(tmp_path / "elsewhere")]
     ended = subprocess.run(
         [sys.executable, str(SCRIPT), "model.unet._target_=own.Net"],
         cwd=tmp_path,

@@ -16,12 +16,15 @@ from sdtrain.runs.manifest import damage
 from sdtrain.training.datamodule import CollateBlock
 from sdtrain.types import Row
 
+# Differences from rounding grow with each step, the faster the higher the learning rate.
+SLOW_WARMUP = "lr_schedule.warmup_images=3000"
 STEPS = [
     "trainer.max_images=160",
     "callbacks.samples.every=0",
     "validation.num_images=16",
     "validation.every=80",
     "checkpoint.every=80",
+    SLOW_WARMUP,
 ]
 RANKS = ["strategy=ddp", "trainer.devices=2"]
 
@@ -37,8 +40,7 @@ def losses(run) -> torch.Tensor:
 
 
 def assert_same_losses(run, other) -> None:
-    # The rate rises within these few steps, and rounding grows with it.
-    torch.testing.assert_close(losses(run), losses(other), rtol=2e-4, atol=0)
+    torch.testing.assert_close(losses(run), losses(other), rtol=1e-5, atol=0)
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +84,7 @@ QUARTERS = [
     "trainer.threads=1",
     "logger=none",
     "trainer.max_images=640",
+    SLOW_WARMUP,
     "trainer.log_every=32",
     "checkpoint.every=160",
     "checkpoint.keep=4",
