@@ -67,8 +67,11 @@ def child_environment(name: str) -> dict[str, str]:
 
 
 def stop_with_parent() -> None:
-    """Run in a child: it gets SIGTERM, on which it saves, where its parent dies without a word.
-    Linux alone has it.
+    """Ask the kernel to send this child a signal when its parent dies, so that it saves and leaves.
+
+    For `preexec_fn`; Linux alone has it. The signal is SIGUSR1: where the parent had several
+    threads, the kernel sends one as each of them ends, and a second SIGTERM would kill the child
+    before it has saved.
     """
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, signal.SIGUSR1)  # PR_SET_PDEATHSIG
