@@ -41,9 +41,9 @@ def folder_words(arguments: list[str]) -> list[str]:
     """Overrides that say where the run or the sweep lies, where ${now:...} must not decide."""
     if is_sweep(arguments):
         return sweep_folder(arguments)
-    from sdtrain.training.place import run_folder
+    from sdtrain.training.run_dir import run_dir_overrides
 
-    return run_folder(arguments)
+    return run_dir_overrides(arguments)
 
 
 def main() -> None:

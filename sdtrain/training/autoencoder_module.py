@@ -101,7 +101,7 @@ class AutoencoderModule(OptimisedModule):
         # KL(N(mean, std^2) || N(0, 1)) per latent element.
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean((1, 2, 3))
         losses = reconstruction_loss(output, batch.image, self.edge_weight) + self.kl_weight * kl
-        return self.note_losses(batch, losses, times=None)
+        return self.record_losses(batch, losses, times=None)
 
     def reconstruct(self, image: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] through the posterior's mean and back."""

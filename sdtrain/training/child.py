@@ -1,4 +1,4 @@
-"""A run in a process of its own that this one starts: the first stage, or an arm of a sweep."""
+"""Starts a run in a child process: the first stage, or an arm of a sweep."""
 
 import contextlib
 import ctypes
@@ -16,19 +16,24 @@ from sdtrain.runs.resume import arm_digest
 from sdtrain.training.loggers.wandb_variables import forget_wandb_run
 
 CHECKED = "SDTRAIN_CHECKED"
-"""The digest of what an arm is to train, in its environment: see runs/resume.py."""
+"""Environment variable with the digest of the configuration that a sweep has checked for an arm:
+see runs/resume.py."""
 
 SCRIPT = PACKAGE / "commands" / "process" / "train.py"
-"""Python searches its folder first, and not the working directory, as for an installed command."""
+"""A script in a folder of its own: Python puts that folder on its search path and not the working
+directory, as for an installed command."""
 
 
 def train_command(words: Iterable[str], run: RunFolder) -> list[str]:
-    """The command that begins a run in that folder, or goes on with it."""
-    return [sys.executable, str(SCRIPT), *words, "resume=auto", run_dir_word(run)]
+    """Return the command that starts a run in that folder, or resumes it.
+
+    words: the arguments of sdtrain.
+    """
+    return [sys.executable, str(SCRIPT), *words, "resume=auto", run_dir_override(run)]
 
 
 def this_command() -> list[str]:
-    """What starts this command once more, before its words."""
+    """Return the command that starts this process's command once more, without its arguments."""
     main = sys.modules["__main__"]
     module = main.__spec__.name if main.__spec__ else ""
     if module and not module.startswith("sdtrain."):
@@ -37,41 +42,47 @@ def this_command() -> list[str]:
     return [sys.executable, os.path.abspath(sys.argv[0]) if is_script else str(SCRIPT)]
 
 
-def run_dir_word(run: RunFolder) -> str:
-    """The override that names a run's folder, whatever characters are in it."""
+def run_dir_override(run: RunFolder) -> str:
+    """Return the Hydra override that sets the run's folder, with special characters quoted."""
     return f"hydra.run.dir={quoted(str(run.path))}"
 
 
-def typed_run_dir(run: RunFolder) -> str:
-    """The same as a person types it in a shell."""
+def run_dir_for_shell(run: RunFolder) -> str:
+    """Return the override that sets the run's folder, quoted for a shell."""
     return shlex.quote(text_word("hydra.run.dir", str(run.path)))
 
 
-def refuse_another_configuration(config: dict) -> None:
-    """Raises UserError where the sweep that has started this arm has checked another one."""
-    checked = os.environ.pop(CHECKED, None)  # a first stage is none of its arms
+def check_arm_digest(config: dict) -> None:
+    """Raise UserError if this process is an arm of a sweep and its configuration is not the one
+    that the sweep has checked.
+    """
+    # Removed from the environment, so that a first stage, which is not an arm, does not inherit it.
+    checked = os.environ.pop(CHECKED, None)
     if checked is not None and checked != arm_digest(config):
         raise UserError(
-            "This arm composes another configuration than its sweep has checked",
+            "The configuration of this arm differs from the one that its sweep has checked",
             key="hydra.launcher.prefix",
-            remedy="Both must find the same files of configuration and the same sdtrain, and the "
-            "same variables of the environment where a configuration reads them.",
+            remedy="Make sure that both see the same configuration files and the same sdtrain, "
+            "and the same environment variables if a configuration reads any.",
         )
 
 
 def child_environment(name: str) -> dict[str, str]:
-    """This process's, without what says which run of wandb it writes. name: the child's."""
+    """Return a copy of this process's environment without the variables that select a wandb run.
+
+    name: the child's, which is added to WANDB_NAME.
+    """
     environment = dict(os.environ)
     forget_wandb_run(environment, name)
     return environment
 
 
 def stop_with_parent() -> None:
-    """Ask the kernel to send this child a signal when its parent dies, so that it saves and leaves.
+    """Ask the kernel to signal this process when its parent dies, so that it saves and exits.
 
-    For `preexec_fn`; Linux alone has it. The signal is SIGUSR1: where the parent had several
-    threads, the kernel sends one as each of them ends, and a second SIGTERM would kill the child
-    before it has saved.
+    Pass it as `preexec_fn` of the child; works on Linux only. The signal is SIGUSR1: if the parent
+    has several threads, the kernel sends a signal as each of them ends, and a second SIGTERM would
+    kill the child before it has saved.
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGUSR1)  # PR_SET_PDEATHSIG

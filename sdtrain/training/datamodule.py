@@ -12,7 +12,7 @@ from sdtrain.data.draws import Collate
 from sdtrain.data.order import Stream
 from sdtrain.data.skipped import Skipped
 from sdtrain.errors import DataError
-from sdtrain.training.input_watch import InputWatch, make_room_for_sockets
+from sdtrain.training.input_watch import InputWatch, use_short_socket_folder
 from sdtrain.training.progress import Progress
 from sdtrain.types import Batch, PictureData, Pictures, Row
 
@@ -142,7 +142,7 @@ class DataModule(L.LightningDataModule):
             world=world,
         )
         if self.num_workers:
-            make_room_for_sockets()
+            use_short_socket_folder()
         loader = WatchedLoader(
             Numbered(self.train),
             batch_sampler=stream,

@@ -38,7 +38,7 @@ class DiffusionModule(OptimisedModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         losses = self.model.losses(batch)
-        return self.note_losses(batch, losses.per_sample, losses.t)
+        return self.record_losses(batch, losses.per_sample, losses.t)
 
     @torch.no_grad()
     def validate(self, batch: Batch) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from sdtrain.models.modes import begin_training
 from sdtrain.training.autoencoder_module import AutoencoderModule
 from sdtrain.training.diffusion_module import DiffusionModule
 from sdtrain.training.optimisation import OptimisedModule
-from sdtrain.training.parts import make_collate
+from sdtrain.training.parts import plain_collate
 from sdtrain.training.plan import Plan
 from sdtrain.training.progress import Progress
 from sdtrain.types import PictureData
@@ -97,7 +97,7 @@ def _seconds_per_image(
     module.to(device)
     begin_training(module)
     optimizer = module.configure_optimizers()
-    collate = make_collate(plan.config, latent_shape)
+    collate = plain_collate(plan.config, latent_shape)
     pictures = data.split("train")
     few = min(FEW, whole)
     rows = [pictures[(i % len(pictures), i)] for i in range(few)]

@@ -1,5 +1,5 @@
-"""The autoencoder that an experiment brings along is trained first: by its own command, in its own
-process, below the run's folder.
+"""Trains the autoencoder of an experiment before the diffusion model: with its own command, in a
+child process, in a folder below the run's.
 """
 
 import contextlib
@@ -21,9 +21,9 @@ from sdtrain.runs.start import nothing_to_resume
 from sdtrain.signals import INTERRUPTED, Interrupted, Signals, exit_code_of
 from sdtrain.training.child import (
     child_environment,
+    run_dir_for_shell,
     stop_with_parent,
     train_command,
-    typed_run_dir,
 )
 from sdtrain.training.datamodule import check_batch
 from sdtrain.training.estimate import estimate
@@ -33,53 +33,58 @@ from sdtrain.training.plan import Plan, make_plan
 from sdtrain.types import PictureData
 
 RECIPE_BATCH = 16
-"""Pictures of one optimizer step of the recipe, unless there are few."""
+"""Batch size of the first stage, unless the run's is smaller."""
 
 SHARED_KEYS = ("accelerator", "threads")
-"""Keys under `trainer` that hold for both stages; so do the logger and the data."""
+"""Keys under `trainer` that both stages share, like the logger and the data."""
 
 
 def first_stage_done(run: RunFolder) -> bool:
+    """Return whether the first stage of the run is trained."""
     return run.first_stage.autoencoder_config.is_file()
 
 
 def first_stage_words(config: dict, overrides: list[str]) -> list[str]:
-    """What sdtrain is told to train the autoencoder on the run's data."""
+    """Return the arguments of the sdtrain command that trains the autoencoder on the run's data.
+
+    overrides: the arguments of this run, which may name further folders of configuration files.
+    """
     stage = config["first_stage"]
     data = config["data"]
-    own_words = {"_target_", "batch_size"}
+    excluded_keys = {"_target_", "batch_size"}
     if data.get("on_error") == "fail":
-        own_words.add("max_skipped")  # it would have no effect
+        excluded_keys.add("max_skipped")  # it would have no effect
     words = where_to_look(overrides)
     words += [f"experiment={stage['experiment']}", "logger=none"]
-    words += _setting("data", {key: data[key] for key in data.keys() - own_words})
+    words += _section_overrides("data", {key: data[key] for key in data.keys() - excluded_keys})
     words.append(f"data.batch_size={min(RECIPE_BATCH, data['batch_size'])}")
-    words += _setting("trainer", {key: config["trainer"].get(key) for key in SHARED_KEYS})
-    words += _setting("logger", config.get("logger") or {})
+    shared = {key: config["trainer"].get(key) for key in SHARED_KEYS}
+    words += _section_overrides("trainer", shared)
+    words += _section_overrides("logger", config.get("logger") or {})
     words.append(f"seed={config['seed']}")
     words.append(f"trainer.max_images={stage['max_images']}")
     return words
 
 
-def _setting(section: str, values: dict) -> list[str]:
-    """Overrides that set the keys of a section, whether or not they are there."""
-    words = []
+def _section_overrides(section: str, values: dict) -> list[str]:
+    """Return overrides that set the keys of a section, or add those that it lacks."""
+    overrides = []
     for key, value in sorted(values.items()):
-        typed = quoted(value) if isinstance(value, str) else json.dumps(value)
-        words.append(f"++{section}.{key}={typed}")
-    return words
+        text = quoted(value) if isinstance(value, str) else json.dumps(value)
+        overrides.append(f"++{section}.{key}={text}")
+    return overrides
 
 
 def train_first_stage(config: dict, overrides: list[str], folder: Path, signals: Signals) -> int:
-    """Its exit code, 0 for a trained autoencoder; it has printed its own paragraph otherwise.
+    """Train the autoencoder in a child process and return its exit code, 0 for success.
 
-    Raises Interrupted after a signal, once it has saved or before there was anything to save, and
-    UserError where it was killed.
+    On failure the child has printed its own paragraph. Raises Interrupted after a signal, once the
+    child has saved or if it had nothing to save yet, and UserError if the child was killed.
     """
     run = RunFolder(folder)
     command = train_command(first_stage_words(config, overrides), run.first_stage)
-    # In a session of its own: a signal reaches it from here, once, and not from the terminal as
-    # well.
+    # In its own session, so that it gets a signal once, from this process, and not from the
+    # terminal too.
     process = subprocess.Popen(
         command,
         env=child_environment(run.first_stage.name),
@@ -95,20 +100,21 @@ def train_first_stage(config: dict, overrides: list[str], folder: Path, signals:
     if code < 0:
         raise UserError(
             f"The first stage was killed by {signal.Signals(-code).name}, "
-            "perhaps because memory was short",
+            "perhaps because memory ran out",
             key="first_stage.max_images",
-            remedy=f"It goes on where it was with resume=auto {typed_run_dir(RunFolder(folder))}; "
+            remedy=f"Resume it with resume=auto {run_dir_for_shell(run)}; "
             "first_stage.max_images is its length.",
         )
     return code
 
 
 def _wait(process: subprocess.Popen, signals: Signals) -> None:
-    """Until it has ended; a signal that this process receives is handed on once."""
+    """Wait until the process has ended, and forward a signal that this process receives, once."""
     forwarded = False
     while process.poll() is None:
         if signals.received and not forwarded:
-            # SIGUSR1 is no second signal, where it has had one like this process.
+            # If the child has received the same signal already, SIGUSR1 does not count as a second
+            # one, which would end it at once.
             process.send_signal(signal.SIGUSR1)
             forwarded = True
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -116,8 +122,8 @@ def _wait(process: subprocess.Popen, signals: Signals) -> None:
 
 
 def check_before_first_stage(plan: Plan, data: PictureData) -> None:
-    """Raises UserError or DataError for what would otherwise be found once the autoencoder is
-    trained: pictures, batch, condition and network that do not fit.
+    """Raise UserError or DataError before the first stage if pictures, batch, condition and network
+    do not fit, which would otherwise fail only once the autoencoder is trained.
     """
     config = plan.config
     if not config.get("first_stage"):
@@ -127,28 +133,31 @@ def check_before_first_stage(plan: Plan, data: PictureData) -> None:
 
 
 def estimate_line(plan: Plan, overrides: list[str], data: PictureData) -> str:
-    """How long the first stage will take, and the run after it."""
+    """Return a line with the estimated time of the first stage and of the run after it."""
     flags, words = read_flags(first_stage_words(plan.config, overrides))
     stage = make_plan(check_draft(compose_config(PRIMARY, words, flags), words))
-    images = [each.draft.trainer.max_images for each in (stage, plan)]
-    return estimate(stage, plan, data).line(*images)
+    first_images = stage.draft.trainer.max_images
+    run_images = plan.draft.trainer.max_images
+    return estimate(stage, plan, data).line(first_images, run_images)
 
 
-def train_first(plan: Plan, data: PictureData, run: Run) -> None:
-    """Trains the autoencoder, unless it lies there already. From then on the folder is known for
-    this run's.
+def run_first_stage(plan: Plan, data: PictureData, run: Run) -> None:
+    """Train the autoencoder, unless the run has none or it is trained already.
+
+    The run's configuration and status are written first, so that the folder can be recognised.
+    Raises SystemExit with the exit code of a first stage that failed.
     """
     config = plan.config
     if not config.get("first_stage") or first_stage_done(run.folder):
         return
     if config["resume"] == "must" and not published(run.folder.first_stage.path):
         raise nothing_to_resume(run.folder, "must")
-    if is_started_by_launcher():  # each of the ranks would
+    if is_started_by_launcher():  # every rank would train it
         experiment = config["first_stage"]["experiment"]
         raise UserError(
-            "first_stage cannot be trained under torchrun or srun",
+            "The first stage cannot be trained under torchrun or srun",
             key="model.autoencoder.path",
-            remedy=f"Train it by itself with `sdtrain experiment={experiment}`, then set "
+            remedy=f"Train it separately with `sdtrain experiment={experiment}`, then set "
             "model.autoencoder.path=RUN/autoencoder.",
         )
     run.console.print(f"First stage: sdtrain experiment={config['first_stage']['experiment']}")
@@ -161,5 +170,5 @@ def train_first(plan: Plan, data: PictureData, run: Run) -> None:
         if published(run.folder.first_stage.path):
             run.write_status("failed", code)
         else:
-            run.forget()
+            run.discard()
         raise SystemExit(code)

@@ -1,5 +1,5 @@
-"""Whether the loader gives batches: a run that waits for one too long is ended, and one that is
-asked to leave meanwhile leaves.
+"""Watches the data loader: ends the run if a batch takes too long, or if a signal arrives while the
+run waits for one.
 """
 
 import multiprocessing
@@ -17,23 +17,25 @@ from sdtrain.signals import Signals, exit_code_of
 from sdtrain.training.progress import Progress
 
 GRACE = 5.0
-"""Seconds in which a batch may still come after a signal: then a checkpoint is written as ever."""
+"""Seconds to wait for a batch after a signal. If one comes, a checkpoint is written as usual."""
 
-LONGEST_SOCKET = 107  # bytes of the path of a Unix socket
-SOCKET_OF_A_WORKER = "/pymp-xxxxxxxx/listener-xxxxxxxx"  # below the folder for temporary files
+MAX_SOCKET_PATH = 107
+"""Largest length in bytes of the path of a Unix socket."""
+WORKER_SOCKET = "/pymp-xxxxxxxx/listener-xxxxxxxx"
+"""A loader worker's socket, below the folder for temporary files."""
 SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 
 
 class InputWatch:
-    """Ends the run where no batch comes for `timeout` seconds, or for a moment after a signal.
+    """Ends the run if no batch comes for `timeout` seconds, or for GRACE seconds after a signal.
 
-    A thread watches, because the main one is what waits.
+    A thread watches, because the main thread is the one that waits.
 
     Args:
         timeout: seconds.
-        signals: what this process has received; None where others decide on them.
-        progress: where the run stands.
-        leave: (exit code, paragraph), reports it and ends this process.
+        signals: the signals that this process has received; None to ignore them here.
+        progress: progress of the run.
+        end_process: takes (exit code, paragraph), reports the error and ends this process.
     """
 
     def __init__(
@@ -42,18 +44,18 @@ class InputWatch:
         timeout: float,
         signals: Signals | None,
         progress: Progress,
-        leave: Callable[[int, str], None],
+        end_process: Callable[[int, str], None],
     ) -> None:
         self.timeout = timeout
         self.signals = signals
         self.progress = progress
-        self.leave = leave
+        self.end_process = end_process
         self.waiting_since: float | None = None
         self.ending = threading.Event()
         self.thread: threading.Thread | None = None
 
     def watched(self, load: Callable[[], Iterator]) -> Iterator:
-        """The batches of load(), each of which is watched until it has come."""
+        """Yield the batches of load(), and watch while waiting for each of them."""
         if self.thread is None:
             self.thread = threading.Thread(target=self._watch, name="input", daemon=True)
             self.thread.start()
@@ -71,45 +73,46 @@ class InputWatch:
             yield batch
 
     def finish(self) -> None:
-        """To be called when the run has ended. A loader's process that is stuck by then is killed:
-        it ignores signals, and Python waits for its children before it leaves.
+        """Stop watching and kill the loader workers; call it when the run has ended.
+
+        Python would wait for a worker that is stuck, and workers ignore signals.
         """
         self.ending.set()
         _kill_workers()
 
     def _watch(self) -> None:
-        signalled = None  # when a signal was noticed
+        signal_noticed_at = None
         while not self.ending.wait(min(0.2, self.timeout / 10)):
             now = time.monotonic()
-            if signalled is None and self.signals is not None and self.signals.received:
-                signalled = now
+            if signal_noticed_at is None and self.signals is not None and self.signals.received:
+                signal_noticed_at = now
             since = self.waiting_since
             if since is None:
                 continue
-            if signalled is not None and now - max(since, signalled) > GRACE:
+            if signal_noticed_at is not None and now - max(since, signal_noticed_at) > GRACE:
                 self._end_run(exit_code_of(self.signals.received), self._explain_signal())
             elif now - since > self.timeout:
                 self._end_run(DataError.exit_code, self._explain_wait())
 
     def _explain_signal(self) -> str:
         return (
-            f"Interrupted at {self.progress.images_seen} images, while the loader gave no batch of "
-            "pictures: the last checkpoint is the newest one. Go on with resume=auto."
+            f"Interrupted at {self.progress.images_seen} images, while waiting for a batch from "
+            "the data loader: no new checkpoint was written. Resume with resume=auto."
         )
 
     def _explain_wait(self) -> str:
         error = DataError(
-            f"No batch of pictures has come for {self.timeout:g} s, at "
-            f"{self.progress.images_seen} images: {_where_it_stands()}",
+            f"The data loader has returned no batch for {self.timeout:g} s, at "
+            f"{self.progress.images_seen} images: {_describe_loader()}",
             key="data.timeout",
-            remedy="Look whether the pictures can be read; if reading them does take that long, "
+            remedy="Check that the pictures can be read; if reading them can take that long, "
             "raise data.timeout.",
         )
         return str(error)
 
     def _end_run(self, code: int, paragraph: str) -> None:
         _kill_workers()
-        self.leave(code, paragraph)
+        self.end_process(code, paragraph)
 
 
 def _kill_workers() -> None:
@@ -117,39 +120,39 @@ def _kill_workers() -> None:
         worker.kill()
 
 
-def _where_it_stands() -> str:
-    """What is known of those that should give a batch: the loader's processes, or this one."""
+def _describe_loader() -> str:
+    """Say what the processes that should load a batch are doing: the workers, or else this one."""
     workers = multiprocessing.active_children()
     if workers:
-        numbers = ", ".join(str(worker.pid) for worker in workers)
-        return f"the loader's processes live and give nothing (process {numbers})"
+        pids = ", ".join(str(worker.pid) for worker in workers)
+        return f"its workers are alive but return nothing (process {pids})"
     frame = sys._current_frames()[threading.main_thread().ident]
-    last = traceback.extract_stack(frame)[-1]
-    return f"the process is at {last.filename} line {last.lineno}, in {last.name}"
+    innermost = traceback.extract_stack(frame)[-1]
+    return f"the process is at {innermost.filename} line {innermost.lineno}, in {innermost.name}"
 
 
-def make_room_for_sockets() -> None:
-    """Has the loader's processes meet in a folder of a short name, where TMPDIR is too long for the
-    path of a socket.
+def use_short_socket_folder() -> None:
+    """Let the loader workers put their sockets into a folder with a short path, if TMPDIR is too
+    long for the path of a socket.
 
-    Raises UserError where there is none.
+    Raises UserError if no such folder can be used.
     """
     folder = tempfile.gettempdir()
-    if len(fsencode(folder + SOCKET_OF_A_WORKER)) <= LONGEST_SOCKET:
+    if len(fsencode(folder + WORKER_SOCKET)) <= MAX_SOCKET_PATH:
         return
     usual = tempfile.tempdir
     for short in SHORT_FOLDERS:
         tempfile.tempdir = short
         try:
-            util.get_temp_dir()  # made once in a process, which hands it on to its workers
+            util.get_temp_dir()  # created once per process, whose workers use it too
             return
         except OSError:
             continue
         finally:
             tempfile.tempdir = usual
     raise UserError(
-        f"TMPDIR={folder} is too long for the sockets by which the loader's processes meet",
+        f"TMPDIR={folder} is too long for the sockets of the data loader's workers",
         key="data.num_workers",
         remedy="Set TMPDIR to a folder with a path of at most "
-        f"{LONGEST_SOCKET - len(SOCKET_OF_A_WORKER)} characters, or data.num_workers=0.",
+        f"{MAX_SOCKET_PATH - len(WORKER_SOCKET)} characters, or set data.num_workers=0.",
     )

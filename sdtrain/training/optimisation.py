@@ -1,5 +1,5 @@
-"""How weights move: learning rate by images seen, gradient clipping, and no step at all on a
-gradient that is not finite.
+"""Optimizer steps: learning rate as a function of images seen, gradient clipping, and skipping of
+steps whose loss or gradient is not finite.
 """
 
 import math
@@ -18,10 +18,10 @@ from sdtrain.training.progress import Progress, StepResult
 from sdtrain.types import Batch
 
 
-def not_negative(warmup_images: int) -> int:
+def check_warmup(warmup_images: int) -> None:
+    """Raise UserError if the length of a warm-up is negative."""
     if warmup_images < 0:
         raise UserError("must be at least 0", key="lr_schedule.warmup_images", value=warmup_images)
-    return warmup_images
 
 
 class Cosine:
@@ -30,40 +30,46 @@ class Cosine:
     """
 
     def __init__(self, *, warmup_images: int, final_factor: float = 0.0) -> None:
-        self.warmup_images = not_negative(warmup_images)
+        check_warmup(warmup_images)
+        self.warmup_images = warmup_images
         self.final_factor = final_factor
 
     def __call__(self, images_seen: int, max_images: int) -> float:
         if images_seen < self.warmup_images:
             return images_seen / self.warmup_images
-        share = min(
-            1.0, (images_seen - self.warmup_images) / max(1, max_images - self.warmup_images)
-        )
-        return self.final_factor + (1 - self.final_factor) * 0.5 * (1 + math.cos(math.pi * share))
+        decay_images = max(1, max_images - self.warmup_images)
+        progress = min(1.0, (images_seen - self.warmup_images) / decay_images)
+        cosine = 0.5 * (1 + math.cos(math.pi * progress))
+        return self.final_factor + (1 - self.final_factor) * cosine
 
 
 class Constant:
     """Learning rate factor: rises linearly over warmup_images, then stays 1."""
 
     def __init__(self, *, warmup_images: int = 0) -> None:
-        self.warmup_images = not_negative(warmup_images)
+        check_warmup(warmup_images)
+        self.warmup_images = warmup_images
 
     def __call__(self, images_seen: int, max_images: int) -> float:
-        return min(1.0, images_seen / self.warmup_images) if self.warmup_images else 1.0
+        if self.warmup_images == 0:
+            return 1.0
+        return min(1.0, images_seen / self.warmup_images)
 
 
 class Optimisation:
-    """The optimizer with its learning rate and clipping. It has no state of its own: the rate is a
-    function of images seen.
+    """The optimizer with its learning rate schedule and gradient clipping.
+
+    It has no state of its own: the learning rate is a function of images seen.
 
     Args:
         optimizer: parameters -> torch optimizer.
         lr_schedule: (images_seen, max_images) -> factor on lr.
-        max_images: length of the run in pictures.
+        max_images: length of the run in images.
         gradient_clip: largest norm of the gradient over all parameters.
-        max_skipped: steps on a loss or gradient that is not finite that may be left out. None: the
-            first one ends the run, which the host learns when it next reads numbers, while the
-            device has masked the step; with a number the host waits for each step's norm.
+        max_skipped: how many steps may be skipped because their loss or gradient is not finite.
+            With a number, the host waits for the gradient norm of each step. With None, the first
+            such step ends the run: the device masks the step, and the host finds out when it next
+            reads the metrics.
     """
 
     def __init__(
@@ -84,10 +90,11 @@ class Optimisation:
 
     @property
     def lr(self) -> float:
-        """The learning rate at its peak, of the first group."""
+        """The peak learning rate of the first parameter group."""
         return self.group_settings[0]["lr"]
 
     def configure(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
+        """Create the optimizer, and remember the settings of its parameter groups."""
         optimizer = self.make_optimizer(parameters)
         self.group_settings = []
         for group in optimizer.param_groups:
@@ -96,59 +103,59 @@ class Optimisation:
         return optimizer
 
     def set_learning_rate(self, optimizer: Optimizer, images_trained: int) -> None:
-        """images_trained: with the step that is about to be taken, so that the first step of a
-        warm-up moves something; without those of steps that were left out.
+        """Set the learning rate, and reset all other settings of the parameter groups.
 
-        Every setting is written anew: a resumed optimizer brings the old run's along, and would
-        silently keep them.
+        A resumed optimizer would otherwise silently keep the settings of its checkpoint.
+
+        images_trained: includes the step that is about to be taken, so that the first step of a
+        warm-up has a learning rate above 0; excludes skipped steps.
         """
         factor = self.lr_schedule(images_trained, self.max_images)
         for group, settings in zip(optimizer.param_groups, self.group_settings, strict=True):
             group.update(settings, lr=settings["lr"] * factor)
 
     def clip(self, optimizer: Optimizer, loss: Tensor) -> StepResult:
-        """Clips the gradients in place, and cancels the step where their norm, or the loss, is not
-        finite.
+        """Clip the gradients in place, and cancel the step if their norm or the loss is not finite.
 
-        loss: the step's, the same on all ranks, as the gradients are; it may be infinite where they
-        are not.
+        loss: the step's loss, the same on all ranks, as the gradients are. It may be infinite when
+        the gradients are not.
         """
         parameters = []
         for group in optimizer.param_groups:
             parameters += [p for p in group["params"] if p.grad is not None]
         norm = nn.utils.clip_grad_norm_(parameters, self.gradient_clip, foreach=True)
-        bad = (~(norm + loss).isfinite()).float()
+        not_finite = (~(norm + loss).isfinite()).float()
         applied = True
         if self.max_skipped is not None:
-            applied = not bad.item()
+            applied = not not_finite.item()
         if all(group.get("fused") for group in optimizer.param_groups):
-            # A fused optimizer then skips the step on the device: the host need not wait for the
+            # Makes a fused optimizer skip the step on the device: the host need not wait for the
             # norm.
-            optimizer.found_inf = bad
-        elif bad.item():
+            optimizer.found_inf = not_finite
+        elif not_finite.item():
             for parameter in parameters:
                 parameter.grad = None
-        shown_norm = torch.where(bad.bool(), torch.full_like(norm, math.nan), norm)
+        shown_norm = torch.where(not_finite.bool(), torch.full_like(norm, math.nan), norm)
         return StepResult(loss, norm, shown_norm, applied)
 
     def check_skipped(self, skipped_steps: int) -> None:
-        """Raises DivergedError where more steps were left out than max_skipped."""
+        """Raise DivergedError if more than max_skipped steps were skipped."""
         if self.max_skipped is None or skipped_steps <= self.max_skipped:
             return
         raise DivergedError(
-            f"{skipped_steps} steps had a loss or gradient that was not finite, and "
-            f"trainer.max_skipped={self.max_skipped} may be left out",
+            f"{skipped_steps} steps had a loss or gradient that was not finite, and only "
+            f"trainer.max_skipped={self.max_skipped} may be skipped",
             key="optimizer.lr",
-            remedy=f"Lower optimizer.lr (now {self.lr:g}), or look at the data.",
+            remedy=f"Lower optimizer.lr (now {self.lr:g}), or check the data.",
         )
 
 
 def seed_generators(seed: int, device: torch.device) -> None:
-    """Sets the global generators, from which a network draws by itself: torch's on the CPU and on
+    """Seed the global generators, from which layers such as dropout draw: torch's on the CPU and on
     `device`, numpy's and Python's.
 
-    torch.manual_seed would do the same for torch, but where CUDA is not in use it formats a stack
-    trace at each call.
+    torch.manual_seed would do the same for torch, but formats a stack trace at each call if CUDA
+    is not in use.
     """
     torch.default_generator.manual_seed(seed)
     if device.type != "cpu":
@@ -158,10 +165,10 @@ def seed_generators(seed: int, device: torch.device) -> None:
 
 
 class OptimisedModule(L.LightningModule):
-    """What both modules leave to their `optimisation`.
+    """Base class of the two LightningModules: optimizer, learning rate, clipping and losses.
 
-    A subclass sets `optimisation` and the run's `progress` as it is made, and calls `note_losses`
-    in each training_step.
+    A subclass sets `optimisation` and the run's `progress` in its constructor, and calls
+    `record_losses` in each training_step.
     """
 
     optimisation: Optimisation
@@ -169,7 +176,7 @@ class OptimisedModule(L.LightningModule):
     _window_loss: Tensor | float = 0.0
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """Every parameter that training moves, by name."""
+        """Return every parameter that is trained, by name."""
         raise NotImplementedError
 
     def on_fit_start(self) -> None:
@@ -178,9 +185,10 @@ class OptimisedModule(L.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
         seed_generators(batch.network_seed, self.device)
 
-    def note_losses(self, batch: Batch, per_sample: Tensor, times: Tensor | None) -> Tensor:
-        """Writes down what a micro-batch came to, and returns its mean loss. No self.log: it would
-        wait for the host.
+    def record_losses(self, batch: Batch, per_sample: Tensor, times: Tensor | None) -> Tensor:
+        """Store the losses [B] and times [B] of a micro-batch in `progress`; return the mean loss.
+
+        Does not use self.log, which would make the host wait for the device.
         """
         self.progress.images_seen = batch.stream_end
         self.progress.per_sample = per_sample.detach()
@@ -196,8 +204,8 @@ class OptimisedModule(L.LightningModule):
     ) -> None:
         progress = self.progress
         loss = self.trainer.strategy.reduce(self._window_loss, reduce_op="sum")
-        left_out = progress.skipped_steps * progress.batch_size
-        self.optimisation.set_learning_rate(optimizer, progress.images_seen - left_out)
+        images_skipped = progress.skipped_steps * progress.batch_size
+        self.optimisation.set_learning_rate(optimizer, progress.images_seen - images_skipped)
         progress.step = self.optimisation.clip(optimizer, loss)
         progress.skipped_steps += not progress.step.applied
         self.optimisation.check_skipped(progress.skipped_steps)

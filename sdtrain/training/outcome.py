@@ -1,5 +1,5 @@
-"""How a run ended: in status.json, in error.log with the traceback, and as one paragraph with an
-exit code.
+"""Records how a run ended: in status.json, in error.log with the traceback, and as one paragraph
+with an exit code.
 """
 
 import os
@@ -23,15 +23,16 @@ from sdtrain.runs.layout import FIRST_STAGE, RunFolder
 from sdtrain.runs.manifest import published
 from sdtrain.runs.status import State, Status, write_status
 from sdtrain.signals import INTERRUPTED, Interrupted, Signals
-from sdtrain.training.child import typed_run_dir
+from sdtrain.training.child import run_dir_for_shell
 from sdtrain.training.progress import Progress
 from sdtrain.training.ranks import Ranks
 
-LONGEST = 1000  # characters of a foreign error's message
+MAX_MESSAGE = 1000
+"""Number of characters shown of the message of an error that is not sdtrain's own."""
 
 
 class RunError(UserError):
-    """An error that is nobody's mistake, with an exit code of its own: a bug, or a lost rank."""
+    """An error that the user did not cause, with its own exit code: a bug, or a lost rank."""
 
     def __init__(self, problem: str, exit_code: int) -> None:
         super().__init__(problem)
@@ -39,11 +40,13 @@ class RunError(UserError):
 
 
 class Run:
-    """A run that has begun: its folder and what is known of it while it goes on.
+    """A run in progress: its folder, its progress and its status.
 
-    owned: whether the folder's status and log are this process's to write; another run's are not,
-    until this one goes on with it. has_begun: whether anything is trained: what is refused before
-    leaves nothing behind. ranks: who watches the others, where there are several.
+    Attributes:
+        owns_folder: whether this process may write the folder's status and log. It may not if the
+            folder holds another run, until it resumes that run.
+        has_begun: whether training has begun; a run that is refused before leaves no files.
+        ranks: the callback that watches the other ranks, if there are several.
     """
 
     def __init__(self, folder: RunFolder, progress: Progress, console: Console) -> None:
@@ -51,50 +54,57 @@ class Run:
         self.progress = progress
         self.console = console
         self.signals = Signals()
-        self.owned = not published(folder.path)
+        self.owns_folder = not published(folder.path)
         self.has_begun = False
         self.ranks: Ranks | None = None
 
     def write_status(self, state: State, exit_code: int | None = None) -> None:
-        """On rank 0, or on a rank whose rank 0 is dead; nothing before the run is "running"."""
+        """Write status.json, on rank 0 or on a rank whose rank 0 is dead.
+
+        Nothing is written before the state has been "running".
+        """
         self.has_begun = self.has_begun or state == "running"
         if not self.has_begun:
             return
-        speaks = global_rank() == 0 or self.is_orphaned
-        if not speaks or not self.owned or not self.folder.path.is_dir():
+        if not self.reports_errors or not self.owns_folder or not self.folder.path.is_dir():
             return
         command = shlex.join(redacted(["sdtrain", *sys.argv[1:]]))
         seen = self.progress.images_seen
         status = Status(state, os.getpid(), seen, exit_code, peak_memory_mb(), command)
         write_status(self.folder, status)
 
-    def forget(self) -> None:
-        """Takes back what was written of a run in which nothing was trained."""
+    def discard(self) -> None:
+        """Remove the status and the configuration of a run in which nothing was trained."""
         self.has_begun = False
-        if global_rank() == 0 and self.owned:
+        if global_rank() == 0 and self.owns_folder:
             self.folder.status.unlink(missing_ok=True)
             self.folder.config.unlink(missing_ok=True)
 
     def take_over(self) -> None:
-        """The folder's earlier run goes on in this process."""
-        self.owned = True
+        """Resume the folder's earlier run in this process, which owns the folder from now on."""
+        self.owns_folder = True
 
     @property
-    def is_orphaned(self) -> bool:
-        return self.ranks is not None and self.ranks.orphaned
+    def reports_errors(self) -> bool:
+        """Whether this process writes the run's status and prints errors: rank 0, or another rank
+        if rank 0 is dead.
+        """
+        if global_rank() == 0:
+            return True
+        return self.ranks is not None and self.ranks.is_orphaned
 
-    def leave(self, exit_code: int, paragraph: str) -> None:
-        """Ends the process from a thread, while the main one is stuck."""
+    def end_process(self, exit_code: int, paragraph: str) -> None:
+        """Record and print an error, and end the process from a thread while the main one hangs."""
         self.write_status("interrupted" if exit_code in INTERRUPTED else "failed", exit_code)
         message = " ".join(paragraph.split())
         log = write_traceback(self.folder.error_log(global_rank()), message)
-        report_failure(message, log, aloud=global_rank() == 0 or self.is_orphaned)
+        report_failure(message, log, aloud=self.reports_errors)
         os._exit(exit_code)
 
 
 @contextmanager
 def outcome_recorded(run: Run) -> Iterator[None]:
-    """Writes down how the run within ended, and raises Interrupted or a UserError for whatever
+    """Record how the run in the `with` block ended; raise Interrupted or a UserError for whatever
     ended it.
     """
     try:
@@ -102,24 +112,23 @@ def outcome_recorded(run: Run) -> Iterator[None]:
     except Interrupted as stop:
         if stop.code:
             run.write_status("interrupted", stop.code)
-            run.console.print(_interrupted(run), soft_wrap=True)
+            run.console.print(_interrupted_line(run), soft_wrap=True)
         raise
     except (UserError, OmegaConfBaseException) as error:
-        mistake = _as_user_error(error)
-        diverged = isinstance(mistake, DivergedError)
-        run.write_status("diverged" if diverged else "failed", mistake.exit_code)
-        # A folder that holds another run stays as it is, and so does one in which none has begun.
-        is_ours = run.owned and run.has_begun
-        log = run.folder.error_log(global_rank()) if global_rank() or is_ours else None
-        _write_log(mistake, log)
-        if mistake is error:
+        user_error = _as_user_error(error)
+        diverged = isinstance(user_error, DivergedError)
+        run.write_status("diverged" if diverged else "failed", user_error.exit_code)
+        # No log goes into a folder that holds another run, or in which no run has begun.
+        if global_rank() or (run.owns_folder and run.has_begun):
+            _write_log(user_error, run.folder.error_log(global_rank()))
+        if user_error is error:
             raise
-        raise mistake from error
+        raise user_error from error
     except Exception as error:
         failure = _as_run_error(error, run)
         interrupted = failure.exit_code in INTERRUPTED
         run.write_status("interrupted" if interrupted else "failed", failure.exit_code)
-        failure.aloud = global_rank() == 0 or run.is_orphaned
+        failure.aloud = run.reports_errors
         _write_log(failure, run.folder.error_log(global_rank()))
         raise failure from error
     finally:
@@ -127,8 +136,10 @@ def outcome_recorded(run: Run) -> Iterator[None]:
             run.ranks.finish()
 
 
-def _interrupted(run: Run) -> str:
-    """Where the run stands, and how to go on: a first stage goes on with the run that it is for."""
+def _interrupted_line(run: Run) -> str:
+    """Say where the run was interrupted and how to resume it. A first stage is resumed by the
+    command of the run that it belongs to.
+    """
     folder = run.folder
     seen = run.progress.images_seen
     what = f"Interrupted at {seen} images"
@@ -138,61 +149,65 @@ def _interrupted(run: Run) -> str:
     elif not published(folder.path) and published(folder.first_stage.path):
         what = "Interrupted in the first stage"
     has_checkpoint = published(folder.path) or published(folder.first_stage.path)
-    if run.progress.ended and has_checkpoint:
+    if not has_checkpoint:
+        saved = "before a checkpoint was written"
+    elif run.progress.ended:
         saved = (
-            "after the last step: the checkpoint is written, and the looks at the end that are "
-            "missing are made later"
+            "after the last step: the checkpoint is written; resuming makes the missing samples "
+            "and validations"
         )
     else:
-        saved = "the checkpoint is written" if has_checkpoint else "before a checkpoint was written"
-    word = typed_run_dir(folder)
-    how = "Go on" if has_checkpoint else "Begin again"
-    return f"{what}, {saved}. {how} with the same command with resume=auto {word}"
+        saved = "the checkpoint is written"
+    how = "Resume" if has_checkpoint else "Start again"
+    override = run_dir_for_shell(folder)
+    return f"{what}, {saved}. {how} with the same command with resume=auto {override}"
 
 
 def _as_user_error(error: UserError | OmegaConfBaseException) -> UserError:
+    """Return the error as a UserError, without the traceback that a loader worker puts into it."""
     if isinstance(error, OmegaConfBaseException):
         return as_user_error(error, list)
     if "DataLoader worker" in str(error):
-        # A loader's worker hands its error on with its traceback before it.
+        # The message holds the worker's traceback, and the worker's own message at its end.
         message = str(error).rpartition(f"{type(error).__name__}: ")[2]
         return type(error)(message)
     return error
 
 
 def _as_run_error(error: Exception, run: Run) -> UserError:
-    """For an error that is no mistake of the user's as it stands."""
+    """Return the error to show for one that sdtrain did not raise for the user's sake."""
     if re.search("DataLoader worker .*(killed by signal|exited unexpectedly)", str(error)):
         return DataError(
-            f"A worker of the loader was killed at {run.progress.images_seen} images, "
-            "perhaps because memory was short",
+            f"A data loader worker was killed at {run.progress.images_seen} images, "
+            "perhaps because memory ran out",
             key="data.num_workers",
-            remedy="Lower data.num_workers, and go on with resume=auto "
-            f"{typed_run_dir(run.folder)}.",
+            remedy="Lower data.num_workers, and resume with resume=auto "
+            f"{run_dir_for_shell(run.folder)}.",
         )
     if "find_unused_parameters" in str(error):  # DDP's own advice
         return UserError(
-            "Trained parameters of the model had no part in the loss of a step, and the ranks wait "
-            "for their gradients",
+            "Some trained parameters of the model did not contribute to the loss of a step, and "
+            "the ranks wait for their gradients",
             key="strategy.find_unused_parameters",
-            remedy="Set strategy.find_unused_parameters=true, which looks for them in each step, "
-            "or remove them from the model.",
+            remedy="Set strategy.find_unused_parameters=true, which finds such parameters in each "
+            "step, or remove them from the model.",
         )
     code = 1
     message = f"{type(error).__name__}: {error}"
     if run.ranks:
         code, message = run.ranks.explain(error)
-    return RunError(" ".join(message.split())[:LONGEST], code)
+    return RunError(" ".join(message.split())[:MAX_MESSAGE], code)
 
 
-def _write_log(error: UserError, log: Path | None) -> None:
-    """Writes the traceback to `log`, and its place onto the error: the command names it."""
-    if log is not None:
-        error.log = write_traceback(log, str(error))
+def _write_log(error: UserError, log: Path) -> None:
+    """Write the traceback to `log`, and store the path on the error for the command to print."""
+    error.log = write_traceback(log, str(error))
 
 
 def peak_memory_mb() -> int:
-    """Of the device's allocations where there is one, else of this process."""
+    """Return the peak memory in MiB: allocated on the GPU if one is used, otherwise resident in
+    this process.
+    """
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return round(torch.cuda.max_memory_allocated() / 2**20)
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)

@@ -1,4 +1,6 @@
-"""A plan to what is trained: data, module and loaders."""
+"""Builds what a plan trains: data, LightningModule and loaders; and writes what later commands read
+of them into the run's folder.
+"""
 
 import copy
 import os
@@ -39,27 +41,29 @@ from sdtrain.runs.layout import RunFolder
 from sdtrain.training.autoencoder_module import AutoencoderModule
 from sdtrain.training.datamodule import DataModule
 from sdtrain.training.diffusion_module import DiffusionModule
-from sdtrain.training.plan import Plan, try_optimizer
+from sdtrain.training.plan import Plan, check_optimizer
 from sdtrain.training.progress import Progress
 from sdtrain.types import PictureData, extras_of
 
 CALIBRATION = 64
-"""Training pictures on which the scale of the latents is checked."""
-
+"""Number of training pictures on which the scale of the latents is checked."""
 
 EXAMPLE_PROMPTS = 192
-"""That a run keeps: as many as sdtrain-evaluate draws unless told otherwise."""
-VARIED = 8
-"""So many of them tell whether a shorter list is the beginning of a longer one."""
+"""Number of prompts kept with a run: the default number of samples of sdtrain-evaluate."""
+PREFIX_LENGTH = 8
+"""Number of prompts by which to tell whether a data set's shorter list of prompts is the beginning
+of its longer one."""
 STRIDE = 119
-"""Through the prompts, so that every beginning is spread over all of them: it shares no factor with
-their number, and is about .618 of it."""
+"""Step through the prompts, so that the first few are spread over the whole list. It is coprime to
+EXAMPLE_PROMPTS and about 0.618 of it."""
 
 
 @dataclass
 class Parts:
-    """notes: lines to print about the data. recorded: {part of the model: keys that config.yaml
-    adds to it}.
+    """What a run trains and on what.
+
+    notes: lines to print about the data. recorded: {part of the model: keys to add to it in
+    config.yaml}.
     """
 
     data: PictureData
@@ -70,51 +74,57 @@ class Parts:
 
 
 def build_parts(plan: Plan, data: PictureData, run_dir: Path, progress: Progress) -> Parts:
-    """Raises DataError and UserError where the data are wrong, or do not fit the model."""
+    """Build the module and the loaders.
+
+    Raises DataError or UserError if the data are wrong or do not fit the model.
+    """
     config = plan.config
     notes = [*extras_of(data).notes, *_held_out_lines(config, data)]
     if plan.draft.trains_autoencoder:
         module = _autoencoder_module(config, plan, progress)
-        collate = make_collate(config, module.latent_shape(data.image_size))
+        collate = plain_collate(config, module.latent_shape(data.image_size))
         parts = Parts(data, module, _datamodule(plan, data, collate, progress), notes)
     else:
         parts = _diffusion_parts(config, plan, data, run_dir, progress)
         parts.notes[:0] = notes
-    trained = parts.module.trained().values()
-    try_optimizer(parts.module.optimisation, config, trained)
+    parameters = parts.module.trained().values()
+    check_optimizer(parts.module.optimisation, config, parameters)
     return parts
 
 
 def _held_out_lines(config: dict, data: PictureData) -> list[str]:
-    """Lines that say where another share is held out than was set, where fewer pictures are than
-    are asked for, or one alone.
+    """Return lines for the user about the validation split.
+
+    They say if its share is not the configured one, if it has fewer pictures than the callbacks
+    want, and if it has only one.
     """
     count = len(data.split("validation"))
-    asked = {
+    nodes = {
         "validation.num_images": config.get("validation"),
         "callbacks.noise_levels.num_images": (config.get("callbacks") or {}).get("noise_levels"),
     }
-    larger = []
-    for key, node in asked.items():
-        wanted = (node or {}).get("num_images")
-        if isinstance(wanted, int) and wanted > count:
-            larger.append(f"{key}={wanted}")
+    too_large = []
+    for key, node in nodes.items():
+        num_images = (node or {}).get("num_images")
+        if isinstance(num_images, int) and num_images > count:
+            too_large.append(f"{key}={num_images}")
     lines = []
     fraction = config["data"].get("validation_fraction")
     if fraction is not None and config["data"]["_target_"].startswith("sdtrain."):
         lines += held_out_notes(count + len(data.split("train")), fraction)
-    if larger:
-        lines.append(f"{' and '.join(larger)}: the data hold out {count}, and all are used.")
+    if too_large:
+        settings = " and ".join(too_large)
+        lines.append(f"{settings}: the data hold out {count}, and all are used.")
     if count == 1:
-        lines.append("One picture is held out: numbers of validation have no standard error.")
+        lines.append("Only one picture is held out: validation metrics have no standard error.")
     return lines
 
 
 def _diffusion_parts(
     config: dict, plan: Plan, data: PictureData, run_dir: Path, progress: Progress
 ) -> Parts:
-    readable = reading_copies(config, RunFolder(run_dir), always=False)
-    model = build_model(readable, run_dir, data)
+    config_of_copies = reading_copies(config, RunFolder(run_dir), always=False)
+    model = build_model(config_of_copies, run_dir, data)
     module = DiffusionModule(model=model, optimisation=plan.optimisation(), progress=progress)
     collate = Collate(
         seed=config["seed"],
@@ -126,22 +136,25 @@ def _diffusion_parts(
     )
     datamodule = _datamodule(plan, data, collate, progress)
     check_fit(model, data)
-    notes = [classes_line(model, data), truncated_captions(model, data)]
     train = datamodule.train
-    rows = [train[(place, place)] for place in range(min(CALIBRATION, len(train)))]
+    rows = [train[(index, index)] for index in range(min(CALIBRATION, len(train)))]
     check_latent_scale(model.autoencoder, model.latents_of_rows(rows))
-    shown = [note for note in notes if note]
-    return Parts(data, module, datamodule, shown, recorded(readable, model))
+    notes = []
+    for note in (classes_line(model, data), truncated_captions(model, data)):
+        if note:
+            notes.append(note)
+    return Parts(data, module, datamodule, notes, recorded(config_of_copies, model))
 
 
 def _autoencoder_module(config: dict, plan: Plan, progress: Progress) -> AutoencoderModule:
     seed_weights(config["seed"], "autoencoder")
-    given = {"optimisation": plan.optimisation(), "progress": progress}
-    return build(config["model"], "model", **given)
+    return build(config["model"], "model", optimisation=plan.optimisation(), progress=progress)
 
 
-def make_collate(config: dict, latent_shape: tuple[int, int, int]) -> Collate:
-    """Of the training of an autoencoder, which has no noise levels."""
+def plain_collate(config: dict, latent_shape: tuple[int, int, int]) -> Collate:
+    """Return a collate function for which the model's noise and times do not matter, as for an
+    autoencoder, which has no noise levels.
+    """
     return Collate(
         seed=config["seed"],
         latent_shape=latent_shape,
@@ -167,10 +180,9 @@ def _datamodule(plan: Plan, data: PictureData, collate: Collate, progress: Progr
 
 
 def saved_config(plan: Plan, parts: Parts | None = None) -> str:
-    """The resolved configuration as yaml, without secrets.
+    """Return the resolved configuration as yaml, without secrets.
 
-    parts: once they are built, the hashes of the frozen weights and of the data's listing are
-    written into it.
+    parts: if given, the yaml includes the hashes of the frozen weights and of the list of pictures.
     """
     config = copy.deepcopy(plan.config)
     del config["resume"], config["resume_allow"]
@@ -178,64 +190,67 @@ def saved_config(plan: Plan, parts: Parts | None = None) -> str:
         for name, added in parts.recorded.items():
             config["model"][name] |= added
         extras = extras_of(parts.data)
-        listing = extras.sha256
-        if "label" in reads_of(parts):
-            listing = extras.classes.sha256 if extras.classes else listing
-        if listing:
-            config["data"]["sha256"] = listing
+        data_hash = extras.sha256
+        if "label" in conditions_read(parts) and extras.classes:
+            data_hash = extras.classes.sha256
+        if data_hash:
+            config["data"]["sha256"] = data_hash
     return OmegaConf.to_yaml(OmegaConf.create(redacted(config)))
 
 
-def reads_of(parts: Parts) -> frozenset[str]:
-    """What the model is told of; nothing of an autoencoder."""
+def conditions_read(parts: Parts) -> frozenset[str]:
+    """Return the conditions that the model reads ("caption", "label", "depth"); an autoencoder
+    reads none.
+    """
     if isinstance(parts.module, AutoencoderModule):
         return frozenset()
     return parts.module.model.conditioner.reads
 
 
-def keep_what_drawing_needs(folder: RunFolder, plan: Plan, parts: Parts) -> None:
-    """Writes what is known of the data, and small files that the model reads, on rank 0. Raises
-    StorageError.
+def keep_files_for_sampling(folder: RunFolder, plan: Plan, parts: Parts) -> None:
+    """Write what sampling needs without the data into the run's folder, on rank 0: the data record,
+    small files that the model reads, and a copy of the autoencoder. Raises StorageError.
     """
     if global_rank() > 0 or plan.draft.trains_autoencoder:
         return
     data = parts.data
     model = parts.module.model
-    prompts = _varied_prompts(data) if "caption" in reads_of(parts) else []
+    prompts = _varied_prompts(data) if "caption" in conditions_read(parts) else []
     classes = extras_of(data).classes
     untrained = classes.untrained if classes else ()
     record = DataRecord(data.image_size, data.num_classes, prompts, os.getcwd(), untrained)
-    with _written(folder):
+    with _storage_errors(folder):
         write_data_record(folder, record)
         keep_files(plan.config, folder)
         keep_autoencoder(model.autoencoder, folder)
 
 
 def _varied_prompts(data: PictureData) -> list[str]:
+    """Return EXAMPLE_PROMPTS prompts of the data of which any first few are varied."""
     prompts = data.example_prompts(EXAMPLE_PROMPTS)
-    if data.example_prompts(VARIED) != prompts[:VARIED]:
+    if data.example_prompts(PREFIX_LENGTH) != prompts[:PREFIX_LENGTH]:
         # They follow the order of the data: neighbours may be alike, those far apart less so.
-        prompts = [prompts[place * STRIDE % len(prompts)] for place in range(len(prompts))]
+        prompts = [prompts[index * STRIDE % len(prompts)] for index in range(len(prompts))]
     return prompts
 
 
 def set_threads(threads: int | None) -> None:
-    """torch's CPU threads; None leaves them as they are."""
+    """Set the number of torch's CPU threads; None leaves it as it is."""
     if threads:
         torch.set_num_threads(threads)
 
 
 def write_config(folder: RunFolder, config: str) -> None:
-    """Writes config.yaml, on rank 0. Raises StorageError."""
+    """Write config.yaml, on rank 0. Raises StorageError."""
     if global_rank() > 0:
         return
-    with _written(folder):
+    with _storage_errors(folder):
         write_text(folder.config, config)
 
 
 @contextmanager
-def _written(folder: RunFolder) -> Iterator[None]:
-    """Raises StorageError where the disk refuses."""
+def _storage_errors(folder: RunFolder) -> Iterator[None]:
+    """Turn an OSError of a write into `folder` into a StorageError."""
     try:
         yield
     except OSError as error:

@@ -14,8 +14,8 @@ from sdtrain.config.draft import LOADER_KEYS, Draft
 from sdtrain.errors import UserError
 from sdtrain.generation.drawing import Drawing
 from sdtrain.training import optimisation
-from sdtrain.training.callbacks.assembly import try_callbacks
-from sdtrain.training.loggers.media import try_logger
+from sdtrain.training.callbacks.assembly import check_callbacks
+from sdtrain.training.loggers.media import check_logger
 from sdtrain.training.optimisation import Optimisation
 from sdtrain.training.trainer import build_strategy
 
@@ -66,10 +66,10 @@ def make_plan(draft: Draft) -> Plan:
             notes.append(note)
         drawing = _check_drawings(config)
     plan = Plan(draft, config, tuple(notes), drawing)
-    try_optimizer(plan.optimisation(), config, [torch.nn.Parameter(torch.zeros(2, 2))])
+    check_optimizer(plan.optimisation(), config, [torch.nn.Parameter(torch.zeros(2, 2))])
     build_strategy(config["strategy"])
-    try_callbacks(plan.config, drawing, draft.trainer)
-    try_logger(config.get("logger"), draft.typed)
+    check_callbacks(plan.config, drawing, draft.trainer)
+    check_logger(config.get("logger"), draft.typed)
     return plan
 
 
@@ -133,7 +133,7 @@ def _check_drawings(config: dict) -> Drawing:
     return build_drawing(config, schedule)
 
 
-def try_optimizer(
+def check_optimizer(
     optimisation: Optimisation, config: dict, parameters: Iterable[torch.nn.Parameter]
 ) -> None:
     """Raises UserError for settings that the optimizer refuses."""

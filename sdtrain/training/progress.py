@@ -1,4 +1,4 @@
-"""Where a training run stands: the one object that the loop and its callbacks share."""
+"""The progress of a training run: the one object that the training loop and its callbacks share."""
 
 import math
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from torch import Tensor
 
 @dataclass
 class StepResult:
-    """What an optimizer step came to; tensors are on the device, so that nothing waits for them.
+    """The numbers of an optimizer step; tensors stay on the device, so that the host need not wait.
 
-    loss: the sum of the losses of all its samples over all ranks. norm: of the gradient before
-    clipping; both as they were, finite or not. shown_norm: the norm, NaN where the step was
-    cancelled. applied: False for a step that is known to be left out.
+    loss: the sum of the losses of all samples over all ranks, even if not finite. norm: the norm
+    of the gradient before clipping, even if not finite. shown_norm: the norm, or NaN if the step
+    was cancelled. applied: False for a step that is known to be skipped.
     """
 
     loss: Tensor
@@ -24,22 +24,21 @@ class StepResult:
 
 @dataclass
 class Progress:
-    """Images are the measure of progress: budgets, intervals and the position in the data are
-    counted in them.
+    """Progress is measured in images: budgets, intervals and the position in the data.
 
-    The module writes `images_seen`, `per_sample`, `times`, `step` and `skipped_steps`; `stopping`
+    The module writes `images_seen`, `per_sample`, `times`, `step` and `skipped_steps`; `Stopping`
     writes `ends_at`; callbacks read. The datamodule saves and restores `images_seen`.
 
     Attributes:
-        batch_size: images of one optimizer step, over all ranks and micro-batches.
-        max_images: the run's budget.
-        images_seen: by the optimizer steps so far, over all ranks; within a window, by its
-            micro-batches too.
-        ends_at: images at which the run ends although its budget is not used up.
+        batch_size: images per optimizer step, over all ranks and micro-batches.
+        max_images: the length of the run.
+        images_seen: images of all optimizer steps so far, over all ranks; within an accumulation
+            window also those of its micro-batches so far.
+        ends_at: images_seen at which the run ends before max_images.
         per_sample: losses [B] of the micro-batch that just ended, on this rank.
-        times: their times t [B]; None for an autoencoder, which has none.
-        step: of the optimizer step that just ended.
-        skipped_steps: steps that were left out because their loss or gradient was not finite.
+        times: the times t [B] of these samples; None for an autoencoder, which has none.
+        step: result of the optimizer step that just ended.
+        skipped_steps: number of steps skipped because their loss or gradient was not finite.
     """
 
     batch_size: int
@@ -53,12 +52,12 @@ class Progress:
 
     @property
     def ended(self) -> bool:
-        """Whether the optimizer step that just ended was the last."""
+        """Whether the optimizer step that just ended was the last one."""
         return self.images_seen >= min(self.max_images, self.ends_at)
 
     def is_due(self, every: int) -> bool:
-        """Whether the optimizer step that just ended crossed a multiple of `every` images. every =
-        0 is never.
+        """Return whether the optimizer step that just ended crossed a multiple of `every` images;
+        never for every = 0.
         """
         if every <= 0:
             return False
@@ -67,7 +66,7 @@ class Progress:
 
 
 def window_ended(trainer: L.Trainer) -> bool:
-    """Whether the micro-batch that just ended was the last of its accumulation window, so that the
-    optimizer has stepped.
+    """Return whether the micro-batch that just ended was the last of its accumulation window, so
+    that the optimizer has made a step.
     """
     return not trainer.fit_loop._should_accumulate()

@@ -1,4 +1,6 @@
-"""Several ranks: they start alike, and one that hangs, dies or raises ends the run for all."""
+"""Watches the ranks of a distributed run: all must have the same configuration, and one that hangs,
+dies or raises ends the run for all.
+"""
 
 import contextlib
 import faulthandler
@@ -21,12 +23,12 @@ from sdtrain.config.launch import RANK_0, is_started_by_launcher, is_started_by_
 from sdtrain.errors import DataError, DivergedError, RankError, StorageError, UserError
 from sdtrain.runs.layout import RunFolder
 from sdtrain.signals import INTERRUPTING, exit_code_of
-from sdtrain.training.child import run_dir_word, this_command
+from sdtrain.training.child import run_dir_override, this_command
 
 GRACE = 5.0
-"""Seconds in which a rank may still report what has happened to it."""
+"""Seconds that a rank still has to report its own error, after the problem has been noticed."""
 
-LOST_PEER = (
+LOST_PEER_WORDS = (
     "gloo",
     "NCCL",
     "Connection closed",
@@ -37,32 +39,32 @@ LOST_PEER = (
     "recvValue failed",
     "sendBytes failed",
 )
-"""Words of a RuntimeError by which a rank learns that another is gone."""
+"""Words in the message of a RuntimeError which mean that another rank is gone."""
 
-MISTAKES = {kind.exit_code for kind in (UserError, DataError, DivergedError, StorageError)}
-"""Exit codes of a rank that the whole run leaves with."""
+USER_ERROR_CODES = {kind.exit_code for kind in (UserError, DataError, DivergedError, StorageError)}
+"""Exit codes of one rank that become the exit code of the whole run."""
 
 
 def lost_a_peer(error: BaseException) -> bool:
-    """Whether an error tells only that another rank is gone."""
+    """Return whether an error means only that another rank is gone."""
     if isinstance(error, dist.DistError):
         return True
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in LOST_PEER)
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in LOST_PEER_WORDS)
 
 
 class Ranks(L.Callback):
-    """Ends the run where a rank makes no step for `timeout` seconds, or has ended.
+    """Ends the run if a rank has made no optimizer step for `timeout` seconds, or has exited.
 
-    A thread watches, because the main one may be what hangs.
+    A thread watches, because the main thread may be the one that hangs.
 
     Args:
-        rank: this process's.
+        rank: rank of this process.
         timeout: seconds.
-        run_dir: where the stacks of a stuck run go, and where ranks above 0 leave their error logs.
-        config: the run's yaml, which has to be the same on all ranks.
-        compare: raises where rank 0's yaml, the first, differs from another's.
-        leave: (exit code, paragraph), reports it and ends this process; called on rank 0, and on
-            another where rank 0 is dead or stuck.
+        run_dir: where the stacks of a stuck run are written, and the error logs of ranks above 0.
+        config: the run's yaml, which must be the same on all ranks.
+        check_configs: takes the yaml of all ranks, in order; raises if one differs from rank 0's.
+        end_process: takes (exit code, paragraph), reports the error and ends this process; called
+            on rank 0, or on another rank if rank 0 is dead or stuck.
     """
 
     def __init__(
@@ -72,79 +74,83 @@ class Ranks(L.Callback):
         timeout: float,
         run_dir: Path,
         config: str,
-        compare: Callable[[list[str]], None],
-        leave: Callable[[int, str], None],
+        check_configs: Callable[[list[str]], None],
+        end_process: Callable[[int, str], None],
     ) -> None:
         self.rank = rank
         self.timeout = timeout
         self.run = RunFolder(run_dir)
         self.config = config
-        self.compare = compare
-        self.leave = leave
+        self.check_configs = check_configs
+        self.end_process = end_process
         self.children: list[subprocess.Popen] = []
-        """The other ranks, where this is rank 0 and has started them."""
-        self.launcher = os.getppid() if is_started_by_rank_0() else None
-        """Process id of rank 0, where it has started this one."""
+        """The other ranks, if this is rank 0 and has started them."""
+        self.parent = os.getppid() if is_started_by_rank_0() else None
+        """Process id of rank 0, if it has started this process."""
         self.ending = threading.Event()
         self.thread: threading.Thread | None = None
         self.began = time.time()
-        self.world = 1
-        self.last_step = math.inf  # the ranks' first meeting has a limit of its own
+        self.world_size = 1
+        # Infinite until all ranks have connected, which has a time limit of its own.
+        self.last_step = math.inf
         self.images_seen = 0
-        # Lightning's own observer kills this process as soon as a child has failed: nobody could
-        # report why.
+        # Lightning's own observer kills this process as soon as a child has failed, before anyone
+        # could report why.
         assert callable(subprocess_script._launch_process_observer)
         subprocess_script._launch_process_observer = self.watch
-        # And its command for the other ranks puts the run's folder in quotes of its own.
+        # Lightning's command for the other ranks does not quote the run's folder as Hydra needs it.
         assert callable(subprocess_script._hydra_subprocess_cmd)
         subprocess_script._hydra_subprocess_cmd = self._command
         if not is_started_by_launcher() and not rank:
             os.environ[RANK_0] = str(os.getpid())
 
     def watch(self, children: list[subprocess.Popen] | None = None) -> None:
-        """Starts the thread, once."""
+        """Start the watching thread, unless it runs already. children: the other ranks."""
         self.children = children or []
         if self.thread is None:
             self.thread = threading.Thread(target=self._watch, name="ranks", daemon=True)
             self.thread.start()
 
     def _command(self, rank: int) -> tuple[list[str], str]:
-        """(the command that starts another rank of this machine, the folder in which it does)."""
-        return [*this_command(), *sys.argv[1:], run_dir_word(self.run)], os.getcwd()
+        """Return (the command that starts another rank on this machine, its working directory)."""
+        return [*this_command(), *sys.argv[1:], run_dir_override(self.run)], os.getcwd()
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
-        # torchrun's ranks have folders of their own: rank 0's is the run's.
+        # Ranks that torchrun started may each have another folder: the run's is rank 0's.
         self.run = RunFolder(Path(trainer.strategy.broadcast(str(self.run.path))))
         if self.thread is None:
             self.watch()
-        self.world = trainer.world_size
-        if dist.is_initialized():  # not by a strategy of one process
-            configs: list = [None] * self.world
+        self.world_size = trainer.world_size
+        if dist.is_initialized():  # a strategy with one process does not initialize it
+            configs: list = [None] * self.world_size
             dist.all_gather_object(configs, self.config)
-            self.compare(configs)
-        self.stack = open(self.run.stack(self.rank), "w", encoding="utf-8")
-        self._note_step()
+            self.check_configs(configs)
+        self.stack_file = open(self.run.stack(self.rank), "w", encoding="utf-8")
+        self._restart_clock()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs, batch, batch_index: int
     ) -> None:
         self.images_seen = module.progress.images_seen
-        self._note_step()
+        self._restart_clock()
 
-    def _note_step(self) -> None:
+    def _restart_clock(self) -> None:
+        """Restart the timeout; when it runs out, the stacks of this rank are written."""
         self.last_step = time.monotonic()
-        # Not by a thread of Python's: foreign code may hang while it holds the interpreter's lock.
-        faulthandler.dump_traceback_later(self.timeout, file=self.stack)
+        # faulthandler works without the interpreter's lock, which code that hangs may hold.
+        faulthandler.dump_traceback_later(self.timeout, file=self.stack_file)
 
     @property
-    def orphaned(self) -> bool:
-        """Whether rank 0 is dead, so that another has to report what has happened."""
-        return self.launcher is not None and os.getppid() != self.launcher
+    def is_orphaned(self) -> bool:
+        """Whether rank 0 has started this process and is dead, so that another rank must report
+        the error.
+        """
+        return self.parent is not None and os.getppid() != self.parent
 
     def finish(self) -> None:
-        """To be called before this process leaves.
+        """Stop watching; call it before this process exits.
 
-        Rank 0 gives the others a moment to leave too, and then kills them.
+        Rank 0 waits up to GRACE seconds for the other ranks to exit, and then kills them.
         """
         self.ending.set()
         faulthandler.cancel_dump_traceback_later()
@@ -158,42 +164,45 @@ class Ranks(L.Callback):
             self._remove_empty_stacks("*")
 
     def explain(self, error: Exception | None) -> tuple[int, str]:
-        """(exit code, paragraph) for an error that is no mistake of the user's.
+        """Return (exit code, paragraph) for an error that the user did not cause.
 
-        error: None where another rank has ended. Its code is kept where it reported a mistake of
-        the user's.
+        error: None if another rank has exited. That rank's exit code is kept if it reported a
+        UserError.
         """
         self.ending.set()
         if error is not None and not lost_a_peer(error):
-            described = f"{type(error).__name__}: {error}"
+            message = f"{type(error).__name__}: {error}"
             if self.rank:
-                # Code 6 from a rank above 0 means that it has lost another: it is not to blame.
-                return 1, described
-            return RankError.exit_code, f"On rank 0: {described}"
-        ended = self._first_to_end()
-        if ended is not None:
-            return self._explain_end(*ended)
+                # Not RankError's code, which from a rank above 0 means that the error is another's.
+                return 1, message
+            return RankError.exit_code, f"On rank 0: {message}"
+        failed = self._first_to_fail()
+        if failed is not None:
+            return self._explain_exit(*failed)
         reason = error or "one of them lost its peers"
-        lost = f"Rank {self.rank} has lost the others at {self.images_seen} images: {reason}"
-        return RankError.exit_code, lost
+        paragraph = (
+            f"Rank {self.rank} has lost its connection to the others at {self.images_seen} images: "
+            f"{reason}"
+        )
+        return RankError.exit_code, paragraph
 
     def _watch(self) -> None:
-        """The thread's work: looks after the other ranks until the run ends."""
+        """Watch the other ranks until the run ends; this is what the thread runs."""
         grace = min(GRACE, self.timeout)
         while not self.ending.wait(min(0.2, self.timeout / 10)):
             if any(child.poll() for child in self.children):
-                # Unless the main thread has noticed too, and reports it.
+                # The main thread may notice it too; then it reports the error and sets `ending`.
                 if not self.ending.wait(grace):
                     self._end_run(*self.explain(None))
             elif time.monotonic() - self.last_step > self.timeout:
-                # Rank 0 ends the run first, unless it is itself what is stuck.
+                # Rank 0 ends the run first, unless rank 0 itself is stuck.
                 if not self.ending.wait(grace if self.rank else 1.0):
                     self._end_run(RankError.exit_code, self._explain_hang())
 
-    def _first_to_end(self) -> tuple[int, int] | None:
-        """(rank, exit code) of a rank that has ended for a reason of its own, or None.
+    def _first_to_fail(self) -> tuple[int, int] | None:
+        """Return (rank, exit code) of a rank that has exited because of its own error, or None.
 
-        Waits a moment for it.
+        Waits up to GRACE seconds for one.
         """
         end = time.monotonic() + min(GRACE, self.timeout)
         while time.monotonic() < end:
@@ -206,14 +215,16 @@ class Ranks(L.Callback):
             time.sleep(0.05)
         return None
 
-    def _explain_end(self, rank: int, code: int) -> tuple[int, str]:
-        """(exit code, paragraph) where a rank above 0 has left with `code`."""
+    def _explain_exit(self, rank: int, code: int) -> tuple[int, str]:
+        """Return (exit code, paragraph) for a rank above 0 that has exited with `code`."""
         seen = self.images_seen
         if -code in INTERRUPTING:
-            # Before it handled signals itself: there is nothing to save yet.
+            # The signal came before the rank had a handler: there is nothing to save yet.
             name = signal.Signals(-code).name
-            ended = f"Rank {rank} was ended by {name} while it started. Go on with resume=auto."
-            return exit_code_of(-code), ended
+            paragraph = (
+                f"Rank {rank} was ended by {name} while it started. Resume with resume=auto."
+            )
+            return exit_code_of(-code), paragraph
         log = self.run.error_log(rank)
         if code < 0:
             reason = f"Rank {rank} was killed by {signal.Signals(-code).name} at {seen} images."
@@ -221,27 +232,29 @@ class Ranks(L.Callback):
             first_line = log.read_text(encoding="utf-8").splitlines()[0]
             reason = f"At {seen} images, on rank {rank}: {first_line}"
         else:
-            reason = f"Rank {rank} left with exit code {code} at {seen} images."
-        return code if code in MISTAKES else RankError.exit_code, reason
+            reason = f"Rank {rank} exited with code {code} at {seen} images."
+        return code if code in USER_ERROR_CODES else RankError.exit_code, reason
 
     def _explain_hang(self) -> str:
-        places = "; ".join(f"rank {rank} {self._position(rank)}" for rank in range(self.world))
+        positions = []
+        for rank in range(self.world_size):
+            positions.append(f"rank {rank} {self._position(rank)}")
         return (
             f"No optimizer step has ended for {self.timeout:g} s, at {self.images_seen} images: "
-            f"{places}. The stacks are in {self.run.stack('*')}. "
-            "If steps do take that long, raise strategy.timeout."
+            f"{'; '.join(positions)}. The stacks are in {self.run.stack('*')}. "
+            "If a step can take that long, raise strategy.timeout."
         )
 
     def _position(self, rank: int) -> str:
-        """Where a rank's main thread stands: its innermost line of code.
+        """Return the innermost line of code of a rank's main thread.
 
-        Where that is in torch or Lightning, the line outside of them that led there too.
+        If that is in torch or Lightning, also the innermost line outside of them.
         """
         stack = self.run.stack(rank).read_text(encoding="utf-8", errors="replace")
-        main_thread = stack.rpartition("hread 0x")[2]  # it is written last
+        main_thread = stack.rpartition("hread 0x")[2]  # faulthandler writes the main thread last
         frames = re.findall(r'File "(.+)", line (\d+) in (\S+)', main_thread)
         if not frames:
-            return "gives no sign of life"
+            return "does not respond"
         file, line, name = frames[0]
         position = f"at {file} line {line}, in {name}"
         for outer_file, outer_line, _ in frames:
@@ -252,20 +265,20 @@ class Ranks(L.Callback):
         return position
 
     def _end_run(self, code: int, paragraph: str) -> None:
-        """Ends the other ranks, then this process."""
+        """Kill the other ranks, then end this process."""
         for child in self.children:
             child.kill()
             child.wait()
-        if self.launcher and not self.orphaned:
-            # Rank 0 should have ended this one by now: it is stuck, and cannot end itself.
-            os.kill(self.launcher, signal.SIGKILL)
-            while not self.orphaned:
+        if self.parent and not self.is_orphaned:
+            # Rank 0 should have ended this process by now: it is stuck and cannot end itself.
+            os.kill(self.parent, signal.SIGKILL)
+            while not self.is_orphaned:
                 time.sleep(0.01)
         self._remove_empty_stacks("*")
-        self.leave(code, paragraph)
+        self.end_process(code, paragraph)
 
     def _remove_empty_stacks(self, rank: int | str) -> None:
-        """Removes the files that no stack was written to."""
+        """Remove the stack files of a rank, or of all ranks for "*", that are empty."""
         for path in self.run.path.glob(self.run.stack(rank).name):
             with contextlib.suppress(OSError):
                 if not path.stat().st_size:

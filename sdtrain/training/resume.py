@@ -1,4 +1,4 @@
-"""Going on with a run: from which checkpoint, and whether that would mix two runs."""
+"""Resumes a run: chooses the checkpoint, and refuses one that would mix two different runs."""
 
 from pathlib import Path
 
@@ -25,38 +25,40 @@ from sdtrain.training.plan import Plan, make_plan
 
 
 def checkpoint_to_resume(run: Run, plan: Plan, parts: Parts, config: str) -> Path | None:
-    """The checkpoint to go on from, None to start anew. Raises UserError where that would mix two
-    runs.
+    """Return the checkpoint to resume from, or None to start a new run.
 
-    config: this run's yaml. Newer checkpoints that are not whole are set aside.
+    Raises UserError if resuming would mix two different runs. Newer checkpoints that are damaged
+    are set aside.
+
+    config: this run's yaml.
     """
     resume = plan.draft.resume
     if resume == "never":
         return None
-    found = published(run.folder.path)
-    newest, passed_over = newest_whole(run.folder.path)
-    for line in passed_over:
+    checkpoints = published(run.folder.path)
+    newest, damage_lines = newest_whole(run.folder.path)
+    for line in damage_lines:
         run.console.print(line, soft_wrap=True)
     if newest is not None:
-        _print_resume(run, plan, parts, newest, config)
-    elif resume == "must" or found:  # to start anew would write over what there is
+        _announce_resume(run, plan, parts, newest, config)
+    elif resume == "must" or checkpoints:  # a new run would overwrite the damaged checkpoints
         raise nothing_to_resume(run.folder, resume)
     else:
-        run.console.print("resume=auto: there is nothing to resume, the run starts anew.")
+        run.console.print("resume=auto: there is nothing to resume, a new run starts.")
     run.take_over()
     if global_rank() == 0:
         last = -1 if newest is None else CheckpointFolder(newest).images_seen
-        set_aside([each for each in found if CheckpointFolder(each).images_seen > last])
+        set_aside([each for each in checkpoints if CheckpointFolder(each).images_seen > last])
     return newest
 
 
-def _print_resume(run: Run, plan: Plan, parts: Parts, checkpoint: Path, config: str) -> None:
-    """Says what has changed since the checkpoint, or refuses it."""
+def _announce_resume(run: Run, plan: Plan, parts: Parts, checkpoint: Path, config: str) -> None:
+    """Print the checkpoint and what has changed since it. Raises UserError if it does not fit."""
     new = OmegaConf.to_container(OmegaConf.create(config))
     allowed = plan.draft.resume_allow
-    for line in applied_changes(checkpoint, new, parts.module, allowed):
+    for line in check_changes(checkpoint, new, parts.module, allowed):
         run.console.print(line, soft_wrap=True)
-    run.console.print(f"Going on from {checkpoint}", soft_wrap=True)
+    run.console.print(f"Resuming from {checkpoint}", soft_wrap=True)
     seen = CheckpointFolder(checkpoint).images_seen
     budget = run.progress.max_images
     if seen >= budget:
@@ -65,18 +67,20 @@ def _print_resume(run: Run, plan: Plan, parts: Parts, checkpoint: Path, config: 
         )
 
 
-def applied_changes(
+def check_changes(
     checkpoint: Path, config: dict, module: torch.nn.Module, allowed: list[str]
 ) -> list[str]:
-    """A line for each key that differs from the checkpoint's. UserError where one of them would
-    make it another run, and is not allowed.
+    """Return a line for each key that differs from the checkpoint's configuration.
+
+    Raises UserError if a key that must not differ does and is not in `allowed`, or if the
+    checkpoint's weights do not fit the changed model.
     """
     saved = renewed(read_config(CheckpointFolder(checkpoint).config))
     if "latent_shift" in config["model"].get("autoencoder", {}):
         as_it_was(saved["model"]["autoencoder"])
     changes = compare_configs(saved, config, allowed)
     if changes.refused:
-        raise _another_run(checkpoint, config, changes.refused, allowed)
+        raise _configuration_differs(checkpoint, config, changes.refused, allowed)
     if any(is_below(key, ["model"]) for key in changes.changed):
         check_weights(checkpoint, module)
     lines = []
@@ -85,56 +89,60 @@ def applied_changes(
     return lines
 
 
-def _another_run(checkpoint: Path, config: dict, refused: dict, allowed: list[str]) -> UserError:
+def _configuration_differs(
+    checkpoint: Path, config: dict, refused: dict, allowed: list[str]
+) -> UserError:
     differences = listed(refused)
     if "data.sha256" in refused:
-        of_a_folder = "path" in config["data"]
-        what = "the pictures or captions in data.path" if of_a_folder else "the emoji of data.font"
+        has_folder = "path" in config["data"]
+        what = "the pictures or captions in data.path" if has_folder else "the emoji of data.font"
         differences += f"; data.sha256: {what} changed since the run began"
+    to_allow = list(allowed)
     for key in refused:
         if key.endswith(f".{SHA256}"):
             differences += f"; {key}: the files that it reads changed since the run began"
-    groups = [*allowed, *(key.partition(".")[0] for key in refused)]
-    to_allow = ",".join(dict.fromkeys(groups))
+        to_allow.append(key.partition(".")[0])
     run = CheckpointFolder(checkpoint).run.path
     return UserError(
-        f"The run in {run} cannot go on with another configuration ({differences})",
+        f"The run in {run} cannot be resumed with a different configuration ({differences})",
         key=next(iter(refused)),
-        remedy="Set them back, choose another hydra.run.dir, or allow it with "
-        f"resume_allow=[{to_allow}].",
+        remedy="Set these keys back, choose another hydra.run.dir, or allow the changes with "
+        f"resume_allow=[{','.join(dict.fromkeys(to_allow))}].",
     )
 
 
 def check_weights(checkpoint: Path, module: torch.nn.Module) -> None:
-    """Raises UserError where a model that was allowed to change does not fit the weights."""
+    """Raise UserError if the checkpoint's weights do not have the module's names and shapes."""
     old = {name: list(v.shape) for name, v in read_weights(checkpoint, "model").items()}
     new = {name: list(v.shape) for name, v in module.state_dict().items()}
     for name in sorted(old.keys() | new.keys()):
-        there = old.get(name, "missing")
-        here = new.get(name, "missing")
-        if there != here:
+        saved_shape = old.get(name, "missing")
+        new_shape = new.get(name, "missing")
+        if saved_shape != new_shape:
             raise UserError(
-                f"The weights of {checkpoint} do not fit the changed model: "
-                f"{name} is {there} there and {here} here",
+                f"The weights of {checkpoint} do not fit the changed model: {name} has the shape "
+                f"{saved_shape} in the checkpoint and {new_shape} in the model",
                 key="model",
                 remedy="Set model back, or choose another hydra.run.dir.",
             )
 
 
 def newest_unfinished(draft: Draft) -> Path | None:
-    """The newest run under runs/ of the same name, with a checkpoint, that has not finished and
-    that this configuration may go on with. None too where a plan cannot be made of it: the run
-    itself reports that.
+    """Return the folder of the newest run under runs/NAME that has a checkpoint, has not finished
+    and may be resumed with this configuration.
+
+    Returns None if there is no such run, or if the configuration is not valid: the run itself
+    reports that.
     """
     try:
         plan = make_plan(draft)
     except UserError:
         return None
-    wanted = redacted(plan.config)
-    statuses = Path("runs", wanted["name"]).glob(f"*/{RunFolder(Path()).status.name}")
+    config = redacted(plan.config)
+    statuses = Path("runs", config["name"]).glob(f"*/{RunFolder(Path()).status.name}")
     for status in sorted(statuses, key=lambda path: path.stat().st_mtime, reverse=True):
         run = RunFolder(status.parent)
-        if _has_checkpoint(run) and _is_resumable(run, wanted, draft.resume_allow):
+        if _has_checkpoint(run) and _is_resumable(run, config, draft.resume_allow):
             return run.path.resolve()
     return None
 
@@ -143,11 +151,12 @@ def _has_checkpoint(run: RunFolder) -> bool:
     return bool(published(run.path) or published(run.first_stage.path))
 
 
-def _is_resumable(run: RunFolder, wanted: dict, allowed: list[str]) -> bool:
+def _is_resumable(run: RunFolder, config: dict, allowed: list[str]) -> bool:
+    """Return whether the run is unfinished and compatible with `config`."""
     if read_status(run).get("state", "finished") == "finished":
         return False
     try:
         saved = renewed(read_config(run.config))
     except StorageError:
-        return False  # no file of ours
-    return may_go_on(saved, wanted, allowed)
+        return False  # not a configuration that sdtrain has written
+    return may_go_on(saved, config, allowed)

@@ -10,16 +10,16 @@ from sdtrain.config.draft import Draft
 from sdtrain.console import global_rank, warn
 from sdtrain.runs.layout import CheckpointFolder, RunFolder
 from sdtrain.training.callbacks.assembly import build_callbacks
-from sdtrain.training.callbacks.order import make_input_watch, make_ranks, ordered_callbacks
+from sdtrain.training.callbacks.order import make_input_watch, make_ranks, order_callbacks
 from sdtrain.training.checkpoint_io import FolderIO
-from sdtrain.training.child import refuse_another_configuration
+from sdtrain.training.child import check_arm_digest
 from sdtrain.training.environment import quiet_libraries, tell_rank
-from sdtrain.training.first_stage import check_before_first_stage, train_first
+from sdtrain.training.first_stage import check_before_first_stage, run_first_stage
 from sdtrain.training.loggers.media import close_logger, make_logger
 from sdtrain.training.outcome import Run, outcome_recorded
 from sdtrain.training.parts import (
     build_parts,
-    keep_what_drawing_needs,
+    keep_files_for_sampling,
     saved_config,
     set_threads,
     write_config,
@@ -44,7 +44,7 @@ def train(draft: Draft, run_dir: Path) -> None:
     console = Console(markup=False, highlight=False, **terminal)
     tell_rank()
     plan = make_plan(draft)
-    refuse_another_configuration(plan.config)
+    check_arm_digest(plan.config)
     progress = Progress(plan.config["data"]["batch_size"], draft.trainer.max_images)
     run = Run(RunFolder(run_dir), progress, console)
     with outcome_recorded(run):
@@ -61,7 +61,7 @@ def train_plan(plan: Plan, run: Run) -> None:
     set_threads(settings.threads)
     data = build_data(plan.config["data"])
     check_before_first_stage(plan, data)
-    train_first(plan, data, run)
+    run_first_stage(plan, data, run)
     parts = build_parts(plan, data, run.folder.path, run.progress)
     for note in parts.notes:
         run.console.print(note)
@@ -85,7 +85,7 @@ def train_plan(plan: Plan, run: Run) -> None:
         config=config, keep=kept.keep, max_failed_saves=kept.max_failed_saves, report=warn
     )
     run.ranks = make_ranks(plan, run, config)
-    ordered = ordered_callbacks(plan, run, callbacks)
+    ordered = order_callbacks(plan, run, callbacks)
     trainer = make_trainer(
         settings,
         strategy=strategy,
@@ -98,7 +98,7 @@ def train_plan(plan: Plan, run: Run) -> None:
     watch = make_input_watch(plan, run)
     parts.datamodule.watch = watch
     write_config(run.folder, config)
-    keep_what_drawing_needs(run.folder, plan, parts)
+    keep_files_for_sampling(run.folder, plan, parts)
     run.write_status("running")
     try:
         trainer.fit(parts.module, datamodule=parts.datamodule, ckpt_path=checkpoint)

@@ -1,5 +1,5 @@
-"""When a run ends: by its budget of images, by its limit of time, or by a signal, which ends a look
-too; the same on all ranks.
+"""Decides when a run ends, the same on all ranks: at max_images, at the time limit, or after a
+signal, which ends a look too.
 """
 
 import time
@@ -14,19 +14,20 @@ from sdtrain.training.progress import Progress, window_ended
 
 
 class LookInterruptedError(Exception):
-    """Raised within a look, on all ranks, where one of them has received a signal."""
+    """Raised within a look, on all ranks, when one of them has received a signal."""
 
 
 class Stopping(L.Callback):
-    """Decides after each optimizer step whether it was the last.
+    """Decides after each optimizer step whether it was the last one.
 
-    It stands before the callbacks that save and look, and after those that log: when the time is up
-    one more step is taken, which everybody knows to be the last.
+    It runs after the callbacks that log and before those that save, sample or validate. When the
+    time is up one more step is taken, so that all callbacks know in advance that it is the last.
 
     Args:
-        signals: what this process has received.
-        max_minutes: limit of the time trained, by all processes of the run; None for no limit.
-        progress: where the run stands.
+        signals: the signals that this process has received.
+        max_minutes: limit on the training time of all processes of the run together, one after
+            another; None for no limit.
+        progress: progress of the run.
     """
 
     def __init__(self, *, signals: Signals, max_minutes: float | None, progress: Progress) -> None:
@@ -34,26 +35,26 @@ class Stopping(L.Callback):
         self.max_minutes = max_minutes
         self.progress = progress
         self.interrupted_by = 0
-        """The signal on which the run is to save and leave; 0 for none."""
-        self._seconds_before = 0.0  # trained by earlier processes
+        """The signal after which the run must save and exit; 0 for none."""
+        self._seconds_before = 0.0  # training time of earlier processes of this run
         self._started = 0.0
         self._group = None
 
     @property
     def seconds_trained(self) -> float:
-        """By all processes of the run."""
+        """Training time, including that of earlier processes of a resumed run."""
         return self._seconds_before + time.monotonic() - self._started
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         if trainer.world_size > 1:
-            # The flag of a signal crosses ranks without touching a device.
+            # Gloo, so that ranks exchange signals without waiting for a device.
             self._group = dist.new_group(backend="gloo")
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         limit = self.max_minutes
         if limit is None or self._seconds_before < 60 * limit:
             return
-        # The earlier process had taken its last step.
+        # The earlier process has taken the last step already.
         self.progress.ends_at = self.progress.images_seen
         trainer.should_stop = True
         if trainer.is_global_zero:
@@ -82,54 +83,56 @@ class Stopping(L.Callback):
         if not window_ended(trainer):
             return
         progress = self.progress
-        received, time_is_up = self._agreed()
+        signal_received, time_is_up = self._agree()
         last = progress.ended
         if time_is_up and not last:
             progress.ends_at = progress.images_seen + progress.batch_size
         trainer.should_stop = trainer.should_stop or last
-        self.interrupted_by = received
+        self.interrupted_by = signal_received
 
-    def go_on(self) -> None:
-        """To be called before each network evaluation of a look.
+    def check_interrupted(self) -> None:
+        """Raise LookInterruptedError if any rank has received a signal.
 
-        Raises LookInterruptedError after a signal to any rank.
+        Looks call it before each network evaluation.
         """
-        self._meet(looking=True)
+        self._sync(is_busy=True)
 
     def wait_for_ranks(self) -> None:
-        """Returns when all ranks have called it, those that look the longest last; before a look's
-        ranks exchange anything, and after it. Raises as `go_on` does.
+        """Wait until all ranks have called it: after a look, and before the ranks of a look
+        exchange results. Raises LookInterruptedError if any rank has received a signal.
         """
-        while self._group is not None and self._meet(looking=False):
+        while self._group is not None and self._sync(is_busy=False):
             pass
 
-    def leave(self, trainer: L.Trainer) -> None:
-        """Raises Interrupted on all ranks, each with its exit code."""
+    def raise_interrupted(self, trainer: L.Trainer) -> None:
+        """Raise Interrupted on all ranks, each with its exit code."""
         trainer.strategy.barrier()
         code = exit_code_of(self.interrupted_by) if trainer.is_global_zero else 0
         raise Interrupted(code)
 
-    def _meet(self, looking: bool) -> bool:
-        """Whether any rank still looks. The ranks meet at every call, so that a signal to one of
-        them, which may only wait for the others, ends the look.
-        """
-        received, anyone_looks = self._largest(self.signals.received, looking)
-        if received:
-            self.interrupted_by = received
-            raise LookInterruptedError
-        return bool(anyone_looks)
+    def _sync(self, is_busy: bool) -> bool:
+        """Exchange signals with the other ranks; return whether any rank is busy with a look.
 
-    def _agreed(self) -> tuple[int, bool]:
-        """(the signal that any rank has received, 0 for none; whether the time is up); the same on
-        all ranks.
+        Every rank takes part in every call, so that a signal to a rank that only waits for the
+        others ends the look too.
+        """
+        signal_received, any_busy = self._max_over_ranks(self.signals.received, is_busy)
+        if signal_received:
+            self.interrupted_by = signal_received
+            raise LookInterruptedError
+        return bool(any_busy)
+
+    def _agree(self) -> tuple[int, bool]:
+        """Return (a signal that any rank has received, 0 for none; whether the time is up); the
+        same on all ranks.
         """
         limit = self.max_minutes
         time_is_up = limit is not None and self.seconds_trained >= 60 * limit
-        received, time_is_up = self._largest(self.signals.received, time_is_up)
-        return received, bool(time_is_up)
+        signal_received, time_is_up = self._max_over_ranks(self.signals.received, time_is_up)
+        return signal_received, bool(time_is_up)
 
-    def _largest(self, first: int, second: int) -> tuple[int, int]:
-        """Each number, as the rank has it where it is largest."""
+    def _max_over_ranks(self, first: int, second: int) -> tuple[int, int]:
+        """Return the maximum over all ranks of each number."""
         flags = torch.tensor([first, second])
         if self._group is not None:
             dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._group)
@@ -137,8 +140,8 @@ class Stopping(L.Callback):
 
 
 def disable_lightning_signals(trainer: L.Trainer) -> None:
-    """Switches off two private parts of Lightning 2.6: its handler broadcasts inside a signal, and
-    its check for SIGTERM reads the device at every micro-batch.
+    """Disable two private parts of Lightning 2.6: its signal handler, which broadcasts from within
+    the handler, and its check for SIGTERM, which reads the device at every micro-batch.
     """
     connector = trainer._signal_connector
     loop = trainer.fit_loop.epoch_loop

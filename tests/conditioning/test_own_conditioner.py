@@ -106,7 +106,7 @@ def test_it_is_resumed(here, tiny, tmp_path, own):
     assert here("sdtrain", *words, "trainer.max_images=32").code == 0
     result = here("sdtrain", *words, "resume=must")
     assert result.code == 0, result.err
-    assert "Going on from" in result.out
+    assert "Resuming from" in result.out
 
 
 class Smelling(Conditioner):

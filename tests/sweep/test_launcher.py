@@ -32,7 +32,7 @@ from sdtrain.sweep.launcher import (
     share_first_stage,
 )
 from sdtrain.sweep.places import Places
-from sdtrain.training.child import CHECKED, SCRIPT, refuse_another_configuration
+from sdtrain.training.child import CHECKED, SCRIPT, check_arm_digest
 from sdtrain.training.first_stage import first_stage_words
 from sdtrain.training.plan import make_plan
 
@@ -256,7 +256,7 @@ def test_the_users_own_configurations_reach_every_arm(here, tiny, tmp_path, monk
         config = compose_config("train", words, flags)  # in another folder
         assert config["seed"] == (0 if len(how) == 1 else 7)
         monkeypatch.setenv(CHECKED, digest)
-        refuse_another_configuration(make_plan(check_draft(config, words)).config)
+        check_arm_digest(make_plan(check_draft(config, words)).config)
         assert CHECKED not in os.environ  # a first stage is another configuration
 
 

@@ -17,7 +17,7 @@ from sdtrain.errors import UserError
 from sdtrain.signals import Signals
 from sdtrain.training import input_watch
 from sdtrain.training.datamodule import DataModule
-from sdtrain.training.input_watch import LONGEST_SOCKET, InputWatch, make_room_for_sockets
+from sdtrain.training.input_watch import MAX_SOCKET_PATH, InputWatch, use_short_socket_folder
 from sdtrain.training.progress import Progress
 
 
@@ -35,7 +35,7 @@ def left_with(timeout: float, signals: Signals | None) -> tuple[int, str]:
         assert released.wait(60)
 
     progress = Progress(8, max_images=80)
-    watch = InputWatch(timeout=timeout, signals=signals, progress=progress, leave=leave)
+    watch = InputWatch(timeout=timeout, signals=signals, progress=progress, end_process=leave)
     assert list(watch.watched(load)) == ["a batch"]
     watch.finish()
     return left[0]
@@ -83,7 +83,7 @@ def test_workers_meet_in_a_folder_of_a_short_name(long_name):
         progress=Progress(8, max_images=80),
     )
     loader = data.train_dataloader()
-    assert len(util.get_temp_dir() + "/listener-xxxxxxxx") <= LONGEST_SOCKET
+    assert len(util.get_temp_dir() + "/listener-xxxxxxxx") <= MAX_SOCKET_PATH
     assert tempfile.gettempdir() == str(long_name)
     assert len(next(iter(loader)).caption) == 8
 
@@ -91,7 +91,7 @@ def test_workers_meet_in_a_folder_of_a_short_name(long_name):
 def test_where_there_is_no_short_name_the_variable_is_named(long_name, monkeypatch):
     monkeypatch.setattr(input_watch, "SHORT_FOLDERS", ("/nowhere",))
     with pytest.raises(UserError) as refused:
-        make_room_for_sockets()
+        use_short_socket_folder()
     assert refused.value.key == "data.num_workers"
     assert "TMPDIR" in str(refused.value)
 

@@ -53,7 +53,7 @@ def pictures_of(run) -> dict[str, bytes]:
 
 def signal_at(call: int, number: int = signal.SIGTERM, rank: int = 0) -> list[int]:
     """The signal comes at that network evaluation of a look. Returns a list of those that begin."""
-    go_on = Stopping.go_on
+    go_on = Stopping.check_interrupted
     begun = []
     calls = itertools.count(1)
 
@@ -63,7 +63,7 @@ def signal_at(call: int, number: int = signal.SIGTERM, rank: int = 0) -> list[in
         go_on(self)
         begun.append(call)
 
-    Stopping.go_on = signalled
+    Stopping.check_interrupted = signalled
     return begun
 
 
@@ -81,7 +81,7 @@ def wait_for_signal_on_rank_1() -> None:
 
 @pytest.fixture
 def unpatched(monkeypatch):
-    monkeypatch.setattr(Stopping, "go_on", Stopping.go_on)
+    monkeypatch.setattr(Stopping, "check_interrupted", Stopping.check_interrupted)
     return monkeypatch
 
 
@@ -141,12 +141,12 @@ def test_a_signal_in_mid_run_saves_and_the_look_is_made_later(
     """Where there is no checkpoint of its own (24), and where there is one (48)."""
     whole = tmp_path / "whole"
     assert here("sdtrain", *tiny(*OFTEN), f"hydra.run.dir={whole}").code == 0
-    go_on = Stopping.go_on
+    go_on = Stopping.check_interrupted
     for place, (call, seen) in enumerate([(3, 24), (11, 48), (20, 64)]):
         run = tmp_path / str(place)
         signal_at(call)
         assert_stopped(run, here("sdtrain", *tiny(*OFTEN), f"hydra.run.dir={run}"), 143, seen)
-        unpatched.setattr(Stopping, "go_on", go_on)
+        unpatched.setattr(Stopping, "check_interrupted", go_on)
         result = here("sdtrain", *tiny(*OFTEN, "resume=must"), f"hydra.run.dir={run}")
         assert result.code == 0, result.err
         assert_same_run(run, whole, saved)
@@ -287,16 +287,16 @@ def default(composed, tmp_path_factory):
         given = dict.fromkeys(("stopping", "checkpoints", "metrics_log", "console"))
         looks = Looks(looks=found.looks, share=share, **given)
         looks.costs = Costs(encode=0.5, decode=1.5, page=20.0, ranks=1)
-        looks.stopping = SimpleNamespace(go_on=lambda: None)
+        looks.stopping = SimpleNamespace(check_interrupted=lambda: None)
         looks.console = SimpleNamespace(print=lambda *given, **named: None)
         moments = []
-        looks._take_turn = lambda trainer, module, name, planned, spent: moments[-1].update(
+        looks._run_look = lambda trainer, module, name, planned, spent: moments[-1].update(
             {name: planned, "spent": spent}
         )
         for seen in range(every, max_images + 1, every):
             progress.images_seen = seen
             moments.append({"seen": seen, "spent": looks.budget.spent})
-            looks._look(SimpleNamespace(world_size=1), parts.module, set())
+            looks._run_due(SimpleNamespace(world_size=1), parts.module, set())
         return moments
 
     return planned

@@ -15,7 +15,7 @@ from sdtrain.randomness import KeyedRandom
 from sdtrain.runs.layout import CheckpointFolder
 from sdtrain.runs.manifest import find_checkpoint
 from sdtrain.schedules.linear import linear
-from sdtrain.training.callbacks.levels import EDGES, by_level, described
+from sdtrain.training.callbacks.levels import EDGES, bin_losses, level_metrics
 
 LOOKS = [
     "callbacks.noise_levels.every=32",
@@ -156,9 +156,11 @@ def test_training_by_level(run):
 def test_the_histogram_is_that_of_the_schedule():
     schedule = linear()
     t = torch.arange(1000, dtype=torch.float64) / 999
-    _, counts = by_level(schedule, torch.ones(1000), t)
+    _, counts = bin_losses(schedule, torch.ones(1000), t)
     wanted, _ = np.histogram(schedule.log_snr(t).numpy(), EDGES.numpy())
     assert counts.tolist() == wanted.tolist() and counts.sum() == 1000
-    extremes = described(by_level(schedule, torch.tensor([1.0, 3.0]), torch.tensor([0.0, 1.0])))
+    extremes = level_metrics(
+        bin_losses(schedule, torch.tensor([1.0, 3.0]), torch.tensor([0.0, 1.0]))
+    )
     assert extremes["train/count_by_level"][-3:] == [1, 0, 0]
     assert math.isclose(extremes["train/loss_by_level"][1], 3.0)

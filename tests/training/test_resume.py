@@ -209,7 +209,7 @@ def interrupted(stopped, tmp_path):
 
 def resumed_at(out: str) -> int:
     return int(
-        Path(next(line for line in out.splitlines() if line.startswith("Going on from"))).name
+        Path(next(line for line in out.splitlines() if line.startswith("Resuming from"))).name
     )
 
 

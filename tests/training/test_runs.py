@@ -333,7 +333,7 @@ def test_resume_must_wants_something_to_resume(here, tiny, tmp_path):
     )
     assert (
         result.code == 0
-        and "starts anew" in result.out
+        and "nothing to resume" in result.out
         and mine.exists()
         and not any(path.exists() for path in later)
     )
@@ -415,7 +415,7 @@ def test_killed_and_found_again_without_its_folder(start, command, tiny, saved, 
     (run,) = (tmp_path / "runs" / "shapes").iterdir()
     assert status(run)["state"] == "running" and published(run)
     result = command("sdtrain", *tiny(*LONGER, "resume=auto"), cwd=tmp_path)
-    assert result.code == 0 and "Going on from" in result.out, result.err
+    assert result.code == 0 and "Resuming from" in result.out, result.err
     assert len(list((tmp_path / "runs" / "shapes").iterdir())) == 1
     assert same(saved(run), saved(straight)) and not list(run.rglob("checkpoints/.*"))
     assert numbers(run) == numbers(straight)

@@ -8,7 +8,7 @@ import yaml
 from reading import status, unfinished_by
 
 from sdtrain.paths import config_dir
-from sdtrain.training.place import run_folder
+from sdtrain.training.run_dir import run_dir_overrides
 
 NETWORK = """
 import torch
@@ -82,10 +82,10 @@ def test_a_run_of_the_users_own_configuration_is_found_again(tiny, unfinished, w
     (conf / "own_that_resumes.yaml").write_text("defaults: [own, _self_]\nresume: auto\n")
     own = (config_dir() / "experiment" / "shapes.yaml").read_text()
     (conf / "experiment" / "own.yaml").write_text(f"{own}\nseed: 7\n")
-    assert run_folder([*tiny(), *words]) == []
+    assert run_dir_overrides([*tiny(), *words]) == []
     config = yaml.safe_load((unfinished / "config.yaml").read_text())
     (unfinished / "config.yaml").write_text(yaml.safe_dump(config | {"seed": 7}))
-    assert run_folder([*tiny(), *words]) == [f"hydra.run.dir='{unfinished}'"]
+    assert run_dir_overrides([*tiny(), *words]) == [f"hydra.run.dir='{unfinished}'"]
 
 
 @pytest.mark.parametrize("part", ["autoencoder", "conditioner"])
@@ -131,4 +131,4 @@ def test_an_unfinished_run_with_a_network_of_ones_own_is_found_again(
     run = run.rename(run.with_name("earlier"))
     (run / "status.json").write_text(json.dumps(status(run) | {"state": "interrupted"}))
     result = here("sdtrain", *words, "resume=auto", cwd=tmp_path)
-    assert result.code == 0 and "Going on from" in result.out
+    assert result.code == 0 and "Resuming from" in result.out

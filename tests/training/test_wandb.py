@@ -13,7 +13,7 @@ from PIL import Image
 from reading import lines, newest
 
 from sdtrain.errors import UserError
-from sdtrain.training.loggers.media import try_logger
+from sdtrain.training.loggers.media import check_logger
 from sdtrain.training.loggers.wandb import wandb_run_id
 from sdtrain.training.loggers.wandb_variables import with_variables
 
@@ -198,7 +198,7 @@ def test_which_words_a_variable_gives_way_to(monkeypatch):
         assert with_variables(node, {"logger.mode", "logger.tags"}) == node
     monkeypatch.setenv("WANDB_MODE", "dry")
     with pytest.raises(UserError) as caught:
-        try_logger({"_target_": "sdtrain.training.loggers.wandb.wandb"}, ())
+        check_logger({"_target_": "sdtrain.training.loggers.wandb.wandb"}, ())
     assert caught.value.key == "logger.mode" and caught.value.exit_code == 2
 
 

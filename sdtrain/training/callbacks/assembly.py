@@ -1,4 +1,4 @@
-"""Configuration to the callbacks of a run, in the order in which they act."""
+"""Builds the callbacks that a configuration names."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,10 @@ from sdtrain.types import PictureData
 
 @dataclass
 class CallbackSet:
-    """named: those under `callbacks`, by their names there, the average first."""
+    """The callbacks of a configuration.
+
+    named: those under `callbacks`, by their names there, the average of the weights first.
+    """
 
     metrics_log: MetricsLog
     named: dict[str, L.Callback] = field(default_factory=dict)
@@ -31,19 +34,23 @@ class CallbackSet:
 
     @property
     def others(self) -> list[L.Callback]:
-        """All but the average and the log of numbers."""
-        found = [callback for name, callback in self.named.items() if name != "ema"]
-        return found + ([self.validation] if self.validation else [])
+        """All callbacks but the average and the metrics log."""
+        others = [callback for name, callback in self.named.items() if name != "ema"]
+        if self.validation:
+            others.append(self.validation)
+        return others
 
     @property
     def looks(self) -> dict[str, Look]:
-        """Those that look at the model, by their keys' last words: the largest part of their budget
-        comes last, and has what the others leave.
+        """The callbacks that sample or validate, by name, in the order in which they run.
+
+        The one with the largest weight is last, so that it gets what the others leave of their
+        budget.
         """
-        found = {name: each for name, each in self.named.items() if isinstance(each, Look)}
+        looks = {name: each for name, each in self.named.items() if isinstance(each, Look)}
         if self.validation:
-            found["validation"] = self.validation
-        return dict(sorted(found.items(), key=lambda item: item[1].weight))
+            looks["validation"] = self.validation
+        return dict(sorted(looks.items(), key=lambda item: item[1].weight))
 
 
 def build_callbacks(
@@ -55,33 +62,38 @@ def build_callbacks(
     drawing: Drawing | None,
     signals: Signals | None = None,
 ) -> CallbackSet:
-    """What `callbacks` and `validation` name."""
-    found = CallbackSet(MetricsLog(every=trainer.log_every, run_dir=run_dir))
-    given: dict[str, Any] = {
+    """Build the callbacks under `callbacks` and `validation`.
+
+    Each gets those of the arguments "run_dir", "metrics_log", "data", "drawing", "ema" and
+    "signals" that its constructor names.
+    """
+    built = CallbackSet(MetricsLog(every=trainer.log_every, run_dir=run_dir))
+    arguments: dict[str, Any] = {
         "run_dir": run_dir,
-        "metrics_log": found.metrics_log,
+        "metrics_log": built.metrics_log,
         "data": data,
         "drawing": drawing,
         "ema": None,
         "signals": signals,
     }
     nodes = {name: node for name, node in (config.get("callbacks") or {}).items() if node}
-    for name in sorted(nodes, key=lambda each: each != "ema"):  # the others use the average
-        found.named[name] = build(nodes[name], f"callbacks.{name}", **given)
-        given["ema"] = found.ema
+    # The average comes first, because the others use it.
+    for name in sorted(nodes, key=lambda each: each != "ema"):
+        built.named[name] = build(nodes[name], f"callbacks.{name}", **arguments)
+        arguments["ema"] = built.ema
     if config.get("validation"):
-        found.validation = build(config["validation"], "validation", **given)
-    return found
+        built.validation = build(config["validation"], "validation", **arguments)
+    return built
 
 
-def try_callbacks(config: dict, drawing: Drawing | None, trainer: TrainerSettings) -> None:
-    """Makes sdtrain's own callbacks, for what their constructors refuse. A user's may look at the
-    data: it waits.
+def check_callbacks(config: dict, drawing: Drawing | None, trainer: TrainerSettings) -> None:
+    """Raise UserError for settings that the constructors of sdtrain's own callbacks refuse.
+
+    The user's own callbacks are not built yet, as they may need the data.
     """
-    ours = {}
+    own_nodes = {}
     for name, node in (config.get("callbacks") or {}).items():
         if node and node["_target_"].startswith("sdtrain."):
-            ours[name] = node
-    build_callbacks(
-        config | {"callbacks": ours}, trainer, run_dir=Path(), data=None, drawing=drawing
-    )
+            own_nodes[name] = node
+    config = config | {"callbacks": own_nodes}
+    build_callbacks(config, trainer, run_dir=Path(), data=None, drawing=drawing)

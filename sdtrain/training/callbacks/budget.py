@@ -1,5 +1,7 @@
-"""How much of a run its looks may take: counted in network evaluations and never by the clock, so
-that two runs of one configuration look at the same pictures on any machine.
+"""The budget of the looks (sampling and validation during training).
+
+It is counted in network evaluations and never by the clock, so that two runs of one configuration
+sample and validate the same pictures on any machine.
 """
 
 import math
@@ -14,24 +16,26 @@ from sdtrain.models.modes import eval_mode
 from sdtrain.training.datamodule import DataModule
 
 TRAINING = 3
-"""Evaluations that a training sample costs: forward, and twice that backward."""
+"""Evaluations that a training sample costs: one forward, and twice as much backward."""
 
 IN_MID_RUN = 0.5
-"""Part of what the run so far allows that looks in mid-run may take; the last have the rest."""
+"""Fraction of the budget that looks may use before the end of the run; the last ones get the rest.
+"""
 
 PAGE = 2e9
-"""Multiplications for which a processor lays out, compresses and writes a sheet or a plot."""
+"""Cost of laying out, compressing and writing a sheet of pictures or a plot, in multiplications."""
 
 SMALLEST = 2e7
-"""A smaller network takes as long for a picture as one of so many multiplications."""
+"""Multiplications per picture below which a smaller network is not faster."""
 
 
 @dataclass(frozen=True)
 class Costs:
-    """In evaluations of the trained network on one picture, weighed by their multiplications.
+    """Costs in units of one evaluation of the trained network on one picture, by the number of
+    multiplications.
 
-    encode, decode: of one picture by a frozen autoencoder. page: of a sheet or a plot. ranks: that
-    wait while one of them looks.
+    encode, decode: one picture through the frozen autoencoder. page: a sheet of pictures or a
+    plot. ranks: the number of ranks, which all wait while one of them works.
     """
 
     encode: float
@@ -40,31 +44,31 @@ class Costs:
     ranks: int
 
     def drawing(self, module: L.LightningModule, drawing: Drawing, image_size: int) -> float:
-        """Of one picture, from noise to pixels."""
+        """Return the cost of sampling one picture, from noise to pixels."""
         model = module.model
         shape = model.autoencoder.latent_shape(image_size)
         return evaluations_of(drawing, model.objective.schedule, shape) + self.decode
 
 
 def measure_costs(module: L.LightningModule, data: DataModule, ranks: int) -> Costs:
-    """By the multiplications of the layers on the first training picture."""
+    """Measure the costs: count the multiplications of the layers on the first training picture."""
     batch = data.collate([data.train[(0, 0)]], [0], 1).to(module.device)
     with eval_mode(module), torch.no_grad():
         network, encoder, decoder = module.multiplications(batch)
     return Costs(encoder / network, decoder / network, PAGE / max(network, SMALLEST), ranks)
 
 
-def fitting(allowed: float, one: float, wanted: int) -> int:
-    """How many of `wanted` things that cost `one` each are allowed."""
+def affordable_count(allowed: float, cost_each: float, wanted: int) -> int:
+    """Return how many of `wanted` things that cost `cost_each` fit into `allowed`."""
     if allowed == math.inf:
         return wanted
-    return max(0, min(wanted, int(allowed / one)))
+    return max(0, min(wanted, int(allowed / cost_each)))
 
 
 class Budget:
-    """What looks have taken of a run, and may still take.
+    """The evaluations that looks have spent in a run, and may still spend.
 
-    share: of the run's evaluations; None for no limit.
+    share: their limit as a fraction of the run's evaluations; None for no limit.
     """
 
     def __init__(self, share: float | None) -> None:
@@ -72,18 +76,18 @@ class Budget:
         self.spent = 0.0
 
     def left(self, images_seen: int, last: bool) -> float:
-        """Evaluations that the looks after `images_seen` images may take together."""
+        """Return how many evaluations the looks at `images_seen` images may spend together."""
         if self.share is None:
             return math.inf
         allowed = self.share * TRAINING * images_seen * (1 if last else IN_MID_RUN)
         return max(0.0, allowed - self.spent)
 
-    def take_all(self, images_seen: int) -> None:
-        """What looks have taken so far is not known: as much as they might."""
+    def assume_all_spent(self, images_seen: int) -> None:
+        """Assume that the looks so far have spent all they could, if it is not known."""
         if self.share is not None:
             self.spent += self.left(images_seen, last=False)
 
 
-def share_of(spent: float, images_seen: int) -> float:
-    """What `spent` evaluations are of those that the run so far has taken."""
+def share_spent(spent: float, images_seen: int) -> float:
+    """Return `spent` evaluations as a fraction of the training evaluations so far."""
     return spent / (TRAINING * images_seen)

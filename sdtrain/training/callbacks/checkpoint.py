@@ -13,11 +13,11 @@ from sdtrain.training.stopping import Stopping
 
 
 class Checkpoints(L.Callback):
-    """Saves every `settings.every` images seen, at the end, and after a signal; see FolderIO for
-    what is kept.
+    """Saves a checkpoint every `settings.every` images seen, at the end, and after a signal; see
+    FolderIO for which ones are kept.
 
-    It stands before the callbacks that look: the checkpoint of the last step is on the disk before
-    the last look begins.
+    It runs before the looks: the checkpoint of the last step is on the disk before the looks at the
+    end begin.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Checkpoints(L.Callback):
         """Images seen at the newest checkpoint."""
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
-        # Ranks that torchrun started may have resolved another folder name: rank 0's is the run's.
+        # Ranks that torchrun started may each have another folder: the run's is rank 0's.
         self.run = RunFolder(Path(trainer.strategy.broadcast(str(self.run.path))))
         if trainer.is_global_zero:
             for folder in (self.run.path, self.run.checkpoints, self.run.samples):
@@ -45,8 +45,10 @@ class Checkpoints(L.Callback):
     def on_load_checkpoint(
         self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict
     ) -> None:
-        """Lightning counts micro-batches and steps; images are the truth. Its counters are
-        rewritten for this run's ranks and accumulation.
+        """Recompute Lightning's counters of steps and micro-batches from the images seen, for this
+        run's number of ranks and accumulation.
+
+        Raises UserError if the batch size does not divide the images seen.
         """
         state = checkpoint[type(trainer.datamodule).__qualname__]
         self.saved_at = state["images_seen"]
@@ -57,7 +59,7 @@ class Checkpoints(L.Callback):
                 f"does not divide the {state['images_seen']} images that the checkpoint has seen",
                 key="data.batch_size",
                 value=batch_size,
-                remedy="Keep the first run's.",
+                remedy="Keep the batch size that the run began with.",
             )
         rewrite_counters(checkpoint["loops"]["fit_loop"], steps, trainer.accumulate_grad_batches)
 
@@ -73,10 +75,12 @@ class Checkpoints(L.Callback):
         if last or signal_received:
             trainer.strategy.checkpoint_io.wait(last=True)
         if signal_received and not last:
-            self.stopping.leave(trainer)
+            self.stopping.raise_interrupted(trainer)
 
     def save(self, trainer: L.Trainer) -> None:
-        """Unless the run is saved as it stands. To be called on all ranks: it has a barrier."""
+        """Save a checkpoint, unless there is one at this number of images. Must be called on all
+        ranks: it has a barrier.
+        """
         if self.saved_at == self.progress.images_seen:
             return
         trainer.save_checkpoint(self.run.checkpoint(self.progress.images_seen).path)
@@ -84,13 +88,13 @@ class Checkpoints(L.Callback):
 
 
 def rewrite_counters(loop: dict, steps: int, accumulate: int) -> None:
-    """Sets the counters in Lightning's saved loop state to `steps` optimizer steps of `accumulate`
+    """Set the counters in Lightning's saved loop state to `steps` optimizer steps of `accumulate`
     micro-batches each.
     """
     micro_batches = steps * accumulate
     progress = loop["epoch_loop.batch_progress"]
     for part in (progress["total"], progress["current"]):
-        # -1: saved inside on_train_batch_end, and Lightning reckons with it.
+        # -1, because the checkpoint was saved within on_train_batch_end; Lightning expects it.
         lag = part["completed"] - part["processed"]
         part.update(
             ready=micro_batches,

@@ -1,4 +1,4 @@
-"""Keeps the average of the trained weights."""
+"""Keeps an exponential moving average (EMA) of the trained weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,17 +10,17 @@ from sdtrain.training.progress import window_ended
 
 
 class EMACallback(L.Callback):
-    """Averages every trained parameter after each optimizer step. Sampling and validation use
-    `average`.
+    """Updates the EMA of every trained parameter after each optimizer step. Sampling and validation
+    use `average`.
 
-    decay: of the average, per optimizer step.
+    decay: decay of the average per optimizer step.
     """
 
     def __init__(self, *, decay: float) -> None:
         self.decay = decay
         self.average: EMA | None = None
         self._loaded: dict | None = None
-        EMA({}, decay)  # a decay out of range is refused now
+        EMA({}, decay)  # raises at once if the decay is out of range
 
     @property
     def state_key(self) -> str:
@@ -47,7 +47,9 @@ class EMACallback(L.Callback):
 
 @contextmanager
 def averaged_weights(ema: EMACallback | None, module: L.LightningModule) -> Iterator[None]:
-    """The module with its averaged weights; with its own where no average is kept."""
+    """Give the module its averaged weights within the `with` block; if `ema` is None, it keeps its
+    own.
+    """
     if ema is None:
         yield
         return

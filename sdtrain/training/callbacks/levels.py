@@ -1,4 +1,4 @@
-"""Training by noise level: the mean loss and the number of samples in each bin of log_snr."""
+"""The training loss by noise level: mean loss and number of samples in each bin of log_snr."""
 
 import math
 
@@ -8,13 +8,12 @@ from torch import Tensor
 from sdtrain.schedules import Schedule
 
 EDGES = torch.arange(-12, 13, dtype=torch.float64)
-"""Of the bins of log_snr; the first and the last also take what lies beyond them."""
+"""Edges of the bins of log_snr; the first and the last bin include everything beyond them."""
 
 
-def by_level(schedule: Schedule, losses: Tensor, times: Tensor) -> Tensor:
-    """The sum of the losses in each bin and their number: losses, times [N] to [2, bins] float64.
-
-    The result is on the CPU.
+def bin_losses(schedule: Schedule, losses: Tensor, times: Tensor) -> Tensor:
+    """Return the sum and the number of the losses in each bin, [2, bins] float64 on the CPU, for
+    losses, times [N].
     """
     losses = losses.double().cpu()
     log_snr = schedule.log_snr(times.double().cpu())
@@ -24,15 +23,17 @@ def by_level(schedule: Schedule, losses: Tensor, times: Tensor) -> Tensor:
     return sums_and_counts.index_add_(1, bins, values)
 
 
-def described(sums_and_counts: Tensor) -> dict[str, list[float | None]]:
-    """What metrics.jsonl gets: the mean loss of each bin and the number of its samples.
+def level_metrics(sums_and_counts: Tensor) -> dict[str, list[float | None]]:
+    """Return the entries of metrics.jsonl: the mean loss of each bin and the number of its samples.
 
-    The mean is None for an empty bin and where it is not finite.
+    The mean is None if the bin is empty or the mean is not finite.
     """
     means = []
     counts = []
     for total, count in zip(*sums_and_counts.tolist(), strict=True):
-        known = count and math.isfinite(total)
-        means.append(float(f"{total / count:.6g}") if known else None)
+        if count and math.isfinite(total):
+            means.append(float(f"{total / count:.6g}"))
+        else:
+            means.append(None)
         counts.append(int(count))
     return {"train/loss_by_level": means, "train/count_by_level": counts}

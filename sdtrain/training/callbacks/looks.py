@@ -1,4 +1,6 @@
-"""What looks at the model while it trains: when, within which budget, and what is made up for."""
+"""Runs the looks: the callbacks that sample or validate during training, when they are due and
+within their budget.
+"""
 
 import time
 from typing import Protocol, runtime_checkable
@@ -6,17 +8,18 @@ from typing import Protocol, runtime_checkable
 import lightning.pytorch as L
 from rich.console import Console
 
-from sdtrain.training.callbacks.budget import Budget, Costs, measure_costs, share_of
+from sdtrain.training.callbacks.budget import Budget, Costs, measure_costs, share_spent
 from sdtrain.training.callbacks.checkpoint import Checkpoints
 from sdtrain.training.callbacks.metrics_log import MetricsLog
 from sdtrain.training.progress import Progress, window_ended
 from sdtrain.training.stopping import LookInterruptedError, Stopping
 
 
-class Planned(Protocol):
-    """A look as large as its budget allows.
+class PlannedLook(Protocol):
+    """What a look is going to do within its budget.
 
-    cost: in evaluations, see budget.py; 0 for none. left_out: what the budget has no room for.
+    cost: in evaluations, see budget.py; 0 if it does nothing. left_out: what the budget has no room
+    for.
     """
 
     cost: float
@@ -25,41 +28,46 @@ class Planned(Protocol):
 
 @runtime_checkable
 class Look(Protocol):
-    """What is under `callbacks` or `validation` and looks at the model.
+    """A callback under `callbacks` or `validation` that samples or validates during training.
 
-    weight: of its part of the budget. on_all_ranks: whether ranks share its work; else rank 0 looks
-    while the others wait.
+    weight: the weight of its part of the budget. on_all_ranks: whether the ranks share its work;
+    otherwise rank 0 does it while the others wait.
     """
 
     weight: int
     on_all_ranks: bool
 
     def is_due(self, progress: Progress) -> bool:
-        """Whether it looks after the optimizer step that just ended."""
+        """Return whether it runs after the optimizer step that just ended."""
 
     def plan(
         self, module: L.LightningModule, costs: Costs, allowed: float, *, first: bool, last: bool
-    ) -> Planned:
-        """The largest look of the run as it stands that costs no more than allowed.
+    ) -> PlannedLook:
+        """Return the largest look at the current model that costs at most `allowed` evaluations.
 
-        first: it has not looked before. last: the run has ended.
+        first: whether it has not run before. last: whether the run has ended.
         """
 
     def look(
-        self, trainer: L.Trainer, module: L.LightningModule, planned: Planned, stopping: Stopping
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        planned: PlannedLook,
+        stopping: Stopping,
     ) -> dict[str, float]:
-        """Looks, and returns the numbers to log. It calls stopping.go_on() before each network
-        evaluation.
+        """Sample or validate as planned, and return the metrics to log.
+
+        Must call stopping.check_interrupted() before each network evaluation.
         """
 
 
 class Looks(L.Callback):
-    """Lets each look have its turn after the checkpoint is saved, with its part of the budget.
+    """Runs each look that is due, after the checkpoint is saved, with its part of the budget.
 
-    A signal ends a look at once. Where a run goes on from a checkpoint at which looks were due,
-    those that are not in metrics.jsonl are made first, with the weights that they were due for.
+    A signal ends a look at once. When a run resumes from a checkpoint at which looks were due,
+    those that are not in metrics.jsonl yet run first, with the weights of that checkpoint.
 
-    looks: by their names, in order. share: see Budget.
+    looks: {name: look}, in the order in which they run. share: see Budget.
     """
 
     def __init__(
@@ -79,11 +87,11 @@ class Looks(L.Callback):
         self.metrics_log = metrics_log
         self.console = console
         self.costs: Costs | None = None
-        self.looked: list[str] = []
-        """Names of those that have looked."""
+        self.run_before: list[str] = []
+        """Names of the looks that have run at least once."""
         self.left_out = ""
-        """What the budget had no room for in the last looks."""
-        self.told = False
+        """What the budget had no room for in the looks at the end of the run."""
+        self.has_warned = False
         self.has_state = False
 
     @property
@@ -91,38 +99,43 @@ class Looks(L.Callback):
         return "looks"
 
     def state_dict(self) -> dict:
-        return {"spent": self.budget.spent, "looked": self.looked}
+        return {"spent": self.budget.spent, "looked": self.run_before}
 
     def load_state_dict(self, state: dict) -> None:
         self.budget.spent = state["spent"]
-        self.looked = list(state["looked"])
+        self.run_before = list(state["looked"])
         self.has_state = True
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         seen = module.progress.images_seen
         if self.has_state and seen:
-            self.look(trainer, module, trainer.strategy.broadcast(self.metrics_log.recorded))
+            recorded = trainer.strategy.broadcast(self.metrics_log.recorded)
+            self.run_due(trainer, module, recorded)
         elif seen:
-            # Of an earlier version, which looked before it saved.
-            self.budget.take_all(seen)
-            self.looked = list(self.looks)
+            # The checkpoint is from an earlier version, which ran the looks before it saved.
+            self.budget.assume_all_spent(seen)
+            self.run_before = list(self.looks)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs, batch, batch_index: int
     ) -> None:
         if window_ended(trainer):
-            self.look(trainer, module, set())
+            self.run_due(trainer, module, set())
 
-    def look(self, trainer: L.Trainer, module: L.LightningModule, recorded: set[str]) -> None:
-        """All that is due, but for what has been recorded."""
+    def run_due(self, trainer: L.Trainer, module: L.LightningModule, recorded: set[str]) -> None:
+        """Run the looks that are due, and save and leave if a signal ends one.
+
+        recorded: metrics logged already at this number of images; looks that logged some of them
+        do not run again.
+        """
         try:
-            self._look(trainer, module, recorded)
+            self._run_due(trainer, module, recorded)
         except LookInterruptedError:
             self.checkpoints.save(trainer)
             trainer.strategy.checkpoint_io.wait(last=True)
-            self.stopping.leave(trainer)
+            self.stopping.raise_interrupted(trainer)
 
-    def _look(self, trainer: L.Trainer, module: L.LightningModule, recorded: set[str]) -> None:
+    def _run_due(self, trainer: L.Trainer, module: L.LightningModule, recorded: set[str]) -> None:
         progress = module.progress
         last = progress.ended
         due = [(name, look) for name, look in self.looks.items() if look.is_due(progress)]
@@ -133,58 +146,63 @@ class Looks(L.Callback):
         left = self.budget.left(progress.images_seen, last)
         weights = sum(look.weight for _, look in due)
         left_out = {}
-        # Kept as it was until all have looked: a checkpoint in between is gone on from with the
-        # whole of them.
+        # Stored in the budget only when all looks have run: a checkpoint saved in between has the
+        # old value, and all of them are planned again from it.
         spent = self.budget.spent
         for name, look in due:
-            waiting = 1 if look.on_all_ranks else trainer.world_size
+            ranks_busy = 1 if look.on_all_ranks else trainer.world_size
             planned = look.plan(
                 module,
                 self.costs,
-                left * look.weight / weights / waiting,
-                first=name not in self.looked,
+                left * look.weight / weights / ranks_busy,
+                first=name not in self.run_before,
                 last=last,
             )
             weights -= look.weight
-            left -= planned.cost * waiting
-            spent += planned.cost * waiting
+            left -= planned.cost * ranks_busy
+            spent += planned.cost * ranks_busy
             if planned.left_out:
                 left_out[name] = planned.left_out
             if planned.cost and f"looks/{name}_seconds" not in recorded:
-                self._take_turn(trainer, module, name, planned, spent)
+                self._run_look(trainer, module, name, planned, spent)
         if not last:
-            self.stopping.go_on()  # a signal that came meanwhile does not wait for another step
+            # A signal that came meanwhile must not wait for another training step.
+            self.stopping.check_interrupted()
         self.budget.spent = spent
-        self.looked = list(dict.fromkeys([*self.looked, *(name for name, _ in due)]))
-        self._tell(left_out, last)
+        new = [name for name, _ in due if name not in self.run_before]
+        self.run_before = [*self.run_before, *new]
+        self._announce_left_out(left_out, last)
 
-    def _take_turn(
+    def _run_look(
         self,
         trainer: L.Trainer,
         module: L.LightningModule,
         name: str,
-        planned: Planned,
+        planned: PlannedLook,
         spent: float,
     ) -> None:
-        """One look. Its line in metrics.jsonl tells that it is done."""
+        """Run one look and log its metrics. Their line in metrics.jsonl records that it has run."""
         look = self.looks[name]
         began = time.monotonic()
-        numbers = {}
+        metrics = {}
         if look.on_all_ranks or trainer.is_global_zero:
-            numbers = look.look(trainer, module, planned, self.stopping)
-        numbers |= {
+            metrics = look.look(trainer, module, planned, self.stopping)
+        metrics |= {
             f"looks/{name}_seconds": round(time.monotonic() - began, 3),
-            "looks/share": share_of(spent, module.progress.images_seen),
+            "looks/share": share_spent(spent, module.progress.images_seen),
         }
-        self.metrics_log.report(trainer, module.progress, numbers)
+        self.metrics_log.log(trainer, module.progress, metrics)
         self.stopping.wait_for_ranks()
 
-    def _tell(self, left_out: dict[str, list[str]], last: bool) -> None:
-        """What was left out, once in mid-run; at the end the summary tells it."""
+    def _announce_left_out(self, left_out: dict[str, list[str]], last: bool) -> None:
+        """Print what was left out, the first time this happens before the end of the run; at the
+        end keep it for the summary.
+        """
         parts = [f"{name}: {', '.join(each)}" for name, each in left_out.items()]
-        line = f"{'; '.join(parts)} (looks.share={self.budget.share}; null leaves nothing out)"
+        line = f"{'; '.join(parts)} (looks.share={self.budget.share}; null sets no limit)"
         if last:
             self.left_out = line if parts else ""
-        elif parts and not self.told:
-            self.told = True
-            self.console.print(f"Looks in mid-run are smaller: {line}", soft_wrap=True)
+        elif parts and not self.has_warned:
+            self.has_warned = True
+            message = f"Samples and validations during training are reduced: {line}"
+            self.console.print(message, soft_wrap=True)

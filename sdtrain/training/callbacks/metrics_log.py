@@ -1,6 +1,6 @@
-"""Writes every number to metrics.jsonl and to the logger.
+"""Writes every metric to metrics.jsonl and to the logger.
 
-The file is the local truth: a logger may fail without harm.
+The file is the authoritative record: a run does not depend on its logger.
 """
 
 import time
@@ -14,21 +14,22 @@ from sdtrain.errors import StorageError
 from sdtrain.runs.layout import RunFolder
 from sdtrain.runs.manifest import published
 from sdtrain.runs.metrics import MetricsFile, metrics_line, remove_later_files
-from sdtrain.training.callbacks.levels import EDGES, described
-from sdtrain.training.callbacks.losses_since import LossesSinceLine
+from sdtrain.training.callbacks.levels import EDGES, level_metrics
+from sdtrain.training.callbacks.loss_sums import LossSums
 from sdtrain.training.diverged import bad_steps, divergence
 from sdtrain.training.loggers.media import log_levels
 from sdtrain.training.progress import Progress, window_ended
 
 
 class MetricsLog(L.Callback):
-    """Loss, learning rate, gradient norm and speed, every `every` images seen.
+    """Logs loss, learning rate, gradient norm and speed every `every` images seen.
 
-    The loss is the mean over all samples since the last line, over all ranks. A loss or gradient
-    that was not finite moved no weight (see Optimisation.clip); here it ends the run with
-    DivergedError, unless it may be skipped: at the next line, or before the next checkpoint, so
-    that the newest one is from before that step. Lines that the disk refuses are kept until it has
-    room, at the latest at the end, or StorageError is raised.
+    The loss is the mean over all samples since the last line, over all ranks. A step with a loss or
+    gradient that was not finite has changed no weight (see Optimisation.clip). Unless such steps
+    may be skipped, it ends the run with DivergedError: at the next line, or before the next
+    checkpoint is saved, so that the newest checkpoint is from before that step. Lines that cannot
+    be written because the disk is full are kept and written later, at the latest at the end;
+    StorageError is raised if that fails.
     """
 
     def __init__(self, *, every: int, run_dir: Path) -> None:
@@ -36,12 +37,12 @@ class MetricsLog(L.Callback):
         self.run = RunFolder(run_dir)
         self.file = MetricsFile(self.run.metrics)
         self.latest: dict[str, float] = {}
-        self.losses = LossesSinceLine()
-        self.started = 0.0  # so that the clock goes on over a resume
+        self.losses = LossSums()
+        self.started = 0.0  # shifted at a resume, so that the logged seconds continue
         self.last_line_at = 0.0
         self.last_line_seen = 0
         self.recorded: set[str] = set()
-        """What an earlier process has logged at the images that this one goes on from."""
+        """Metrics that an earlier process has logged at the images that this one resumes from."""
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.started = time.monotonic()
@@ -56,7 +57,7 @@ class MetricsLog(L.Callback):
             if record["images_seen"] == seen:
                 self.recorded |= record.keys()
         for logger in trainer.loggers:
-            if isinstance(logger, CSVLogger):  # it begins its file anew
+            if isinstance(logger, CSVLogger):  # it starts with an empty file
                 replay(records, logger)
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -101,16 +102,17 @@ class MetricsLog(L.Callback):
                 remedy="Free space, and resume with resume=auto.",
             )
 
-    def report(
+    def log(
         self,
         trainer: L.Trainer,
         progress: Progress,
         metrics: dict[str, float],
         lists: dict[str, list] | None = None,
     ) -> None:
-        """One line in metrics.jsonl and one call of each logger, on rank 0.
+        """Write one line to metrics.jsonl and log to each logger, on rank 0.
 
-        lists: go to the file, and as histograms over log_snr to a logger that takes them.
+        lists: values by bin of log_snr; written to the file, and logged as histograms if the
+        logger supports them.
         """
         if not trainer.is_global_zero:
             return
@@ -118,16 +120,16 @@ class MetricsLog(L.Callback):
         seconds = time.monotonic() - self.started
         failure_reason = self.file.append(metrics_line(seen, seconds, metrics, lists or {}))
         if failure_reason:
-            warn(f"{failure_reason}. Training goes on, and its lines wait for room.")
+            warn(f"{failure_reason}. Training continues; the line is kept and written later.")
         for logger in trainer.loggers:
             logger.log_metrics({**metrics, "images_seen": seen}, step=seen)
             if lists:
                 log_levels(logger, lists, EDGES.tolist(), seen)
 
     def _end_line(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Reports what came since the last line.
+        """Log the metrics since the last line.
 
-        Raises DivergedError where a step was not finite and may not be skipped.
+        Raises DivergedError if a step was not finite and may not be skipped.
         """
         losses = self.losses
         loss_sum, count = losses.totals(trainer, module).tolist()
@@ -145,11 +147,11 @@ class MetricsLog(L.Callback):
             self.latest["train/skipped_steps"] = module.progress.skipped_steps
         if trainer.datamodule.skipped is not None:
             self.latest["data/skipped"] = trainer.datamodule.skipped.agree()
-        self.losses = LossesSinceLine()
+        self.losses = LossSums()
         self.last_line_at = now
         self.last_line_seen = seen
-        lists = {} if levels is None else described(levels)
-        self.report(trainer, module.progress, self.latest, lists)
+        lists = {} if levels is None else level_metrics(levels)
+        self.log(trainer, module.progress, self.latest, lists)
         bad = bad_steps(losses.steps)
         if bad and not may_skip:
             raise divergence(
@@ -163,10 +165,10 @@ class MetricsLog(L.Callback):
 
 
 def replay(records: list[dict], logger: CSVLogger) -> None:
-    """Hands the numbers of earlier lines to a logger again."""
+    """Log the metrics of earlier lines to a logger again."""
     for record in records:
-        numbers = {}
+        metrics = {}
         for key, value in record.items():
             if key != "seconds" and not isinstance(value, list):
-                numbers[key] = value
-        logger.log_metrics(numbers, step=record["images_seen"])
+                metrics[key] = value
+        logger.log_metrics(metrics, step=record["images_seen"])

@@ -1,4 +1,4 @@
-"""Validation that means the same under every schedule: the error of epsilon by noise level, on
+"""Validation that is comparable between schedules: the squared error of epsilon by noise level, on
 held-out pictures.
 """
 
@@ -29,7 +29,7 @@ from sdtrain.plots import LOG_SNR, curves
 from sdtrain.randomness import KeyedRandom
 from sdtrain.runs.layout import RunFolder
 from sdtrain.schedules import Schedule
-from sdtrain.training.callbacks.budget import Costs, fitting
+from sdtrain.training.callbacks.budget import Costs, affordable_count
 from sdtrain.training.callbacks.ema import EMACallback, averaged_weights
 from sdtrain.training.loggers.media import log_picture
 from sdtrain.training.progress import Progress
@@ -37,14 +37,16 @@ from sdtrain.training.stopping import Stopping
 from sdtrain.types import Pictures, Row
 
 STATISTICS = 256
-"""Training pictures behind the linear denoiser."""
-AT_ONCE = 32
-"""Largest batch: a signal waits no longer than for one."""
+"""Number of training pictures that the linear denoiser is estimated from."""
+MAX_BATCH = 32
+"""Largest batch size: a signal is handled between two batches."""
 
 
 @dataclass(frozen=True)
 class PlannedLevels:
-    """Of the first `count` held-out pictures, with these weights: the average first."""
+    """A validation on the first `count` held-out pictures with these weights ("ema", "raw"), the
+    average first.
+    """
 
     cost: float
     left_out: list[str]
@@ -54,11 +56,11 @@ class PlannedLevels:
 
 @dataclass
 class HeldOut:
-    """The held-out pictures, encoded once, and what their errors are held against.
+    """The held-out pictures, encoded once, and the errors of the linear denoiser to compare with.
 
     x0, noise [N, C, h, w]; labels [N]; depth [N, 1, H, W] or None; mean, variance [1, C, 1, 1] of
-    training latents; inside [L]: the levels that the schedule reaches; linear [N, L]: errors of the
-    linear denoiser; names: of the pictures, by their content.
+    training latents; inside [L] bool: the noise levels that the schedule reaches; linear [N, L]:
+    errors of the linear denoiser; names: content hashes of the pictures.
     """
 
     x0: Tensor
@@ -73,7 +75,7 @@ class HeldOut:
     names: list[str]
 
     def inputs(self, picture: Tensor) -> Inputs:
-        """Of the pictures [B] int64, no condition dropped."""
+        """Return the conditions, none dropped, of the pictures with these indices [B] int64."""
         return Inputs(
             [self.captions[i] for i in picture.tolist()],
             self.labels[picture],
@@ -84,19 +86,19 @@ class HeldOut:
 
 
 class NoiseLevelValidation(L.Callback):
-    """Every `every` images seen and at the end: validation/bits_per_dim, see
-    sdtrain.evaluation.noise_level_error, for EMA and raw weights.
+    """Logs validation/bits_per_dim, see sdtrain.evaluation.noise_level_error, with EMA and raw
+    weights, every `every` images seen and at the end.
 
-    Each held-out picture has its own noise, the same at all levels, for all runs and at all times;
-    it is used in an antithetic pair. Where the budget of looks has no room for all pictures, raw
-    weights are left out where an average is kept, and then all but a power of two of the pictures,
-    so that arms of a sweep look at the same ones. Every picture's error at every level is kept in
-    validation/IMAGES_SEEN.json, for comparisons picture by picture. Ranks share the pictures;
-    nothing here draws from a generator.
+    Each held-out picture has its own noise, the same at all levels, in all runs and at all times,
+    which is used in an antithetic pair. If the budget of looks does not allow all pictures, the raw
+    weights are left out (if there is an average), and then the number of pictures is reduced to a
+    power of two, so that the arms of a sweep validate on the same ones. The error of every picture
+    at every level is written to validation/IMAGES_SEEN.json, for comparisons picture by picture.
+    Ranks share the pictures; nothing here draws from a global generator.
 
     Args:
-        every: images seen between validations, 0 for none, also at the end.
-        num_images: held-out pictures.
+        every: images seen between validations; 0 never validates, not even at the end.
+        num_images: number of held-out pictures.
     """
 
     weight = 5
@@ -126,26 +128,26 @@ class NoiseLevelValidation(L.Callback):
     def plan(
         self, module: L.LightningModule, costs: Costs, allowed: float, *, first: bool, last: bool
     ) -> PlannedLevels:
-        inside = int(inside_of(module.model.objective.schedule).sum())
-        # All ranks encode all pictures.
-        around = costs.ranks * (costs.page + (STATISTICS * costs.encode if first else 0))
+        num_levels = int(levels_inside(module.model.objective.schedule).sum())
+        # All ranks encode all pictures, and the training pictures of the linear denoiser once.
+        statistics = STATISTICS * costs.encode if first else 0
+        overhead = costs.ranks * (costs.page + statistics)
         encode = costs.ranks * costs.encode
-        kinds = ("ema", "raw") if self.ema else ("raw",)
-        one = encode + 2 * inside * len(kinds)
+        weights = ("ema", "raw") if self.ema else ("raw",)
+        cost_each = encode + 2 * num_levels * len(weights)
         left_out = []
-        count = fitting(allowed - around, one, self.num_images)
+        count = affordable_count(allowed - overhead, cost_each, self.num_images)
+        if count < self.num_images and self.ema:
+            left_out.append("raw weights")
+            weights = ("ema",)
+            cost_each = encode + 2 * num_levels
+            count = affordable_count(allowed - overhead, cost_each, self.num_images)
         if count < self.num_images:
-            if self.ema:
-                left_out.append("raw weights")
-                kinds = ("ema",)
-                one = encode + 2 * inside
-                count = fitting(allowed - around, one, self.num_images)
-            if count < self.num_images:
-                # One picture alone has no standard error.
-                count = 2 ** int(math.log2(count)) if count > 1 else 0
-                left_out.insert(0, f"{count} of {self.num_images} pictures")
-        cost = around + count * one if count else 0.0
-        return PlannedLevels(cost, left_out, count, kinds)
+            # A single picture would have no standard error.
+            count = 2 ** int(math.log2(count)) if count > 1 else 0
+            left_out.insert(0, f"{count} of {self.num_images} pictures")
+        cost = overhead + count * cost_each if count else 0.0
+        return PlannedLevels(cost, left_out, count, weights)
 
     def look(
         self,
@@ -159,40 +161,42 @@ class NoiseLevelValidation(L.Callback):
         by_weights = self._errors(trainer, module, planned, stopping)
         if not trainer.is_global_zero:
             return {}
-        numbers = {}
+        metrics = {}
         for weights, errors in by_weights.items():
             prefix = "validation/" if weights == planned.weights[0] else "validation/raw_"
-            numbers |= {f"{prefix}{name}": value for name, value in errors.summary().items()}
-        self.latest = {
-            k: v for k, v in numbers.items() if k.endswith(("/bits_per_dim", "/bits_saved"))
-        }
+            for name, value in errors.summary().items():
+                metrics[f"{prefix}{name}"] = value
+        self.latest = {}
+        for name, value in metrics.items():
+            if name.endswith(("/bits_per_dim", "/bits_saved")):
+                self.latest[name] = value
         self._write(trainer, module, by_weights)
-        numbers["validation/pictures"] = len(next(iter(by_weights.values())).errors)
-        return numbers
+        metrics["validation/pictures"] = len(next(iter(by_weights.values())).errors)
+        return metrics
 
     def _prepare(
         self, trainer: L.Trainer, model: LatentDiffusion, count: int, stopping: Stopping
     ) -> None:
+        """Encode `count` held-out pictures, and compute the errors of the linear denoiser."""
         data = trainer.datamodule
-        # No gradient is kept: what trains in its memory fits.
-        self.batch_size = min(AT_ONCE, 4 * data.micro_batch(trainer.world_size))
+        # No gradients are kept, so a batch of four micro-batches fits into the memory of training.
+        self.batch_size = min(MAX_BATCH, 4 * data.micro_batch(trainer.world_size))
 
-        def encoded(pictures: Pictures, count: int) -> tuple[list[Row], Tensor]:
+        def encode(pictures: Pictures, count: int) -> tuple[list[Row], Tensor]:
             rows = []
             parts = []
-            # Ordinals as the loader's, so that a crop or flip, where there is one, is always the
-            # same.
-            for places in torch.arange(min(count, len(pictures))).split(self.batch_size):
-                stopping.go_on()
-                part = [pictures[(i, i)] for i in places.tolist()]
+            for indices in torch.arange(min(count, len(pictures))).split(self.batch_size):
+                stopping.check_interrupted()
+                # The ordinal, which keys a crop or flip, is the index: they are always the same.
+                part = [pictures[(i, i)] for i in indices.tolist()]
                 rows += part
                 parts.append(model.latents_of_rows(part))
             return rows, torch.cat(parts)
 
-        rows, x0 = encoded(data.validation, count)
-        _, known = encoded(data.train, STATISTICS)
-        mean = known.mean((0, 2, 3), keepdim=True)
-        variance = known.var((0, 2, 3), keepdim=True)
+        rows, x0 = encode(data.validation, count)
+        _, train_x0 = encode(data.train, STATISTICS)
+        mean = train_x0.mean((0, 2, 3), keepdim=True)
+        variance = train_x0.var((0, 2, 3), keepdim=True)
         noise = [torch.from_numpy(self.random.normal(i, x0.shape[1:])) for i in range(len(rows))]
         depth = None
         if rows[0].depth is not None:
@@ -205,7 +209,7 @@ class NoiseLevelValidation(L.Callback):
             depth=depth,
             mean=mean,
             variance=variance,
-            inside=inside_of(model.objective.schedule),
+            inside=levels_inside(model.objective.schedule),
             linear=linear_errors(x0, mean, variance),
             names=[content_hash(row) for row in rows],
         )
@@ -217,8 +221,9 @@ class NoiseLevelValidation(L.Callback):
         planned: PlannedLevels,
         stopping: Stopping,
     ) -> dict[str, NoiseLevelErrors]:
-        """By weights: of the average, where there is one, and of those as they are. Each rank takes
-        every n-th picture.
+        """Return {weights: errors} for the planned weights, "ema" and "raw".
+
+        Each of n ranks measures every n-th picture.
         """
         held_out = self.held_out
         device = module.device
@@ -238,7 +243,7 @@ class NoiseLevelValidation(L.Callback):
             measured = torch.zeros(count, int(inside.sum()), dtype=torch.float64)
             with eval_mode(module), averaged_weights(ema, module):
                 measured[mine] = network_errors(
-                    error, mine, LEVELS[inside], self.batch_size, go_on=stopping.go_on
+                    error, mine, LEVELS[inside], self.batch_size, go_on=stopping.check_interrupted
                 )
             stopping.wait_for_ranks()
             errors = held_out.linear[:count].clone()
@@ -253,6 +258,7 @@ class NoiseLevelValidation(L.Callback):
         module: L.LightningModule,
         by_weights: dict[str, NoiseLevelErrors],
     ) -> None:
+        """Write the errors of every picture to a JSON file, and plot their means."""
         held_out = self.held_out
         seen = module.progress.images_seen
         first = next(iter(by_weights.values()))
@@ -274,7 +280,7 @@ class NoiseLevelValidation(L.Callback):
             path.parent.mkdir(exist_ok=True)
             write_text(path, json.dumps(record) + "\n")
         except OSError as error:
-            warn(f"{path} cannot be written: {error.strerror}. Training goes on without it.")
+            warn(f"{path} cannot be written: {error.strerror}. Training continues without it.")
         lines = {}
         for weights, each in by_weights.items():
             mean = each.errors.mean(0)
@@ -292,13 +298,13 @@ class NoiseLevelValidation(L.Callback):
             log_picture(logger, "validation/noise_levels", picture, seen)
 
 
-def inside_of(schedule: Schedule) -> Tensor:
-    """[L] bool: the levels that it reaches."""
+def levels_inside(schedule: Schedule) -> Tensor:
+    """Return which noise levels the schedule reaches, [L] bool."""
     return (LEVELS >= schedule.log_snr_min) & (LEVELS <= schedule.log_snr_max)
 
 
 def content_hash(row: Row) -> str:
-    """Twelve digits by which a held-out picture is recognised in another run."""
+    """Return twelve hexadecimal digits that identify a held-out picture in any run."""
     if row.image is None:
         content = row.moments.numpy().tobytes()
     else:

@@ -19,8 +19,9 @@ from sdtrain.training.trainer import step_timeout
 
 
 def make_ranks(plan: Plan, run: Run, config: str) -> Ranks | None:
-    """Who watches the ranks, where there may be several. config: the run's yaml, which has to be
-    the same on all of them.
+    """Return the callback that watches the ranks, or None for a run in one process.
+
+    config: the run's yaml, which must be the same on all ranks.
     """
     if plan.draft.is_one_process:
         return None
@@ -29,32 +30,36 @@ def make_ranks(plan: Plan, run: Run, config: str) -> Ranks | None:
         timeout=step_timeout(plan.config["strategy"]),
         run_dir=run.folder.path,
         config=config,
-        compare=refuse_different_ranks,
-        leave=run.leave,
+        check_configs=refuse_different_ranks,
+        end_process=run.end_process,
     )
 
 
 def make_input_watch(plan: Plan, run: Run) -> InputWatch:
-    """Who watches the loader. Several ranks decide together on signals, after a step."""
+    """Return the watch on the data loader.
+
+    It does not act on signals if there are several ranks, which do that together after a step.
+    """
     return InputWatch(
         timeout=plan.config["data"]["timeout"],
         signals=run.signals if plan.draft.is_one_process else None,
         progress=run.progress,
-        leave=run.leave,
+        end_process=run.end_process,
     )
 
 
 @dataclass(frozen=True)
-class Ordered:
-    """callbacks: all of a run, in order. looks: the last of them."""
+class OrderedCallbacks:
+    """callbacks: all callbacks of a run, in order. looks: the last of them."""
 
     callbacks: list[L.Callback]
     looks: Looks
 
 
-def ordered_callbacks(plan: Plan, run: Run, callbacks: CallbackSet) -> Ordered:
-    """Who watches the ranks and the average first, then what ends a step and saves it, and what
-    looks at the model last.
+def order_callbacks(plan: Plan, run: Run, callbacks: CallbackSet) -> OrderedCallbacks:
+    """Create sdtrain's own callbacks and return all in order: the watch on the ranks, the average
+    of the weights, the metrics log, progress bar, stopping and checkpoints, the configured
+    callbacks, and the looks.
     """
     stopping = Stopping(
         signals=run.signals,
@@ -68,7 +73,6 @@ def ordered_callbacks(plan: Plan, run: Run, callbacks: CallbackSet) -> Ordered:
         progress=run.progress,
     )
     bar = ProgressBar(metrics_log=callbacks.metrics_log, console=run.console)
-    first = [callback for callback in (run.ranks, callbacks.ema) if callback is not None]
     looks = Looks(
         looks=callbacks.looks,
         share=plan.draft.looks.share,
@@ -77,5 +81,10 @@ def ordered_callbacks(plan: Plan, run: Run, callbacks: CallbackSet) -> Ordered:
         metrics_log=callbacks.metrics_log,
         console=run.console,
     )
-    ending = [callbacks.metrics_log, bar, stopping, checkpoints]
-    return Ordered([*first, *ending, *callbacks.others, looks], looks)
+    ordered: list[L.Callback] = []
+    if run.ranks is not None:
+        ordered.append(run.ranks)
+    if callbacks.ema is not None:
+        ordered.append(callbacks.ema)
+    ordered += [callbacks.metrics_log, bar, stopping, checkpoints, *callbacks.others, looks]
+    return OrderedCallbacks(ordered, looks)

@@ -16,9 +16,9 @@ from sdtrain.training.progress import window_ended
 
 
 class ProgressBar(L.Callback):
-    """A bar with loss, images/s and time left.
+    """Shows a progress bar with loss, images/s and time left.
 
-    Where the output is no terminal, a plain line at each tenth of the run.
+    If the output is not a terminal, prints a plain line at each tenth of the run instead.
     """
 
     def __init__(self, *, metrics_log: MetricsLog, console: Console) -> None:
@@ -26,13 +26,12 @@ class ProgressBar(L.Callback):
         self.console = console
         self.bar: Progress | None = None
         self.task = None
-        self.tenth = 0
-        """Tenths of the run that are done."""
+        self.tenths_done = 0
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         total = module.progress.max_images
         seen = module.progress.images_seen
-        self.tenth = 10 * seen // total
+        self.tenths_done = 10 * seen // total
         if not trainer.is_global_zero or not self.console.is_terminal:
             return
         self.bar = Progress(
@@ -57,8 +56,8 @@ class ProgressBar(L.Callback):
         seen = module.progress.images_seen
         if self.bar is not None:
             self.bar.update(self.task, completed=min(seen, total), numbers=self._latest_numbers())
-        elif 10 * seen // total > self.tenth:
-            self.tenth = 10 * seen // total
+        elif 10 * seen // total > self.tenths_done:
+            self.tenths_done = 10 * seen // total
             self.console.print(f"{seen} of {total} images  {self._latest_numbers()}")
 
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:

@@ -1,5 +1,5 @@
-"""What an autoencoder run leaves behind: pictures beside their reconstructions, and at the end the
-folder that a diffusion run reads.
+"""Draws an autoencoder's reconstructions during training, and at the end writes the folder that a
+diffusion run reads.
 """
 
 from dataclasses import dataclass
@@ -14,21 +14,21 @@ from sdtrain.models.modes import eval_mode
 from sdtrain.runs.layout import RunFolder
 from sdtrain.signals import Interrupted, Signals, exit_code_of
 from sdtrain.training.autoencoder_module import psnr
-from sdtrain.training.callbacks.budget import Costs, fitting
+from sdtrain.training.callbacks.budget import Costs, affordable_count
 from sdtrain.training.callbacks.ema import EMACallback, averaged_weights
 from sdtrain.training.loggers.media import log_picture
 from sdtrain.training.progress import Progress
 from sdtrain.training.stopping import Stopping
 
 CALIBRATION = 1024
-"""Training pictures that the latent scale is measured on."""
-ENCODED_AT_ONCE = 64
-DRAWN_AT_ONCE = 8
+"""Number of training pictures on which the latent scale is measured."""
+ENCODE_BATCH = 64
+RECONSTRUCT_BATCH = 8
 
 
 @dataclass(frozen=True)
 class PlannedReconstructions:
-    """Of the first `count` held-out pictures."""
+    """A grid of the first `count` held-out pictures."""
 
     cost: float
     left_out: list[str]
@@ -36,8 +36,8 @@ class PlannedReconstructions:
 
 
 class Reconstructions(L.Callback):
-    """Every `every` images seen and at the end: a grid of held-out pictures over their
-    reconstructions. At the end RUN/autoencoder with the weights (EMA where there is one), the
+    """Draws a grid of held-out pictures over their reconstructions every `every` images seen and at
+    the end. At the end also writes RUN/autoencoder with the weights (EMA if there is one), the
     measured latent scale, and measured.json.
     """
 
@@ -66,7 +66,7 @@ class Reconstructions(L.Callback):
     def plan(
         self, module: L.LightningModule, costs: Costs, allowed: float, *, first: bool, last: bool
     ) -> PlannedReconstructions:
-        count = fitting(allowed - costs.page, 1.0, self.num_images)
+        count = affordable_count(allowed - costs.page, 1.0, self.num_images)
         left_out = [f"{count} of {self.num_images} pictures"] if count < self.num_images else []
         return PlannedReconstructions(count + costs.page if count else 0.0, left_out, count)
 
@@ -82,8 +82,8 @@ class Reconstructions(L.Callback):
         return {}
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """After the last checkpoint, from which a run that is stopped here, or whose disk is full,
-        goes on with nothing left to train.
+        """Export the autoencoder, after the last checkpoint: if a signal or a full disk stops the
+        run here, resuming from that checkpoint makes the export without further training.
         """
         if trainer.is_global_zero and module.progress.ended:
             with eval_mode(module), averaged_weights(self.ema, module), torch.no_grad():
@@ -92,13 +92,14 @@ class Reconstructions(L.Callback):
     def draw(
         self, trainer: L.Trainer, module: L.LightningModule, count: int, stopping: Stopping
     ) -> None:
+        """Draw the grid of the first `count` held-out pictures."""
         seen = module.progress.images_seen
         held_out = trainer.datamodule.validation
         rows = [held_out[(i, i)] for i in range(min(count, len(held_out)))]
         image = torch.stack([row.image for row in rows]).to(module.device)
         parts = []
-        for part in image.split(DRAWN_AT_ONCE):
-            stopping.go_on()
+        for part in image.split(RECONSTRUCT_BATCH):
+            stopping.check_interrupted()
             parts.append(module.reconstruct(part))
         output = torch.cat(parts)
         captions = []
@@ -112,29 +113,31 @@ class Reconstructions(L.Callback):
         for logger in trainer.loggers:
             log_picture(logger, "samples/grid", picture, seen)
 
-    def _go_on(self) -> None:
-        """Raises Interrupted after a signal: the export is made when the run goes on."""
+    def _check_interrupted(self) -> None:
+        """Raise Interrupted after a signal: the export is made when the run is resumed."""
         if self.signals.received:
             raise Interrupted(exit_code_of(self.signals.received))
 
     def export(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Write the autoencoder's folder, with the latent scale (1 / standard deviation of the
+        latents of training pictures) and the PSNR of all held-out pictures.
+        """
         data = trainer.datamodule
-        images = torch.stack(
-            [data.train[(i, i)].image for i in range(min(CALIBRATION, len(data.train)))]
-        )
+        count = min(CALIBRATION, len(data.train))
+        images = torch.stack([data.train[(i, i)].image for i in range(count)])
         latents = []
-        for image in images.split(ENCODED_AT_ONCE):
-            self._go_on()
+        for image in images.split(ENCODE_BATCH):
+            self._check_interrupted()
             latents.append(module.net.encode(image.to(module.device)).latent_dist.mean)
         latent_scale = 1 / torch.cat(latents).std().item()
-        quality = []
+        batches = []
         for batch in data.validation_batches(len(data.validation)):
-            self._go_on()
-            quality.append(module.validate(batch.to(module.device))["psnr"])
-        quality = torch.cat(quality)
+            self._check_interrupted()
+            batches.append(module.validate(batch.to(module.device))["psnr"])
+        psnr_values = torch.cat(batches)
         measured = {
-            "psnr": quality.mean().item(),
-            "held_out_pictures": len(quality),
+            "psnr": psnr_values.mean().item(),
+            "held_out_pictures": len(psnr_values),
             "latent_scale": latent_scale,
         }
         write_autoencoder(module.net, latent_scale, self.run.autoencoder, measured)

@@ -1,4 +1,4 @@
-"""Runs reverse diffusion while training: the same prompts and seeds each time."""
+"""Samples during training, with the same prompts and seeds each time."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -21,7 +21,7 @@ from sdtrain.plots import sampler_errors
 from sdtrain.randomness import KeyedRandom
 from sdtrain.runs.layout import RunFolder
 from sdtrain.runs.manifest import sha256_of
-from sdtrain.training.callbacks.budget import Costs, fitting
+from sdtrain.training.callbacks.budget import Costs, affordable_count
 from sdtrain.training.callbacks.ema import EMACallback, averaged_weights
 from sdtrain.training.loggers.media import log_picture, log_table
 from sdtrain.training.progress import Progress
@@ -33,7 +33,11 @@ KEY = "callbacks.samples"
 
 @dataclass
 class PlannedGrid:
-    """pictures: of the grid. guided, stepped: of the sheets of guidance and of sampler steps."""
+    """Number of pictures on each sheet; 0 if the sheet is not drawn.
+
+    pictures: in the grid. guided: columns of the sheet of guidance scales. stepped: columns of the
+    sheet of sampler steps.
+    """
 
     cost: float = 0.0
     left_out: list[str] = field(default_factory=list)
@@ -43,21 +47,23 @@ class PlannedGrid:
 
 
 class SampleGrid(L.Callback):
-    """Every `every` images seen and at the end: a captioned grid, and a strip of x_t and the
-    predicted x0 along the way of the first picture. Once, at the start: a row of forward diffusion.
-    PNG files under samples/, and the same to the logger.
+    """Samples a captioned grid of pictures every `every` images seen and at the end, and a strip of
+    x_t and the predicted x0 during the sampling of the first picture.
+
+    Draws a row of forward diffusion once, at the start, and comparisons of guidance scales and of
+    numbers of sampler steps at the end. Writes PNG files under samples/, and logs them too.
 
     Args:
-        every: images seen between grids, 0 for none.
-        num_images: pictures of a grid.
-        prompts: what to draw; None takes captions of the data. Repeated in turn when there are
-            fewer than num_images.
+        every: images seen between grids; 0 draws none.
+        num_images: pictures in a grid.
+        prompts: prompts of the pictures, repeated if there are fewer than num_images; None takes
+            captions of the data.
         seed: the pictures have the seeds seed, seed + 1, ...
         strip_steps: columns of the strip and of the row of forward diffusion.
-        guidance_scales: of the grid at the end, a row for each, with the first pictures' prompts
-            and seeds; [] draws none.
-        sampler_steps: of the sampler's error against its number of steps, at the end: the distances
-            from the largest of them; [] draws none.
+        guidance_scales: rows of the sheet that compares guidance scales at the end, drawn with the
+            prompts and seeds of the first pictures; [] draws none.
+        sampler_steps: numbers of steps to compare at the end: plots the distance of each result
+            from that of the largest number; [] draws none.
         drawing: sampler, grid, steps and guidance.
     """
 
@@ -98,8 +104,9 @@ class SampleGrid(L.Callback):
         self.last_grid: Path | None = None
 
     def requests(self, trainer: L.Trainer, module: L.LightningModule) -> list[Request]:
-        """What is drawn: of the condition, what the model reads. Depth maps are those of held-out
-        pictures, whose captions then stand for the data's prompts.
+        """Return the requests to sample, with those conditions that the model reads.
+
+        Depth maps are those of held-out pictures, whose captions then replace the data's prompts.
         """
         reads = module.model.conditioner.reads
         held_out = trainer.datamodule.validation
@@ -112,9 +119,11 @@ class SampleGrid(L.Callback):
             if "label" in reads:
                 request = replace(request, label=i * self.data.num_classes // self.num_images)
             if "depth" in reads:
-                row = held_out[(i % len(held_out), i % len(held_out))]
-                caption = request.prompt if self.prompts or not request.prompt else row.caption
-                request = replace(request, depth=row.depth, prompt=caption)
+                index = i % len(held_out)
+                row = held_out[(index, index)]
+                request = replace(request, depth=row.depth)
+                if request.prompt and not self.prompts:
+                    request = replace(request, prompt=row.caption)
             requests.append(request)
         return requests
 
@@ -130,30 +139,34 @@ class SampleGrid(L.Callback):
     def plan(
         self, module: L.LightningModule, costs: Costs, allowed: float, *, first: bool, last: bool
     ) -> PlannedGrid:
-        """The grid comes first, the sheets at the end share what it leaves."""
+        """Plan the grid first; the sheets at the end get what it leaves of the budget."""
         size = self.data.image_size
         planned = PlannedGrid()
 
-        def fit(wanted: int, drawings: list[Drawing], around: float, name: str) -> int:
-            """How many pictures, each drawn in all these ways, still fit."""
-            one = sum(costs.drawing(module, drawing, size) for drawing in drawings)
-            count = fitting(allowed - planned.cost - around, one, wanted)
+        def fit(wanted: int, drawings: list[Drawing], overhead: float, name: str) -> int:
+            """Return how many pictures, each sampled with all `drawings`, the budget allows, and
+            add their cost.
+            """
+            cost_each = sum(costs.drawing(module, drawing, size) for drawing in drawings)
+            count = affordable_count(allowed - planned.cost - overhead, cost_each, wanted)
             if count:
-                planned.cost += around + count * one
+                planned.cost += overhead + count * cost_each
             if count < wanted:
                 planned.left_out.append(f"{name}{count} of {wanted} pictures")
             return count
 
-        around = 3 * costs.page + 2 * self.strip_steps * costs.decode
-        planned.pictures = fit(self.num_images, [self.drawing], around, "")
+        overhead = 3 * costs.page + 2 * self.strip_steps * costs.decode
+        planned.pictures = fit(self.num_images, [self.drawing], overhead, "")
         if last and self.guidance_scales and module.model.conditioner.reads:
-            each = [replace(self.drawing, guidance_scale=scale) for scale in self.guidance_scales]
             wanted = min(self.strip_steps, self.num_images)
-            planned.guided = fit(wanted, each, costs.page, "guidance of ")
+            planned.guided = fit(wanted, self._guidance_drawings(), costs.page, "guidance of ")
         if last and self.sampler_steps:
-            each = [replace(self.drawing, steps=steps) for steps in self.sampler_steps]
-            planned.stepped = fit(self.num_images, each, 2 * costs.page, "sampler steps of ")
+            drawings = [replace(self.drawing, steps=steps) for steps in self.sampler_steps]
+            planned.stepped = fit(self.num_images, drawings, 2 * costs.page, "sampler steps of ")
         return planned
+
+    def _guidance_drawings(self) -> list[Drawing]:
+        return [replace(self.drawing, guidance_scale=scale) for scale in self.guidance_scales]
 
     def look(
         self,
@@ -179,33 +192,37 @@ class SampleGrid(L.Callback):
         requests: list[Request],
         stopping: Stopping,
     ) -> None:
-        """The grid, the strip, and the pictures side by side, for comparisons between runs."""
+        """Draw the grid, the strip, and a file of the pictures side by side for comparisons between
+        runs.
+        """
         model = module.model
         seen = module.progress.images_seen
         size = self.data.image_size
         steps = []
 
-        def note(step: int, x: Tensor, x0: Tensor) -> None:
-            if len(steps) < self.drawing.steps:  # the first batch's
+        def record_step(step: int, x: Tensor, x0: Tensor) -> None:
+            if len(steps) < self.drawing.steps:  # only the steps of the first batch
                 steps.append((step, x[:1].clone(), x0[:1].clone()))
 
-        images = generate(model, requests, self.drawing, size, note, go_on=stopping.go_on)
+        images = generate(
+            model, requests, self.drawing, size, record_step, go_on=stopping.check_interrupted
+        )
         scale = self.drawing.guidance_scale
         titles = [request.title(model.conditioner) for request in requests]
         title = f"{seen} images seen, guidance {scale:g}, {self.drawing.steps} steps"
         grid = pictures.grid(images, titles, title=title)
         notes = self.drawing.settings | {"config_sha256": sha256_of(self.run.config)}
         self.last_grid = self.log_picture(trainer, module, "grid", grid, notes)
-        stopping.go_on()
+        stopping.check_interrupted()
         self.log_picture(trainer, module, "strip", self.strip(module, steps))
-        described = []
+        request_notes = []
         table = []
         pixels = pictures.to_uint8(images)
         for request, prompt, picture in zip(requests, titles, pixels, strict=True):
-            described.append({"prompt": prompt, "seed": request.seed})
+            request_notes.append({"prompt": prompt, "seed": request.seed})
             table.append([seen, prompt, request.seed, scale, picture])
         path = self.run.pictures(seen)
-        pictures.write_if_room(pictures.row(images), path, {"requests": described} | notes)
+        pictures.write_if_room(pictures.row(images), path, {"requests": request_notes} | notes)
         columns = ["images_seen", "prompt", "seed", "guidance_scale", "image"]
         for logger in trainer.loggers:
             log_table(logger, "samples/table", columns, table, seen)
@@ -217,13 +234,15 @@ class SampleGrid(L.Callback):
         requests: list[Request],
         stopping: Stopping,
     ) -> None:
-        """What guidance does to the same prompts and seeds."""
+        """Draw the same prompts and seeds with each guidance scale."""
         size = self.data.image_size
         rows = []
-        for scale in self.guidance_scales:
-            drawing = replace(self.drawing, guidance_scale=scale)
-            images = generate(module.model, requests, drawing, size, go_on=stopping.go_on)
-            rows.append((f"guidance {scale:g}", [pictures.picture(image) for image in images]))
+        for drawing in self._guidance_drawings():
+            images = generate(
+                module.model, requests, drawing, size, go_on=stopping.check_interrupted
+            )
+            title = f"guidance {drawing.guidance_scale:g}"
+            rows.append((title, [pictures.picture(image) for image in images]))
         heads = [request.title(module.model.conditioner) for request in requests]
         self.log_picture(trainer, module, "guidance", pictures.strip_of_rows(rows, heads))
 
@@ -234,10 +253,15 @@ class SampleGrid(L.Callback):
         requests: list[Request],
         stopping: Stopping,
     ) -> None:
-        """How many steps it takes."""
+        """Draw the same prompts and seeds with each number of sampler steps, and plot the error."""
         size = self.data.image_size
         compared = compare_steps(
-            module.model, requests, self.drawing, size, self.sampler_steps, go_on=stopping.go_on
+            module.model,
+            requests,
+            self.drawing,
+            size,
+            self.sampler_steps,
+            go_on=stopping.check_interrupted,
         )
         heads = [request.title(module.model.conditioner) for request in requests]
         sheet, plot = sampler_errors(compared.pictures, compared.distances, heads)
@@ -246,12 +270,12 @@ class SampleGrid(L.Callback):
 
     @torch.no_grad()
     def forward_row(self, trainer: L.Trainer, module: L.LightningModule) -> Image.Image:
-        """One training picture and its latents at rising t, as the network gets to see them."""
+        """Return one training picture at rising t as the network sees it: x_t decoded, and x_t."""
         model = module.model
         x0 = model.latents_of_rows([trainer.datamodule.train[(0, 0)]])
         t = torch.linspace(0, 1, self.strip_steps, dtype=torch.float64, device=module.device)
-        drawn = KeyedRandom(self.seed, "forward").normal(0, tuple(x0.shape[1:]))
-        noise = torch.from_numpy(drawn).to(module.device)
+        normal = KeyedRandom(self.seed, "forward").normal(0, tuple(x0.shape[1:]))
+        noise = torch.from_numpy(normal).to(module.device)
         x = add_noise(x0, noise[None], *model.objective.schedule.alpha_sigma(t))
         heads = [f"t = {time:.2f}" for time in t.tolist()]
         with eval_mode(model.autoencoder):
@@ -261,15 +285,24 @@ class SampleGrid(L.Callback):
     def strip(
         self, module: L.LightningModule, steps: list[tuple[int, Tensor, Tensor]]
     ) -> Image.Image:
-        """steps: (number, x_t, x0) of each step of a walk."""
+        """Return a strip of x_t and the predicted x0, decoded, at evenly spaced steps.
+
+        steps: (number, x_t [1, C, h, w], x0 [1, C, h, w]) of each sampler step.
+        """
+        last = len(steps) - 1
         columns = self.strip_steps
-        places = {round(i * (len(steps) - 1) / (columns - 1)) for i in range(columns)}
-        shown = [steps[place] for place in sorted(places)]
+        indices = {round(i * last / (columns - 1)) for i in range(columns)}
+        x = []
+        x0 = []
+        heads = []
+        for index in sorted(indices):
+            number, x_t, predicted_x0 = steps[index]
+            x.append(x_t)
+            x0.append(predicted_x0)
+            heads.append(f"step {number + 1}")
         decode = module.model.autoencoder.decode
-        x = decode(torch.cat([step[1] for step in shown]))
-        x0 = decode(torch.cat([step[2] for step in shown]))
-        heads = [f"step {step[0] + 1}" for step in shown]
-        return pictures.strip([("x_t, decoded", x), ("predicted x0", x0)], heads)
+        rows = [("x_t, decoded", decode(torch.cat(x))), ("predicted x0", decode(torch.cat(x0)))]
+        return pictures.strip(rows, heads)
 
     def log_picture(
         self,
@@ -279,8 +312,9 @@ class SampleGrid(L.Callback):
         picture: Image.Image,
         notes: dict[str, object] | None = None,
     ) -> Path | None:
-        """Writes a picture of the run as it stands, and shows it to the loggers. None where the
-        disk has no room.
+        """Write a picture to a file named after the images seen, and log it.
+
+        Returns the path, or None if the disk is full.
         """
         path = self.run.sample(kind, module.progress.images_seen)
         return self._show(trainer, module, kind, picture, path, notes)
@@ -294,35 +328,38 @@ class SampleGrid(L.Callback):
         path: Path,
         notes: dict[str, object] | None = None,
     ) -> Path | None:
-        written = pictures.write_if_room(picture, path, notes)
+        written_path = pictures.write_if_room(picture, path, notes)
         for logger in trainer.loggers:
             log_picture(logger, f"samples/{kind}", picture, module.progress.images_seen)
-        return written
+        return written_path
 
 
 def check_guidance_scales(guidance_scales: list[float]) -> None:
+    """Raise UserError if a guidance scale is negative or not finite."""
     if not all(0 <= scale < math.inf for scale in guidance_scales):
         raise UserError(
-            "must be numbers of at least 0 each; [] draws none",
+            "must be a list of finite numbers, each at least 0; [] draws none",
             key=f"{KEY}.guidance_scales",
             value=guidance_scales,
         )
 
 
 def check_sampler_steps(sampler_steps: list[int], drawing: Drawing) -> None:
+    """Raise UserError if the numbers of steps cannot be compared."""
     key = f"{KEY}.sampler_steps"
     if not sampler_steps:
         return
     if min(sampler_steps) < 1 or len(set(sampler_steps)) < 2:
         raise UserError(
-            "must be several numbers, at least 1 each, as [10,50,1000]; [] draws none",
+            "must be at least two different numbers, each at least 1, as [10,50,1000]; [] draws "
+            "none",
             key=key,
             value=sampler_steps,
         )
     if draws_noise(drawing):
         raise UserError(
-            f"{key} follows the same noise through more steps; sampler "
-            f"{drawing.sampler_name} draws fresh noise at each",
+            f"{key} compares samples from the same noise, but sampler {drawing.sampler_name} draws "
+            "new noise at each step",
             key=key,
             remedy="Choose sampler=ddim.",
         )

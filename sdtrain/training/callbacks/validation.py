@@ -1,4 +1,4 @@
-"""The training loss, or an autoencoder's psnr, on held-out pictures."""
+"""Validates on held-out pictures: the training loss, or an autoencoder's PSNR."""
 
 from dataclasses import dataclass
 
@@ -7,18 +7,18 @@ import torch
 
 from sdtrain.config.schema import at_least
 from sdtrain.models.modes import eval_mode
-from sdtrain.training.callbacks.budget import Costs, fitting
+from sdtrain.training.callbacks.budget import Costs, affordable_count
 from sdtrain.training.callbacks.ema import EMACallback, averaged_weights
 from sdtrain.training.progress import Progress
 from sdtrain.training.stopping import Stopping
 
-AT_ONCE = 16
-"""Pictures of a batch: a signal waits no longer than for one."""
+BATCH_SIZE = 16
+"""Small, because a signal is handled between two batches."""
 
 
 @dataclass(frozen=True)
 class PlannedValidation:
-    """Of the first `count` held-out pictures."""
+    """A validation on the first `count` held-out pictures."""
 
     cost: float
     left_out: list[str]
@@ -26,11 +26,11 @@ class PlannedValidation:
 
 
 class Validation(L.Callback):
-    """The module's own per-sample numbers on the first `num_images` held-out pictures, every
-    `every` images seen and at the end; every = 0 is never.
+    """Logs the mean of module.validate over the first `num_images` held-out pictures, every `every`
+    images seen and at the end; never for every = 0.
 
-    Their noise and times are keyed by picture, so the numbers of one run can be compared over time.
-    EMA weights where there are some. Rank 0 validates alone.
+    Noise and times are keyed by picture, so the metrics of one run can be compared over time. Uses
+    the EMA weights if there are any. Runs on rank 0 only.
     """
 
     weight = 1
@@ -50,10 +50,10 @@ class Validation(L.Callback):
     def plan(
         self, module: L.LightningModule, costs: Costs, allowed: float, *, first: bool, last: bool
     ) -> PlannedValidation:
-        one = 1 + costs.encode
-        count = fitting(allowed, one, self.num_images)
+        cost_each = 1 + costs.encode
+        count = affordable_count(allowed, cost_each, self.num_images)
         left_out = [f"{count} of {self.num_images} pictures"] if count < self.num_images else []
-        return PlannedValidation(count * one, left_out, count)
+        return PlannedValidation(count * cost_each, left_out, count)
 
     def look(
         self,
@@ -62,13 +62,13 @@ class Validation(L.Callback):
         planned: PlannedValidation,
         stopping: Stopping,
     ) -> dict[str, float]:
-        numbers: dict[str, list[torch.Tensor]] = {}
+        batches_of: dict[str, list[torch.Tensor]] = {}
         with eval_mode(module), averaged_weights(self.ema, module):
-            for batch in trainer.datamodule.validation_batches(planned.count, AT_ONCE):
-                stopping.go_on()
+            for batch in trainer.datamodule.validation_batches(planned.count, BATCH_SIZE):
+                stopping.check_interrupted()
                 for name, values in module.validate(batch.to(module.device)).items():
-                    numbers.setdefault(name, []).append(values)
+                    batches_of.setdefault(name, []).append(values)
         self.latest = {}
-        for name, values in numbers.items():
-            self.latest[f"validation/{name}"] = torch.cat(values).mean().item()
+        for name, batches in batches_of.items():
+            self.latest[f"validation/{name}"] = torch.cat(batches).mean().item()
         return self.latest

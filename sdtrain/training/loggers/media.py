@@ -24,7 +24,7 @@ from sdtrain.training.loggers.wandb import GuardedWandb, own_data_dir, wandb
 from sdtrain.training.loggers.wandb_variables import with_variables
 
 
-def try_logger(node: dict | None, typed: Collection[str]) -> None:
+def check_logger(node: dict | None, typed: Collection[str]) -> None:
     """Raises UserError where a logger lacks what it needs. It makes nothing."""
     settled = _settled(node, typed)
     if settled and target_of(settled, "logger") is tensorboard:

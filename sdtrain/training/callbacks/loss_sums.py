@@ -1,19 +1,19 @@
-"""The losses of all samples since the last line of metrics.jsonl: in all, and by noise level."""
+"""Sums the losses of all samples since the last line of metrics.jsonl, also by noise level."""
 
 import lightning.pytorch as L
 import torch
 from torch import Tensor
 
-from sdtrain.training.callbacks.levels import by_level
+from sdtrain.training.callbacks.levels import bin_losses
 from sdtrain.training.diverged import FinishedStep, MicroBatchLosses
 from sdtrain.training.progress import Progress
 from sdtrain.types import Batch
 
 
-class LossesSinceLine:
-    """Collects losses on the device: nothing waits for them until a line is due.
+class LossSums:
+    """Collects losses on the device, so that the host does not wait for them before a line is due.
 
-    steps: the optimizer steps since the last line, of this process.
+    steps: this process's optimizer steps since the last line.
     """
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class LossesSinceLine:
         self._sum: Tensor | float = 0.0
         self._count = 0
         self._micro_batches: list[MicroBatchLosses] = []
-        self._levels: Tensor | float = 0.0  # of an earlier process, since its last line
+        self._earlier_levels: Tensor | float = 0.0  # of an earlier process, since its last line
 
     def add_micro_batch(self, batch: Batch, progress: Progress) -> None:
         self._sum = self._sum + progress.per_sample.sum()
@@ -37,14 +37,14 @@ class LossesSinceLine:
         self._micro_batches = []
 
     def totals(self, trainer: L.Trainer, module: L.LightningModule) -> Tensor:
-        """[2]: (sum of the losses, their number) over all ranks, which call it together."""
+        """Return [2]: the sum and number of the losses over all ranks, which must all call it."""
         parts = []
         for value in (self._sum, self._count):
             parts.append(torch.as_tensor(value, device=module.device, dtype=torch.float32))
         return trainer.strategy.reduce(torch.stack(parts), reduce_op="sum")
 
     def by_level(self, trainer: L.Trainer, module: L.LightningModule) -> Tensor | None:
-        """The same in each bin of log_snr, [2, bins]; None for an autoencoder."""
+        """Return the same for each bin of log_snr, [2, bins]; None for an autoencoder."""
         if module.progress.times is None:
             return None
         losses = []
@@ -53,15 +53,15 @@ class LossesSinceLine:
             losses += [each.losses for each in step.micro_batches]
             times += [each.times for each in step.micro_batches]
         schedule = module.model.objective.schedule
-        own = self._levels + by_level(schedule, _joined(losses), _joined(times))
+        own = self._earlier_levels + bin_losses(schedule, _concatenate(losses), _concatenate(times))
         return trainer.strategy.reduce(own.to(module.device), reduce_op="sum").cpu()
 
     def restore(self, totals: Tensor, levels: Tensor | None) -> None:
-        """Goes on from the sums of all ranks, which a checkpoint holds: on rank 0."""
+        """Start from the sums over all ranks that a checkpoint holds; called on rank 0 only."""
         self._sum = totals[0]
         self._count = int(totals[1])
-        self._levels = 0.0 if levels is None else levels
+        self._earlier_levels = 0.0 if levels is None else levels
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
+def _concatenate(parts: list[Tensor]) -> Tensor:
     return torch.cat(parts) if parts else torch.zeros(0)

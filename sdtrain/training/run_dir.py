@@ -1,4 +1,6 @@
-"""Where a run lies, before Hydra makes its folder. Without torch, unless a run is looked for."""
+"""Chooses the run's folder before Hydra creates it. Imports torch only to search for a run to
+resume.
+"""
 
 import tempfile
 
@@ -9,11 +11,13 @@ from sdtrain.config.launch import is_started_by_launcher, settled_rank, typed_ra
 from sdtrain.config.overrides import quoted, typed_values
 
 
-def run_folder(arguments: list[str]) -> list[str]:
-    """The overrides that say so where ${now:...} must not decide.
+def run_dir_overrides(arguments: list[str]) -> list[str]:
+    """Return the override of hydra.run.dir for a run whose folder does not follow from ${now:...};
+    [] for other runs.
 
-    They name the run that resume=auto goes on with; and for a rank above 0, which would resolve
-    ${now:...} by itself, a folder of no importance: the run's is rank 0's.
+    For resume=auto, the override names the folder of the run to resume. For a rank above 0 that a
+    launcher started, which would resolve ${now:...} to a time of its own, it names a temporary
+    folder: all ranks use rank 0's in the end.
     """
     flags, words = read_flags(arguments)
     typed = typed_values(words)
@@ -23,7 +27,7 @@ def run_folder(arguments: list[str]) -> list[str]:
     if typed.get("resume", "auto" if flags else "never") != "never":
         draft = check_draft(compose_config("train", words, flags), words)
         if draft.resume != "never":
-            # Lightning reads the variables of launchers when it is imported.
+            # Lightning reads the launchers' environment variables when it is imported.
             settled_rank(draft.trainer.devices, is_one_process=draft.is_one_process)
             from sdtrain.training.resume import newest_unfinished
 
