@@ -23,7 +23,7 @@ from sdtrain.signals import Signals
 from sdtrain.training import checkpoint_io
 from sdtrain.training.callbacks import sample_grid
 from sdtrain.training.callbacks.metrics_log import MetricsLog
-from sdtrain.training.datamodule import Numbered
+from sdtrain.training.datamodule import RowsWithOrdinals
 from sdtrain.training.diffusion_module import DiffusionModule
 from sdtrain.training.optimisation import Optimisation
 from sdtrain.training.progress import StepResult
@@ -208,7 +208,7 @@ def picture_that_hangs(ordinal: int, number: int = 0) -> None:
     """From that ordinal on no picture can be read to its end. `number` is a signal that the run is
     sent then.
     """
-    read = Numbered.__getitem__
+    read = RowsWithOrdinals.__getitem__
     run = os.getpid()
 
     def never(self, item):
@@ -218,4 +218,4 @@ def picture_that_hangs(ordinal: int, number: int = 0) -> None:
             threading.Event().wait()
         return read(self, item)
 
-    Numbered.__getitem__ = never
+    RowsWithOrdinals.__getitem__ = never

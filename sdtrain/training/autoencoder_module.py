@@ -14,11 +14,11 @@ from sdtrain.types import Batch
 
 
 def reconstruction_loss(output: Tensor, image: Tensor, edge_weight: float) -> Tensor:
-    """Per sample [B]: mean |error| plus edge_weight times the mean |error| of the horizontal and
-    vertical differences.
+    """Return the loss per sample [B]: mean |error| plus edge_weight times the mean |error| of the
+    horizontal and vertical differences.
 
-    The second term charges a blurred edge at each pixel it is spread over, where |error| alone is
-    almost indifferent to it.
+    The second term penalises a blurred edge at each pixel that it is spread over; the mean |error|
+    alone hardly does.
     """
     error = output - image
     edges = error.diff(dim=-1).abs().mean((1, 2, 3)) + error.diff(dim=-2).abs().mean((1, 2, 3))
@@ -26,7 +26,9 @@ def reconstruction_loss(output: Tensor, image: Tensor, edge_weight: float) -> Te
 
 
 def psnr(output: Tensor, image: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio per picture [B] in dB, for pictures in [-1, 1] (peak 2)."""
+    """Return the peak signal-to-noise ratio per picture [B] in dB, for pictures in [-1, 1] (peak
+    2).
+    """
     return 10 * torch.log10(4 / (output.clamp(-1, 1) - image).square().mean((1, 2, 3)))
 
 
@@ -34,12 +36,12 @@ class AutoencoderModule(OptimisedModule):
     """A small AutoencoderKL trained on reconstruction, edges and a weak KL term.
 
     Args:
-        latent_channels, block_channels, layers_per_block, norm_groups, mid_attention: of the
-            AutoencoderKL; each entry of block_channels after the first halves the resolution.
-        edge_weight, kl_weight: weights of the two terms beside mean |error|. The KL is a mean over
-            latent elements.
-        optimisation: learning rate and clipping.
-        progress: where the run stands.
+        latent_channels, block_channels, layers_per_block, norm_groups, mid_attention: arguments of
+            the AutoencoderKL; each entry of block_channels after the first halves the resolution.
+        edge_weight, kl_weight: weights of the two terms added to the mean |error|. The KL is a mean
+            over latent elements.
+        optimisation: optimizer, learning rate and clipping.
+        progress: progress of the run.
     """
 
     def __init__(
@@ -84,7 +86,10 @@ class AutoencoderModule(OptimisedModule):
         return dict(self.named_parameters())
 
     def latent_shape(self, image_size: int) -> tuple[int, int, int]:
-        """(C, h, w) of the posterior for pictures of image_size x image_size."""
+        """Return (C, h, w) of the posterior for pictures of image_size x image_size.
+
+        Raises UserError if the blocks cannot halve image_size that often.
+        """
         if image_size % self.downsampling:
             raise UserError(
                 f"must be a multiple of {self.downsampling}: "
@@ -104,14 +109,16 @@ class AutoencoderModule(OptimisedModule):
         return self.record_losses(batch, losses, times=None)
 
     def reconstruct(self, image: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W] through the posterior's mean and back."""
+        """Encode pictures [B, 3, H, W] and decode the mean of the posterior."""
         return self.net.decode(self.net.encode(image).latent_dist.mean).sample
 
     @torch.no_grad()
     def validate(self, batch: Batch) -> dict[str, Tensor]:
-        """Per picture [B]: psnr in dB, of the posterior's mean."""
+        """Return the PSNR in dB of each reconstruction [B]."""
         return {"psnr": psnr(self.reconstruct(batch.image), batch.image)}
 
     def multiplications(self, batch: Batch) -> tuple[float, float, float]:
-        """(of the autoencoder, 0, 0) for the pictures of a batch: it reads no other."""
+        """Return the multiplications for the pictures of a batch, as (the autoencoder's, 0, 0):
+        no frozen autoencoder encodes or decodes for it.
+        """
         return multiplications(self.net, lambda: self.validate(batch)), 0.0, 0.0

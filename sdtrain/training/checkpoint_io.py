@@ -1,4 +1,6 @@
-"""Lightning's checkpoint dictionary to and from sdtrain's folder, written by a thread."""
+"""Saves Lightning's checkpoint dictionary as sdtrain's checkpoint folder, in a thread, and loads
+it.
+"""
 
 import contextlib
 import math
@@ -23,14 +25,15 @@ from sdtrain.runs.checkpoint import (
 from sdtrain.runs.layout import CheckpointFolder
 from sdtrain.runs.manifest import damage, published
 
-RETRY_AFTER = 1.0  # seconds between the two attempts of a save
+RETRY_AFTER = 1.0
+"""Seconds between the two attempts of a save."""
 EMA = "ema"
-"""Key of the average's state among those of the callbacks."""
+"""Key of the average's state among the states of the callbacks."""
 
 
 def memory_available() -> float:
-    """Bytes that can be taken without swapping, or before a container's limit; inf where the system
-    does not say.
+    """Return how many bytes can be allocated without swapping and within a container's limit; inf
+    if the system does not tell.
     """
     free = math.inf
     with contextlib.suppress(OSError, StopIteration):
@@ -45,16 +48,19 @@ def memory_available() -> float:
 
 
 class FolderIO(CheckpointIO):
-    """Saving stalls training for a copy in memory; a thread writes it.
+    """Saves checkpoints in the background: training waits only for a copy in memory, which a thread
+    writes.
 
-    A save that fails is tried once more and reported, and training goes on until max_failed_saves
-    in a row have failed. Older checkpoints go when a newer one is published, all but the newest
-    `keep`.
+    A save that fails is tried once more; if it fails again, the user is warned and training
+    continues, until more than max_failed_saves in a row have failed. When a checkpoint is complete,
+    all but the newest `keep` are removed.
 
     Args:
         config: the run's yaml.
-        report: takes a line for the user.
-        memory: bytes that a copy may take.
+        keep: number of checkpoints to keep.
+        max_failed_saves: how many saves in a row may fail.
+        warn: prints a warning.
+        memory: returns the available memory in bytes.
     """
 
     def __init__(
@@ -63,13 +69,13 @@ class FolderIO(CheckpointIO):
         config: str,
         keep: int,
         max_failed_saves: int,
-        report: Callable[[str], None],
+        warn: Callable[[str], None],
         memory: Callable[[], float] = memory_available,
     ) -> None:
         self.config = config
         self.keep = keep
         self.max_failed_saves = max_failed_saves
-        self.report = report
+        self.warn = warn
         self.memory = memory
         self.writer: ThreadPoolExecutor | None = None
         self.pending: Future | None = None
@@ -85,17 +91,22 @@ class FolderIO(CheckpointIO):
             raise DivergedError(
                 f"{bad} is not finite at {folder.name} images: it is not saved",
                 key="optimizer.lr",
-                remedy="Lower optimizer.lr, or look at the data.",
+                remedy="Lower optimizer.lr, or check the data.",
             )
         parts = (weights, average, state)
         if self.memory() < 2 * size_of(parts):
-            # No room for a copy: training waits, and the tensors are written one by one.
+            # Not enough memory for a copy: training waits while the tensors are written.
             self.publish(folder, parts)
             return
-        self.writer = self.writer or ThreadPoolExecutor(1, "checkpoint")
+        if self.writer is None:
+            self.writer = ThreadPoolExecutor(1, "checkpoint")
         self.pending = self.writer.submit(self.publish, folder, snapshot(parts))
 
     def publish(self, folder: Path, parts: tuple) -> None:
+        """Write the checkpoint, twice if the first attempt fails, and remove older ones.
+
+        A failure is kept in self.failure for `wait` to report.
+        """
         for attempt in (1, 2):
             try:
                 write_checkpoint(folder, *parts, self.config)
@@ -112,24 +123,26 @@ class FolderIO(CheckpointIO):
         self.failures += 1
 
     def settle(self) -> None:
-        """Waits until the save under way has ended, well or not."""
+        """Wait until the current save has ended, successfully or not."""
         if self.pending is not None:
             pending = self.pending
             self.pending = None
             pending.result()
 
     def wait(self, last: bool = False) -> None:
-        """The same. Raises StorageError where too many saves in a row have failed, and where the
-        last one has.
+        """Wait for the current save, and warn if it failed.
+
+        Raises StorageError instead if too many saves in a row have failed, or if it failed and
+        `last` says that there will be no further one.
         """
         self.settle()
         if self.failure is None:
             return
         if last or self.failures > self.max_failed_saves:
             raise self.failure
-        self.report(
-            f"{self.failure} Training goes on; {self.failures} of at most {self.max_failed_saves} "
-            "saves in a row have failed."
+        self.warn(
+            f"{self.failure} Training continues; failed saves in a row: {self.failures} of at "
+            f"most {self.max_failed_saves}."
         )
         self.failure = None
 
@@ -146,7 +159,8 @@ class FolderIO(CheckpointIO):
             raise DivergedError(
                 f"{bad} in the checkpoint {folder} is not finite",
                 key="resume",
-                remedy="Remove that folder to go on from the one before it, or start anew.",
+                remedy="Remove that folder to resume from the checkpoint before it, or start a new "
+                "run.",
             )
         if average is not None:
             state["callbacks"][EMA] = {"steps": state.pop("ema_steps"), "weights": average}
@@ -159,8 +173,8 @@ class FolderIO(CheckpointIO):
 def split_checkpoint(
     checkpoint: dict,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor] | None, dict]:
-    """(weights, averaged weights or None, all other state) of Lightning's dictionary, which stays
-    as it is.
+    """Split Lightning's dictionary into (weights, averaged weights or None, all other state),
+    without changing it.
     """
     state = dict(checkpoint)
     weights = state.pop("state_dict")

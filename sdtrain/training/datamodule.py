@@ -1,4 +1,4 @@
-"""The loaders: pictures in keyed order, collated with their draws."""
+"""The data loaders: pictures in keyed order, collated with the random numbers of their step."""
 
 import signal
 from collections.abc import Iterator
@@ -17,11 +17,11 @@ from sdtrain.training.progress import Progress
 from sdtrain.types import Batch, PictureData, Pictures, Row
 
 VALIDATION = 1 << 62
-"""Ordinals from here on belong to validation pictures: no run of training gets that far."""
+"""First ordinal of validation pictures, larger than that of any training picture."""
 
 
-class Numbered(Dataset):
-    """Hands each row on with its ordinal: (index, ordinal) -> (Row, ordinal)."""
+class RowsWithOrdinals(Dataset):
+    """Returns each row with its ordinal: (index, ordinal) -> (Row, ordinal)."""
 
     def __init__(self, pictures: Pictures) -> None:
         self.pictures = pictures
@@ -34,25 +34,27 @@ class Numbered(Dataset):
 
 
 class CollateBlock:
-    """One rank's block of a micro-batch, collated. The block's place in the stream tells where the
-    whole run stands after it.
+    """Collates one rank's block of a micro-batch, and computes from its position in the stream how
+    many images the whole run has seen after it.
     """
 
-    def __init__(self, collate: Collate, rank: int, world: int) -> None:
+    def __init__(self, collate: Collate, rank: int, world_size: int) -> None:
         self.collate = collate
         self.rank = rank
-        self.world = world
+        self.world_size = world_size
 
     def __call__(self, items: list[tuple[Row, int]]) -> Batch:
         rows = [row for row, _ in items]
         ordinals = [ordinal for _, ordinal in items]
-        stream_end = ordinals[0] + (self.world - self.rank) * len(items)
+        stream_end = ordinals[0] + (self.world_size - self.rank) * len(items)
         return self.collate(rows, ordinals, stream_end)
 
 
 def ignore_signals(worker: int) -> None:
-    """Loader workers ignore SIGTERM and SIGINT: a signal to the whole group must not end them
-    before the last checkpoint is written.
+    """Make a loader worker ignore SIGTERM and SIGINT, and use one thread.
+
+    A signal to the whole process group must not end the workers before the last checkpoint is
+    written.
     """
     torch.set_num_threads(1)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -60,7 +62,7 @@ def ignore_signals(worker: int) -> None:
 
 
 def check_batch(batch_size: int, train: Pictures) -> None:
-    """Raises DataError where the batch is larger than the training split."""
+    """Raise DataError if the batch is larger than the training split."""
     if batch_size > len(train):
         raise DataError(
             f"is larger than the training set of {len(train)} pictures",
@@ -71,10 +73,7 @@ def check_batch(batch_size: int, train: Pictures) -> None:
 
 
 class WatchedLoader(DataLoader):
-    """A loader whose batches are waited for under watch.
-
-    watch: None for no watch.
-    """
+    """A loader that is watched while it loads each batch; not if `watch` is None."""
 
     watch: InputWatch | None = None
 
@@ -85,20 +84,20 @@ class WatchedLoader(DataLoader):
 
 
 class DataModule(L.LightningDataModule):
-    """Training micro-batches without end, and the validation pictures in order.
+    """An endless stream of training micro-batches, and the validation pictures in order.
 
     Args:
         data: the data set.
-        num_workers: loader processes per rank. They change nothing but speed.
-        seed: of the order.
-        collate: makes the batches; it holds the seed of the draws.
-        progress: where the run stands; the stream begins at its images_seen.
-        accumulate: micro-batches of one optimizer step.
-        skipped: where pictures that cannot be read may be replaced, what counts them.
-        watch: who ends the run where no batch comes; None for nobody.
+        num_workers: loader processes per rank. They affect only speed.
+        seed: seed of the order.
+        collate: makes the batches; it holds the seed of their random numbers.
+        progress: progress of the run; the stream begins at its images_seen.
+        accumulate: micro-batches per optimizer step.
+        skipped: counts pictures that cannot be read and are replaced; None if they may not be.
+        watch: ends the run if no batch comes; None to wait without limit.
 
-    Raises DataError where the batch is larger than the training split, UserError where it cannot be
-    divided over ranks.
+    Raises DataError if the batch is larger than the training split, UserError if it cannot be
+    divided over the ranks.
     """
 
     def __init__(
@@ -126,27 +125,27 @@ class DataModule(L.LightningDataModule):
         self.validation = data.split("validation")
         check_batch(progress.batch_size, self.train)
 
-    def micro_batch(self, world: int) -> int:
-        """Pictures of one rank's micro-batch."""
-        return micro_batch(self.progress.batch_size, world, self.accumulate)
+    def micro_batch(self, world_size: int) -> int:
+        """Return the number of pictures in one rank's micro-batch."""
+        return micro_batch(self.progress.batch_size, world_size, self.accumulate)
 
     def train_dataloader(self) -> DataLoader:
-        world = self.trainer.world_size if self.trainer else 1
+        world_size = self.trainer.world_size if self.trainer else 1
         rank = self.trainer.global_rank if self.trainer else 0
         stream = Stream(
             length=len(self.train),
             seed=self.seed,
             start=self.progress.images_seen,
-            size=self.micro_batch(world),
+            size=self.micro_batch(world_size),
             rank=rank,
-            world=world,
+            world=world_size,
         )
         if self.num_workers:
             use_short_socket_folder()
         loader = WatchedLoader(
-            Numbered(self.train),
+            RowsWithOrdinals(self.train),
             batch_sampler=stream,
-            collate_fn=CollateBlock(self.collate, rank, world),
+            collate_fn=CollateBlock(self.collate, rank, world_size),
             worker_init_fn=ignore_signals,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
@@ -156,20 +155,23 @@ class DataModule(L.LightningDataModule):
         return loader
 
     def validation_batches(self, count: int, size: int = 64) -> Iterator[Batch]:
-        """The first `count` validation pictures in batches of up to `size`, with draws keyed by
-        picture.
+        """Yield the first `count` validation pictures in batches of up to `size`, with random
+        numbers keyed by picture.
         """
         count = min(count, len(self.validation))
         for start in range(0, count, size):
-            places = range(start, min(start + size, count))
-            rows = [self.validation[(place, place)] for place in places]
-            ordinals = [VALIDATION + place for place in places]
-            batch = self.collate(rows, ordinals, start + len(places))
-            self.note_skipped(batch, count=False)
+            indices = range(start, min(start + size, count))
+            rows = [self.validation[(index, index)] for index in indices]
+            ordinals = [VALIDATION + index for index in indices]
+            batch = self.collate(rows, ordinals, start + len(indices))
+            self.record_skipped(batch, count=False)
             yield batch
 
-    def note_skipped(self, batch: Batch, count: bool = True) -> None:
-        """Takes in what was replaced in a batch; counted where it is one of training."""
+    def record_skipped(self, batch: Batch, count: bool = True) -> None:
+        """Record the pictures that were replaced in a batch.
+
+        count: whether to count the replacements, as for a training batch.
+        """
         if self.skipped is not None:
             self.skipped.note(batch.skipped, count)
 

@@ -1,4 +1,4 @@
-"""Trains a noise predictor: LatentDiffusion under Lightning. No formula stands here."""
+"""Trains a noise predictor: wraps LatentDiffusion for Lightning. Contains no formulas."""
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +11,12 @@ from sdtrain.types import Batch
 
 
 class DiffusionModule(OptimisedModule):
-    """Checkpoints hold the model's own names, without a prefix.
+    """Trains a LatentDiffusion. Checkpoints hold the model's own parameter names, without a prefix.
 
     Args:
-        model: what is trained.
-        optimisation: learning rate and clipping.
-        progress: where the run stands.
+        model: the model to train.
+        optimisation: optimizer, learning rate and clipping.
+        progress: progress of the run.
     """
 
     def __init__(
@@ -42,13 +42,15 @@ class DiffusionModule(OptimisedModule):
 
     @torch.no_grad()
     def validate(self, batch: Batch) -> dict[str, Tensor]:
-        """Per sample [B]: the training loss at the batch's own draws, captions dropped as in
-        training.
+        """Return the training loss per sample [B], with the noise, times and dropped captions of
+        the batch.
         """
         return {"loss": self.model.losses(batch).per_sample}
 
     def multiplications(self, batch: Batch) -> tuple[float, float, float]:
-        """(of the unet, of the autoencoder's encoder, of its decoder), for a batch's pictures."""
+        """Return the multiplications of (unet, autoencoder's encoder, its decoder) for the pictures
+        of a batch.
+        """
         model = self.model
         network = multiplications(model.unet, lambda: self.validate(batch))
         encoder = 0.0
@@ -57,7 +59,7 @@ class DiffusionModule(OptimisedModule):
         latents = torch.zeros_like(batch.noise)
         decoder = multiplications(model.autoencoder, lambda: model.autoencoder.decode(latents))
         if not network:
-            # Without layers that can be counted: each of its weights at each place.
-            places = latents[0, 0].numel() * len(latents)
-            network = max(1, sum(p.numel() for p in model.unet.parameters())) * places
+            # No layer can be counted: assume that each weight is used once at each position.
+            positions = latents[0, 0].numel() * len(latents)
+            network = max(1, sum(p.numel() for p in model.unet.parameters())) * positions
         return network, encoder, decoder

@@ -1,4 +1,4 @@
-"""Optimizer steps whose loss or gradient was not finite, and the error that ends a run on them."""
+"""Finds optimizer steps whose loss or gradient was not finite, and makes the error for them."""
 
 import math
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ from torch import Tensor
 from sdtrain.errors import DivergedError
 from sdtrain.training.progress import Progress
 
-MOST_NAMED = 8
-"""Samples that the error names."""
+MAX_NAMED = 8
+"""Largest number of samples that the error names."""
 
 SampleLoss = tuple[int, float, float] | tuple[int, float]
-"""(ordinal, loss, time) of a sample; an autoencoder's has no time."""
+"""(ordinal, loss, time) of a sample, or (ordinal, loss) for an autoencoder."""
 
 
 @dataclass
 class MicroBatchLosses:
     """The losses of a micro-batch on this rank.
 
-    Tensors [B] on the device: ordinals int64, losses, and times, or None for an autoencoder.
+    Tensors [B] on the device: ordinals int64, losses, and times; times is None for an autoencoder.
     """
 
     ordinals: Tensor
@@ -37,10 +37,10 @@ class MicroBatchLosses:
 
 @dataclass
 class FinishedStep:
-    """An optimizer step: images seen after it, its numbers on the device, and the losses of its
-    micro-batches.
+    """An optimizer step, with its loss and gradient norm on the device.
 
-    loss: the sum over all its samples. norm: of its gradient before clipping.
+    images_seen: after the step. loss: the sum over all its samples. norm: the gradient norm before
+    clipping.
     """
 
     images_seen: int
@@ -51,7 +51,7 @@ class FinishedStep:
 
 @dataclass
 class BadStep:
-    """A step that was not finite, with its numbers on the host."""
+    """A step whose loss or gradient norm was not finite, with both on the host."""
 
     images_seen: int
     loss: float
@@ -60,18 +60,18 @@ class BadStep:
 
 
 def bad_steps(steps: list[FinishedStep]) -> list[BadStep]:
-    """Those that were not finite, the same on all ranks. Waits for the device, once."""
+    """Return the steps that were not finite, the same on all ranks. Waits for the device once."""
     if not steps:
         return []
-    numbers = torch.stack([torch.stack([step.loss, step.norm]) for step in steps]).tolist()
-    found = []
-    for step, (loss, norm) in zip(steps, numbers, strict=True):
+    on_host = torch.stack([torch.stack([step.loss, step.norm]) for step in steps]).tolist()
+    bad = []
+    for step, (loss, norm) in zip(steps, on_host, strict=True):
         if not math.isfinite(loss + norm):
-            found.append(BadStep(step.images_seen, loss, norm, step.micro_batches))
-    return found
+            bad.append(BadStep(step.images_seen, loss, norm, step.micro_batches))
+    return bad
 
 
-def divergence(
+def divergence_error(
     bad: list[BadStep],
     num_steps: int,
     *,
@@ -80,12 +80,13 @@ def divergence(
     world_size: int,
     has_checkpoint: bool,
 ) -> DivergedError:
-    """The error for the bad ones of the last `num_steps` steps. It names samples of the first.
+    """Return the error for the bad ones among the last `num_steps` steps. It names some samples of
+    the first one.
 
-    All ranks call it together.
+    All ranks must call it together.
 
     Args:
-        lr: the learning rate at its peak.
+        lr: the peak learning rate.
         has_checkpoint: whether the run has a checkpoint, which then is from before those steps.
     """
     first = bad[0]
@@ -99,18 +100,18 @@ def divergence(
         f"first in step {first.images_seen // size}, which ended at {first.images_seen} images "
         f"(samples {samples}{times}; loss {first.loss / size:g}, gradient norm {first.norm:g})"
     )
-    saved = " and the last checkpoint is good" if has_checkpoint else ""
+    saved = ", and the last checkpoint is good" if has_checkpoint else ""
     return DivergedError(
         f"The loss or the gradient was not finite in {len(bad)} of the last {num_steps} "
-        f"optimizer steps, {step}. No weight has moved on it{saved}",
+        f"optimizer steps, {step}. These steps have changed no weight{saved}",
         key="optimizer.lr",
-        remedy=f"Lower optimizer.lr (now {lr:g}) or trainer.gradient_clip, look at those samples, "
-        "or let up to n such steps be left out with trainer.max_skipped=n.",
+        remedy=f"Lower optimizer.lr (now {lr:g}) or trainer.gradient_clip, check those samples, "
+        "or allow up to n such steps to be skipped with trainer.max_skipped=n.",
     )
 
 
 def _samples_to_name(step: BadStep, world_size: int) -> list[SampleLoss]:
-    """Samples on any rank whose own loss was not finite; if all were, any of them."""
+    """Return samples on any rank whose own loss was not finite; if all were finite, any samples."""
     own: list[SampleLoss] = []
     for losses in step.micro_batches:
         own += losses.rows()
@@ -120,4 +121,4 @@ def _samples_to_name(step: BadStep, world_size: int) -> list[SampleLoss]:
         dist.all_gather_object(by_rank, own)
     rows = sorted(sum(by_rank, []))
     not_finite = [row for row in rows if not math.isfinite(row[1])]
-    return (not_finite or rows)[:MOST_NAMED]
+    return (not_finite or rows)[:MAX_NAMED]

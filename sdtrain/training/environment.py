@@ -1,4 +1,4 @@
-"""What a training process is told by, and tells, the libraries and launchers around it."""
+"""Settings of Lightning and torch that hold for the whole training process."""
 
 import logging
 import warnings
@@ -12,18 +12,20 @@ ADVICE_THAT_DOES_NOT_APPLY = (
     ".*isinstance\\(treespec, LeafSpec\\).*",
     ".*barrier\\(\\): using the device.*",
     ".*litlogger.*",
-    ".*module\\(s\\) in eval mode.*",  # frozen parts are
+    ".*module\\(s\\) in eval mode.*",  # frozen parts are meant to be
 )
 
 
 def quiet_libraries() -> None:
-    """Silences Lightning's and torch's advice that does not apply here."""
+    """Silence advice of Lightning and torch that does not apply here."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     for message in ADVICE_THAT_DOES_NOT_APPLY:
         warnings.filterwarnings("ignore", message)
 
 
-def tell_rank() -> None:
-    """Tells Lightning which rank this process is, whatever launcher it has found."""
+def set_lightning_rank() -> None:
+    """Set the rank that Lightning uses for this process to sdtrain's, whatever launcher Lightning
+    has detected.
+    """
     rank_zero_only.rank = global_rank()

@@ -1,5 +1,5 @@
-"""How long a first stage and the run after it will take, from a few steps of networks that are
-thrown away.
+"""Estimates the training time of a first stage and of the run after it, from a few training steps
+of temporary networks.
 """
 
 import tempfile
@@ -23,31 +23,31 @@ from sdtrain.training.progress import Progress
 from sdtrain.types import PictureData
 
 FEW = 2
-"""Pictures of the first step that is tried."""
+"""Number of pictures in the first step that is timed."""
 
-LONG = 1.0
-"""Seconds that a step of a whole micro-batch may take; a longer one is reckoned from few pictures.
-"""
+MAX_STEP_SECONDS = 1.0
+"""A whole micro-batch is timed only if its step is expected to take less than this; otherwise the
+time is extrapolated from FEW pictures."""
 
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of training alone, without what looks at the model: of both stages."""
+    """Seconds of training in both stages, without sampling and validation."""
 
     first_stage: float
     run: float
 
     def line(self, first_images: int, run_images: int) -> str:
         return (
-            f"First stage: {first_images:,} images, {rounded(self.first_stage)}; then the run: "
-            f"{run_images:,} images, {rounded(self.run)}"
+            f"First stage: {first_images:,} images, {format_duration(self.first_stage)}; "
+            f"then the run: {run_images:,} images, {format_duration(self.run)}"
         )
 
 
-def rounded(seconds: float) -> str:
-    """ "about 21 min", in the largest unit that it fills."""
+def format_duration(seconds: float) -> str:
+    """Return a text such as "about 21 min": hours from 1.5 hours, minutes from 1.5 minutes."""
     if seconds >= 5400:
         return f"about {seconds / 3600:.1f} hours"
     if seconds >= 90:
@@ -56,9 +56,11 @@ def rounded(seconds: float) -> str:
 
 
 def estimate(stage: Plan, plan: Plan, data: PictureData) -> Estimate:
-    """Of a first stage and of the run that it belongs to, on this machine as it is now.
+    """Estimate a first stage and the run that it belongs to, on this machine under its present
+    load.
 
-    Nothing of it is kept: the parts of a run seed their own weights, and its draws are keyed.
+    It does not affect the run: a run seeds the weights of its parts itself, and its draws are
+    keyed.
     """
     size = data.image_size
     first: AutoencoderModule = build(
@@ -73,10 +75,11 @@ def estimate(stage: Plan, plan: Plan, data: PictureData) -> Estimate:
     module = DiffusionModule(
         model=model, optimisation=plan.optimisation(), progress=_progress(plan)
     )
-    of_first = _seconds_per_image(first, stage, first.latent_shape(size), data)
-    of_run = _seconds_per_image(module, plan, model.autoencoder.latent_shape(size), data)
+    first_rate = _seconds_per_image(first, stage, first.latent_shape(size), data)
+    run_rate = _seconds_per_image(module, plan, model.autoencoder.latent_shape(size), data)
     return Estimate(
-        of_first * stage.draft.trainer.max_images, of_run * plan.draft.trainer.max_images
+        first_stage=first_rate * stage.draft.trainer.max_images,
+        run=run_rate * plan.draft.trainer.max_images,
     )
 
 
@@ -87,25 +90,26 @@ def _progress(plan: Plan) -> Progress:
 def _seconds_per_image(
     module: OptimisedModule, plan: Plan, latent_shape: tuple[int, int, int], data: PictureData
 ) -> float:
-    """Of a training step on a micro-batch, all ranks together; the first step is not counted: it
-    allocates memory.
+    """Return the seconds of a training step on a micro-batch, divided by the images of all ranks.
+
+    The first step is not counted, because it allocates memory.
     """
     settings = plan.draft.trainer
     batch_size = plan.config["data"]["batch_size"]
-    whole = max(1, batch_size // (settings.accumulate * settings.devices))
+    micro_batch = max(1, batch_size // (settings.accumulate * settings.devices))
     device = torch.device(pick_device(settings.accelerator))
     module.to(device)
     begin_training(module)
     optimizer = module.configure_optimizers()
     collate = plain_collate(plan.config, latent_shape)
     pictures = data.split("train")
-    few = min(FEW, whole)
+    few = min(FEW, micro_batch)
     rows = [pictures[(i % len(pictures), i)] for i in range(few)]
 
-    def step(count: int) -> float:
-        """Its seconds."""
-        some = [rows[i % few] for i in range(count)]
-        batch = collate(some, list(range(count)), count).to(device)
+    def time_step(count: int) -> float:
+        """Train one step on `count` pictures and return its seconds."""
+        repeated = [rows[i % few] for i in range(count)]
+        batch = collate(repeated, list(range(count)), count).to(device)
         began = monotonic()
         dtype = AUTOCAST.get(settings.precision)
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
@@ -117,6 +121,8 @@ def _seconds_per_image(
             torch.cuda.synchronize(device)
         return monotonic() - began
 
-    step(few)
-    count = whole if step(few) * whole / few < LONG else few
-    return min(step(count), step(count)) / count / settings.devices
+    time_step(few)
+    count = few
+    if time_step(few) * micro_batch / few < MAX_STEP_SECONDS:
+        count = micro_batch
+    return min(time_step(count), time_step(count)) / count / settings.devices

@@ -1,4 +1,4 @@
-"""A checked configuration as a value: what is going to be trained, before anything has begun."""
+"""The plan of a run: its checked, immutable configuration, before data or weights are loaded."""
 
 import copy
 from collections.abc import Iterable
@@ -22,11 +22,11 @@ from sdtrain.training.trainer import build_strategy
 
 @dataclass(frozen=True)
 class Plan:
-    """A run, an arm of a sweep and the decision about a resume are all read from it. It never
-    changes.
+    """What a run, or an arm of a sweep, is going to train. Immutable.
 
-    draft: what the user asked for. notes: lines to print, of what made way for what was typed.
-    drawing: of the pictures while training; None for an autoencoder.
+    draft: the user's settings. notes: lines to print about keys that were adjusted to fit those
+    typed on the command line. drawing: how samples are drawn during training; None for an
+    autoencoder.
     """
 
     draft: Draft
@@ -36,11 +36,11 @@ class Plan:
 
     @property
     def config(self) -> dict:
-        """The configuration that is trained; a fresh copy each time."""
+        """The configuration to train; a new copy each time."""
         return copy.deepcopy(self._config)
 
     def optimisation(self) -> Optimisation:
-        """A fresh one, as the configuration says."""
+        """Build a new Optimisation from the configuration."""
         trainer = self.draft.trainer
         return Optimisation(
             optimizer=build(self._config["optimizer"], "optimizer"),
@@ -52,8 +52,9 @@ class Plan:
 
 
 def make_plan(draft: Draft) -> Plan:
-    """Checks what needs torch but neither data nor weights. Raises UserError before anything is
-    loaded or trained.
+    """Check all that needs torch but neither data nor weights, and return the plan.
+
+    Raises UserError before anything is loaded or trained.
     """
     checker = Checker(draft.typed)
     config = _check_nodes(draft.config, checker)
@@ -74,7 +75,7 @@ def make_plan(draft: Draft) -> Plan:
 
 
 def _check_nodes(config: dict, checker: Checker) -> dict:
-    """Every node below the root against its constructor."""
+    """Check every node below the root against its constructor, and return the checked config."""
     checked = {}
     for name, node in config.items():
         if name != "data":
@@ -87,8 +88,11 @@ def _check_nodes(config: dict, checker: Checker) -> dict:
 
 
 def _fit_lr_schedule(config: dict, draft: Draft) -> list[str]:
-    """Shortens a warm-up that nobody typed to a tenth of the run, in `config`. Lines about what
-    keeps a run from its peak, or from the end of its schedule.
+    """Shorten a cosine schedule's warm-up to a tenth of the run in `config`, unless the user typed
+    its length.
+
+    Returns lines to print about that, about a learning rate that will not reach its peak, and about
+    a time limit that may end the run before its schedule.
     """
     node = config["lr_schedule"]
     trainer = draft.trainer
@@ -101,28 +105,28 @@ def _fit_lr_schedule(config: dict, draft: Draft) -> list[str]:
     if name == "Cosine" and warmup > tenth and "lr_schedule.warmup_images" not in draft.typed:
         node["warmup_images"] = tenth
         notes.append(
-            f"lr_schedule.warmup_images={tenth} is used: a tenth of "
-            f"trainer.max_images={trainer.max_images}, where {warmup} would be more."
+            f"lr_schedule.warmup_images={tenth} is used instead of {warmup}: a tenth of "
+            f"trainer.max_images={trainer.max_images}."
         )
     elif warmup > trainer.max_images:
-        # Not shortened under a constant rate, which must not depend on the run's length: a run that
-        # is lengthened later is the same as one that was as long from the start.
+        # Not shortened for a constant rate, which must not depend on the run's length: a run that
+        # is extended later is the same as one that was that long from the start.
         notes.append(
-            f"The learning rate rises to {trainer.max_images / warmup:.1%} of optimizer.lr at "
-            f"most: lr_schedule.warmup_images={warmup} is longer than "
+            f"The learning rate reaches only {trainer.max_images / warmup:.1%} of optimizer.lr: "
+            f"lr_schedule.warmup_images={warmup} is longer than "
             f"trainer.max_images={trainer.max_images}."
         )
     if name == "Cosine" and trainer.max_minutes is not None:
         notes.append(
-            f"lr_schedule=cosine falls by images and not by the clock, so that a run can be "
-            f"repeated: it ends low only if trainer.max_minutes={trainer.max_minutes:g} is enough "
+            f"lr_schedule=cosine depends on images and not on time, so that a run can be repeated: "
+            f"it reaches its end only if trainer.max_minutes={trainer.max_minutes:g} is enough "
             f"for trainer.max_images={trainer.max_images}."
         )
     return notes
 
 
 def _check_drawings(config: dict) -> Drawing:
-    """The drawing of the samples, and those with other numbers of steps."""
+    """Build the drawing of the samples, and check those with other numbers of sampler steps."""
     schedule = build_schedule(config)
     samples = (config.get("callbacks") or {}).get("samples") or {}
     for steps in samples.get("sampler_steps", ()):
@@ -136,11 +140,12 @@ def _check_drawings(config: dict) -> Drawing:
 def check_optimizer(
     optimisation: Optimisation, config: dict, parameters: Iterable[torch.nn.Parameter]
 ) -> None:
-    """Raises UserError for settings that the optimizer refuses."""
+    """Raise UserError for settings that the optimizer refuses."""
     try:
         optimisation.configure(parameters)
     except (ValueError, TypeError, RuntimeError) as error:
+        # torch's messages end with the bad value, as in "Invalid learning rate: -1".
         last_word = str(error).split()[-1:]
-        named = [key for key, v in config["optimizer"].items() if str(v) in last_word]
-        key = f"optimizer.{named[0]}" if named else "optimizer"
+        bad_keys = [key for key, value in config["optimizer"].items() if str(value) in last_word]
+        key = f"optimizer.{bad_keys[0]}" if bad_keys else "optimizer"
         raise UserError(f"optimizer: {error}", key=key, remedy=f"Change {key}.") from error

@@ -1,4 +1,4 @@
-"""One training run, from its checked configuration to its last picture."""
+"""One training run, from its checked configuration to its final summary."""
 
 import sys
 from pathlib import Path
@@ -13,7 +13,7 @@ from sdtrain.training.callbacks.assembly import build_callbacks
 from sdtrain.training.callbacks.order import make_input_watch, make_ranks, order_callbacks
 from sdtrain.training.checkpoint_io import FolderIO
 from sdtrain.training.child import check_arm_digest
-from sdtrain.training.environment import quiet_libraries, tell_rank
+from sdtrain.training.environment import quiet_libraries, set_lightning_rank
 from sdtrain.training.first_stage import check_before_first_stage, run_first_stage
 from sdtrain.training.loggers.media import close_logger, make_logger
 from sdtrain.training.outcome import Run, outcome_recorded
@@ -32,17 +32,20 @@ from sdtrain.training.trainer import build_strategy, check_devices, make_trainer
 
 
 def train(draft: Draft, run_dir: Path) -> None:
-    """One run, whose folder the caller has locked.
+    """Train one run, whose folder the caller has locked.
 
-    Raises UserError or Interrupted where it does not finish; once it has begun, status.json says
-    so too.
+    Raises UserError or Interrupted if it does not finish; once training has begun, status.json
+    records that too.
     """
     quiet_libraries()
-    # A notebook asks for colours, not for a moving bar; and a path or a list in brackets is no
-    # markup.
-    terminal = {"quiet": global_rank() > 0, "force_terminal": sys.stdout.isatty()}
-    console = Console(markup=False, highlight=False, **terminal)
-    tell_rank()
+    console = Console(
+        markup=False,  # a path or a list in brackets is not markup
+        highlight=False,
+        quiet=global_rank() > 0,
+        # A notebook's FORCE_COLOR asks for colours; rich would also draw a moving progress bar.
+        force_terminal=sys.stdout.isatty(),
+    )
+    set_lightning_rank()
     plan = make_plan(draft)
     check_arm_digest(plan.config)
     progress = Progress(plan.config["data"]["batch_size"], draft.trainer.max_images)
@@ -52,7 +55,9 @@ def train(draft: Draft, run_dir: Path) -> None:
 
 
 def train_plan(plan: Plan, run: Run) -> None:
-    """First stage, data and model, checkpoint to resume from, callbacks, fit."""
+    """Train the first stage, build data and model, choose the checkpoint to resume from, build the
+    callbacks, and fit.
+    """
     settings = plan.draft.trainer
     run.signals.install()
     for note in plan.notes:
@@ -82,7 +87,7 @@ def train_plan(plan: Plan, run: Run) -> None:
     strategy = build_strategy(plan.config["strategy"])
     kept = plan.draft.checkpoint
     checkpoint_io = FolderIO(
-        config=config, keep=kept.keep, max_failed_saves=kept.max_failed_saves, report=warn
+        config=config, keep=kept.keep, max_failed_saves=kept.max_failed_saves, warn=warn
     )
     run.ranks = make_ranks(plan, run, config)
     ordered = order_callbacks(plan, run, callbacks)

@@ -1,4 +1,4 @@
-"""Lightning's Trainer as sdtrain needs it, and the strategies."""
+"""Creates Lightning's Trainer with sdtrain's settings, and the strategies."""
 
 import math
 from datetime import timedelta
@@ -16,12 +16,11 @@ from sdtrain.training.checkpoint_io import FolderIO
 from sdtrain.training.stopping import disable_lightning_signals
 
 STEP_TIMEOUT = 600
-"""Seconds, where a strategy of the user's own does not say strategy.timeout."""
+"""Default of strategy.timeout in seconds, for a strategy of the user's own."""
 
 COLLECTIVES_WAIT = 60
-"""Seconds by which collectives give up later than the thread that watches the ranks, which can say
-more.
-"""
+"""Seconds that collectives wait longer than the thread that watches the ranks, whose error message
+says more."""
 
 
 def single() -> str:
@@ -33,7 +32,7 @@ def ddp(*, timeout: int, find_unused_parameters: bool = False) -> DDPStrategy:
     """One process per device with the same weights; gradients are averaged.
 
     timeout: seconds that a step may take, see sdtrain.training.ranks. find_unused_parameters:
-    whether each step looks for trained parameters that had no part in its loss.
+    whether each step searches for trained parameters that did not contribute to its loss.
     """
     at_least(timeout, 1, "strategy.timeout")
     return DDPStrategy(
@@ -44,12 +43,15 @@ def ddp(*, timeout: int, find_unused_parameters: bool = False) -> DDPStrategy:
 
 
 def collectives_limit(timeout: int) -> timedelta:
+    """Return the time limit of collectives for a step timeout in seconds."""
     return timedelta(seconds=timeout + COLLECTIVES_WAIT)
 
 
 def build_strategy(node: dict) -> str | Strategy:
-    """sdtrain's own strategies, or any of Lightning's: `timeout` is in seconds for all of them, and
-    reaches those that take one.
+    """Build one of sdtrain's strategies or any of Lightning's.
+
+    `timeout` in the node is in seconds for all of them, and is passed to those that take one.
+    Raises UserError if the result is not a strategy.
     """
     if node["_target_"].startswith("sdtrain."):
         return build(node, "strategy")
@@ -59,25 +61,28 @@ def build_strategy(node: dict) -> str | Strategy:
     if isinstance(strategy, Strategy):
         return strategy
     raise UserError(
-        "is no strategy of Lightning's",
+        "is not a strategy of Lightning",
         key="strategy._target_",
         value=node["_target_"],
-        remedy="Give a subclass of lightning.pytorch.strategies.Strategy.",
+        remedy="Set it to a subclass of lightning.pytorch.strategies.Strategy.",
     )
 
 
 def step_timeout(node: dict) -> int:
-    """Seconds that a step of several ranks may take, also under a strategy that names none."""
+    """Return the seconds that a step of several ranks may take, by default STEP_TIMEOUT."""
     return node.get("timeout", STEP_TIMEOUT)
 
 
 def check_devices(settings: TrainerSettings) -> None:
-    """Raises UserError where this machine lacks the devices. A sweep may be started on another."""
-    found = torch.cuda.device_count()
-    if settings.accelerator == "gpu" and found < settings.devices:
+    """Raise UserError if this machine has too few GPUs.
+
+    Not part of the plan: a sweep may be planned on a machine without them.
+    """
+    num_gpus = torch.cuda.device_count()
+    if settings.accelerator == "gpu" and num_gpus < settings.devices:
         raise UserError(
             f"trainer.accelerator=gpu with trainer.devices={settings.devices}, "
-            f"but this machine has {found} GPUs",
+            f"but this machine has {num_gpus} GPUs",
             key="trainer.devices",
             remedy="Set trainer.accelerator=auto or another trainer.devices.",
         )
@@ -93,7 +98,9 @@ def make_trainer(
     run_dir: Path,
     checkpoint_io: FolderIO,
 ) -> L.Trainer:
-    """Validation, checkpoints, progress bar and signals are ours: Lightning's are off."""
+    """Create the Trainer. Validation, checkpoints, progress bar and signal handling are sdtrain's
+    own; Lightning's are disabled.
+    """
     trainer = L.Trainer(
         accelerator=settings.accelerator,
         devices=settings.devices,

@@ -201,7 +201,7 @@ def saver(**changed):
     """(FolderIO, the lines that it reports)."""
     reported = []
     settings = {"config": "seed: 0\n", "keep": 2, "max_failed_saves": 1}
-    return FolderIO(**settings | {"report": reported.append} | changed), reported
+    return FolderIO(**settings | {"warn": reported.append} | changed), reported
 
 
 def lightnings(value, run):

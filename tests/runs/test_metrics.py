@@ -97,12 +97,12 @@ def test_lines_of_numbers_that_the_disk_refuses_wait_for_room_or_end_the_run(tmp
     trainer = SimpleNamespace(is_global_zero=True, loggers=[])
     progress = Progress(batch_size=32, max_images=64, images_seen=32)
     log.file.path = Path("/dev/full")
-    log.log(trainer, progress, {"train/loss": 1.0})
+    log.log_metrics(trainer, progress, {"train/loss": 1.0})
     assert "No space left" in capsys.readouterr().err
     with pytest.raises(StorageError, match="1 lines are lost") as caught:
         log.on_fit_end(trainer, None)
     assert caught.value.exit_code == 5
     log.file.path = tmp_path / "metrics.jsonl"
-    log.log(trainer, progress, {"train/loss": 2.0})
+    log.log_metrics(trainer, progress, {"train/loss": 2.0})
     assert [line["train/loss"] for line in lines(tmp_path)] == [1.0, 2.0]
     log.on_fit_end(trainer, None)

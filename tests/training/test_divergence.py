@@ -9,7 +9,7 @@ from torch import nn
 from sdtrain.errors import DivergedError
 from sdtrain.runs.checkpoint import read_trainer, read_weights
 from sdtrain.runs.manifest import damage
-from sdtrain.training.diverged import FinishedStep, MicroBatchLosses, bad_steps, divergence
+from sdtrain.training.diverged import FinishedStep, MicroBatchLosses, bad_steps, divergence_error
 from sdtrain.training.optimisation import Optimisation
 from sdtrain.training.progress import Progress, StepResult
 
@@ -140,7 +140,7 @@ def test_the_error_names_the_samples_whose_own_loss_was_not_finite(times, named)
     steps = [finished(2, [1.0, 2.0], times), finished(4, [1.0, float("nan")], times)]
     bad = bad_steps(steps)
     assert [step.images_seen for step in bad] == [4] and not bad_steps([])
-    error = divergence(
+    error = divergence_error(
         bad,
         len(steps),
         progress=Progress(batch_size=2, max_images=8),

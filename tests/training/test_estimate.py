@@ -8,7 +8,7 @@ from sdtrain.assemble.model import build_data
 from sdtrain.config.draft import check_draft
 from sdtrain.models.unet import UNet
 from sdtrain.training import estimate as estimating
-from sdtrain.training.estimate import estimate, rounded
+from sdtrain.training.estimate import estimate, format_duration
 from sdtrain.training.plan import make_plan
 
 
@@ -47,4 +47,4 @@ def test_the_time_of_a_picture_is_that_of_its_networks(
 def test_times_are_rounded_to_what_is_known():
     said = {0.2: "about 1 s", 80: "about 80 s", 1260: "about 21 min", 23760: "about 6.6 hours"}
     for seconds, words in said.items():
-        assert rounded(seconds) == words
+        assert format_duration(seconds) == words

@@ -47,7 +47,7 @@ def test_on_a_full_disk_training_goes_on_the_older_checkpoints_stay_and_it_ends_
     assert f"{reached * BATCH} of {6 * BATCH} images" in result.out
     printed = [line for line in result.err.splitlines() if line.startswith("sdtrain: ")]
     assert "hydra.run.dir" in printed[-1] and "MiB are free" in printed[-1]
-    assert f"Training goes on; 1 of at most {allowed} saves in a row have failed" in result.err
+    assert "failed saves in a row: 1" in result.err
     assert [int(folder.name) for folder in checkpoints(run)] == [BATCH, 2 * BATCH]
     for folder in checkpoints(run):
         assert damage(folder) is None and same_as(whole, folder)

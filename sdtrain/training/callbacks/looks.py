@@ -191,7 +191,7 @@ class Looks(L.Callback):
             f"looks/{name}_seconds": round(time.monotonic() - began, 3),
             "looks/share": share_spent(spent, module.progress.images_seen),
         }
-        self.metrics_log.log(trainer, module.progress, metrics)
+        self.metrics_log.log_metrics(trainer, module.progress, metrics)
         self.stopping.wait_for_ranks()
 
     def _announce_left_out(self, left_out: dict[str, list[str]], last: bool) -> None:

@@ -16,7 +16,7 @@ from sdtrain.runs.manifest import published
 from sdtrain.runs.metrics import MetricsFile, metrics_line, remove_later_files
 from sdtrain.training.callbacks.levels import EDGES, level_metrics
 from sdtrain.training.callbacks.loss_sums import LossSums
-from sdtrain.training.diverged import bad_steps, divergence
+from sdtrain.training.diverged import bad_steps, divergence_error
 from sdtrain.training.loggers.media import log_levels
 from sdtrain.training.progress import Progress, window_ended
 
@@ -69,7 +69,7 @@ class MetricsLog(L.Callback):
     ) -> None:
         progress = module.progress
         self.losses.add_micro_batch(batch, progress)
-        trainer.datamodule.note_skipped(batch)
+        trainer.datamodule.record_skipped(batch)
         if not window_ended(trainer):
             return
         self.losses.end_step(progress)
@@ -102,7 +102,7 @@ class MetricsLog(L.Callback):
                 remedy="Free space, and resume with resume=auto.",
             )
 
-    def log(
+    def log_metrics(
         self,
         trainer: L.Trainer,
         progress: Progress,
@@ -151,10 +151,10 @@ class MetricsLog(L.Callback):
         self.last_line_at = now
         self.last_line_seen = seen
         lists = {} if levels is None else level_metrics(levels)
-        self.log(trainer, module.progress, self.latest, lists)
+        self.log_metrics(trainer, module.progress, self.latest, lists)
         bad = bad_steps(losses.steps)
         if bad and not may_skip:
-            raise divergence(
+            raise divergence_error(
                 bad,
                 len(losses.steps),
                 progress=module.progress,
