@@ -15,14 +15,14 @@ from sdtrain.runs.metrics import read_metrics
 from sdtrain.runs.resume import arm_digest
 from sdtrain.signals import INTERRUPTED
 from sdtrain.training.child import CHECKED, child_environment, stop_with_parent, train_command
-from sdtrain.training.loggers.wandb_variables import TO_ANOTHER_MACHINE, VARIABLES
+from sdtrain.training.loggers.wandb_variables import SSH_VARIABLES, VARIABLES
 
 NOT_INHERITED = (*RANK_VARIABLES, *MEETING_POINT)
 """Where this process stands among others is nothing to its arms."""
 
 GROUP = VARIABLES["group"]
 
-KEPT_BY_SSH = ("CUDA_VISIBLE_DEVICES", CHECKED, *TO_ANOTHER_MACHINE)
+KEPT_BY_SSH = ("CUDA_VISIBLE_DEVICES", CHECKED, *SSH_VARIABLES)
 
 MEASURE = "validation/bits_per_dim"
 

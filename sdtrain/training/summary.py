@@ -1,4 +1,4 @@
-"""What a person reads before and after a run."""
+"""Prints the summaries before and after a run."""
 
 import shlex
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ Rows = list[tuple[str, str]]
 
 
 def print_plan(run: Run, plan: Plan, parts: Parts) -> None:
-    """What is trained, on what, for how long, and where it is written."""
+    """Print what is trained, on what, for how long, and where it is written."""
     config = plan.config
     trainer = plan.draft.trainer
     train = len(parts.datamodule.train)
@@ -64,13 +64,13 @@ def _model_rows(plan: Plan, parts: Parts) -> Rows:
 
 
 def print_result(run: Run, plan: Plan, parts: Parts, callbacks: CallbackSet, left_out: str) -> None:
-    """Its last numbers, where its pictures and weights are, and the command to type next.
+    """Print the last metrics of a run, where its pictures and weights are, and the next command.
 
     left_out: what the budget of looks had no room for.
     """
-    rows = [("result", ", ".join(_last_numbers(callbacks)))]
+    rows = [("result", ", ".join(_last_metrics(callbacks)))]
     if left_out:
-        rows.append(("looked at", left_out))
+        rows.append(("reduced", left_out))
     for callback in callbacks.named.values():
         grid = getattr(callback, "last_grid", None)
         if grid:
@@ -89,34 +89,35 @@ def print_result(run: Run, plan: Plan, parts: Parts, callbacks: CallbackSet, lef
 
 
 def _ended_early(progress: Progress, parts: Parts) -> str:
-    """Where a run stands that trainer.max_minutes has ended."""
+    """Describe the progress of a run that trainer.max_minutes has ended."""
     seen = progress.images_seen
     lr_schedule = parts.module.optimisation.lr_schedule
     factor = lr_schedule(seen, progress.max_images)
-    reached = (
+    text = (
         f"at {seen} of {progress.max_images} images, the learning rate at {factor:.0%} of its peak"
     )
-    if not isinstance(lr_schedule, Cosine):
-        return reached
-    return f"{reached}; with trainer.max_images={seen} it would have fallen to its end"
+    if isinstance(lr_schedule, Cosine):
+        text += f"; with trainer.max_images={seen} it would have reached the end of its schedule"
+    return text
 
 
-def _last_numbers(callbacks: CallbackSet) -> list[str]:
+def _last_metrics(callbacks: CallbackSet) -> list[str]:
     latest = dict(callbacks.metrics_log.latest)
     for callback in (callbacks.validation, callbacks.named.get("noise_levels")):
         latest |= getattr(callback, "latest", {})
-    shown = []
+    texts = []
     for key, value in latest.items():
         if key == "train/loss" or key.startswith("validation/"):
-            shown.append(f"{key} {value:.4g}")
+            texts.append(f"{key} {value:.4g}")
     if latest.get("validation/bits_saved", 0) < 0:
-        shown.append("untrained: worse than the best linear denoiser")
-    return shown
+        texts.append("untrained: worse than the best linear denoiser")
+    return texts
 
 
 def _next_command(run: Run, plan: Plan, parts: Parts, averaged: bool) -> str | None:
-    """A line for the shell, whatever stands in prompts and paths. None for a model that
-    sdtrain-sample cannot give all that it reads.
+    """Return a shell command that uses the trained model, with prompts and paths quoted.
+
+    None if sdtrain-sample cannot supply all conditions that the model reads.
     """
     folder = run.folder
     if plan.draft.trains_autoencoder:
@@ -136,8 +137,9 @@ def _next_command(run: Run, plan: Plan, parts: Parts, averaged: bool) -> str | N
 
 
 def _diffusion_command(folder: RunFolder, plan: Plan) -> str | None:
-    """Trains a diffusion model of the same pictures on an autoencoder. None where its run goes on
-    by itself.
+    """Return the command that trains a diffusion model of the same pictures on this autoencoder.
+
+    None for a first stage, whose run continues by itself.
     """
     if folder.is_first_stage:
         return None
@@ -152,8 +154,8 @@ def _diffusion_command(folder: RunFolder, plan: Plan) -> str | None:
 
 
 def _print_table(console: Console, title: str, rows: Rows) -> None:
-    """Names and values in two columns. Long lines are left to the terminal: a path or a command can
-    be copied whole.
+    """Print names and values in two columns. Long lines are not wrapped, so that a path or a
+    command can be copied as a whole.
     """
     console.print(Text(title, style="bold"))
     for name, value in rows:

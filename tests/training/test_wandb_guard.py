@@ -177,7 +177,7 @@ def test_a_run_whose_wandb_is_blocked_is_the_same(tiny, tiny_run, saved, tmp_pat
     run = tmp_path / "run"
     ended = blocked(tiny, tmp_path, number, "guarded")
     assert ended.code == 0, ended.err
-    assert "Traceback" not in ended.err and ended.err.count("sdtrain: wandb fails (") == 1
+    assert "Traceback" not in ended.err and ended.err.count("sdtrain: wandb failed (") == 1
     assert 0 < ended.seconds["warned"] < 10 and ended.seconds["ended"] < 60
     assert images_seen(run) == images_seen(tiny_run)
     assert same(saved(run), saved(tiny_run))
@@ -270,5 +270,5 @@ def test_a_run_whose_host_is_gone_in_mid_run_is_the_same(command, tiny, tiny_run
         result, seconds = timed(command, "sdtrain", *words, env=online)
     finishes_like(run, result, tiny_run, seconds)
     assert any(path.endswith("/file_stream") for path, _ in asked)
-    assert result.err.count("sdtrain: wandb fails (no answer in ") == 1
+    assert result.err.count("sdtrain: wandb failed (no answer in ") == 1
     assert same(saved(run), saved(tiny_run))

@@ -1,4 +1,4 @@
-"""Loggers that write into the run's folder."""
+"""Loggers that write to the run's folder."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,14 +10,14 @@ from sdtrain.runs.layout import RunFolder
 
 
 def csv(*, run_dir: Path) -> Logger:
-    """Lightning's metrics.csv under csv/ in the run."""
+    """Write Lightning's metrics.csv under csv/ in the run's folder."""
     return CSVLogger(run_dir, name=RunFolder(run_dir).csv.name, version="")
 
 
 def tensorboard(*, run_dir: Path, resumed: int) -> Logger:
-    """Event files under tensorboard/ in the run: `tensorboard --logdir RUN`.
+    """Write event files under tensorboard/ in the run's folder: `tensorboard --logdir RUN`.
 
-    What an earlier process logged beyond `resumed` images is purged.
+    Purges what an earlier process has logged beyond `resumed` images.
     """
     check_tensorboard()
     purge_step = resumed + 1 if resumed else None
@@ -26,10 +26,10 @@ def tensorboard(*, run_dir: Path, resumed: int) -> Logger:
 
 
 def check_tensorboard() -> None:
-    """Raises UserError where the package is missing."""
+    """Raise UserError if the package is missing."""
     if find_spec("tensorboard") is None:
         raise UserError(
-            "needs the package tensorboard, of sdtrain's extra of that name",
+            "needs the package tensorboard, which sdtrain's extra of that name installs",
             key="logger",
             value="tensorboard",
             remedy="Run pip install 'sdtrain[tensorboard]', or choose another logger.",

@@ -1,6 +1,6 @@
-"""Loggers are made and closed here, and given pictures, histograms and tables.
+"""Builds and closes the logger, and logs pictures, histograms and tables.
 
-What a logger cannot show is left out: the run's folder has it.
+What a logger does not support is not logged: the run's folder has it.
 """
 
 import os
@@ -25,21 +25,21 @@ from sdtrain.training.loggers.wandb_variables import with_variables
 
 
 def check_logger(node: dict | None, typed: Collection[str]) -> None:
-    """Raises UserError where a logger lacks what it needs. It makes nothing."""
-    settled = _settled(node, typed)
-    if settled and target_of(settled, "logger") is tensorboard:
+    """Raise UserError if the logger cannot work, without building it."""
+    settings = _with_environment(node, typed)
+    if settings and target_of(settings, "logger") is tensorboard:
         check_tensorboard()
 
 
 def make_logger(
     config: dict, typed: Collection[str], folder: RunFolder, saved: str, resumed: int
 ) -> Logger | None:
-    """The logger that the configuration names, or None.
+    """Build the logger that the configuration names; None if it names none.
 
-    typed: the keys that the user typed. saved: the run's yaml, which is logged as its
-    hyperparameters. resumed: images seen at the checkpoint that the run goes on from.
+    typed: keys that the user typed on the command line. saved: the run's yaml, which is logged as
+    its hyperparameters. resumed: images seen at the checkpoint that the run resumes from, else 0.
     """
-    node = _settled(config.get("logger"), typed)
+    node = _with_environment(config.get("logger"), typed)
     if not node:
         return None
     name = redacted(f"{config['name']}/{folder.name}")
@@ -49,8 +49,8 @@ def make_logger(
     return logger
 
 
-def _settled(node: dict | None, typed: Collection[str]) -> dict | None:
-    """The logger's node, wandb's with what its environment variables say."""
+def _with_environment(node: dict | None, typed: Collection[str]) -> dict | None:
+    """Return the logger's node, for wandb with the values of its environment variables."""
     if node and target_of(node, "logger") is wandb:
         return with_variables(node, typed)
     return node
@@ -58,8 +58,8 @@ def _settled(node: dict | None, typed: Collection[str]) -> dict | None:
 
 @rank_zero_only
 def close_logger(logger: Logger, *, failed: bool) -> None:
-    """Ends the logger's run: the next one of a sweep starts its own."""
-    if not failed:  # otherwise Lightning has done it
+    """Finish the logger, so that the next run of a sweep starts its own."""
+    if not failed:  # otherwise Lightning has finalized it
         logger.finalize("success")
     if isinstance(logger, GuardedWandb):
         saved = published(Path(logger.save_dir))
@@ -71,7 +71,7 @@ def close_logger(logger: Logger, *, failed: bool) -> None:
 
 
 def log_picture(logger: Logger, key: str, picture: Image.Image, images_seen: int) -> None:
-    """Logs a picture, where the logger takes pictures."""
+    """Log a picture, if the logger supports pictures."""
     if isinstance(logger, GuardedWandb):
         import wandb
 
@@ -84,7 +84,10 @@ def log_picture(logger: Logger, key: str, picture: Image.Image, images_seen: int
 def log_levels(
     logger: Logger, lists: dict[str, list], edges: list[float], images_seen: int
 ) -> None:
-    """Logs the number of samples and the mean loss by noise level, as histograms over log_snr."""
+    """Log values by bin of log_snr, such as the mean loss, as histograms.
+
+    lists: {key: [bins]}. edges: [bins + 1], the edges of the bins.
+    """
     if not isinstance(logger, GuardedWandb):
         return
     import wandb
@@ -99,26 +102,25 @@ def log_levels(
 def log_table(
     logger: Logger, key: str, columns: list[str], rows: list[list], images_seen: int
 ) -> None:
-    """Logs a table to wandb; cells that are pictures ([H, W, 3] uint8 arrays) are shown as such.
+    """Log a table to wandb; cells that are [H, W, 3] uint8 arrays are shown as pictures.
 
-    Offline, wandb keeps the table's pictures for the upload alone; so each is logged by itself too,
-    where `wandb leet` and people find it.
+    The last cell of each row is a picture, which is also logged by itself: offline, wandb keeps the
+    pictures of a table only for the upload, where neither `wandb leet` nor people find them.
     """
     if not isinstance(logger, GuardedWandb):
         return
     import wandb
 
-    def cell_shown(cell):
+    def as_wandb(cell):
         return wandb.Image(cell) if isinstance(cell, np.ndarray) else cell
 
-    def table() -> dict:
+    def make_table() -> dict:
         data = []
+        images = []
         for row in rows:
-            data.append([cell_shown(cell) for cell in row])
-        single = []
-        for row in rows:
+            data.append([as_wandb(cell) for cell in row])
             caption = ", ".join(str(cell) for cell in row[1:-1])
-            single.append(wandb.Image(row[-1], caption=caption))
-        return {key: wandb.Table(columns=columns, data=data), f"{key}_pictures": single}
+            images.append(wandb.Image(row[-1], caption=caption))
+        return {key: wandb.Table(columns=columns, data=data), f"{key}_pictures": images}
 
-    logger.log_guarded(table, images_seen)
+    logger.log_guarded(make_table, images_seen)

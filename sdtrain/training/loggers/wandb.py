@@ -1,4 +1,4 @@
-"""Weights & Biases, which a run never waits long for and never depends on."""
+"""Logs to Weights & Biases (wandb); a run never depends on it and never waits long for it."""
 
 import contextlib
 import importlib
@@ -23,28 +23,29 @@ from sdtrain.runs.layout import CheckpointFolder, RunFolder
 from sdtrain.training.loggers.wandb_variables import FOLDER, NAME, RESUME, RUN_ID
 
 REACH_LIMIT = 2.0
-"""Seconds in which wandb's host has to be found."""
+"""Seconds to wait for a connection to wandb's host."""
 CALL_LIMIT = 7.0
-"""Seconds that wandb's start, and each of its calls, may take: with REACH_LIMIT less than the 10 s
-that a run waits for what it does not depend on."""
+"""Seconds that wandb's start, and each call, may take. Together with REACH_LIMIT less than 10 s,
+the longest that a run should wait for what it does not depend on."""
 UPLOAD_LIMIT = 300.0
-"""Seconds that the last upload may take, while the host is there; the run's own files are complete
-by then."""
+"""Seconds that the last upload may take if the host can be reached; by then the run's own files are
+complete."""
 SLOWEST_UPLOAD = 1e6
-"""Bytes in a second: a checkpoint lengthens the last upload by its size over this."""
+"""Bytes per second: a checkpoint extends the limit of the last upload by its size divided by this.
+"""
 
 
 def failure_reason(call: Callable[[], object], limit: float) -> str | None:
-    """Runs `call` in a thread. Returns why it failed, None where it succeeded.
+    """Run `call` in a thread. Return why it failed, or None if it succeeded.
 
-    A call that takes longer than `limit` seconds has failed too, and is abandoned.
+    A call that takes longer than `limit` seconds counts as failed, and is abandoned.
     """
     errors: list[str] = []
 
     def attempt() -> None:
         try:
             call()
-        except Exception as error:  # whatever it raises, the run does not depend on it
+        except Exception as error:  # any error: the run must not depend on the call
             errors.append(f"{type(error).__name__}: {error}".splitlines()[0])
 
     thread = threading.Thread(target=attempt, daemon=True)
@@ -56,10 +57,10 @@ def failure_reason(call: Callable[[], object], limit: float) -> str | None:
 
 
 class GuardedWandb(WandbLogger):
-    """Lightning's logger of wandb, switched off once a call raises or takes longer than its limit.
+    """Lightning's WandbLogger, switched off once a call raises or takes longer than its limit.
 
-    What is logged goes to wandb's process, which uploads it in its own time: a host that is slow or
-    gone holds up no call.
+    Calls pass their data to wandb's own process, which uploads it in the background: a host that is
+    slow or unreachable does not delay a call.
     """
 
     is_off = False
@@ -68,7 +69,7 @@ class GuardedWandb(WandbLogger):
     upload_limit = UPLOAD_LIMIT
 
     def guarded(self, call: Callable[[], object], limit: float = CALL_LIMIT) -> None:
-        """Runs `call`; switches the logger off where it fails."""
+        """Run `call`, and switch the logger off if it fails."""
         if self.is_off:
             return
         reason = failure_reason(call, limit)
@@ -76,28 +77,28 @@ class GuardedWandb(WandbLogger):
             self.is_off = True
             _switch_off(reason)
 
-    def answered(self, call: Callable[[], object]) -> None:
-        """Guarded, and wandb's process has to answer.
+    def guarded_with_answer(self, call: Callable[[], object]) -> None:
+        """Like `guarded`, but also requires an answer from wandb's process.
 
-        Otherwise a run would write to one that stands still until the socket is full.
+        Otherwise a run would write to a process that hangs until the socket's buffer is full.
         """
         self.guarded(lambda: (call(), self.experiment.status()))
 
     @rank_zero_only
     def log_hyperparams(self, params: dict) -> None:
-        self.answered(lambda: super(GuardedWandb, self).log_hyperparams(params))
+        self.guarded_with_answer(lambda: super(GuardedWandb, self).log_hyperparams(params))
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        self.answered(lambda: super(GuardedWandb, self).log_metrics(metrics, step))
+        self.guarded_with_answer(lambda: super(GuardedWandb, self).log_metrics(metrics, step))
 
     def log_guarded(self, make: Callable[[], dict], images_seen: int) -> None:
-        """Logs what `make` returns; it is called within the guard."""
-        self.answered(lambda: self.experiment.log(make() | {"images_seen": images_seen}))
+        """Log what `make` returns; it is called within the guard."""
+        self.guarded_with_answer(lambda: self.experiment.log(make() | {"images_seen": images_seen}))
 
     def log_checkpoint(self, checkpoint: CheckpointFolder) -> None:
-        """Hands a checkpoint over, as an artifact. wandb copies it: it may be synced later, when
-        the run has gone on and removed it.
+        """Log a checkpoint as an artifact. wandb copies its files, as an upload may happen later,
+        when a resumed run has removed the checkpoint.
         """
         files = sorted(path for path in checkpoint.path.rglob("*") if path.is_file())
         self.upload_limit += sum(file.stat().st_size for file in files) / SLOWEST_UPLOAD
@@ -117,46 +118,48 @@ class GuardedWandb(WandbLogger):
         self.guarded(hand_over, self.upload_limit)
 
     def finish(self, failed: bool) -> None:
-        """Ends wandb's run.
+        """Finish the wandb run.
 
-        What is left is uploaded for up to `upload_limit` seconds when all went well and both
-        wandb's process and its host answer.
+        The remaining data are uploaded for up to `upload_limit` seconds if the run succeeded and
+        both wandb's process and its host answer.
         """
         self.guarded(self.experiment.status)
         uploads = not failed and not self.is_off and not self.experiment.offline and reachable()
         if uploads:
-            longest = f"{self.upload_limit:.0f} s"
-            print(f"wandb uploads what is left, for at most {longest}.", flush=True)
+            print(
+                f"wandb uploads the remaining data, for at most {self.upload_limit:.0f} s.",
+                flush=True,
+            )
         limit = self.upload_limit if uploads else CALL_LIMIT
         self.guarded(lambda: self.experiment.finish(int(failed)), limit)
 
 
 def _switch_off(reason: str) -> None:
-    """Warns, and kills wandb's process: the interpreter's exit would wait for it without a limit.
+    """Warn, and kill wandb's process, for which the interpreter's exit would wait without limit.
 
-    What that process has written stays for `wandb sync`.
+    What that process has written can still be uploaded by `wandb sync`.
     """
     warn(
-        f"wandb fails ({reason}) and is left out from now on; the run goes on, "
-        "metrics.jsonl has every number."
+        f"wandb failed ({reason}) and is not used from now on; the run continues, and "
+        "metrics.jsonl has every metric."
     )
-    # Private parts of wandb 0.31; without them the exit may take longer.
+    # Private parts of wandb 0.31; if they are missing, the exit may take longer.
     with contextlib.suppress(KeyError, AttributeError, OSError):
-        # No import: that, or a lock, may be what does not answer.
+        # Not an import statement: an import, or its lock, may be what hangs.
         connection = sys.modules["wandb.sdk.wandb_setup"]._singleton._connection
         connection._proc._process.kill()
         connection._cleanup()
 
 
 def wandb_host() -> tuple[str, int]:
-    """(host, port) of the server that the environment names, or of wandb.ai."""
+    """Return (host, port) of the server in WANDB_BASE_URL, by default wandb.ai."""
     url = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
     default_port = 80 if url.scheme == "http" else 443
     return url.hostname or "api.wandb.ai", url.port or default_port
 
 
 def logged_in() -> bool:
-    """Whether there is a key for the server, in the environment or in ~/.netrc."""
+    """Return whether there is a key for the server, in the environment or in ~/.netrc."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
@@ -166,7 +169,7 @@ def logged_in() -> bool:
 
 
 def reachable() -> bool:
-    """Whether the server answers. wandb itself would wait a minute and a half, and then raise."""
+    """Return whether the server can be reached; wandb itself would wait 90 s and then raise."""
     connect = socket.create_connection
     return failure_reason(lambda: connect(wandb_host()).close(), REACH_LIMIT) is None
 
@@ -185,24 +188,24 @@ def wandb(
     name: str,
     resumed: int,
 ) -> Logger | None:
-    """Weights & Biases: online where the user is logged in and the host answers, else offline.
+    """Log to Weights & Biases: online if the user is logged in and the host answers, else offline.
 
-    resumed: images seen at the checkpoint that the run goes on from, 0 where it starts anew.
+    resumed: images seen at the checkpoint that the run resumes from, 0 for a new run.
     """
     if mode == "disabled":
         return None
     if rank_zero_only.rank > 0:
-        # It is never asked for its wandb run: rank 0's is the only one.
+        # Never starts a wandb run: rank 0's is the only one.
         return GuardedWandb(save_dir=run_dir, offline=True)
-    # Read by wandb's import: error reports hold up the exit for 10 s where the host is silent.
+    # Read by wandb's import: error reports would delay the exit by 10 s if the host is silent.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    # Imported before the clock runs: a slow disk is no reason to leave wandb out.
+    # Imported before the time is measured: a slow disk is no reason to switch wandb off.
     importlib.import_module("wandb")
     offline_reason = _offline_reason(mode)
     if mode in ("online", "shared") and offline_reason:
-        print(f"sdtrain: logger.mode={mode}, but {offline_reason}: going on offline.", flush=True)
+        print(f"sdtrain: logger.mode={mode}, but {offline_reason}: wandb is offline.", flush=True)
     online_mode = "shared" if mode == "shared" else "online"
-    described = {
+    init_arguments = {
         "project": project,
         "entity": entity,
         "group": group,
@@ -215,9 +218,9 @@ def wandb(
     started: list = []
 
     def start() -> None:
-        started.append(_start_wandb(described, run_dir, resumed))
+        started.append(_start_wandb(init_arguments, run_dir, resumed))
 
-    # Offline, wandb waits for this machine alone, which may be busy.
+    # Offline the start depends on this machine alone, which may be busy.
     reason = failure_reason(start, 3 * CALL_LIMIT if offline_reason else CALL_LIMIT)
     if reason:
         _switch_off(reason)
@@ -230,9 +233,9 @@ def wandb(
 
 
 def _offline_reason(mode: str) -> str | None:
-    """Why wandb cannot be online, or is not to be."""
+    """Return why wandb is not online; None if it can be."""
     if mode == "offline":
-        return "asked for"
+        return "as requested"
     if not logged_in():
         return "not logged in"
     if not reachable():
@@ -241,53 +244,54 @@ def _offline_reason(mode: str) -> str | None:
 
 
 def _print_offline(wandb_run, reason: str) -> None:
-    """Prints how to look at a run that is offline, and how to upload it."""
+    """Print how to view an offline run, and how to upload it."""
     folder = Path(wandb_run.dir).parent
     sessions = folder.with_name(f"offline-run-*-{wandb_run.id}")  # a resumed run has several
     print(
-        f"wandb is offline ({reason}). Look at the run with `wandb leet {folder}`, "
+        f"wandb is offline ({reason}). View the run with `wandb leet {folder}`, "
         f"or upload it with `wandb sync {sessions}`.",
         flush=True,
     )
 
 
 def own_data_dir(run_dir: Path | str) -> str:
-    """WANDB_DATA_DIR inside the run's folder."""
+    """Return the value of WANDB_DATA_DIR: a folder inside the run's."""
     return str(RunFolder(Path(run_dir).resolve()).wandb)
 
 
 def wandb_run_id(run_dir: Path, resumed: int) -> str:
-    """wandb's id of the run, kept in its folder: WANDB_RUN_ID where that is set.
+    """Return wandb's id of the run, which is stored in its folder: WANDB_RUN_ID if that is set.
 
-    A resumed run has the same one; one that starts anew in that folder has another.
+    A resumed run keeps its id; a new run in the same folder gets another.
     """
     file = RunFolder(Path(run_dir).resolve()).wandb_id
-    given = os.environ.get(RUN_ID)
-    if given or not resumed or not file.is_file():
+    id_from_environment = os.environ.get(RUN_ID)
+    if id_from_environment or not resumed or not file.is_file():
         file.parent.mkdir(exist_ok=True)
-        write_text(file, given or uuid.uuid4().hex[:12])
+        write_text(file, id_from_environment or uuid.uuid4().hex[:12])
     return file.read_text()
 
 
-def _start_wandb(described: dict[str, Any], run_dir: Path, resumed: int) -> object:
-    """described: what wandb is told of the run, as arguments of its init."""
+def _start_wandb(init_arguments: dict[str, Any], run_dir: Path, resumed: int) -> object:
+    """Start the wandb run. init_arguments: arguments of wandb.init that describe the run."""
     import wandb as library
 
-    # What waits for an upload lies in the run, not in the user's home.
+    # Data that wait for an upload go into the run's folder, not into the user's home.
     os.environ.setdefault("WANDB_DATA_DIR", own_data_dir(run_dir))
     settings = library.Settings(
         silent=True,
         console="off",
         init_timeout=CALL_LIMIT,
-        x_disable_meta=True,  # it would hold the command line, and secrets that were typed there
+        x_disable_meta=True,  # it would hold the command line, and secrets typed there
     )
-    # Offline, id and resume are kept in the run's file: `wandb sync` makes one run of its sessions.
+    # Offline, id and resume are stored in the run's file, so that `wandb sync` uploads all sessions
+    # as one run.
     run = library.init(
         dir=expanded(os.environ.get(FOLDER) or str(run_dir)),
         settings=settings,
         id=wandb_run_id(run_dir, resumed),
         resume=os.environ.get(RESUME) or "allow",
-        **described,
+        **init_arguments,
     )
     run.define_metric("images_seen")
     run.define_metric("*", step_metric="images_seen")

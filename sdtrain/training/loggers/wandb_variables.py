@@ -1,5 +1,5 @@
-"""wandb's environment variables: those that stand for a key of `logger`, and those that belong to
-one process alone. Without wandb.
+"""wandb's environment variables: those that replace a key of `logger`, and those that must not be
+passed on to other runs. Does not import wandb.
 """
 
 import os
@@ -17,7 +17,7 @@ VARIABLES = {
     "job_type": "WANDB_JOB_TYPE",
     "mode": "WANDB_MODE",
 }
-"""The variable that stands for a key of the logger that was not typed."""
+"""{key of the logger: the variable that replaces it unless the key was typed}."""
 
 MODES = {
     "online": "online",
@@ -27,15 +27,15 @@ MODES = {
     "dryrun": "offline",
     "disabled": "disabled",
 }
-"""What WANDB_MODE may be, and which mode of the logger it means."""
+"""{value of WANDB_MODE: mode of the logger}."""
 
 NAME = "WANDB_NAME"
 RUN_ID = "WANDB_RUN_ID"
 RESUME = "WANDB_RESUME"
 FOLDER = "WANDB_DIR"
-"""Variables that no key stands for."""
+"""Variables without a key of the logger."""
 
-OF_ONE_RUN = (
+RUN_VARIABLES = (
     RUN_ID,
     RESUME,
     "WANDB_RESUME_FROM",
@@ -43,49 +43,49 @@ OF_ONE_RUN = (
     "WANDB_SWEEP_ID",
     "WANDB_SWEEP_PARAM_PATH",
 )
-"""What says which run of wandb a process writes: with it a first stage and all arms of a sweep
-would write to the same one."""
+"""Variables that select the wandb run. If a first stage or the arms of a sweep inherited them, all
+would write to the same run."""
 
-TO_ANOTHER_MACHINE = (NAME, *VARIABLES.values())
-"""What an arm that is started by ssh is told too."""
+SSH_VARIABLES = (NAME, *VARIABLES.values())
+"""Variables that are also passed to an arm that is started by ssh."""
 
 
 def with_variables(node: dict[str, Any], typed: Collection[str]) -> dict[str, Any]:
-    """The logger's node with what the environment says of keys that were not typed.
+    """Return the logger's node with the environment's values for keys that were not typed.
 
-    Raises UserError for a mode that wandb does not have.
+    Raises UserError for a WANDB_MODE that wandb does not have.
     """
-    settled = dict(node)
+    settings = dict(node)
     for key, variable in VARIABLES.items():
         value = os.environ.get(variable)
         if not value or f"logger.{key}" in typed:
             continue
         if key == "mode":
-            settled[key] = _mode(value)
+            settings[key] = _mode(value)
         elif key == "tags":
-            settled[key] = [tag.strip() for tag in value.split(",") if tag.strip()]
+            settings[key] = [tag.strip() for tag in value.split(",") if tag.strip()]
         else:
-            settled[key] = value
-    return settled
+            settings[key] = value
+    return settings
 
 
 def _mode(value: str) -> str:
     if value not in MODES:
         raise UserError(
-            f"{VARIABLES['mode']}={value} is no mode of wandb",
+            f"{VARIABLES['mode']}={value} is not a mode of wandb",
             key="logger.mode",
             allowed=", ".join(MODES),
-            remedy=f"Unset {VARIABLES['mode']}, or type logger.mode.",
+            remedy=f"Unset {VARIABLES['mode']}, or set logger.mode on the command line.",
         )
     return MODES[value]
 
 
 def forget_wandb_run(environment: dict[str, str], name: str) -> None:
-    """Makes the run of a process that gets `environment` one of its own to wandb.
+    """Change `environment` so that the process that gets it starts a wandb run of its own.
 
-    name: what is added to WANDB_NAME, where that is set.
+    name: added to WANDB_NAME, if that is set.
     """
-    for variable in OF_ONE_RUN:
+    for variable in RUN_VARIABLES:
         environment.pop(variable, None)
     if environment.get(NAME):
         environment[NAME] += f"/{name}"
