@@ -44,8 +44,11 @@ class CollateBlock:
         self.world_size = world_size
 
     def __call__(self, items: list[tuple[Row, int]]) -> Batch:
-        rows = [row for row, _ in items]
-        ordinals = [ordinal for _, ordinal in items]
+        rows = []
+        ordinals = []
+        for row, ordinal in items:
+            rows.append(row)
+            ordinals.append(ordinal)
         stream_end = ordinals[0] + (self.world_size - self.rank) * len(items)
         return self.collate(rows, ordinals, stream_end)
 

@@ -29,10 +29,12 @@ class MicroBatchLosses:
     times: Tensor | None
 
     def rows(self) -> list[SampleLoss]:
-        columns = [self.ordinals, self.losses]
-        if self.times is not None:
-            columns.append(self.times)
-        return list(zip(*(column.tolist() for column in columns), strict=True))
+        """Return (ordinal, loss, time) of each sample, without the time for an autoencoder."""
+        ordinals = self.ordinals.tolist()
+        losses = self.losses.tolist()
+        if self.times is None:
+            return list(zip(ordinals, losses, strict=True))
+        return list(zip(ordinals, losses, self.times.tolist(), strict=True))
 
 
 @dataclass
@@ -63,7 +65,10 @@ def bad_steps(steps: list[FinishedStep]) -> list[BadStep]:
     """Return the steps that were not finite, the same on all ranks. Waits for the device once."""
     if not steps:
         return []
-    on_host = torch.stack([torch.stack([step.loss, step.norm]) for step in steps]).tolist()
+    numbers = []
+    for step in steps:
+        numbers += [step.loss, step.norm]
+    on_host = torch.stack(numbers).view(-1, 2).tolist()
     bad = []
     for step, (loss, norm) in zip(steps, on_host, strict=True):
         if not math.isfinite(loss + norm):

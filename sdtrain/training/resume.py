@@ -113,8 +113,8 @@ def _configuration_differs(
 
 def check_weights(checkpoint: Path, module: torch.nn.Module) -> None:
     """Raise UserError if the checkpoint's weights do not have the module's names and shapes."""
-    old = {name: list(v.shape) for name, v in read_weights(checkpoint, "model").items()}
-    new = {name: list(v.shape) for name, v in module.state_dict().items()}
+    old = _shapes(read_weights(checkpoint, "model"))
+    new = _shapes(module.state_dict())
     for name in sorted(old.keys() | new.keys()):
         saved_shape = old.get(name, "missing")
         new_shape = new.get(name, "missing")
@@ -125,6 +125,10 @@ def check_weights(checkpoint: Path, module: torch.nn.Module) -> None:
                 key="model",
                 remedy="Set model back, or choose another hydra.run.dir.",
             )
+
+
+def _shapes(weights: dict[str, torch.Tensor]) -> dict[str, list[int]]:
+    return {name: list(tensor.shape) for name, tensor in weights.items()}
 
 
 def newest_unfinished(draft: Draft) -> Path | None:

@@ -50,8 +50,9 @@ class LossSums:
         losses = []
         times = []
         for step in self.steps:
-            losses += [each.losses for each in step.micro_batches]
-            times += [each.times for each in step.micro_batches]
+            for micro_batch in step.micro_batches:
+                losses.append(micro_batch.losses)
+                times.append(micro_batch.times)
         schedule = module.model.objective.schedule
         own = self._earlier_levels + bin_losses(schedule, _concatenate(losses), _concatenate(times))
         return trainer.strategy.reduce(own.to(module.device), reduce_op="sum").cpu()
