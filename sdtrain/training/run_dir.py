@@ -23,7 +23,7 @@ def run_dir_overrides(arguments: list[str]) -> list[str]:
     typed = typed_values(words)
     if "hydra.run.dir" in typed:
         return []
-    found = None
+    folder = None
     if typed.get("resume", "auto" if flags else "never") != "never":
         draft = check_draft(compose_config("train", words, flags), words)
         if draft.resume != "never":
@@ -31,7 +31,7 @@ def run_dir_overrides(arguments: list[str]) -> list[str]:
             settled_rank(draft.trainer.devices, is_one_process=draft.is_one_process)
             from sdtrain.training.resume import newest_unfinished
 
-            found = newest_unfinished(draft)
-    if found is None and is_started_by_launcher() and typed_rank(typed) > 0:
-        found = tempfile.mkdtemp()
-    return [f"hydra.run.dir={quoted(str(found))}"] if found else []
+            folder = newest_unfinished(draft)
+    if folder is None and is_started_by_launcher() and typed_rank(typed) > 0:
+        folder = tempfile.mkdtemp()
+    return [f"hydra.run.dir={quoted(str(folder))}"] if folder else []

@@ -13,7 +13,7 @@ from sdtrain.training.progress import Progress
 from sdtrain.training.stopping import Stopping
 
 BATCH_SIZE = 16
-"""Small, because a signal is handled between two batches."""
+"""Pictures per batch: few, because a signal is handled between two batches."""
 
 
 @dataclass(frozen=True)
