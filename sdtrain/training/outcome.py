@@ -175,7 +175,7 @@ def _as_user_error(error: UserError | OmegaConfBaseException) -> UserError:
 
 
 def _as_run_error(error: Exception, run: Run) -> UserError:
-    """Return the error to show for one that sdtrain did not raise for the user's sake."""
+    """Return the error to show for an exception that is not a UserError."""
     if re.search("DataLoader worker .*(killed by signal|exited unexpectedly)", str(error)):
         return DataError(
             f"A data loader worker was killed at {run.progress.images_seen} images, "

@@ -85,9 +85,9 @@ def train_plan(plan: Plan, run: Run) -> None:
     resumed = CheckpointFolder(checkpoint).images_seen if checkpoint else 0
     logger = make_logger(plan.config, plan.draft.typed, run.folder, config, resumed)
     strategy = build_strategy(plan.config["strategy"])
-    kept = plan.draft.checkpoint
+    saving = plan.draft.checkpoint
     checkpoint_io = FolderIO(
-        config=config, keep=kept.keep, max_failed_saves=kept.max_failed_saves, warn=warn
+        config=config, keep=saving.keep, max_failed_saves=saving.max_failed_saves, warn=warn
     )
     run.ranks = make_ranks(plan, run, config)
     ordered = order_callbacks(plan, run, callbacks)

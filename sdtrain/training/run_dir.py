@@ -13,7 +13,7 @@ from sdtrain.config.overrides import quoted, typed_values
 
 def run_dir_overrides(arguments: list[str]) -> list[str]:
     """Return the override of hydra.run.dir for a run whose folder does not follow from ${now:...};
-    [] for other runs.
+    [] for other runs, or if the user has set it.
 
     For resume=auto, the override names the folder of the run to resume. For a rank above 0 that a
     launcher started, which would resolve ${now:...} to a time of its own, it names a temporary
