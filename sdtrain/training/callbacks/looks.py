@@ -150,6 +150,7 @@ class Looks(L.Callback):
         # old value, and all of them are planned again from it.
         spent = self.budget.spent
         for name, look in due:
+            # The other ranks wait while rank 0 runs a look alone, which costs as much again.
             ranks_busy = 1 if look.on_all_ranks else trainer.world_size
             planned = look.plan(
                 module,
