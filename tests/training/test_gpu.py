@@ -35,7 +35,7 @@ def test_deterministic_reaches_torch(tmp_path):
                 logger=None,
                 callbacks=[],
                 run_dir=tmp_path,
-                checkpoint_io=FolderIO(config="", keep=2, max_failed_saves=0, report=print),
+                checkpoint_io=FolderIO(config="", keep=2, max_failed_saves=0, warn=print),
             )
             assert torch.are_deterministic_algorithms_enabled() == deterministic
     finally:
