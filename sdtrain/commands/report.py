@@ -30,9 +30,9 @@ def main() -> None:
         from sdtrain.report.request import read_request
 
         request = read_request(asked.folders, asked.baseline, asked.output)
-        from sdtrain.report.report import report
+        from sdtrain.report.report import write_report
 
-        report(request)
+        write_report(request)
 
 
 if __name__ == "__main__":

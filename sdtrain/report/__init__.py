@@ -1,1 +1,1 @@
-"""Runs side by side: compared picture by picture, drawn and written as one page."""
+"""Comparison of runs, picture by picture, plotted and written as one page."""

@@ -1,7 +1,8 @@
-"""Paired comparison of runs: their arms, and the differences picture by picture."""
+"""Paired comparison of runs: groups them into arms and compares the arms picture by picture."""
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -17,113 +18,126 @@ from sdtrain.evaluation.noise_level_error import (
 )
 from sdtrain.report.record import MeasuredRun
 from sdtrain.report.request import without_seed
-from sdtrain.report.statistics import Difference, half_width, quantile_for
+from sdtrain.report.statistics import (
+    Difference,
+    confidence_half_width,
+    standard_errors_to_95_percent,
+)
 
 
 @dataclass
 class Arm:
-    """Runs that differ by their seed alone.
+    """Runs that differ only by their seed.
 
-    used: those whose seeds all arms have, or all where arms have none in common.
-    errors: [N, L], the mean over `used`, on the N pictures that all arms have.
-    common: bits over the levels that all arms' networks reach; common_error: their standard error.
-    difference: to the baseline; None for the baseline itself, and for an untrained arm.
+    runs_used: those whose seed every arm has, or all runs where the arms share no seed.
+    errors: [N, L], the mean over `runs_used`, on the N pictures that all arms have.
+    common_bits: bits per dimension over the levels that all arms' schedules reach.
+    common_bits_error: the standard error of `common_bits`.
+    difference: to the baseline; None for the baseline itself and for an untrained arm.
     """
 
     name: str
     runs: list[MeasuredRun]
-    used: list[MeasuredRun]
+    runs_used: list[MeasuredRun]
     errors: Tensor
-    common: float
-    common_error: float
+    common_bits: float
+    common_bits_error: float
     difference: Difference | None = None
 
     @property
-    def inside(self) -> Tensor:
-        """[L]: the levels that its network reaches."""
-        return self.runs[0].last.found.inside
+    def reached_levels(self) -> Tensor:
+        """Mask [L] of the noise levels that this arm's schedule reaches."""
+        return self.runs[0].last_validation.result.inside
 
     @property
-    def untrained(self) -> bool:
-        """Whether the best linear denoiser, which needs no training, is better."""
-        return self.mean("bits_saved") < 0
+    def is_untrained(self) -> bool:
+        """Whether the arm is worse than the best linear denoiser, which needs no training."""
+        return self.mean_summary("bits_saved") < 0
 
-    def mean(self, name: str) -> float:
-        """Of NoiseLevelErrors.summary() over the runs used, on the pictures that all arms have."""
+    def mean_summary(self, name: str) -> float:
+        """Return one number of NoiseLevelErrors.summary(), averaged over `runs_used`.
+
+        It is taken on the pictures that all arms have.
+        """
         count = len(self.errors)
         total = 0.0
-        for run in self.used:
-            found = run.last.found
-            shared = NoiseLevelErrors(found.errors[:count], found.linear[:count], found.inside)
-            total += shared.summary()[name]
-        return total / len(self.used)
+        for run in self.runs_used:
+            result = run.last_validation.result
+            on_common_pictures = NoiseLevelErrors(
+                result.errors[:count], result.linear[:count], result.inside
+            )
+            total += on_common_pictures.summary()[name]
+        return total / len(self.runs_used)
 
 
 @dataclass
 class Comparison:
-    """Arms that were compared with a baseline, and the runs that could not be.
+    """Arms compared with a baseline, and the runs that are left out.
 
-    arms: best first, and untrained ones after all others.
-    inside: [L], the levels that all arms' networks reach.
-    refused: (run, why it cannot be compared).
-    unfinished: runs that are not at their end.
+    arms: best first, untrained ones after all others.
+    common_levels: mask [L] of the noise levels that all arms' schedules reach.
+    not_comparable: (run, the reason).
+    unfinished: runs that have not reached their end.
     """
 
     arms: list[Arm]
     baseline: Arm | None
-    inside: Tensor
-    refused: list[tuple[MeasuredRun, str]] = field(default_factory=list)
+    common_levels: Tensor
+    not_comparable: list[tuple[MeasuredRun, str]] = field(default_factory=list)
     unfinished: list[MeasuredRun] = field(default_factory=list)
 
     @property
-    def over(self) -> str:
-        """What intervals are taken over."""
-        return sides(self.arms[0], self.arms[-1])[2]
+    def samples(self) -> str:
+        """What the intervals are taken over: "pictures" or "seeds"."""
+        return paired_errors(self.arms[0], self.arms[-1])[2]
 
 
 def compare(runs: list[MeasuredRun], baseline: str | None = None) -> Comparison:
-    """Groups the runs by arm, and compares each arm with the baseline.
+    """Group the runs into arms and compare each arm with the baseline.
 
-    baseline: a run's or an arm's name; None for the first arm that can be compared and is trained.
-    Raises UserError where the baseline cannot.
+    baseline: the name of a run or an arm; None for the first arm that is comparable and trained.
+    Raises UserError if the named baseline cannot be compared.
     """
     no_level = torch.zeros(len(LEVELS), dtype=torch.bool)
     comparison = Comparison([], None, no_level)
-    ready = []
+    candidates = []
     for run in runs:
         if run.state != "finished":
             comparison.unfinished.append(run)
-        elif reason := unfit(run):
-            comparison.refused.append((run, reason))
+        elif reason := _reason_without_result(run):
+            comparison.not_comparable.append((run, reason))
         else:
-            ready.append(run)
+            candidates.append(run)
     named = [run for run in runs if baseline in (run.name, without_seed(run.name))]
-    named_and_ready = [run for run in ready if run in named]
-    if named and not named_and_ready:
-        raise _refused_baseline(baseline, named[0])
-    if not ready:
+    named_candidates = [run for run in named if run in candidates]
+    if named and not named_candidates:
+        raise _baseline_error(baseline, named[0])
+    if not candidates:
         return comparison
-    first = named_and_ready[0] if named_and_ready else ready[0]
-    kept = _keep_comparable(ready, first, comparison)
-    comparison.arms = _arms(kept, bits_over(comparison.inside))
-    comparison.baseline = _baseline(comparison.arms, first, is_named=bool(named_and_ready))
+    reference = named_candidates[0] if named_candidates else candidates[0]
+    comparable = _keep_comparable(candidates, reference, comparison)
+    bit_weights = bits_over(comparison.common_levels)
+    comparison.arms = _make_arms(comparable, bit_weights)
+    comparison.baseline = _choose_baseline(
+        comparison.arms, reference, is_named=bool(named_candidates)
+    )
     for arm in comparison.arms:
-        if arm is not comparison.baseline and not arm.untrained:
-            arm.difference = difference(arm, comparison.baseline, bits_over(comparison.inside))
-    comparison.arms.sort(key=lambda arm: (arm.untrained, arm.common))
+        if arm is not comparison.baseline and not arm.is_untrained:
+            arm.difference = difference(arm, comparison.baseline, bit_weights)
+    comparison.arms.sort(key=lambda arm: (arm.is_untrained, arm.common_bits))
     return comparison
 
 
-def _baseline(arms: list[Arm], first: MeasuredRun, *, is_named: bool) -> Arm:
-    """The arm of the run `first`, or the first that is trained where nobody has named that one."""
-    own = next(arm for arm in arms if first in arm.runs)
-    if is_named or not own.untrained:
+def _choose_baseline(arms: list[Arm], reference: MeasuredRun, *, is_named: bool) -> Arm:
+    """Return the arm of `reference`; if the user named no baseline, the first trained arm."""
+    own = next(arm for arm in arms if reference in arm.runs)
+    if is_named or not own.is_untrained:
         return own
-    return next((arm for arm in arms if not arm.untrained), own)
+    return next((arm for arm in arms if not arm.is_untrained), own)
 
 
-def _refused_baseline(baseline: str, run: MeasuredRun) -> UserError:
-    reason = unfit(run) if run.state == "finished" else run.state
+def _baseline_error(baseline: str, run: MeasuredRun) -> UserError:
+    reason = _reason_without_result(run) if run.state == "finished" else run.state
     return UserError(
         f"--baseline {baseline} cannot be compared: {reason}",
         key="--baseline",
@@ -131,75 +145,95 @@ def _refused_baseline(baseline: str, run: MeasuredRun) -> UserError:
     )
 
 
-def unfit(run: MeasuredRun) -> str | None:
-    """Why a finished run has no number to compare."""
-    if run.last is None:
+def _reason_without_result(run: MeasuredRun) -> str | None:
+    """Return why a finished run has no result to compare, or None where it has one."""
+    validation = run.last_validation
+    if validation is None:
         return "no noise-level validation (callbacks.noise_levels)"
-    if run.last.images_seen < run.images_seen:
-        seen = f"{run.last.images_seen} of {run.images_seen} images"
-        return f"its last look at the noise levels was at {seen}"
-    if not run.last.found.errors.isfinite().all():
+    if validation.images_seen < run.images_seen:
+        seen = f"{validation.images_seen} of {run.images_seen} images"
+        return f"its last noise-level validation was at {seen}"
+    if not validation.result.errors.isfinite().all():
         return "errors that are not finite"
     return None
 
 
 def _keep_comparable(
-    runs: list[MeasuredRun], first: MeasuredRun, comparison: Comparison
+    runs: list[MeasuredRun], reference: MeasuredRun, comparison: Comparison
 ) -> list[MeasuredRun]:
-    """Refuses runs that cannot be compared with `first`, and finds the levels all others reach."""
-    kept = []
-    comparison.inside = first.last.found.inside
+    """Return the runs that are comparable with `reference`.
+
+    Sets comparison.common_levels to the levels that all of them reach, and adds the other runs to
+    comparison.not_comparable.
+    """
+    comparable = []
+    comparison.common_levels = reference.last_validation.result.inside
     for run in runs:
-        both = comparison.inside & run.last.found.inside
-        reason = run.last.why_not_comparable(first.last)
-        if reason:
-            comparison.refused.append((run, f"{reason} than {first.name}"))
-        elif both.sum() < 2:
-            few = f"its schedule has not two noise levels in common with {first.name}"
-            comparison.refused.append((run, f"{few} and those between"))
+        levels = comparison.common_levels & run.last_validation.result.inside
+        differing = run.last_validation.difference_from(reference.last_validation)
+        if differing:
+            reason = f"not the same {differing} as {reference.name}"
+            comparison.not_comparable.append((run, reason))
+        elif levels.sum() < 2:
+            reason = (
+                "its schedule shares fewer than two noise levels with "
+                f"{reference.name} and the runs compared before it"
+            )
+            comparison.not_comparable.append((run, reason))
         else:
-            kept.append(run)
-            comparison.inside = both
-    return kept
+            comparable.append(run)
+            comparison.common_levels = levels
+    return comparable
 
 
-def _arms(runs: list[MeasuredRun], weights: Tensor) -> list[Arm]:
-    """weights: [L], errors @ weights are bits."""
+def _make_arms(runs: list[MeasuredRun], bit_weights: Tensor) -> list[Arm]:
+    """Group runs into arms. bit_weights: [L], so that errors @ bit_weights are bits."""
     groups = group_by_arm(runs)
     if len(groups) == 1:
-        # Runs that differ by their seed alone are compared with each other, if with nothing else.
+        # With nothing else to compare, runs that differ only by their seed are compared with each
+        # other.
         groups = {run.name: [run] for run in runs}
     seeds = _common_seeds(groups.values())
-    count = min((len(run.last.pictures) for run in runs), default=0)
+    count = min((len(run.last_validation.picture_hashes) for run in runs), default=0)
     arms = []
     for name, group in groups.items():
         used = [run for run in group if run.seed in seeds] or group
-        errors = torch.stack([run.last.found.errors[:count] for run in used]).mean(0)
-        bits = errors @ weights
+        errors = _mean_errors(used, count)
+        bits = errors @ bit_weights
         arms.append(Arm(name, group, used, errors, bits.mean().item(), standard_error(bits)))
     return arms
 
 
+def _mean_errors(runs: list[MeasuredRun], count: int) -> Tensor:
+    """Return the errors [count, L] on the first pictures, averaged over the runs."""
+    errors = []
+    for run in runs:
+        errors.append(run.last_validation.result.errors[:count])
+    return torch.stack(errors).mean(0)
+
+
 def _common_seeds(groups: Iterable[list[MeasuredRun]]) -> set[str]:
-    """Seeds that a run of each group has."""
-    seeds = [{run.seed for run in group} for group in groups]
-    return set.intersection(*seeds) if seeds else set()
+    """Return the seeds that every group has a run of."""
+    seeds_of_groups = []
+    for group in groups:
+        seeds_of_groups.append({run.seed for run in group})
+    return set.intersection(*seeds_of_groups) if seeds_of_groups else set()
 
 
 def group_by_arm(runs: list[MeasuredRun]) -> dict[str, list[MeasuredRun]]:
-    """{name: the runs of one arm}: of one configuration, and each of another seed.
+    """Return {arm name: its runs}: runs of one configuration, each with another seed.
 
-    A seed for the second time is an arm of its own.
+    A second run of the same configuration and seed starts an arm of its own.
     """
     groups: dict[tuple[str, int], list[MeasuredRun]] = {}
+    seen: Counter[tuple[str, str]] = Counter()
     for run in runs:
-        rest = {key: value for key, value in run.config.items() if key != "seed"}
-        configuration = json.dumps(rest, sort_keys=True)
-        copy = 0
-        for (other, _), group in groups.items():
-            if other == configuration:
-                copy += [each.seed for each in group].count(run.seed)
-        groups.setdefault((configuration, copy), []).append(run)
+        config = dict(run.config)
+        config.pop("seed", None)
+        configuration = json.dumps(config, sort_keys=True)
+        earlier_runs = seen[configuration, run.seed]
+        seen[configuration, run.seed] += 1
+        groups.setdefault((configuration, earlier_runs), []).append(run)
     named: dict[str, list[MeasuredRun]] = {}
     for group in groups.values():
         name = _arm_name(group)
@@ -219,74 +253,81 @@ def _arm_name(group: list[MeasuredRun]) -> str:
     return f"{name} and {others} other seed{'s' if others > 1 else ''}"
 
 
-def difference(arm: Arm, base: Arm, weights: Tensor) -> Difference:
-    """Difference of two arms, of runs with the same seeds: what both share cancels.
+def difference(arm: Arm, base: Arm, bit_weights: Tensor) -> Difference:
+    """Return the paired difference of two arms in bits, in which what both share cancels.
 
-    From three seeds on the interval is over them, and so speaks of other trainings too; below, it
-    is over validation pictures, and speaks of these trained networks. weights: [L], errors @
-    weights are bits.
+    With three or more common seeds the interval is over seeds and holds for other trainings too;
+    with fewer it is over validation pictures and holds for these trained networks only.
+    bit_weights: [L], so that errors @ bit_weights are bits.
     """
-    mine, theirs, over = sides(arm, base)
-    gaps = (mine - theirs) @ weights
-    alone = [standard_error(side @ weights) for side in (mine, theirs)]
-    unpaired = quantile_for(len(mine)) * math.hypot(*alone)
-    pairs = paired(arm, base)
-    spread = None
+    arm_errors, base_errors, samples = paired_errors(arm, base)
+    gaps = (arm_errors - base_errors) @ bit_weights
+    arm_error = standard_error(arm_errors @ bit_weights)
+    base_error = standard_error(base_errors @ bit_weights)
+    unpaired_error = math.hypot(arm_error, base_error)
+    pairs = pairs_by_seed(arm, base)
+    seed_range = None
     if len(pairs) == 2:
-        means = [((one - other) @ weights).item() for one, other in pairs]
-        spread = (min(means), max(means))
-    return Difference(gaps.mean().item(), half_width(gaps), over, spread, unpaired)
+        means = []
+        for arm_mean, base_mean in pairs:
+            means.append(((arm_mean - base_mean) @ bit_weights).item())
+        seed_range = (min(means), max(means))
+    return Difference(
+        mean=gaps.mean().item(),
+        half_width=confidence_half_width(gaps),
+        samples=samples,
+        seed_range=seed_range,
+        unpaired_half_width=standard_errors_to_95_percent(len(arm_errors)) * unpaired_error,
+    )
 
 
-def paired(arm: Arm, base: Arm) -> list[tuple[Tensor, Tensor]]:
-    """(mean errors [L] of a run of the one, of the other's of the same seed)."""
+def pairs_by_seed(arm: Arm, base: Arm) -> list[tuple[Tensor, Tensor]]:
+    """Return, for each common seed, the mean errors [L] of the arm's run and of the base's run."""
     count = len(arm.errors)
-    others = {run.seed: run for run in base.used}
+    base_runs = {run.seed: run for run in base.runs_used}
     pairs = []
-    for run in arm.used:
-        if run.seed in others:
-            mine = run.last.found.errors[:count].mean(0)
-            theirs = others[run.seed].last.found.errors[:count].mean(0)
-            pairs.append((mine, theirs))
+    for run in arm.runs_used:
+        if run.seed in base_runs:
+            arm_mean = run.last_validation.result.errors[:count].mean(0)
+            base_mean = base_runs[run.seed].last_validation.result.errors[:count].mean(0)
+            pairs.append((arm_mean, base_mean))
     return pairs
 
 
-def sides(arm: Arm, base: Arm) -> tuple[Tensor, Tensor, str]:
-    """Errors [R, L] of both, row by row, and what a row is.
+def paired_errors(arm: Arm, base: Arm) -> tuple[Tensor, Tensor, str]:
+    """Return the errors [R, L] of both arms, paired row by row, and what a row is.
 
-    It is "seeds" where they share three or more, else "pictures".
+    Rows are "seeds" where the arms share three or more, otherwise "pictures".
     """
-    pairs = paired(arm, base)
+    pairs = pairs_by_seed(arm, base)
     if len(pairs) < 3:
         return arm.errors, base.errors, "pictures"
-    mine = torch.stack([one for one, _ in pairs])
-    theirs = torch.stack([other for _, other in pairs])
-    return mine, theirs, "seeds"
+    arm_errors, base_errors = zip(*pairs, strict=True)
+    return torch.stack(arm_errors), torch.stack(base_errors), "seeds"
 
 
 def winners(comparison: Comparison) -> list[tuple[float, str | None]]:
-    """(log_snr, the arm with the lowest error there) at the levels that all reach.
+    """Return (log_snr, name of the arm with the lowest error there) for each common level.
 
-    None instead of the arm where it cannot be told from the next.
+    The name is None where the difference to the second best arm is not significant.
     """
-    found = []
-    for place in comparison.inside.nonzero().flatten().tolist():
-        best, *rest = _best_first(comparison.arms, place)
-        following = rest[0] if rest else best
-        told = _is_told_at(place, best, following)
-        found.append((LEVELS[place].item(), best.name if told else None))
-    return found
+    by_level = []
+    for index in comparison.common_levels.nonzero().flatten().tolist():
+        ordered = sorted(comparison.arms, key=lambda arm: arm.errors[:, index].mean().item())
+        best = ordered[0]
+        second = ordered[1] if len(ordered) > 1 else best
+        name = best.name if _is_significant_at(index, best, second) else None
+        by_level.append((LEVELS[index].item(), name))
+    return by_level
 
 
-def _best_first(arms: list[Arm], place: int) -> list[Arm]:
-    """By their mean error at one level."""
-    return sorted(arms, key=lambda arm: arm.errors[:, place].mean().item())
-
-
-def _is_told_at(place: int, best: Arm, following: Arm) -> bool:
-    """As Difference.told, at one level."""
-    theirs, mine, _ = sides(following, best)
-    gap = (theirs - mine)[:, place]
-    pairs = paired(following, best)
-    agree = len(pairs) != 2 or all(one[place] > other[place] for one, other in pairs)
-    return agree and bool(gap.mean() > half_width(gap))
+def _is_significant_at(index: int, best: Arm, second: Arm) -> bool:
+    """Return Difference.is_significant for the errors at one level."""
+    second_errors, best_errors, _ = paired_errors(second, best)
+    gap = (second_errors - best_errors)[:, index]
+    pairs = pairs_by_seed(second, best)
+    if len(pairs) == 2:
+        for second_mean, best_mean in pairs:
+            if not second_mean[index] > best_mean[index]:
+                return False
+    return bool(gap.mean() > confidence_half_width(gap))

@@ -1,4 +1,4 @@
-"""In which keys the runs' configurations differ."""
+"""The configuration keys in which the runs differ."""
 
 import json
 import os
@@ -9,40 +9,46 @@ from sdtrain.report.section import Section, Table
 from sdtrain.runs.resume import flat_leaves, is_hash
 
 
-def configuration(runs: list[MeasuredRun]) -> Section:
-    """A row for each key that is not the same in all; no parts where there is none."""
-    runs = [run for run in runs if run.config]  # of one that has not begun nothing is known
+def configuration_section(runs: list[MeasuredRun]) -> Section:
+    """Return a section with a row for each key that differs; it has no parts where none does."""
+    runs = [run for run in runs if run.config]  # one that has not begun has no configuration
     rows = []
-    for key, values in differences(runs).items():
+    for key, values in differing_keys(runs).items():
         if not is_hash(key):
-            words = ["null" if value is None else str(value) for value in values]
-            rows.append([key, *shortened(words)])
+            cells = ["null" if value is None else str(value) for value in values]
+            rows.append([key, *shorten_around_difference(cells)])
     table = Table(["key", *(run.name for run in runs)], rows)
-    return Section("What differs in configuration", [table] if rows and len(runs) > 1 else [])
+    return Section("Differences in configuration", [table] if rows and len(runs) > 1 else [])
 
 
-def differences(runs: list[MeasuredRun]) -> dict[str, list[Any]]:
-    """{key: its value in each run, "" where it has no such key} for what is not the same in all."""
+def differing_keys(runs: list[MeasuredRun]) -> dict[str, list[Any]]:
+    """Return {key: its value in each run} for each key that is not the same in all runs.
+
+    The value is "" for a run without the key.
+    """
     leaves = [flat_leaves(run.config) for run in runs]
     keys = {}
-    for each in leaves:
-        keys |= dict.fromkeys(each)
-    found = {}
+    for leaves_of_run in leaves:
+        keys |= dict.fromkeys(leaves_of_run)
+    differing = {}
     for key in keys:
-        values = [each.get(key, "") for each in leaves]
+        values = [leaves_of_run.get(key, "") for leaves_of_run in leaves]
         if len({json.dumps(value) for value in values}) > 1:
-            found[key] = values
-    return found
+            differing[key] = values
+    return differing
 
 
-def shortened(values: list[str], width: int = 80) -> list[str]:
-    """At most `width` characters of each: from a little before the place where they differ."""
+def shorten_around_difference(values: list[str], width: int = 80) -> list[str]:
+    """Return at most `width` characters of each value.
+
+    If one is longer, all begin shortly before the place where they first differ.
+    """
     start = 0
     if max(map(len, values)) > width:
         start = max(0, len(os.path.commonprefix(values)) - 20)
-    short = []
+    before = "... " if start else ""
+    shortened = []
     for value in values:
-        before = "... " if start else ""
         after = " ..." if len(value) > start + width else ""
-        short.append(f"{before}{value[start : start + width]}{after}")
-    return short
+        shortened.append(f"{before}{value[start : start + width]}{after}")
+    return shortened

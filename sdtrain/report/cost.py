@@ -1,4 +1,4 @@
-"""What the runs have taken of time and memory."""
+"""The time and memory that the runs took."""
 
 from sdtrain.report.record import MeasuredRun
 from sdtrain.report.section import Section, Table
@@ -6,8 +6,8 @@ from sdtrain.report.section import Section, Table
 HEADS = ["run", "images seen", "minutes", "images/s", "peak memory, MB"]
 
 
-def cost(runs: list[MeasuredRun]) -> Section:
-    """A row for each run."""
+def cost_section(runs: list[MeasuredRun]) -> Section:
+    """Return a section with a table of one row for each run."""
     rows = []
     for run in runs:
         minutes = run.lines[-1]["seconds"] / 60 if run.lines else 0

@@ -1,4 +1,4 @@
-"""What each run trains: effective weights, and runs whose objectives are the same."""
+"""The objective of each run: effective weights, and runs that train the same objective."""
 
 from dataclasses import dataclass
 
@@ -10,76 +10,89 @@ from sdtrain.report import figures
 from sdtrain.report.compare import Comparison
 from sdtrain.report.section import Picture, Section
 
-NEEDED = ("schedule", "prediction", "weighting", "times", "noise")
-READ = (*NEEDED, "modifiers", "loss")
+REQUIRED_GROUPS = ("schedule", "prediction", "weighting", "times", "noise")
+GROUPS = (*REQUIRED_GROUPS, "modifiers", "loss")
 
 
 @dataclass(frozen=True)
 class Objectives:
-    """What runs and arms train.
+    """The objectives of runs and arms.
 
-    known: by the name of the run or arm.
-    unknown: a line for each whose objective cannot be told.
+    built: {name of the run or arm: its objective}.
+    failures: a sentence for each run or arm whose objective could not be built.
     """
 
-    known: dict[str, ComparedObjective]
-    unknown: list[str]
+    built: dict[str, ComparedObjective]
+    failures: list[str]
 
 
-def read_objectives(comparison: Comparison) -> Objectives:
-    """Builds the objectives of all runs, ranked or not.
+def build_objectives(comparison: Comparison) -> Objectives:
+    """Build the objectives of all arms and of the runs that are not ranked.
 
-    A configuration may name only what is ours.
+    One whose configuration names code outside sdtrain is not built but listed as a failure.
     """
     configs = {arm.name: arm.runs[0].config for arm in comparison.arms}
-    for run in (*comparison.unfinished, *(run for run, _ in comparison.refused)):
+    not_comparable = [run for run, _ in comparison.not_comparable]
+    for run in (*comparison.unfinished, *not_comparable):
         if run.config:
             configs[run.name] = run.config
-    known = {}
-    unknown = []
+    built = {}
+    failures = []
     for name, config in configs.items():
         try:
-            known[name] = _objective(config)
+            built[name] = _build_objective(config)
         except UserError as error:
-            unknown.append(f"{name}: its effective weight is not shown: {error}")
-    return Objectives(known, unknown)
+            failures.append(f"{name}: its effective weight is not shown: {error}")
+    return Objectives(built, failures)
 
 
-def _objective(config: dict) -> ComparedObjective:
-    nodes = {group: config.get(group) or {} for group in READ}
-    for group in NEEDED:
+def _build_objective(config: dict) -> ComparedObjective:
+    """Raises UserError where a group is missing or names code outside sdtrain."""
+    nodes = {group: config.get(group) or {} for group in GROUPS}
+    for group in REQUIRED_GROUPS:
         if "_target_" not in nodes[group]:
             raise UserError(f"its configuration has no {group}", key=group)
     for group, node in nodes.items():
         for target in targets(node):
             if not is_ours(target):
-                raise UserError(f"{target} is not a part that sdtrain builds", key=group)
+                raise UserError(f"{target} is not part of sdtrain", key=group)
     objective = build_objective(nodes)
     return ComparedObjective(objective, nodes["prediction"], nodes["loss"], nodes["noise"])
 
 
-def objectives(found: Objectives) -> Section:
-    """The effective weights, duplicates, and the same objectives for other outputs."""
-    names = list(found.known)
-    relations = dict(zip(names, find_relations(list(found.known.values())), strict=True))
-    groups = {}
-    reparameterised = []
-    for name, relation in relations.items():
-        if relation.duplicates:
-            alike = sorted([names.index(name), *relation.duplicates])
-            groups["; ".join(names[place] for place in alike)] = None
-        if relation.reparameterised:
-            others = ", ".join(names[place] for place in relation.reparameterised)
-            reparameterised.append(f"{name}: same objective, other parameterisation: {others}.")
-    notes = []
-    for group in groups:
-        notes.append(
-            "Duplicates by their objective (schedule, prediction, weighting, loss, times, noise) "
-            f"alone: {group}."
-        )
+def objectives_section(objectives: Objectives) -> Section:
+    """Return a section with the effective weights and the relations between the objectives."""
     weights = {}
-    for name, objective in found.known.items():
+    for name, objective in objectives.built.items():
         if objective.weight is not None:
             weights[name] = objective.weight
-    drawn = [Picture("effective_weights", figures.weights(weights))] if weights else []
-    return Section("What was trained", [*drawn, *notes, *found.unknown, *reparameterised])
+    plots = []
+    if weights:
+        plots.append(Picture("effective_weights", figures.plot_effective_weights(weights)))
+    duplicates, reparameterised = _relation_notes(objectives.built)
+    return Section(
+        "Training objectives", [*plots, *duplicates, *objectives.failures, *reparameterised]
+    )
+
+
+def _relation_notes(built: dict[str, ComparedObjective]) -> tuple[list[str], list[str]]:
+    """Return (a note for each group of duplicates, a note for each reparameterised objective)."""
+    names = list(built)
+    duplicates = []
+    reparameterised = []
+    for index, relations in enumerate(find_relations(list(built.values()))):
+        if relations.duplicates:
+            group = sorted([index, *relations.duplicates])
+            group_names = "; ".join(names[member] for member in group)
+            note = (
+                "Duplicates in their objective (schedule, prediction, weighting, loss, times, "
+                f"noise), whatever else differs: {group_names}."
+            )
+            if note not in duplicates:
+                duplicates.append(note)
+        if relations.reparameterised:
+            others = ", ".join(names[other] for other in relations.reparameterised)
+            reparameterised.append(
+                f"{names[index]}: same objective with another prediction: {others}."
+            )
+    return duplicates, reparameterised

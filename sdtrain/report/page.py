@@ -1,4 +1,4 @@
-"""A report as Markdown and as one self-contained HTML page."""
+"""A report rendered as Markdown and as one self-contained HTML page."""
 
 import base64
 import io
@@ -11,26 +11,26 @@ from sdtrain.report.section import Picture, Section, Table
 TEMPLATE = "report.html.jinja"
 
 TEXT_CELL = 40
-"""A cell with more characters than this is wrapped, and set to the left."""
+"""A table cell with more characters than this is wrapped and left-aligned."""
 
 
-def markdown(title: str, sections: list[Section]) -> str:
-    """Pictures are named as NAME.png beside the file."""
+def render_markdown(title: str, sections: list[Section]) -> str:
+    """Return the report as Markdown; it links the pictures as NAME.png in its own folder."""
     lines = [f"# {title}", ""]
     for section in sections:
         lines += [f"## {section.title}", ""]
         for part in section.parts:
             if isinstance(part, Table):
-                lines += [*_rows(part), ""]
+                lines += [*_table_lines(part), ""]
             elif isinstance(part, Picture):
                 lines += [f"![{part.name}]({part.name}.png)", ""]
             else:
-                lines += [_plain(part), ""]
+                lines += [_one_line_without_html(part), ""]
     return "\n".join(lines)
 
 
-def page(title: str, sections: list[Section]) -> str:
-    """HTML that needs nothing beside it: pictures lie in it as data."""
+def render_html(title: str, sections: list[Section]) -> str:
+    """Return the report as one HTML page that contains its pictures as data URLs."""
     environment = Environment(
         loader=PackageLoader("sdtrain.report", ""),
         autoescape=True,
@@ -46,32 +46,32 @@ def page(title: str, sections: list[Section]) -> str:
 
 
 def base64_png(picture: Image.Image) -> str:
-    """A picture as a data URL holds it."""
+    """Return a picture as PNG in base64, as a data URL holds it."""
     file = io.BytesIO()
     picture.save(file, format="PNG", optimize=True)
     return base64.b64encode(file.getvalue()).decode()
 
 
 def is_table(part: object) -> bool:
-    """For the template."""
+    """Tell the template whether a part of a section is a table."""
     return isinstance(part, Table)
 
 
 def is_picture(part: object) -> bool:
-    """For the template."""
+    """Tell the template whether a part of a section is a picture."""
     return isinstance(part, Picture)
 
 
-def _rows(table: Table) -> list[str]:
-    """The lines of a Markdown table; numbers are set to the right."""
-    line_below = ["---"] + ["---:"] * (len(table.heads) - 1)
-    rows = []
-    for cells in (table.heads, line_below, *table.rows):
-        escaped = [_plain(cell).replace("|", "\\|") for cell in cells]
-        rows.append(f"| {' | '.join(escaped)} |")
-    return rows
+def _table_lines(table: Table) -> list[str]:
+    """Return the lines of a Markdown table; all columns but the first are right-aligned."""
+    alignment = ["---"] + ["---:"] * (len(table.heads) - 1)
+    lines = []
+    for cells in (table.heads, alignment, *table.rows):
+        escaped = [_one_line_without_html(cell).replace("|", "\\|") for cell in cells]
+        lines.append(f"| {' | '.join(escaped)} |")
+    return lines
 
 
-def _plain(text: str) -> str:
-    """On one line, and no HTML."""
+def _one_line_without_html(text: str) -> str:
+    """Join the lines of a text, and escape < so that it starts no HTML tag."""
     return " ".join(text.split()).replace("<", "&lt;")

@@ -1,4 +1,4 @@
-"""What sdtrain-evaluate has measured of the arms' prompts, and how."""
+"""The prompt accuracies that sdtrain-evaluate measured for the arms, and the settings it used."""
 
 from pathlib import Path
 
@@ -8,64 +8,68 @@ from sdtrain.report.record import MeasuredRun
 
 
 def prompt_accuracies(arms: list[Arm]) -> tuple[dict[str, str], list[str]]:
-    """({arm: its mean over seeds, of prompts of trained combinations}, how it was measured).
+    """Return ({arm name: table cell}, notes on how they were measured).
 
-    Both are empty where nothing was measured.
+    A cell holds the accuracies of prompts whose combination was trained, averaged over the seeds.
+    Both are empty where no arm was measured.
     """
     cells = {}
-    conditions = {}
+    settings = {}
     for arm in arms:
-        found = {}
-        for run in arm.used:
+        accuracies = []
+        settings_of_runs = []
+        for run in arm.runs_used:
             accuracy = trained_accuracy(run.evaluation)
             if accuracy:
-                found[run.name] = accuracy
-        cells[arm.name] = _mean_of(list(found.values()))
-        if found:
-            how = [measured_how(run) for run in arm.used if run.name in found]
-            conditions[arm.name] = "; ".join(dict.fromkeys(how))
-    if not conditions:
+                accuracies.append(accuracy)
+                settings_of_runs.append(describe_settings(run))
+        cells[arm.name] = _mean_cell(accuracies)
+        if accuracies:
+            settings[arm.name] = "; ".join(dict.fromkeys(settings_of_runs))
+    if not settings:
         return {}, []
-    if len(set(conditions.values())) == 1:
-        how = next(iter(conditions.values()))
-        return cells, [f"Prompt accuracy is of trained combinations: {how}."]
-    each = ". ".join(f"{name}: {how}" for name, how in conditions.items())
-    return cells, [f"Prompt accuracy was not measured alike: {each}."]
+    if len(set(settings.values())) == 1:
+        common = next(iter(settings.values()))
+        return cells, [f"Prompt accuracy is of trained combinations: {common}."]
+    by_arm = ". ".join(f"{name}: {text}" for name, text in settings.items())
+    return cells, [f"Prompt accuracy was measured with different settings: {by_arm}."]
 
 
-def _mean_of(accuracies: list[dict[str, float]]) -> str:
-    """Of each name that all of them have, their mean."""
-    shown = []
-    for name in accuracies[0] if accuracies else ():
+def _mean_cell(accuracies: list[dict[str, float]]) -> str:
+    """Return the mean of each accuracy that all of the runs have, such as "colour 50.0 %"."""
+    if not accuracies:
+        return ""
+    cells = []
+    for name in accuracies[0]:
         values = [accuracy[name] for accuracy in accuracies if name in accuracy]
         if len(values) == len(accuracies):
             mean = sum(values) / len(values)
-            shown.append(f"{name.replace('_', ' ')} {100 * mean:.1f} %")
-    return ", ".join(shown)
+            cells.append(f"{name.replace('_', ' ')} {100 * mean:.1f} %")
+    return ", ".join(cells)
 
 
 def trained_accuracy(evaluation: dict) -> dict[str, float]:
-    """{name: accuracy} of prompts whose combination was trained, where it was measured."""
-    found = evaluation.get("prompt_accuracy")
-    found = found.get("trained") if isinstance(found, dict) else None
-    if not isinstance(found, dict):
+    """Return {name: accuracy} for prompts whose combination was trained; empty if not measured."""
+    accuracy = evaluation.get("prompt_accuracy")
+    trained = accuracy.get("trained") if isinstance(accuracy, dict) else None
+    if not isinstance(trained, dict):
         return {}
-    return {name: value for name, value in found.items() if isinstance(value, int | float)}
+    return {name: value for name, value in trained.items() if isinstance(value, int | float)}
 
 
-def measured_how(run: MeasuredRun) -> str:
-    """The settings of the measurement in words, and of which checkpoint it is."""
+def describe_settings(run: MeasuredRun) -> str:
+    """Return the settings of the measurement in words, with the checkpoint that was measured."""
     settings = run.evaluation.get("settings")
     settings = settings.get("prompt_accuracy") if isinstance(settings, dict) else None
     if not isinstance(settings, dict):
-        return "it is not known how"
+        return "unknown settings"
     words = []
     for key, value in settings.items():
         if key in ("sampler", "grid", "guidance"):
             words.append(f"{key} {in_words(value)}")
         elif key not in ("checkpoint", "config_sha256"):
             words.append(f"{key} {value}")
-    at = Path(str(settings.get("checkpoint"))).name.lstrip("0")
-    is_last = at == str(run.images_seen)
-    words.append("last checkpoint" if is_last else f"checkpoint at {at} images")
+    images_seen = Path(str(settings.get("checkpoint"))).name.lstrip("0")
+    is_last = images_seen == str(run.images_seen)
+    words.append("last checkpoint" if is_last else f"checkpoint at {images_seen} images")
     return ", ".join(words)

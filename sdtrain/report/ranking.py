@@ -1,4 +1,6 @@
-"""Which arm is better, and which runs are left out of that."""
+"""The ranking of the arms, and the runs that are left out of it."""
+
+import torch
 
 from sdtrain.evaluation.noise_level_error import LEVELS, bits_over
 from sdtrain.report.compare import Arm, Comparison
@@ -12,165 +14,199 @@ HEADS = [
     "bits/dim",
     "standard error",
     "difference to baseline",
-    "unpaired +-",
-    "full sum",
-    "stand-in",
+    "+- if unpaired",
+    "bits/dim, all levels",
+    "linear share",
     "bits saved",
 ]
 
 UNTRAINED = "untrained"
-"""What an arm with negative bits_saved is called, instead of its place and an interval."""
+"""Printed instead of a rank and an interval for an arm whose bits_saved are negative."""
 
 
-def ranked(comparison: Comparison) -> list[str]:
-    """A line for each arm, best first: what sdtrain-report prints, and a sweep at its end."""
+def ranking_lines(comparison: Comparison) -> list[str]:
+    """Return a line for each arm, best first, as sdtrain-report prints them and a sweep at its end.
+
+    An untrained arm has no rank.
+    """
     lines = []
-    for place, arm in enumerate(comparison.arms, 1):
-        if arm.untrained:
-            lines.append(f"{UNTRAINED}: {arm.name}, {_worse(arm)}")
-            continue
-        number = f"{arm.common:.4f} +- {arm.common_error:.4f}"
-        lines.append(f"{place}. {arm.name}: {number}{_verdict(comparison, arm)}")
+    for rank, arm in enumerate(comparison.arms, 1):
+        if arm.is_untrained:
+            lines.append(f"{UNTRAINED}: {arm.name}, {_worse_than_linear(arm)}")
+        else:
+            bits = f"{arm.common_bits:.4f} +- {arm.common_bits_error:.4f}"
+            lines.append(f"{rank}. {arm.name}: {bits}{_compared_with_baseline(comparison, arm)}")
     return lines
 
 
-def summary(comparison: Comparison) -> list[str]:
-    """The lines that the command prints."""
-    lines = ranked(comparison)
-    for run, reason in comparison.refused:
+def summary_lines(comparison: Comparison) -> list[str]:
+    """Return the lines that sdtrain-report prints: the ranking, then the runs left out of it."""
+    lines = ranking_lines(comparison)
+    for run, reason in comparison.not_comparable:
         lines.append(f"not compared: {run.name}, {reason}")
     for run in comparison.unfinished:
         lines.append(f"not finished: {run.name}, {run.state} at {run.images_seen} images")
     return lines
 
 
-def _worse(arm: Arm) -> str:
-    """By how much an untrained arm is worse than what needs no training."""
-    return f"{-arm.mean('bits_saved'):.4f} bits worse than the best linear denoiser"
+def _worse_than_linear(arm: Arm) -> str:
+    """Say by how much an untrained arm is worse than the best linear denoiser."""
+    return f"{-arm.mean_summary('bits_saved'):.4f} bits worse than the best linear denoiser"
 
 
-def _verdict(comparison: Comparison, arm: Arm) -> str:
-    if arm.difference is None:
-        return "  baseline" if len(comparison.arms) > 1 else ""
-    return f"  against {comparison.baseline.name}: {interval(arm.difference)}"
+def _compared_with_baseline(comparison: Comparison, arm: Arm) -> str:
+    if arm.difference is not None:
+        return f"  against {comparison.baseline.name}: {describe_difference(arm.difference)}"
+    return "  baseline" if len(comparison.arms) > 1 else ""
 
 
-def interval(difference: Difference) -> str:
-    """A difference in words, with its interval."""
+def describe_difference(difference: Difference) -> str:
+    """Return a difference with its interval in words."""
     if difference.is_zero:
         return "exactly 0, a duplicate"
-    half = f"{difference.half:.4f} (95 %, over {difference.over})"
-    spread = ""
-    if difference.spread:
-        low, high = difference.spread
-        spread = f", seeds from {low:+.4f} to {high:+.4f}"
-    untold = "" if difference.told else "; no difference can be told"
-    return f"{difference.mean:+.4f} +- {half}{spread}{untold}"
+    text = (
+        f"{difference.mean:+.4f} +- {difference.half_width:.4f} (95 %, over {difference.samples})"
+    )
+    if difference.seed_range:
+        low, high = difference.seed_range
+        text += f", seeds from {low:+.4f} to {high:+.4f}"
+    if not difference.is_significant:
+        text += "; not significant"
+    return text
 
 
-def ranking(comparison: Comparison) -> Section:
-    """The arms, best first."""
+def ranking_section(comparison: Comparison) -> Section:
+    """Return a section with the ranking table, what its columns mean, and caveats."""
     if not comparison.arms:
-        nothing = "No run is at its end with a noise-level validation: there is nothing to rank."
+        nothing = "No finished run has a noise-level validation, so there is nothing to rank."
         return Section("Ranking", [nothing])
-    accuracies, notes = prompt_accuracies(comparison.arms)
+    accuracies, accuracy_notes = prompt_accuracies(comparison.arms)
     heads = [*HEADS, "prompt accuracy"] if accuracies else HEADS
     rows = []
     for arm in comparison.arms:
         row = _row(arm)
         rows.append([*row, accuracies[arm.name]] if accuracies else row)
-    table = Table(heads, rows)
-    explained = _explanation(comparison)
-    return Section("Ranking", [explained, *_unlike(comparison), *notes, table])
+    paragraphs = [*_explanation(comparison), *_caveats(comparison.arms), *accuracy_notes]
+    return Section("Ranking", [*paragraphs, Table(heads, rows)])
 
 
 def _row(arm: Arm) -> list[str]:
-    found = arm.difference
-    if arm.untrained:
-        told = f"{UNTRAINED}: {_worse(arm)}"
+    if arm.is_untrained:
+        difference = f"{UNTRAINED}: {_worse_than_linear(arm)}"
+    elif arm.difference is None:
+        difference = "baseline"
     else:
-        told = "baseline" if found is None else interval(found)
+        difference = describe_difference(arm.difference)
+    unpaired = "" if arm.difference is None else f"{arm.difference.unpaired_half_width:.4f}"
     return [
         arm.name,
-        f"{arm.common:.4f}",
-        "" if arm.untrained else f"{arm.common_error:.4f}",
-        told,
-        "" if found is None else f"{found.unpaired_half:.4f}",
-        f"{arm.mean('bits_per_dim'):.4f}",
-        f"{100 * arm.mean('stand_in_share'):.0f} %",
-        f"{arm.mean('bits_saved'):.4f}",
+        f"{arm.common_bits:.4f}",
+        "" if arm.is_untrained else f"{arm.common_bits_error:.4f}",
+        difference,
+        unpaired,
+        f"{arm.mean_summary('bits_per_dim'):.4f}",
+        f"{100 * arm.mean_summary('stand_in_share'):.0f} %",
+        f"{arm.mean_summary('bits_saved'):.4f}",
     ]
 
 
-def _explanation(comparison: Comparison) -> str:
-    """What the numbers are."""
-    inside = comparison.inside
-    reached = LEVELS[inside].tolist()
+def _explanation(comparison: Comparison) -> list[str]:
+    """Return paragraphs that say what the numbers of the table mean."""
+    common_levels = comparison.common_levels
+    reached = LEVELS[common_levels].tolist()
     pictures = len(comparison.arms[0].errors)
-    by_level = sum(arm.errors.mean(0) for arm in comparison.arms) * bits_over(inside)
-    fine = (by_level[LEVELS > 0].sum() / by_level.sum()).item()
-    scope = ""
-    if len(comparison.arms) > 1 and comparison.over == "pictures":
-        scope = (
-            " Intervals are over pictures and speak of these trained networks; what other trainings"
-            " would give is known from three seeds on, seed=0,1,2."
-        )
-    return (
-        "Lower is better: bits per latent dimension over log_snr "
-        f"{reached[0]:g} to {reached[-1]:g}, which every arm's schedule reaches, "
-        f"{len(reached)} of {len(inside)}, on the same"
-        f" {pictures} held-out pictures with the same noise. An arm that is worse than the best"
-        " linear denoiser is called untrained, and has no place. The full sum runs from -12 to 12;"
-        " outside a schedule's range the best linear denoiser stands in for the network, and its"
-        f" share is beside it. {100 * fine:.0f} % of what is ranked lies above level 0, where fine"
-        " detail is; what a picture shows is decided below: see the error by noise level and the"
-        f" samples. Beside the interval stands how wide it were unpaired.{scope}"
+    ranked = (
+        "Lower is better. Arms are ranked by their bits per latent dimension over log_snr "
+        f"{reached[0]:g} to {reached[-1]:g}, the {len(reached)} of {len(common_levels)} noise "
+        f"levels that every arm's schedule reaches, on the same {pictures} held-out pictures with "
+        "the same noise. An arm that is worse than the best linear denoiser is called untrained "
+        "and has no rank."
     )
+    columns = (
+        "Differences are paired, picture by picture or, from three common seeds on, seed by seed. "
+        '"All levels" are log_snr -12 to 12: outside the range of its schedule the best linear '
+        'denoiser replaces the network, and "linear share" is the part of the sum that is the '
+        'linear denoiser\'s. "Bits saved" is the gain over the linear denoiser on all levels. '
+        '"+- if unpaired" is how wide the interval would be if the arms had been measured on '
+        "different pictures with different noise."
+    )
+    detail = (
+        f"{100 * _share_above_zero(comparison):.0f} % of the ranked bits lie above log_snr 0, where"
+        " fine detail is predicted. What a picture shows is decided below 0: compare the error by"
+        " noise level and the samples."
+    )
+    paragraphs = [ranked, columns, detail]
+    if len(comparison.arms) > 1 and comparison.samples == "pictures":
+        paragraphs.append(
+            "Intervals are over pictures and hold for these trained networks only. To learn what "
+            "other trainings would give, train each arm with three or more seeds, seed=0,1,2."
+        )
+    return paragraphs
 
 
-def _unlike(comparison: Comparison) -> list[str]:
-    """What else differs between the arms, so that it is not taken for their own."""
-    arms = comparison.arms
+def _share_above_zero(comparison: Comparison) -> float:
+    """Return the share of the ranked bits that comes from levels with log_snr > 0."""
+    total_errors = torch.zeros(len(LEVELS), dtype=torch.float64)
+    for arm in comparison.arms:
+        total_errors += arm.errors.mean(0)
+    by_level = total_errors * bits_over(comparison.common_levels)
+    return (by_level[LEVELS > 0].sum() / by_level.sum()).item()
+
+
+def _caveats(arms: list[Arm]) -> list[str]:
+    """Say what else differs between the arms, so that it is not taken for a merit of one."""
     notes = []
-    raw = [arm.name for arm in arms if arm.used[0].last.weights == "raw"]
+    raw = [arm.name for arm in arms if arm.runs_used[0].last_validation.weights == "raw"]
     if 0 < len(raw) < len(arms):
-        notes.append(f"Not all numbers are of averaged weights: {', '.join(raw)} kept none.")
-    budgets = {arm.name: max(run.images_seen for run in arm.used) for arm in arms}
-    if len(set(budgets.values())) > 1:
-        seen = ", ".join(f"{name} {images}" for name, images in budgets.items())
-        notes.append(f"The arms have not seen as many images: {seen}.")
+        notes.append(f"Measured with raw instead of averaged weights: {', '.join(raw)}.")
+    budgets = [_images_seen(arm) for arm in arms]
+    if len(set(budgets)) > 1:
+        counts = [f"{arm.name} {_images_seen(arm)}" for arm in arms]
+        notes.append(f"The arms have seen different numbers of images: {', '.join(counts)}.")
     for arm in arms:
-        first = arm.used[0].trained_by
-        if first:
-            notes.append(f"{arm.name} has the weights of {first}: see what each draws.")
-    return notes + _unlike_seeds(arms)
+        trained_by = arm.runs_used[0].trained_by
+        if trained_by:
+            notes.append(
+                f"{arm.name} has the weights of {trained_by}: they differ in their samples only."
+            )
+    return notes + _seed_caveats(arms)
 
 
-def _unlike_seeds(arms: list[Arm]) -> list[str]:
-    seeds = [{run.seed for run in arm.used} for arm in arms]
-    if any(each != seeds[0] for each in seeds):
-        return [
-            "The arms have no seed in common: a difference is also one of initial weights, order "
-            "and noise."
-        ]
-    if all(len(arm.used) == len(arm.runs) for arm in arms):
+def _images_seen(arm: Arm) -> int:
+    return max(run.images_seen for run in arm.runs_used)
+
+
+def _seed_caveats(arms: list[Arm]) -> list[str]:
+    seeds = _seeds_used(arms[0])
+    for arm in arms[1:]:
+        if _seeds_used(arm) != seeds:
+            return [
+                "The arms have no seed in common, so their differences also come from other initial"
+                " weights, another order of the pictures and other noise."
+            ]
+    complete = [arm.name for arm in arms if len(arm.runs_used) == len(arm.runs)]
+    if len(complete) == len(arms):
         return []
-    short = [arm.name for arm in arms if len(arm.used) == len(arm.runs)]
-    why = ""
-    if short:
-        why = f", as {', '.join(short)} {'has' if len(short) == 1 else 'have'} no other"
-    taken = ", ".join(sorted(seeds[0]))
-    return [f"Taken are the seeds that all arms have, {taken}; others are left out{why}."]
+    reason = ""
+    if complete:
+        have = "has" if len(complete) == 1 else "have"
+        reason = f", because {', '.join(complete)} {have} no other"
+    common = ", ".join(sorted(seeds))
+    return [f"Only runs with the seeds that all arms have ({common}) are compared{reason}."]
 
 
-def left_out(comparison: Comparison) -> Section:
-    """Runs that have no place in the ranking, and why; no parts where there are none."""
+def _seeds_used(arm: Arm) -> set[str]:
+    return {run.seed for run in arm.runs_used}
+
+
+def left_out_section(comparison: Comparison) -> Section:
+    """Return a section of the runs that are not ranked, and why; it has no parts without any."""
     rows = []
     for run in comparison.unfinished:
         rows.append([run.name, f"not finished: {run.state}{_exit_code(run)}", str(run.images_seen)])
-    for run, reason in comparison.refused:
+    for run, reason in comparison.not_comparable:
         rows.append([run.name, f"not compared: {reason}", str(run.images_seen)])
-    table = Table(["run", "why", "images seen"], rows)
+    table = Table(["run", "reason", "images seen"], rows)
     return Section("Left out of the ranking", [table] if rows else [])
 
 

@@ -1,4 +1,4 @@
-"""A run's record together with its noise-level validations, as a report compares them."""
+"""A run's record with its noise-level validations, as a report compares them."""
 
 import contextlib
 from collections.abc import Iterable
@@ -14,34 +14,11 @@ from sdtrain.runs.reader import RunRecord
 
 
 @dataclass
-class Validation:
-    """One look: errors by picture and level, and what they were taken on.
+class LatentSpace:
+    """What identifies the latents that a run was trained and validated on.
 
-    pictures: a hash of each.
-    weights: "averaged", or "raw" of a run that keeps no average.
-    """
-
-    images_seen: int
-    found: NoiseLevelErrors
-    pictures: list[str]
-    latents: "Latents"
-    weights: str
-
-    def why_not_comparable(self, other: "Validation") -> str | None:
-        """Why its numbers mean something else than the other's, or None."""
-        reason = self.latents.difference(other.latents)
-        if reason:
-            return reason
-        count = min(len(self.pictures), len(other.pictures))
-        same = self.pictures[:count] == other.pictures[:count]
-        return None if same else "other validation pictures"
-
-
-@dataclass
-class Latents:
-    """What the latents of a run are.
-
-    autoencoder: the hash of its weights. mean, variance: of the training pictures' latents.
+    autoencoder: the hash of its weights, None where there is no autoencoder.
+    mean, variance: of the latents of the training pictures.
     """
 
     autoencoder: str | None
@@ -49,82 +26,108 @@ class Latents:
     mean: Tensor
     variance: Tensor
 
-    def difference(self, other: "Latents") -> str | None:
-        """In what these are other latents, or None."""
+    def difference_from(self, other: "LatentSpace") -> str | None:
+        """Return what differs between the two latent spaces, or None where they are the same."""
         if self.autoencoder != other.autoencoder:
-            return "another autoencoder"
+            return "autoencoder"
         if self.scale != other.scale:
-            return "another latent scale"
-        if _is_near(self.mean, other.mean) and _is_near(self.variance, other.variance):
+            return "latent scale"
+        if _is_close(self.mean, other.mean) and _is_close(self.variance, other.variance):
             return None
-        return "latents of another mean or variance: other training pictures"
+        return "mean or variance of the training pictures' latents"
 
 
-def _is_near(one: Tensor, other: Tensor) -> bool:
+def _is_close(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and torch.allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+@dataclass
+class ValidationRecord:
+    """One noise-level validation: the errors by picture and level, and what they were measured on.
+
+    picture_hashes: one for each validation picture, in the order of the rows of `result`.
+    weights: "averaged", or "raw" for a run that keeps no average.
+    """
+
+    images_seen: int
+    result: NoiseLevelErrors
+    picture_hashes: list[str]
+    latents: LatentSpace
+    weights: str
+
+    def difference_from(self, other: "ValidationRecord") -> str | None:
+        """Return the difference that makes the two incomparable, or None where they compare."""
+        difference = self.latents.difference_from(other.latents)
+        if difference:
+            return difference
+        count = min(len(self.picture_hashes), len(other.picture_hashes))
+        if self.picture_hashes[:count] != other.picture_hashes[:count]:
+            return "validation pictures"
+        return None
 
 
 @dataclass(eq=False)
 class MeasuredRun(RunRecord):
-    """A record whose configuration says the present names of its classes, and whose looks are read.
+    """A run's record whose configuration names classes by their present paths, with validations.
 
-    validations: by images seen, whole ones of today's levels.
+    validations: in order of images seen; only complete ones at the present LEVELS.
     """
 
-    validations: list[Validation] = field(default_factory=list)
+    validations: list[ValidationRecord] = field(default_factory=list)
 
     @property
-    def last(self) -> Validation | None:
-        """The newest look."""
+    def last_validation(self) -> ValidationRecord | None:
+        """The newest validation, or None where there is none."""
         return self.validations[-1] if self.validations else None
 
     @property
     def seed(self) -> str:
-        """As it was configured."""
+        """The configured seed."""
         return str(self.config.get("seed"))
 
 
-def measure(records: Iterable[RunRecord]) -> list[MeasuredRun]:
-    """Reads the looks of each record."""
+def read_validations(records: Iterable[RunRecord]) -> list[MeasuredRun]:
+    """Return each record as a MeasuredRun, with its noise-level validations parsed."""
     runs = []
     for record in records:
         values = vars(record) | {"config": renewed(record.config)}
-        runs.append(MeasuredRun(**values, validations=_validations(record)))
+        runs.append(MeasuredRun(**values, validations=_usable_validations(record)))
     return runs
 
 
-def _validations(record: RunRecord) -> list[Validation]:
-    found = []
-    for look in record.looks:
+def _usable_validations(record: RunRecord) -> list[ValidationRecord]:
+    usable = []
+    for saved in record.looks:
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, RuntimeError):
-            validation = _validation(look)
-            # One beyond the end of a finished run is of an earlier process, which went further.
-            is_over = record.state == "finished" and look["images_seen"] > record.images_seen
-            if validation is not None and not is_over:
-                found.append(validation)
-    return found
+            validation = _parse_validation(saved)
+            # A validation later than the end of a finished run was left by an earlier process,
+            # which had gone further.
+            is_stale = record.state == "finished" and saved["images_seen"] > record.images_seen
+            if validation is not None and not is_stale:
+                usable.append(validation)
+    return usable
 
 
-def _validation(look: dict[str, Any]) -> Validation | None:
-    """None of another version's levels, and of what is not whole."""
-    if look["log_snr"] != LEVELS.tolist():
+def _parse_validation(saved: dict[str, Any]) -> ValidationRecord | None:
+    """Return one record of validation/, or None where its levels or shapes are not the expected."""
+    if saved["log_snr"] != LEVELS.tolist():
         return None
-    weights = "ema" if look["errors"].get("ema") else "raw"
-    errors = torch.tensor(look["errors"][weights], dtype=torch.float64)
-    linear = torch.tensor(look["linear"], dtype=torch.float64)
-    inside = torch.tensor(look["inside"])
-    expected = (len(look["pictures"]), len(LEVELS))
+    weights = "ema" if saved["errors"].get("ema") else "raw"
+    errors = torch.tensor(saved["errors"][weights], dtype=torch.float64)
+    linear = torch.tensor(saved["linear"], dtype=torch.float64)
+    inside = torch.tensor(saved["inside"])
+    expected = (len(saved["pictures"]), len(LEVELS))
     if not errors.shape == linear.shape == expected or inside.shape != LEVELS.shape:
         return None
-    return Validation(
-        look["images_seen"],
-        NoiseLevelErrors(errors, linear, inside),
-        look["pictures"],
-        Latents(
-            autoencoder=look["autoencoder"],
-            scale=look["latent_scale"],
-            mean=torch.tensor(look["mean"]),
-            variance=torch.tensor(look["variance"]),
+    return ValidationRecord(
+        images_seen=saved["images_seen"],
+        result=NoiseLevelErrors(errors, linear, inside),
+        picture_hashes=saved["pictures"],
+        latents=LatentSpace(
+            autoencoder=saved["autoencoder"],
+            scale=saved["latent_scale"],
+            mean=torch.tensor(saved["mean"]),
+            variance=torch.tensor(saved["variance"]),
         ),
-        "averaged" if weights == "ema" else "raw",
+        weights="averaged" if weights == "ema" else "raw",
     )

@@ -1,4 +1,4 @@
-"""What sdtrain-report was asked for, checked without torch."""
+"""The arguments of sdtrain-report, checked without torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,10 @@ from sdtrain.runs.reader import RunRecord, find_runs
 
 @dataclass(frozen=True)
 class ReportRequest:
-    """Runs to compare; the name of one of them, or of an arm, or None; the folder to write to."""
+    """The runs to compare, the name of the baseline, and the folder to write to.
+
+    baseline: the name of a run or an arm, or None.
+    """
 
     runs: list[RunRecord]
     baseline: str | None
@@ -19,9 +22,11 @@ class ReportRequest:
 
 
 def read_request(folders: list[Path], baseline: str | None, output: Path | None) -> ReportRequest:
-    """Reads the runs in the folders. Raises UserError where there is none, or no such baseline."""
+    """Read the runs in the folders.
+
+    Raises UserError where the folders hold no run, or no run or arm with the baseline's name.
+    """
     folders = [Path(expanded(str(folder))) for folder in folders]
-    output = output and Path(expanded(str(output)))
     runs = find_runs(folders)
     names = {run.name for run in runs} | {without_seed(run.name) for run in runs}
     if baseline is not None and baseline not in names:
@@ -30,12 +35,14 @@ def read_request(folders: list[Path], baseline: str | None, output: Path | None)
             key="--baseline",
             allowed=", ".join(run.name for run in runs),
         )
-    return ReportRequest(
-        runs, baseline, ReportFolder(output) if output else SweepFolder(folders[0]).report
-    )
+    if output:
+        report_folder = ReportFolder(Path(expanded(str(output))))
+    else:
+        report_folder = SweepFolder(folders[0]).report
+    return ReportRequest(runs, baseline, report_folder)
 
 
 def without_seed(name: str) -> str:
-    """An arm's name without its seed, which is all that its runs differ by."""
+    """Return the name of a run without its "seed=..." part: the name of its arm."""
     parts = [part for part in name.split(",") if not part.startswith("seed=")]
     return ",".join(parts) or name

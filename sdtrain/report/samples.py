@@ -1,4 +1,4 @@
-"""The last pictures of each arm, under common seeds and prompts."""
+"""The newest sample pictures of each arm, with the same prompts and seeds."""
 
 from PIL import Image
 
@@ -9,53 +9,63 @@ from sdtrain.report.section import Picture, Section
 from sdtrain.runs.layout import RunFolder
 
 COLUMNS = 8
-"""Pictures of each arm."""
+"""The largest number of pictures shown for each arm."""
 
 
-def drawn(arms: list[Arm]) -> Section:
-    """A row of pictures for each arm; no parts where there are none."""
-    sheet, without = sample_sheet(arms)
+def samples_section(arms: list[Arm]) -> Section:
+    """Return a section with a row of pictures for each arm; it has no parts where none has any."""
+    sheet, omitted = sample_sheet(arms)
     parts = []
     if sheet:
         parts.append(Picture("samples", sheet))
-    if sheet and without:
+    if sheet and omitted:
         parts.append(
-            "Not shown, as their last pictures are missing or have other prompts: "
-            f"{'; '.join(without)}."
+            "Not shown, because their last pictures are missing or have other prompts: "
+            f"{'; '.join(omitted)}."
         )
-    return Section("Samples, with the same prompts and seeds", parts)
+    return Section("Samples with the same prompts and seeds", parts)
 
 
 def sample_sheet(arms: list[Arm]) -> tuple[Image.Image | None, list[str]]:
-    """(the pictures of the prompts that most arms have; the arms that have none, or others)."""
-    found = {arm.name: last_pictures(arm.used[0]) for arm in arms}
-    asked = [requests for pictures, requests in found.values() if pictures]
-    prompts = max(asked, key=asked.count, default=None)
+    """Return (a sheet of pictures, the names of the arms that are not on it).
+
+    The sheet shows the arms whose pictures have the prompts and seeds that most arms have; it is
+    None where no arm has pictures.
+    """
+    newest = {arm.name: last_pictures(arm.runs_used[0]) for arm in arms}
+    candidates = [requests for pictures, requests in newest.values() if pictures]
+    common_requests = max(candidates, key=candidates.count, default=None)
     rows = []
-    without = []
-    for name, (pictures, requests) in found.items():
-        if pictures and requests == prompts:
+    omitted = []
+    for name, (pictures, requests) in newest.items():
+        if pictures and requests == common_requests:
             rows.append((name, pictures[:COLUMNS]))
         else:
-            without.append(name)
+            omitted.append(name)
     if not rows:
-        return None, without
-    heads = [each["prompt"] or f"seed {each['seed']}" for each in prompts[:COLUMNS]]
-    return strip_of_rows(rows, heads), without
+        return None, omitted
+    heads = []
+    for request in common_requests[:COLUMNS]:
+        heads.append(request["prompt"] or f"seed {request['seed']}")
+    return strip_of_rows(rows, heads), omitted
 
 
 def last_pictures(run: MeasuredRun) -> tuple[list[Image.Image], list[dict]]:
-    """The newest pictures of a run that can be read, and what each was asked for."""
+    """Return (pictures, requests) of the newest sheet of a run that can be read.
+
+    A request is a dictionary with the "prompt" and the "seed" of a picture. Both lists are empty
+    where there is no readable sheet.
+    """
     pattern = RunFolder(run.folder).pictures("*")
     for path in sorted(pattern.parent.glob(pattern.name), reverse=True):
         try:
             sheet = Image.open(path)
-            asked = read_notes(sheet)["requests"]
-            side = sheet.width // len(asked)
+            requests = read_notes(sheet)["requests"]
+            side = sheet.width // len(requests)
             pictures = []
-            for place in range(len(asked)):
-                pictures.append(sheet.crop((place * side, 0, (place + 1) * side, sheet.height)))
-            return pictures, asked
+            for column in range(len(requests)):
+                pictures.append(sheet.crop((column * side, 0, (column + 1) * side, sheet.height)))
+            return pictures, requests
         except (OSError, KeyError, ValueError, TypeError, AttributeError, ZeroDivisionError):
             continue
     return [], []

@@ -1,4 +1,4 @@
-"""What a report is made of."""
+"""The parts that a report is made of."""
 
 from dataclasses import dataclass, field
 
@@ -7,7 +7,7 @@ from PIL import Image
 
 @dataclass
 class Table:
-    """Cells of text. heads: of the columns; the first column says what a row is of."""
+    """A table of text cells. heads: the column titles; the first column names the row."""
 
     heads: list[str]
     rows: list[list[str]]
@@ -15,7 +15,7 @@ class Table:
 
 @dataclass
 class Picture:
-    """A picture that is also written as NAME.png."""
+    """A picture that is also written to NAME.png."""
 
     name: str
     image: Image.Image
@@ -23,7 +23,7 @@ class Picture:
 
 @dataclass
 class Section:
-    """A title and, in order, what stands below it; a string is a paragraph."""
+    """A title with the parts below it, in order; a string is a paragraph."""
 
     title: str
     parts: list[str | Table | Picture] = field(default_factory=list)

@@ -17,8 +17,8 @@ import torch
 from sdtrain.config.overrides import quoted
 from sdtrain.errors import StorageError
 from sdtrain.report.compare import compare
-from sdtrain.report.ranking import ranked
-from sdtrain.report.record import measure
+from sdtrain.report.ranking import ranking_lines
+from sdtrain.report.record import read_validations
 from sdtrain.runs.layout import RunFolder, SweepFolder
 from sdtrain.runs.lock import hold_folder
 from sdtrain.runs.reader import find_runs
@@ -221,7 +221,7 @@ def leave_unless_finished(folder: SweepFolder, arms: list[Arm], signals: Signals
     failed = [arm for arm in arms if arm.exit_code]
     command = f"sdtrain-report {shlex.quote(str(folder.path))}"
     if finished and not signals.received:
-        for line in ranked(compare(measure(find_runs([folder.path])))):
+        for line in ranking_lines(compare(read_validations(find_runs([folder.path])))):
             print(line, flush=True)
     count = f"{len(finished)} of {len(arms)} arms are finished"
     print(f"{count}. Compare them with: {command}", flush=True)

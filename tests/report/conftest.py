@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from sdtrain.evaluation.noise_level_error import BITS, LEVELS
-from sdtrain.report.record import measure
+from sdtrain.report.record import read_validations
 from sdtrain.runs.layout import RunFolder
 from sdtrain.runs.reader import find_runs
 
@@ -100,7 +100,7 @@ def read():
     """read(FOLDER, ...) -> the runs in these folders."""
 
     def run(*folders):
-        return measure(find_runs(list(folders)))
+        return read_validations(find_runs(list(folders)))
 
     return run
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from sdtrain.report import figures
 from sdtrain.report.compare import group_by_arm
-from sdtrain.report.configuration import differences
+from sdtrain.report.configuration import differing_keys
 from sdtrain.runs.lock import only_run
 
 LEFT_BEHIND = """
@@ -44,7 +44,7 @@ def test_a_look_of_an_earlier_process_that_went_further_is_not_the_runs(write, e
     folder = write("a", errors(16, 1.0))
     (folder / "status.json").write_text(json.dumps({"state": "finished", "images_seen": 100}))
     (run,) = read(folder)
-    assert run.last.images_seen == 100
+    assert run.last_validation.images_seen == 100
 
 
 def test_a_look_of_another_shape_is_passed_over(write, errors, read, report):
@@ -118,7 +118,7 @@ def test_an_arm_that_has_never_begun_is_in_the_report(write, errors, report):
     (sweep / "sweep.json").write_text(json.dumps({"command": [], "arms": ["a", "b", "c"]}))
     assert "not finished: b, not begun at 0 images" in report(sweep)
     text = (sweep / "report" / "report.md").read_text()
-    differ = text.partition("What differs in configuration")[2].partition("##")[0]
+    differ = text.partition("Differences in configuration")[2].partition("##")[0]
     assert "| x |" in differ
     assert "optimizer.lr" not in differ  # of b nothing is known: that is no difference
 
@@ -141,7 +141,7 @@ def test_any_name_of_a_folder_is_shown(write, errors, report, recwarn):
     assert not [one for one in recwarn if "Glyph" in str(one.message)]
     figure = Figure()
     axis = figure.add_subplot()
-    axis.plot([0, 1], label=figures.in_legend("_a$_$b"))
+    axis.plot([0, 1], label=figures.legend_label("_a$_$b"))
     assert [text.get_text() for text in axis.legend().get_texts()] == [r" _a\$_\$b"]
 
 
@@ -198,7 +198,7 @@ def test_runs_of_moved_classes_are_no_other_runs(write, errors, read):
     new = {"model": {"_target_": "sdtrain.latent_diffusion.LatentDiffusion"}}
     write("seed=0", errors(8, 1.0), config=old)
     runs = read(write("seed=1", errors(8, 1.1), config=new | {"seed": 1}).parent)
-    assert list(differences(runs)) == ["seed"]
+    assert list(differing_keys(runs)) == ["seed"]
     assert len(group_by_arm(runs)) == 1
 
 
