@@ -1,4 +1,4 @@
-"""A combination of schedule, prediction, weighting and times, and what it amounts to."""
+"""A combination of schedule, prediction, weighting and times, and the numbers that describe it."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -20,15 +20,15 @@ from sdtrain.errors import UserError
 from sdtrain.schedules import Schedule
 
 STEPS = (10, 25, 50)
-"""Numbers of steps of a sampler whose levels are shown."""
+"""The numbers of sampling steps for which the visited noise levels are shown."""
 
 
 @dataclass
 class Entry:
-    """One combination, built.
+    """One combination, built: a row of the table.
 
-    compared: its objective, None where that is refused.
-    refusal: why it is refused.
+    objective: None where it is refused.
+    refusal: the error that refused the objective, otherwise None.
     duplicate_of, same_objective_as: names of other entries, see find_relations.
     """
 
@@ -37,18 +37,21 @@ class Entry:
     schedule: Schedule
     grid: Callable[[int, Schedule], Tensor]
     notes: list[str]
-    compared: ComparedObjective | None = None
+    objective: ComparedObjective | None = None
     refusal: UserError | None = None
     duplicate_of: list[str] = field(default_factory=list)
     same_objective_as: list[str] = field(default_factory=list)
 
     @property
     def weight(self) -> EffectiveWeight | None:
-        """None where the objective is refused, or all of its levels lie too far out."""
-        return self.compared.weight if self.compared else None
+        """The effective weight.
+
+        None if the objective is refused, or if all of its levels lie beyond LOG_SNR_LIMIT.
+        """
+        return self.objective.weight if self.objective else None
 
     @property
-    def terminal(self) -> tuple[float, float]:
+    def terminal_alpha_sigma(self) -> tuple[float, float]:
         """(alpha, sigma) at t = 1."""
         end = torch.ones((), dtype=torch.float64)
         alpha, sigma = self.schedule.alpha_sigma(end, torch.float64)
@@ -56,32 +59,41 @@ class Entry:
 
     @property
     def leaked_variance(self) -> float:
-        """The share of the data in the variance at t = 1, of latents of unit variance."""
-        alpha, sigma = self.terminal
+        """The data's share of the variance at t = 1, for latents of unit variance."""
+        alpha, sigma = self.terminal_alpha_sigma
         return alpha**2 / (alpha**2 + sigma**2)
 
     @property
-    def steps(self) -> list[int]:
-        """Of STEPS those that the schedule has timesteps for."""
+    def shown_steps(self) -> list[int]:
+        """Those of STEPS for which the schedule has enough timesteps."""
         return [steps for steps in STEPS if steps <= self.schedule.num_timesteps]
 
-    def visited(self, steps: int) -> list[float]:
-        """The log_snr of each level that a sampler visits. Raises ValueError if it cannot."""
+    def visited_log_snrs(self, steps: int) -> list[float]:
+        """Return the log_snr of each level that a sampler visits in so many steps.
+
+        Raises ValueError if the grid cannot have so many.
+        """
         return self.schedule.log_snr(self.grid(steps, self.schedule)).tolist()
 
-    def choice(self, group: str) -> str:
-        """What was chosen, as the option is called.
+    def option_name(self, group: str) -> str:
+        """Return the name of the option chosen from a config group.
 
-        Weightings are called by their file, the others by their class or function.
+        A weighting is named after its file, other parts after their class or function.
         """
         module, _, name = self.config[group]["_target_"].rpartition(".")
         return module.rpartition(".")[2] if group == "weighting" else name.lower()
 
     def record(self) -> dict[str, Any]:
-        """All numbers, as plain values for JSON."""
-        alpha, sigma = self.terminal
+        """Return all numbers as plain values for JSON."""
+        alpha, sigma = self.terminal_alpha_sigma
         t = torch.linspace(0, 1, 101, dtype=torch.float64)
-        named = [group for group in GROUPS if group not in ("schedule", "modifiers")]
+        options = {}
+        for group in GROUPS:
+            if group not in ("schedule", "modifiers"):
+                options[group] = self.option_name(group)
+        visited = {}
+        for steps in self.shown_steps:
+            visited[str(steps)] = self.visited_log_snrs(steps)
         weight = None
         if self.weight is not None:
             weight = {
@@ -91,7 +103,7 @@ class Entry:
         return {
             "name": self.name,
             "schedule": self.schedule.name,
-            **{group: self.choice(group) for group in named},
+            **options,
             "num_timesteps": self.schedule.num_timesteps,
             "terminal_snr": (alpha / sigma) ** 2,
             "terminal_alpha": alpha,
@@ -101,7 +113,7 @@ class Entry:
             "log_snr_at_1": self.schedule.log_snr_min,
             "t": t.tolist(),
             "log_snr": self.schedule.log_snr(t).tolist(),
-            "visited": {str(steps): self.visited(steps) for steps in self.steps},
+            "visited": visited,
             "effective_weight": weight,
             "duplicate_of": self.duplicate_of,
             "same_objective_as": self.same_objective_as,
@@ -110,23 +122,34 @@ class Entry:
 
 
 def make_entries(combinations: Iterable[Combination]) -> list[Entry]:
-    """One entry each, compared with the others. Raises UserError for what cannot be built."""
+    """Build an entry for each combination, and note which train the same objective.
+
+    Raises UserError if one cannot be built.
+    """
     entries = [make_entry(combination) for combination in combinations]
     _number_equal_names(entries)
-    _compare(entries)
+    _note_relations(entries)
     return entries
 
 
 def make_entry(combination: Combination) -> Entry:
-    """Builds what the combination names. An objective that cannot be trained becomes a refusal."""
+    """Build the parts that the combination names.
+
+    An objective that cannot be trained is kept as the entry's refusal. Raises UserError if another
+    part cannot be built.
+    """
     checker = Checker(combination.typed)
-    config = {group: checker.node(node, group) for group, node in combination.config.items()}
+    config = {}
+    for group, node in combination.config.items():
+        config[group] = checker.node(node, group)
     schedule = build_schedule(config)
-    name = ", ".join(filter(None, [schedule.name, combination.varying]))
+    name = schedule.name
+    if combination.label:
+        name += f", {combination.label}"
     entry = Entry(name, config, schedule, build(config["grid"], "grid"), checker.notes)
     try:
-        for steps in entry.steps:
-            entry.visited(steps)
+        for steps in entry.shown_steps:
+            entry.visited_log_snrs(steps)
     except ValueError as error:
         raise UserError(str(error), key="grid", remedy="Change grid.") from error
     try:
@@ -138,28 +161,30 @@ def make_entry(combination: Combination) -> Entry:
         return entry
     if note:
         entry.notes.append(note)
-    entry.compared = ComparedObjective(
+    entry.objective = ComparedObjective(
         objective, config["prediction"], config["loss"], config["noise"]
     )
     return entry
 
 
 def _number_equal_names(entries: list[Entry]) -> None:
-    """Entries of one name are told apart by a number."""
-    for name in {entry.name for entry in entries}:
-        same = [entry for entry in entries if entry.name == name]
-        for number, entry in enumerate(same[1:], 2):
-            entry.name = f"{name} ({number})"
+    """Append " (2)", " (3)", ... to names that an earlier entry has."""
+    counts: dict[str, int] = {}
+    for entry in entries:
+        name = entry.name
+        counts[name] = counts.get(name, 0) + 1
+        if counts[name] > 1:
+            entry.name = f"{name} ({counts[name]})"
 
 
-def _compare(entries: list[Entry]) -> None:
-    """Names the duplicates of each entry, and those that train the same for another output."""
-    found = find_relations([entry.compared for entry in entries])
-    for entry, relations in zip(entries, found, strict=True):
-        entry.duplicate_of = [entries[place].name for place in relations.duplicates]
-        entry.same_objective_as = [entries[place].name for place in relations.reparameterised]
+def _note_relations(entries: list[Entry]) -> None:
+    """Note for each entry its duplicates and those with the same objective, other prediction."""
+    relations_of_entries = find_relations([entry.objective for entry in entries])
+    for entry, relations in zip(entries, relations_of_entries, strict=True):
+        entry.duplicate_of = [entries[index].name for index in relations.duplicates]
+        entry.same_objective_as = [entries[index].name for index in relations.reparameterised]
         if entry.duplicate_of:
             entry.notes.append(f"duplicate of {', '.join(entry.duplicate_of)}")
         if entry.same_objective_as:
             others = ", ".join(entry.same_objective_as)
-            entry.notes.append(f"same objective, other parameterisation: {others}")
+            entry.notes.append(f"same objective with another prediction: {others}")

@@ -2,9 +2,10 @@
 
     python -m sdtrain.audit.orders [STEPS ...]
 
-On the six-mode ring of sdtrain.diffusion.mixture with its exact denoiser, over grids even in
-log_snr from -6 to 6 of schedule=linear, without the last step into data. Error: root mean square
-against a Runge-Kutta walk; order: log2 of the errors' ratio when the steps double.
+The data are the six-mode ring of sdtrain.diffusion.mixture with its exact denoiser; the grids are
+even in log_snr from -6 to 6 of schedule=linear, without the last step into data. The error is the
+root mean square distance from a Runge-Kutta solution; the order is the log2 of the ratio of two
+errors when the number of steps doubles.
 """
 
 import argparse
@@ -27,42 +28,42 @@ from sdtrain.schedules.linear import linear
 
 LOW = -6.0
 HIGH = 6.0
-"""The log_snrs between which is walked."""
+"""The log_snr at which the samplers start, and at which they end."""
 
 STEPS = (80, 160, 320, 640)
 
 
 class NoiseDrawnError(Exception):
-    """A sampler has asked for noise."""
+    """Raised when a sampler draws noise."""
 
 
-def deterministic() -> dict[str, Sampler]:
-    """Every sampler of configs/sampler that asks for no noise, by name."""
-    found = {}
-    nothing = torch.zeros(1, 2, 1, 1, dtype=torch.float64)
+def deterministic_samplers() -> dict[str, Sampler]:
+    """Return {name: sampler} for every sampler of configs/sampler that draws no noise."""
+    samplers = {}
+    start = torch.zeros(1, 2, 1, 1, dtype=torch.float64)
     for path in sorted((config_dir() / "sampler").glob("*.yaml")):
         node = yaml.safe_load(path.read_text())
         if not node or "_target_" not in node:
             continue
         sampler = build(node, "sampler")
         try:
-            walk(sampler, nothing, 2)
+            sampler_solution(sampler, start, 2)
         except NoiseDrawnError:
             continue
-        found[path.stem] = sampler
-    return found
+        samplers[path.stem] = sampler
+    return samplers
 
 
-def no_noise(step: int) -> Tensor:
-    """Raises NoiseDrawnError: of a sampler that asks for noise nothing is measured."""
+def refuse_noise(step: int) -> Tensor:
+    """Raise NoiseDrawnError: the order of a sampler that draws noise is not measured."""
     raise NoiseDrawnError
 
 
 @functools.cache
-def truth(count: int, steps: int = 4000) -> tuple[Tensor, Tensor]:
-    """Starting points [count, 2] at LOW, and where they arrive at HIGH. No code of the samplers.
+def reference_solution(count: int, steps: int = 4000) -> tuple[Tensor, Tensor]:
+    """Return (starting points [count, 2] at LOW, where the exact ODE takes them at HIGH).
 
-    By the classical Runge-Kutta method, taken in ln r, along
+    Uses no code of the samplers: the classical Runge-Kutta method in ln r, for
 
         dy / dr = eps, with y = x / alpha and r = sigma / alpha.
     """
@@ -88,32 +89,36 @@ def truth(count: int, steps: int = 4000) -> tuple[Tensor, Tensor]:
     return start, y / math.sqrt(1 + math.exp(-HIGH))
 
 
-def walk(sampler: Sampler, start: Tensor, steps: int) -> Tensor:
-    """Where `steps` steps from LOW to HIGH arrive [N, 2], before the last denoising."""
+def sampler_solution(sampler: Sampler, start: Tensor, steps: int) -> Tensor:
+    """Return the points [N, 2] at HIGH after `steps` steps from LOW, before the last denoising."""
     schedule = linear()
     ring = GaussianMixture.ring()
     grid = schedule.time_of(torch.linspace(LOW, HIGH, steps + 1, dtype=torch.float64))
-    visited = []
+    trajectory = []
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
         return ring.x0(x, *schedule.alpha_sigma(t, torch.float64))
 
     def keep(step: int, x: Tensor, x0: Tensor) -> None:
-        visited.append(x)
+        trajectory.append(x)
 
-    sampler(denoise, start.reshape(-1, 2, 1, 1), grid, schedule, no_noise, keep)
-    return visited[-1].flatten(1)
-
-
-def errors(sampler: Sampler, steps: list[int], count: int = 64) -> list[float]:
-    """Root mean square error at each number of steps."""
-    start, end = truth(count)
-    return [(walk(sampler, start, number) - end).square().mean().sqrt().item() for number in steps]
+    sampler(denoise, start.reshape(-1, 2, 1, 1), grid, schedule, refuse_noise, keep)
+    return trajectory[-1].flatten(1)
 
 
-def orders(values: list[float]) -> list[float]:
-    """Of each two neighbouring errors, of which the second is of twice as many steps."""
-    return [math.log2(coarse / fine) for coarse, fine in pairwise(values)]
+def rms_errors(sampler: Sampler, steps: list[int], count: int = 64) -> list[float]:
+    """Return the root mean square error for each number of steps."""
+    start, end = reference_solution(count)
+    errors = []
+    for number in steps:
+        distance = sampler_solution(sampler, start, number) - end
+        errors.append(distance.square().mean().sqrt().item())
+    return errors
+
+
+def convergence_orders(errors: list[float]) -> list[float]:
+    """Return the order between each two neighbouring errors; the steps double between them."""
+    return [math.log2(coarse / fine) for coarse, fine in pairwise(errors)]
 
 
 def main() -> None:
@@ -123,11 +128,11 @@ def main() -> None:
     steps = parser.parse_args().steps
     heads = [f"error, {number} steps" for number in steps]
     table = Table("sampler", *heads, "orders", title="convergence on the six-mode ring")
-    for name, sampler in deterministic().items():
-        measured = errors(sampler, steps)
-        cells = [f"{value:.2e}" for value in measured]
-        in_words = ", ".join(f"{order:.2f}" for order in orders(measured))
-        table.add_row(name, *cells, in_words)
+    for name, sampler in deterministic_samplers().items():
+        errors = rms_errors(sampler, steps)
+        cells = [f"{error:.2e}" for error in errors]
+        orders = ", ".join(f"{order:.2f}" for order in convergence_orders(errors))
+        table.add_row(name, *cells, orders)
     Console().print(table)
 
 

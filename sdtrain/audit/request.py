@@ -1,4 +1,4 @@
-"""What sdtrain-schedule was asked for, checked as far as that goes without torch."""
+"""The arguments of sdtrain-schedule, checked as far as possible without torch."""
 
 import itertools
 from collections.abc import Iterable
@@ -17,40 +17,40 @@ from sdtrain.config.schema import TrainConfig
 from sdtrain.errors import UserError
 
 GROUPS = ("schedule", "modifiers", "prediction", "weighting", "loss", "times", "noise", "grid")
-"""Groups that are shown."""
+"""The config groups that are shown."""
 
-READ = {*GROUPS, "experiment", "sampler"}
-"""Groups with an effect: an experiment brings a weighting along, sampler=euler a grid."""
+GROUPS_WITH_EFFECT = {*GROUPS, "experiment", "sampler"}
+"""GROUPS, and those that set one of them: an experiment a weighting, sampler=euler a grid."""
 
 
 @dataclass(frozen=True)
 class Combination:
     """One choice of each group.
 
-    varying: what tells it from the others.
+    label: the choices that tell it from the other combinations, such as "epsilon, min_snr".
     config: {group: node}.
-    typed: the keys that the user typed.
+    typed: the keys that are set on the command line.
     """
 
-    varying: str
+    label: str
     config: dict[str, dict]
     typed: frozenset[str]
 
 
 @dataclass(frozen=True)
 class AuditRequest:
-    """At least one combination, and the folder to write to.
+    """The combinations to show, at least one, and the folder to write to.
 
-    without_effect: keys that were typed, and that only a run reads.
+    ignored_keys: keys set on the command line that only a run reads.
     """
 
     combinations: list[Combination]
     output: Path
-    without_effect: list[str]
+    ignored_keys: list[str]
 
 
 def read_request(words: list[str]) -> AuditRequest:
-    """Reads the words of the command line, and expands the comma lists.
+    """Parse the words of the command line, and expand comma lists into combinations.
 
     Raises UserError, and what Hydra raises.
     """
@@ -59,7 +59,7 @@ def read_request(words: list[str]) -> AuditRequest:
     for word in words:
         if word.startswith("-"):
             raise UserError(
-                f"sdtrain-schedule has no flag {word}: comma lists are expanded as they are",
+                f"sdtrain-schedule has no flag {word}: comma lists are expanded without one",
                 key=word,
                 remedy="Remove it.",
             )
@@ -71,47 +71,50 @@ def read_request(words: list[str]) -> AuditRequest:
         else:
             choices.append(word)
     combinations = []
-    for varying, overrides in expand(choices):
-        combinations.append(_combination(varying, overrides))
-    return AuditRequest(combinations, output, sorted(_without_effect(typed_keys(choices))))
+    for label, overrides in expand(choices):
+        combinations.append(_combination(label, overrides))
+    return AuditRequest(combinations, output, sorted(_ignored(typed_keys(choices))))
 
 
-def _without_effect(typed: Iterable[str]) -> list[str]:
-    """The keys that only a run reads; those of Hydra, such as its searchpath, say where to look for
-    the others.
+def _ignored(typed: Iterable[str]) -> list[str]:
+    """Return the keys that only a run reads.
+
+    Hydra's own keys, such as hydra.searchpath, are not ignored: they say where options are found.
     """
-    return [key for key in typed if key.partition(".")[0] not in {*READ, "hydra"}]
+    effective = {*GROUPS_WITH_EFFECT, "hydra"}
+    return [key for key in typed if key.partition(".")[0] not in effective]
 
 
 def expand(words: Iterable[str]) -> list[tuple[str, list[str]]]:
-    """(what varies, the overrides) of every combination of the comma lists, in typed order."""
-    parsed = OverridesParser.create().parse_overrides(list(words))
-    found = []
-    for combination in itertools.product(*(_choices(override) for override in parsed)):
+    """Return (label, overrides) for every combination of the comma lists, in the order given."""
+    overrides = OverridesParser.create().parse_overrides(list(words))
+    alternatives = [_alternatives(override) for override in overrides]
+    combinations = []
+    for choices in itertools.product(*alternatives):
         names = []
-        for override, chosen in zip(parsed, combination, strict=True):
-            # A schedule says its own name, its modifiers' too.
-            named_elsewhere = override.get_key_element() in ("schedule", "modifiers")
-            if override.is_sweep_override() and not named_elsewhere:
-                names.append(_name_of(chosen))
-        found.append((", ".join(names), list(combination)))
-    return found
+        for override, choice in zip(overrides, choices, strict=True):
+            # The name of a schedule already contains its own and its modifiers' names.
+            is_in_name = override.get_key_element() in ("schedule", "modifiers")
+            if override.is_sweep_override() and not is_in_name:
+                names.append(_short_name(choice))
+        combinations.append((", ".join(names), list(choices)))
+    return combinations
 
 
-def _choices(override: Override) -> list[str]:
+def _alternatives(override: Override) -> list[str]:
     if not override.is_sweep_override():
         return [override.input_line]
     key = override.get_key_element()
     return [f"{key}={value}" for value in override.sweep_string_iterator()]
 
 
-def _name_of(chosen: str) -> str:
-    """Of group=NAME the name; a number is named with its key."""
-    is_number = "." in chosen.partition("=")[0]
-    return chosen if is_number else chosen.rpartition("=")[2]
+def _short_name(choice: str) -> str:
+    """Return NAME for group=NAME, but all of a choice with a dotted key: schedule.scale=1."""
+    is_dotted = "." in choice.partition("=")[0]
+    return choice if is_dotted else choice.rpartition("=")[2]
 
 
-def _combination(varying: str, overrides: list[str]) -> Combination:
+def _combination(label: str, overrides: list[str]) -> Combination:
     config = with_homes_in(compose_config("train", overrides))
     typed = typed_keys(overrides)
     Checker(typed, filled_in=()).call(config, "", TrainConfig)
@@ -121,4 +124,4 @@ def _combination(varying: str, overrides: list[str]) -> Combination:
             raise UserError(
                 f"{group} is missing", key=group, remedy=f"Choose one with {group}=NAME."
             )
-    return Combination(varying, nodes, frozenset(typed))
+    return Combination(label, nodes, frozenset(typed))

@@ -8,23 +8,23 @@ from sdtrain.audit.entries import Entry
 from sdtrain.diffusion.effective_weight import EffectiveWeight
 
 CAPTION = (
-    "SNR, mean, variance: what is left of the data at t = 1. Half the loss: the middle half for a "
-    "linear denoiser of unit-variance latents."
+    "SNR, mean, variance: what remains of the data at t = 1. Half the loss: the log_snrs between "
+    "which the middle half of a linear denoiser's loss lies, for latents of unit variance."
 )
 
 
-def table(entries: list[Entry]) -> Table:
-    """A row for each entry."""
-    shown = Table(
+def entries_table(entries: list[Entry]) -> Table:
+    """Return a table with a row for each entry."""
+    table = Table(
         box=box.SIMPLE_HEAD, caption=CAPTION, caption_justify="left", padding=(0, 1, 0, 0)
     )
-    shown.add_column("", overflow="fold")
+    table.add_column("", overflow="fold")
     for head in ("log_snr", "SNR", "mean", "variance", "half the loss"):
-        shown.add_column(head, justify="right", no_wrap=True)
+        table.add_column(head, justify="right", no_wrap=True)
     for entry in entries:
-        alpha, sigma = entry.terminal
+        alpha, sigma = entry.terminal_alpha_sigma
         schedule = entry.schedule
-        shown.add_row(
+        table.add_row(
             entry.name,
             f"{schedule.log_snr_min:.2f} .. {schedule.log_snr_max:.2f}",
             f"{(alpha / sigma) ** 2:.2g}",
@@ -32,7 +32,7 @@ def table(entries: list[Entry]) -> Table:
             f"{100 * entry.leaked_variance:.2g} %",
             _half_the_loss(entry),
         )
-    return shown
+    return table
 
 
 def _half_the_loss(entry: Entry) -> str:
@@ -45,16 +45,16 @@ def _half_the_loss(entry: Entry) -> str:
 
 
 def middle_half(effective: EffectiveWeight) -> tuple[float, float]:
-    """The log_snrs between which the middle half of the loss lies.
+    """Return the log_snrs between which the middle half of the loss of a linear denoiser lies.
 
-    The error of epsilon of the best linear denoiser is SNR / (1 + SNR) = sigmoid(log_snr), for
-    latents of unit variance.
+    The squared error of epsilon of the best linear denoiser is SNR / (1 + SNR) = sigmoid(log_snr)
+    for latents of unit variance.
     """
     log_snr = effective.log_snr
     loss = effective.weight * log_snr.sigmoid()
-    share = torch.cumulative_trapezoid(loss, log_snr)
+    cumulative = torch.cumulative_trapezoid(loss, log_snr)
     quartiles = []
-    for quarter in (0.25, 0.75):
-        place = (share >= quarter * share[-1]).nonzero()[0]
-        quartiles.append(log_snr[1:][place].item())
+    for fraction in (0.25, 0.75):
+        index = (cumulative >= fraction * cumulative[-1]).nonzero()[0]
+        quartiles.append(log_snr[1:][index].item())
     return quartiles[0], quartiles[1]

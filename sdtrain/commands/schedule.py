@@ -27,9 +27,9 @@ def main() -> None:
         from sdtrain.audit.request import read_request
 
         request = read_request(sys.argv[1:])
-        from sdtrain.audit.audit import audit
+        from sdtrain.audit.audit import write_audit
 
-        audit(request)
+        write_audit(request)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from sdtrain.diffusion.density import Density
 from sdtrain.diffusion.losses import MSE
 from sdtrain.diffusion.objective import Objective
 
-FARTHEST = 20.0
+LOG_SNR_LIMIT = 20.0
 """A log_snr beyond it, to either side, is neither compared nor drawn."""
 
 POINTS = 1001
@@ -39,13 +39,13 @@ class EffectiveWeight:
 def effective_weight(objective: Objective) -> EffectiveWeight | None:
     """Density of log_snr under the base law times w, over the levels that training draws.
 
-    None where all of these lie beyond FARTHEST.
+    None where all of these lie beyond LOG_SNR_LIMIT.
     """
     schedule = objective.schedule
     # A law may draw from a part of [0, 1] alone.
     ends = torch.tensor([1.0, 0.0], dtype=torch.float64)
     drawn = objective.times.quantile(ends, schedule)
-    low, high = schedule.log_snr(drawn).clamp(-FARTHEST, FARTHEST).tolist()
+    low, high = schedule.log_snr(drawn).clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT).tolist()
     if not low < high:
         return None
     log_snr = torch.linspace(low, high, POINTS, dtype=torch.float64)

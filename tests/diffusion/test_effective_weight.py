@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sdtrain.diffusion.effective_weight import (
-    FARTHEST,
+    LOG_SNR_LIMIT,
     ComparedObjective,
     effective_weight,
     find_relations,
@@ -68,8 +68,8 @@ def relations(*pairs):
 @pytest.mark.parametrize("schedule", [cosine_log_snr(), linear(), scaled_linear()])
 def test_it_has_unit_integral_over_the_levels_that_are_drawn(schedule):
     found = effective_weight(objective(schedule))
-    low = max(schedule.log_snr_min, -FARTHEST)
-    high = min(schedule.log_snr_max, FARTHEST)
+    low = max(schedule.log_snr_min, -LOG_SNR_LIMIT)
+    high = min(schedule.log_snr_max, LOG_SNR_LIMIT)
     assert [found.log_snr[0].item(), found.log_snr[-1].item()] == pytest.approx([low, high])
     assert torch.trapezoid(found.weight, found.log_snr).item() == pytest.approx(1)
 

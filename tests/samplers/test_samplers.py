@@ -19,7 +19,7 @@ from diffusers import (
 )
 from hydra.utils import instantiate
 
-from sdtrain.audit.orders import deterministic, errors, orders
+from sdtrain.audit.orders import convergence_orders, deterministic_samplers, rms_errors
 from sdtrain.diffusion import Denoiser
 from sdtrain.diffusion.prediction import Epsilon
 from sdtrain.errors import UserError
@@ -46,7 +46,7 @@ def configs(group):
     return {name: node.get(group, node) for name, node in nodes.items()}
 
 
-SAMPLERS, GRIDS, ORDERED = configs("sampler"), configs("grid"), deterministic()
+SAMPLERS, GRIDS, ORDERED = configs("sampler"), configs("grid"), deterministic_samplers()
 SCHEDULES = {
     "table": scaled_linear,
     "curve": cosine_log_snr,
@@ -205,7 +205,7 @@ def test_convergence_order(name):
     """Without the last step into data, on grids even in log_snr: doubling the steps divides the
     error by 2^order.
     """
-    measured = orders(errors(ORDERED[name], [80, 160, 320, 640], count=32))
+    measured = convergence_orders(rms_errors(ORDERED[name], [80, 160, 320, 640], count=32))
     low, high = ORDER.get(
         name, (0.95, 10)
     )  # a sampler that is not listed converges at least to first order
@@ -231,8 +231,8 @@ def test_an_order_is_seen_to_be_missed():
             show,
         )
 
-    assert max(orders(errors(beside, [160, 320, 640], count=32))) < 0.5
-    assert max(orders(errors(impatient, [160, 320, 640], count=32))) < 1.5
+    assert max(convergence_orders(rms_errors(beside, [160, 320, 640], count=32))) < 0.5
+    assert max(convergence_orders(rms_errors(impatient, [160, 320, 640], count=32))) < 1.5
 
 
 def test_the_stochastic_samplers_are_not_listed_as_deterministic():
@@ -335,7 +335,7 @@ def test_ddim_up_and_down_returns(generator):
             lambda step, x, x0, seen=seen: seen.append(x),
         )
         missed.append((seen[-1] - start).square().mean().sqrt().item())
-    assert all(0.9 < order < 1.1 for order in orders(missed)), missed
+    assert all(0.9 < order < 1.1 for order in convergence_orders(missed)), missed
 
 
 @pytest.mark.parametrize("steps", [5, 50])
