@@ -1,6 +1,6 @@
-"""The captions of a folder of pictures: metadata.jsonl, metadata.csv, or a .txt beside each.
+"""Read the captions of a folder of pictures from metadata.jsonl, metadata.csv or .txt files.
 
-An error names file and line.
+Errors name the file and the line.
 """
 
 import csv
@@ -15,25 +15,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sdtrain.data.listing import CAPTION_SUFFIXES, Listing, some
+from sdtrain.data.listing import CAPTION_SUFFIXES, Listing, shortened
 from sdtrain.errors import DataError
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 LAYOUTS = (
-    "metadata.jsonl or metadata.csv at its top with file_name and text, "
-    "or a .txt beside each picture"
+    "metadata.jsonl or metadata.csv in the top folder, with file_name and text, "
+    "or a .txt file beside each picture"
 )
 SURROGATES = re.compile("[\ud800-\udfff]")
-"""Halves of a character, which are no text."""
+"""Unpaired halves of UTF-16 characters, which are not valid text."""
 
 NumberedRow = tuple[int, dict[str, Any]]
-"""(line of the file, what it holds by column)."""
+"""(line number in the metadata file, {column: value})."""
 
 
-class Described(NamedTuple):
-    """A picture as its folder describes it.
+class CaptionedPicture(NamedTuple):
+    """A picture with what the folder's text files say about it.
 
-    captions: at least one; "" alone where there is none. label: what its metadata say, or None.
+    name: relative file name. captions: at least one; a single "" if the picture has none.
+    label: the value in the metadata file, or None.
     """
 
     name: str
@@ -42,143 +43,165 @@ class Described(NamedTuple):
 
 
 @dataclass
-class Captioned:
-    """The pictures of a folder with their captions.
+class FolderCaptions:
+    """All pictures of a folder with their captions.
 
-    rows: sorted by name. sources: the files that the captions were read
-    from, by relative name. notes: lines about what they hold.
+    pictures: sorted by name. caption_files: relative names of the files that captions were read
+    from. notes: lines for the user about missing and shared captions.
     """
 
-    rows: list[Described]
-    sources: set[str]
+    pictures: list[CaptionedPicture]
+    caption_files: set[str]
     notes: list[str]
 
 
-def read_captions(folder: str, listing: Listing, missing_captions: str) -> Captioned:
-    """Of every picture of the listing, and of what else a metadata file names.
+def read_captions(folder: str, listing: Listing, missing_captions: str) -> FolderCaptions:
+    """Read the captions of every picture in `listing` and of further ones that metadata name.
 
-    missing_captions: "error" raises DataError for a picture without one, "empty" takes "".
+    missing_captions: "error" raises DataError if a picture has no caption, "empty" gives it "".
     """
-    names = listing.names
     metadata = [name for name in METADATA if os.path.isfile(os.path.join(folder, name))]
     if len(metadata) == 2:
         raise DataError(
-            "holds both metadata.jsonl and metadata.csv; only one can be meant",
+            "contains both metadata.jsonl and metadata.csv; only one of them can be used",
             key="data.path",
             value=folder,
             remedy="Remove one, or change data.path.",
         )
     if metadata:
         source = metadata[0]
-        rows = _from_metadata(folder, source, listing, missing_captions)
-        rows += _without_row(folder, source, names, rows, missing_captions)
-        rows.sort(key=lambda row: row.name)
-        sources = Counter([source])
+        pictures = _read_metadata(folder, source, listing, missing_captions)
+        pictures += _pictures_without_row(folder, source, listing.names, pictures, missing_captions)
+        pictures.sort(key=lambda picture: picture.name)
+        uses = Counter([source])
     else:
-        source = "a .txt file beside them"
-        beside = [_file_beside(folder, name) for name in names]
-        rows = []
-        for name, file in zip(names, beside, strict=True):
-            lines = _text(folder, file, listing).splitlines() if file else []
-            rows.append(Described(name, _cleaned(lines)))
-        sources = Counter(file for file in beside if file)
-    empty = [row.name for row in rows if row.captions == ("",)]
+        source = "a .txt file beside each of them"
+        pictures, uses = _read_text_files(folder, listing)
+    empty = [picture.name for picture in pictures if picture.captions == ("",)]
     if empty and missing_captions == "error":
-        raise _empty_captions(folder, source, empty, len(rows))
-    return Captioned(rows, set(sources), _notes(empty, len(rows), sources))
+        raise _missing_captions_error(folder, source, empty, len(pictures))
+    return FolderCaptions(pictures, set(uses), _notes(empty, len(pictures), uses))
 
 
-def _notes(empty: Sequence[str], count: int, sources: Counter[str]) -> list[str]:
-    """Lines about pictures without a caption, `empty` of `count`, and those with another's."""
+def _read_text_files(folder: str, listing: Listing) -> tuple[list[CaptionedPicture], Counter[str]]:
+    """Return the pictures with the captions beside them, and how many pictures use each file."""
+    pictures = []
+    uses: Counter[str] = Counter()
+    for name in listing.names:
+        file = _caption_file(folder, name)
+        lines = []
+        if file is not None:
+            lines = _read_text(folder, file, listing).splitlines()
+            uses[file] += 1
+        pictures.append(CaptionedPicture(name, _clean_captions(lines)))
+    return pictures, uses
+
+
+def _notes(empty: Sequence[str], count: int, uses: Counter[str]) -> list[str]:
+    """Return lines about pictures without a caption and about files that several pictures share.
+
+    empty: names of the pictures without a caption, out of `count`. uses: {caption file: number of
+    pictures that use it}.
+    """
     notes = []
     if empty:
         notes.append(
-            f"{len(empty)} of {count} pictures have no caption, and get the empty one: "
-            f"{some(empty)}."
+            f"{len(empty)} of {count} pictures have no caption and are given the empty one: "
+            f"{shortened(empty)}."
         )
-    shared = [file for file, pictures in sources.items() if pictures > 1]
+    shared = [file for file, pictures in uses.items() if pictures > 1]
     if shared:
-        notes.append(f"{len(shared)} captions belong to several pictures each: {some(shared)}.")
+        notes.append(
+            f"{len(shared)} caption files belong to several pictures each: {shortened(shared)}."
+        )
     return notes
 
 
-def _without_row(
+def _pictures_without_row(
     folder: str,
     source: str,
     names: Sequence[str],
-    rows: Sequence[Described],
+    with_row: Sequence[CaptionedPicture],
     missing_captions: str,
-) -> list[Described]:
-    """The pictures that no row names; DataError where they need a caption."""
-    listed = {row.name for row in rows}
-    without = [name for name in names if name not in listed]
+) -> list[CaptionedPicture]:
+    """Return the pictures that have no metadata row, with empty captions.
+
+    Raises DataError if there are any and missing_captions is "error".
+    """
+    named = {picture.name for picture in with_row}
+    without = [name for name in names if name not in named]
     if without and missing_captions == "error":
         raise DataError(
             f"{len(without)} of {len(names)} pictures in data.path={folder} have no row in "
-            f"{source}: {some(without)}",
+            f"{source}: {shortened(without)}",
             key="data.missing_captions",
             remedy="Add their rows, remove them, or set data.missing_captions=empty to train them "
             "with the empty caption.",
         )
-    return [Described(name, ("",)) for name in without]
+    return [CaptionedPicture(name, ("",)) for name in without]
 
 
-def _empty_captions(folder: str, source: str, empty: Sequence[str], count: int) -> DataError:
-    """The error for pictures without a caption, `empty` of `count`."""
+def _missing_captions_error(
+    folder: str, source: str, empty: Sequence[str], count: int
+) -> DataError:
+    """Return the error for the pictures `empty`, out of `count`, that have no caption."""
     how_many = "none has a caption"
     if len(empty) < count:
-        how_many = f"{len(empty)} of {count} have none"
+        how_many = f"{len(empty)} of {count} have no caption"
     return DataError(
         f"Of the pictures in data.path={folder} {how_many}, first {empty[0]}; "
-        f"captions were looked for in {source}. They must be in {LAYOUTS}",
+        f"captions were searched for in {source}. They must be in {LAYOUTS}",
         key="data.missing_captions",
-        remedy="Write them, change data.path, or set data.missing_captions=empty to train with the "
-        "empty caption.",
+        remedy="Write captions, change data.path, or set data.missing_captions=empty to train with "
+        "the empty caption.",
     )
 
 
-def _clean(caption: str) -> str:
-    # NUL ends a string in some tokenizers; line breaks differ between the three layouts for the
-    # same caption.
+def _clean_caption(caption: str) -> str:
+    # NUL ends a string in some tokenizers; the three layouts break the lines of the same caption
+    # differently.
     return " ".join(caption.replace("\0", "").split())
 
 
-def _cleaned(captions: Sequence[str]) -> tuple[str, ...]:
-    """Those that are not empty; "" where all are."""
-    cleaned = map(_clean, captions)
+def _clean_captions(captions: Sequence[str]) -> tuple[str, ...]:
+    """Return the cleaned captions that are not empty, or a single "" if none is left."""
+    cleaned = map(_clean_caption, captions)
     return tuple(caption for caption in cleaned if caption) or ("",)
 
 
-def _text(folder: str, name: str, listing: Listing) -> str:
-    """A file of captions. DataError where it is a link to what is no part of the data: whoever
-    made the data must not choose which of this machine's files are read.
+def _read_text(folder: str, name: str, listing: Listing) -> str:
+    """Read a caption or metadata file.
+
+    Raises DataError if it is unreadable, not UTF-8, or a link that leaves the data set: the author
+    of a data set must not be able to choose which other files of this machine are read.
     """
     path = os.path.join(folder, name)
-    if os.path.islink(path) and not listing.holds(path):
+    if os.path.islink(path) and not listing.contains(path):
         raise DataError(
-            f"The captions in {path!r} are a link to a file outside the folder, which is not read",
+            f"The caption file {path!r} is a link to a file outside the folder; such links are "
+            "not read",
             key="data.path",
-            remedy="Put the file itself there, or change data.path.",
+            remedy="Replace the link by the file itself, or change data.path.",
         )
     try:
         return Path(path).read_bytes().decode("utf-8-sig").replace("\0", "")
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
         raise DataError(
-            f"The captions in {path!r} are not UTF-8: byte {error.start} is 0x{byte:02x}",
+            f"The caption file {path!r} is not UTF-8: byte {error.start} is 0x{byte:02x}",
             key="data.path",
-            remedy="Write the file anew as UTF-8, or change data.path.",
+            remedy="Save the file as UTF-8, or change data.path.",
         ) from error
     except OSError as error:
         raise DataError(
-            f"The captions in {path!r} cannot be read: {error.strerror}",
+            f"The caption file {path!r} cannot be read: {error.strerror}",
             key="data.path",
             remedy="Change its permissions, or data.path.",
         ) from error
 
 
-def _file_beside(folder: str, name: str) -> str | None:
-    """The relative name of the file with a picture's caption."""
+def _caption_file(folder: str, name: str) -> str | None:
+    """Return the relative name of the text file beside a picture, or None if there is none."""
     for suffix in CAPTION_SUFFIXES:
         beside = os.path.splitext(name)[0] + suffix
         if os.path.isfile(os.path.join(folder, beside)):
@@ -186,133 +209,142 @@ def _file_beside(folder: str, name: str) -> str | None:
     return None
 
 
-def _from_metadata(
+def _read_metadata(
     folder: str, source: str, listing: Listing, missing_captions: str
-) -> list[Described]:
-    """What each row of the metadata file says.
+) -> list[CaptionedPicture]:
+    """Return one picture for each row of the metadata file `source`.
 
-    Raises DataError for a row that names no picture inside the folder, and for what is no text.
+    Raises DataError if a row does not name a picture inside the folder, or a caption is not text.
     """
-    where = f"{source} of data.path={folder}"
-    text = _text(folder, source, listing)
-    numbered = _jsonl(text, where) if source.endswith("jsonl") else _csv(text, where)
-    column = _caption_column(numbered, where, missing_captions)
-    known = set(listing.names)
-    rows = []
+    location = f"{source} of data.path={folder}"
+    text = _read_text(folder, source, listing)
+    parse = _parse_jsonl if source.endswith("jsonl") else _parse_csv
+    numbered_rows = parse(text, location)
+    column = _caption_column(numbered_rows, location, missing_captions)
+    listed = set(listing.names)
+    pictures = []
     missing = []
-    for line, row in numbered:
-        line_of_file = f"{where}, line {line}"
-        name = _inside(folder, row["file_name"], line_of_file, listing)
-        captions = _captions_in(row.get(column), line_of_file)
-        if name not in known and not os.path.isfile(os.path.join(folder, name)):
+    for line, row in numbered_rows:
+        line_location = f"{location}, line {line}"
+        name = _relative_name(folder, row["file_name"], line_location, listing)
+        captions = _parse_captions(row.get(column), line_location)
+        if name not in listed and not os.path.isfile(os.path.join(folder, name)):
             missing.append(name)
-        rows.append(Described(name, captions, row.get("label")))
+        pictures.append(CaptionedPicture(name, captions, row.get("label")))
     if missing:
         raise DataError(
-            f"{len(missing)} of {len(rows)} rows of {where} name pictures that are not there: "
-            f"{some(missing)}. file_name is relative to the folder",
+            f"{len(missing)} of {len(pictures)} rows of {location} name pictures that do not "
+            f"exist: {shortened(missing)}. file_name is relative to the folder",
             key="data.path",
             remedy="Remove the rows, add the pictures, or change data.path.",
         )
-    return rows
+    return pictures
 
 
-def _captions_in(value: Any, where: str) -> tuple[str, ...]:
-    """A caption, or a list of several for one picture."""
+def _parse_captions(value: Any, location: str) -> tuple[str, ...]:
+    """Return the captions in a metadata value: one string, or a list of several.
+
+    Raises DataError if one of them is not text.
+    """
     captions = value if isinstance(value, list) else [value]
     for caption in captions:
         if not isinstance(caption, str | None) or SURROGATES.search(caption or ""):
-            raise _bad_line(f"{where}: the caption must be text, and is {caption!r}")
-    return _cleaned([caption or "" for caption in captions])
+            raise _line_error(f"{location}: the caption must be text, and is {caption!r}")
+    return _clean_captions([caption or "" for caption in captions])
 
 
 def _caption_column(
-    numbered: Sequence[NumberedRow], where: str, missing_captions: str
+    numbered_rows: Sequence[NumberedRow], location: str, missing_captions: str
 ) -> str | None:
-    """The column of the captions: text, else caption; None where there are labels in their place,
-    and captions may be missing.
+    """Return the column that holds the captions: "text", or else "caption".
 
-    Raises DataError where it or file_name is missing.
+    None if there is neither, but labels and missing_captions="empty". Otherwise a missing caption
+    column raises DataError, and so does a row without file_name.
     """
-    for line, row in numbered:
+    for line, row in numbered_rows:
         if "file_name" not in row:
-            raise _missing_columns(where, line, row)
+            raise _missing_columns_error(location, line, row)
     for column in ("text", "caption"):
-        if any(column in row for _, row in numbered):
+        if any(column in row for _, row in numbered_rows):
             return column
-    if missing_captions == "empty" and any("label" in row for _, row in numbered):
+    if missing_captions == "empty" and any("label" in row for _, row in numbered_rows):
         return None
-    raise _missing_columns(where, *(numbered[0] if numbered else (1, {})))
+    line, row = numbered_rows[0] if numbered_rows else (1, {})
+    raise _missing_columns_error(location, line, row)
 
 
-def _missing_columns(where: str, line: int, row: dict[str, Any]) -> DataError:
+def _missing_columns_error(location: str, line: int, row: dict[str, Any]) -> DataError:
     seen = ", ".join(map(str, row)) or "none"
     return DataError(
-        f"{where} needs the columns file_name and text (or caption); line {line} has {seen}",
+        f"{location} needs the columns file_name and text (or caption); line {line} has {seen}",
         key="data.path",
         remedy="Rename the columns, or change data.path.",
     )
 
 
-def _bad_line(problem: str) -> DataError:
+def _line_error(problem: str) -> DataError:
     return DataError(problem, key="data.path", remedy="Correct the line, or change data.path.")
 
 
-def _jsonl(text: str, where: str) -> list[NumberedRow]:
-    numbered = []
+def _parse_jsonl(text: str, location: str) -> list[NumberedRow]:
+    """Parse one JSON object a line. Raises DataError for a line that is not one."""
+    numbered_rows = []
     # Not splitlines: JSON allows U+2028 inside a string.
     for line, content in enumerate(text.split("\n"), 1):
         if not content.strip():
             continue
         try:
             row = json.loads(content)
-        # RecursionError and ValueError: brackets without end, a number of thousands of digits.
+        # RecursionError: endlessly nested brackets. ValueError: also a number of thousands of
+        # digits.
         except (ValueError, RecursionError) as error:
-            problem = f"{where}, line {line}, is not JSON that can be read: {error}"
-            raise _bad_line(problem) from error
+            problem = f"{location}, line {line}, is not JSON that can be read: {error}"
+            raise _line_error(problem) from error
         if not isinstance(row, dict):
-            raise _bad_line(
-                f"{where}, line {line}, must be an object with file_name and text, "
+            raise _line_error(
+                f"{location}, line {line}, must be an object with file_name and text, "
                 f"and is {content[:60]}"
             )
-        numbered.append((line, row))
-    return numbered
+        numbered_rows.append((line, row))
+    return numbered_rows
 
 
-def _csv(text: str, where: str) -> list[NumberedRow]:
+def _parse_csv(text: str, location: str) -> list[NumberedRow]:
+    """Parse CSV with a header line. Raises DataError for bad CSV or a line with too many fields."""
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
     try:
         reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-        numbered = [(reader.line_num, row) for row in reader]
+        numbered_rows = [(reader.line_num, row) for row in reader]
     except csv.Error as error:
-        problem = f"{where}, line {reader.reader.line_num}, is not CSV: {error}"
-        raise _bad_line(problem) from error
+        problem = f"{location}, line {reader.reader.line_num}, is not CSV: {error}"
+        raise _line_error(problem) from error
     columns = len(reader.fieldnames)
-    for line, row in numbered:
-        if None in row:  # else the rest of the caption would be lost in silence
+    for line, row in numbered_rows:
+        # DictReader keeps surplus fields under None: the end of a caption with an unquoted comma.
+        if None in row:
             fields = columns + len(row[None])
             raise DataError(
-                f"{where}, line {line}, has {fields} fields under {columns} columns",
+                f"{location}, line {line}, has {fields} fields under {columns} columns",
                 key="data.path",
                 remedy="Put captions with commas in double quotes, or change data.path.",
             )
-    return numbered
+    return numbered_rows
 
 
-def _inside(folder: str, file_name: Any, where: str, listing: Listing) -> str:
-    """The relative name that a metadata row means.
+def _relative_name(folder: str, file_name: Any, location: str, listing: Listing) -> str:
+    """Return the normalised name, relative to the folder, of the picture in a metadata row.
 
-    A metadata file may come from elsewhere: DataError where it reaches outside the folder.
+    Raises DataError if it leads outside the folder: a metadata file may come from a stranger.
     """
     is_name = isinstance(file_name, str) and file_name.isprintable()
     if not is_name or not 0 < len(file_name) < 4096:
         shown = ascii(file_name)[:60]
-        raise _bad_line(f"{where}: file_name must be the name of a picture, and is {shown}")
+        raise _line_error(f"{location}: file_name must be the name of a picture, and is {shown}")
     name = posixpath.normpath(file_name)
     leads_up = name.split("/")[0] in ("..", "")
-    if leads_up or not listing.holds(os.path.join(folder, file_name)):
-        raise _bad_line(
-            f"{where}: file_name {file_name!r} leads outside the folder; "
+    if leads_up or not listing.contains(os.path.join(folder, file_name)):
+        raise _line_error(
+            f"{location}: file_name {file_name!r} leads outside the folder; "
             "it must be a relative path inside it"
         )
     return name

@@ -1,4 +1,4 @@
-"""From an RGB picture to a square in [-1, 1]: resized, cropped and flipped by keyed draws."""
+"""Turn RGB pictures into squares in [-1, 1]: resize, crop and flip with keyed random draws."""
 
 from typing import Literal
 
@@ -13,9 +13,9 @@ from sdtrain.randomness import KeyedRandom
 
 
 def resize_short_side(picture: Image.Image | Tensor, image_size: int) -> Tensor:
-    """uint8 [3, h, w] with min(h, w) = image_size. Antialiased.
+    """Resize to uint8 [3, h, w] with min(h, w) = image_size, antialiased.
 
-    picture: in RGB, or a uint8 tensor [3, H, W].
+    picture: an RGB image, or a uint8 tensor [3, H, W].
     """
     pixels = F.pil_to_tensor(picture) if isinstance(picture, Image.Image) else picture
     return F.resize(
@@ -26,8 +26,9 @@ def resize_short_side(picture: Image.Image | Tensor, image_size: int) -> Tensor:
 class Transform:
     """Crop to a square, flip, and scale to [-1, 1]: a pure function of (picture, seed, ordinal).
 
-    The draws are KeyedRandom(seed, "transform").uniform(ordinal, 3): crop_y, crop_x, flip. "center"
-    ignores the first two, flip=False the third, so no setting shifts the draws of another.
+    The draws are KeyedRandom(seed, "transform").uniform(ordinal, 3): crop_y, crop_x, flip.
+    crop="center" ignores the first two, flip=False the third, so that no setting changes the draws
+    of another.
     """
 
     def __init__(
@@ -49,22 +50,22 @@ class Transform:
         )
 
     def __call__(self, picture: Tensor, ordinal: int) -> Tensor:
-        """float32 [3, image_size, image_size] in [-1, 1].
+        """Return a square, float32 [3, image_size, image_size] in [-1, 1].
 
         picture: uint8 [3, h, w], h and w at least image_size.
         """
         size = self.image_size
-        room_y = picture.shape[1] - size
-        room_x = picture.shape[2] - size
+        spare_y = picture.shape[1] - size
+        spare_x = picture.shape[2] - size
         if self.crop == "random" or self.flip:
             crop_y, crop_x, flip = self._random.uniform(ordinal, 3)
         if self.crop == "random":
-            top = int(crop_y * (room_y + 1))
-            left = int(crop_x * (room_x + 1))
+            top = int(crop_y * (spare_y + 1))
+            left = int(crop_x * (spare_x + 1))
         else:
-            top = room_y // 2
-            left = room_x // 2
-        # Contiguous, because Pillow's bytes lie channels last.
+            top = spare_y // 2
+            left = spare_x // 2
+        # Contiguous, because Pillow stores channels last.
         cropped = F.crop(picture, top, left, size, size).contiguous()
         if self.flip and flip < 0.5:
             cropped = F.horizontal_flip(cropped)

@@ -1,4 +1,4 @@
-"""From a file to an upright RGB picture with 8 bits a channel. Only Pillow sees the file."""
+"""Decode a file to an upright RGB picture with 8 bits a channel, with Pillow alone."""
 
 import contextlib
 import io
@@ -15,34 +15,36 @@ from PIL import ExifTags, Image, ImageOps
 
 from sdtrain.errors import DataError
 
-# 67 million, 8192 x 8192: decoded, 200 MB. A file of a few kilobytes can claim any number.
 PIXEL_LIMIT = 2**26
+"""67 million pixels, 8192 x 8192, which take 200 MB when decoded. The limit is needed because the
+header of a file of a few kilobytes can claim any number."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
-"""Those that a file is known by from its first bytes, whatever its suffix. Every other format of
-Pillow's is tried only where the suffix is its own: some would take any bytes for a picture.
+"""Formats that are recognised by a file's first bytes, whatever its suffix. Any other format of
+Pillow is tried only for its own suffix, because some decoders accept arbitrary bytes.
 """
 
-NOT_READ = frozenset(
+EXCLUDED_FORMATS = frozenset(
     {
-        "BUFR",  # measurements, as the next two
+        "BUFR",  # measurements, like the next two
         "GRIB",
         "HDF5",
         "EPS",  # would start Ghostscript
         "FITS",  # measurements of any range
-        "IPTC",  # what is written about a picture
+        "IPTC",  # metadata of a picture
         "MPEG",  # a film
-        "PSD",  # the layers of a paint program, beside whose file the finished picture lies
-        "WMF",  # drawn on Windows alone
+        "PSD",  # layers of a paint program, usually beside the finished picture
+        "WMF",  # can be rendered on Windows only
     }
 )
-"""What Pillow opens and is no finished picture."""
+"""Formats that Pillow opens but that are not read, as they hold no finished picture."""
 
 OTHER_SUFFIXES = {".mpo": "JPEG", ".pjpeg": "JPEG", ".pjp": "JPEG", ".jif": "JPEG"}
-"""Of formats that are read, which Pillow does not name."""
+"""Further suffixes of formats that are read, which Pillow does not register."""
 
-NO_RANGE = ".pfm"
-"""Floating point, whose black and white are not known."""
+FLOAT_SUFFIX = ".pfm"
+"""Floating point, whose values for black and white are not known: not read."""
+
 WHITE = (255, 255, 255)
 WITH_ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
 
@@ -51,8 +53,10 @@ Source = str | Path | bytes | Image.Image
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says before its pixels: (width, height) in pixels as they are stored, and whether
-    it holds several frames or pages.
+    """The header of a picture.
+
+    size: (width, height) in pixels as stored, before any rotation. has_frames: whether there are
+    several frames or pages.
     """
 
     size: tuple[int, int]
@@ -60,52 +64,51 @@ class Header:
 
 
 def picture_header(source: Source) -> Header:
-    """Raises DataError as `open_picture` does, but for what only the pixels show."""
-    with _opened(source) as picture:
+    """Read the header only. Raises DataError as `open_picture` does, except for broken pixels."""
+    with _open_checked(source) as picture:
         return Header(picture.size, _has_frames(picture))
 
 
 @cache
 def picture_suffixes() -> dict[str, str]:
-    """{suffix in small letters: format} of the pictures that this build of Pillow can read."""
-    known = Image.registered_extensions() | OTHER_SUFFIXES
-    read = {}
-    for suffix, name in known.items():
-        if name in Image.OPEN and name not in NOT_READ:
-            read[suffix] = name
-    read.pop(NO_RANGE, None)
-    return read
+    """Return {lower-case suffix: format} of the pictures that this build of Pillow can read."""
+    formats = {}
+    for suffix, name in (Image.registered_extensions() | OTHER_SUFFIXES).items():
+        if name in Image.OPEN and name not in EXCLUDED_FORMATS:
+            formats[suffix] = name
+    formats.pop(FLOAT_SUFFIX, None)
+    return formats
 
 
 def open_picture(source: Source, *, background: Sequence[int] = WHITE) -> Image.Image:
-    """The picture, upright, as RGB with 8 bits a channel; of an animation the first frame.
+    """Return the picture, upright, as RGB with 8 bits a channel; of an animation the first frame.
 
-    Transparent pixels are laid over `background`, (red, green, blue) in 0..255. 16-bit greyscale is
-    scaled to 8 bits. Raises DataError, which names the path, when the file is missing, broken, of
-    another format than FORMATS and its suffix's, larger than PIXEL_LIMIT, or of a mode without a
-    known range (floating point).
+    Transparent pixels are composited onto `background`, (red, green, blue) in 0..255. 16-bit
+    greyscale is scaled to 8 bits. Raises DataError, which names the path, if the file is missing,
+    broken, neither of FORMATS nor of the format of its suffix, larger than PIXEL_LIMIT, or of a
+    mode without a known range (floating point).
     """
-    picture = _opened(source)
+    picture = _open_checked(source)
     try:
         with warnings.catch_warnings():
-            # An icon holds pictures of other sizes than its header says.
+            # An icon contains pictures of other sizes than its header says.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             picture.load()
         orientation = _orientation(picture)
-        rgb = _rgb(picture, tuple(background))
-    # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error and more.
+        rgb = _to_rgb(picture, tuple(background))
+    # Decoders of Pillow raise OSError, SyntaxError, ValueError, struct.error, zlib.error and more.
     except Exception as error:
-        raise _unreadable(
+        raise _picture_error(
             source, f"cannot be decoded: {_reason(error)}", "Repair it or remove it."
         ) from error
     finally:
         if picture is not source:
             picture.close()
-    return rgb if orientation == 1 else _turned_upright(rgb, orientation)
+    return rgb if orientation == 1 else _turn_upright(rgb, orientation)
 
 
-def _unreadable(source: Source, problem: str, remedy: str = "") -> DataError:
-    """The error that names the picture."""
+def _picture_error(source: Source, problem: str, remedy: str = "") -> DataError:
+    """Return an error that names the picture; problem: the rest of the sentence."""
     name = repr(str(source)) if isinstance(source, str | Path) else "in memory"
     return DataError(f"The picture {name} {problem}", key="data.path", remedy=remedy)
 
@@ -115,19 +118,17 @@ def _reason(error: Exception) -> str:
 
 
 def _formats(source: str | Path | bytes) -> list[str]:
-    """Those that a file may have: of FORMATS what this build of Pillow can open, and its
-    suffix's.
-    """
-    suffixes = picture_suffixes()
+    """Return the formats to try: those of FORMATS that Pillow can open, and that of the suffix."""
     formats = [name for name in FORMATS if name in Image.OPEN]
-    own = None
     if not isinstance(source, bytes):
-        own = suffixes.get(os.path.splitext(source)[1].lower())
-    return formats if own is None or own in formats else [*formats, own]
+        own = picture_suffixes().get(os.path.splitext(source)[1].lower())
+        if own is not None and own not in formats:
+            formats.append(own)
+    return formats
 
 
 def _has_frames(picture: Image.Image) -> bool:
-    if picture.format == "MPO":  # a photo, with previews of itself
+    if picture.format == "MPO":  # further frames are previews of the same photo
         return False
     # A broken second frame does not matter: only the first is read.
     with contextlib.suppress(Exception):
@@ -135,26 +136,23 @@ def _has_frames(picture: Image.Image) -> bool:
     return True
 
 
-def _opened(source: Source) -> Image.Image:
-    """The picture before its pixels are decoded, its header checked. Raises DataError."""
-    if isinstance(source, Image.Image):
-        picture = source
-    else:
-        picture = _identified(source)
+def _open_checked(source: Source) -> Image.Image:
+    """Open a picture and check its header, without decoding pixels. Raises DataError."""
+    picture = source if isinstance(source, Image.Image) else _identify(source)
     width, height = picture.size
     if width * height > PIXEL_LIMIT:
         raise _too_large(source, f"{width} x {height} = {width * height} pixels")
     if picture.mode == "F":
-        raise _unreadable(
+        raise _picture_error(
             source,
-            "holds floating-point numbers, whose black and white are not known",
+            "holds floating-point numbers, whose values for black and white are not known",
             "Save it with 8 or 16 bits a channel.",
         )
     return picture
 
 
-def _identified(source: str | Path | bytes) -> Image.Image:
-    """The file, opened by Pillow, which reads its header and no pixel. Raises DataError."""
+def _identify(source: str | Path | bytes) -> Image.Image:
+    """Let Pillow recognise the format and read the header, not the pixels. Raises DataError."""
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
         with warnings.catch_warnings():
@@ -164,55 +162,55 @@ def _identified(source: str | Path | bytes) -> Image.Image:
         raise _too_large(source, str(error)) from error
     except Image.UnidentifiedImageError as error:
         known = ", ".join(_formats(source))
-        problem = f"is of no format that can be read; those are {known}"
-        raise _unreadable(source, problem) from error
-    except Exception as error:  # as in open_picture
-        raise _unreadable(source, f"cannot be opened: {_reason(error)}") from error
+        problem = f"has no format that can be read; these are {known}"
+        raise _picture_error(source, problem) from error
+    except Exception as error:  # for the same reason as in open_picture
+        raise _picture_error(source, f"cannot be opened: {_reason(error)}") from error
 
 
 def _too_large(source: Source, seen: str) -> DataError:
     problem = f"is too large: {seen}; at most {PIXEL_LIMIT} pixels are read"
-    return _unreadable(source, problem, "Make it smaller.")
+    return _picture_error(source, problem, "Make it smaller.")
 
 
 def _orientation(picture: Image.Image) -> int:
-    """The EXIF orientation (EXIF 2.32, tag 0x0112), 1 where there is none."""
-    # Broken EXIF is common in pictures that are otherwise sound: they stay as they are stored.
+    """Return the EXIF orientation (EXIF 2.32, tag 0x0112), or 1 if there is none."""
+    # Broken EXIF is common in otherwise sound pictures: these are not rotated.
     try:
         return picture.getexif().get(ExifTags.Base.Orientation, 1)
     except (SyntaxError, ValueError, TypeError, LookupError, OSError, struct.error):
         return 1
 
 
-def _turned_upright(rgb: Image.Image, orientation: int) -> Image.Image:
-    # Pillow writes the rest of EXIF anew, which fails where that is broken: it gets the orientation
-    # and nothing else.
+def _turn_upright(rgb: Image.Image, orientation: int) -> Image.Image:
+    # exif_transpose rewrites all EXIF fields, which fails if one of them is broken, so it is given
+    # the orientation alone.
     rgb.info.clear()
     rgb.getexif()[ExifTags.Base.Orientation] = orientation
     return ImageOps.exif_transpose(rgb)
 
 
-def _rgb(picture: Image.Image, background: tuple[int, ...]) -> Image.Image:
-    """A new picture in RGB. Raises ValueError where black and white are not known."""
+def _to_rgb(picture: Image.Image, background: tuple[int, ...]) -> Image.Image:
+    """Return a new RGB picture. Raises ValueError if its values for black and white are unknown."""
     if picture.mode.startswith("I"):
         return _from_16_bits(picture, background)
     # "transparency" is a colour key, or a palette with alpha: convert("RGBA") applies it,
     # convert("RGB") shows what it hides.
     if "transparency" in picture.info or picture.mode in WITH_ALPHA:
-        over = Image.new("RGBA", picture.size, (*background, 255))
-        return Image.alpha_composite(over, picture.convert("RGBA")).convert("RGB")
+        canvas = Image.new("RGBA", picture.size, (*background, 255))
+        return Image.alpha_composite(canvas, picture.convert("RGBA")).convert("RGB")
     return picture.convert("RGB")
 
 
 def _from_16_bits(picture: Image.Image, background: tuple[int, ...]) -> Image.Image:
-    """Greyscale of 16 bits (modes I;16 and I) as RGB.
+    """Convert 16-bit greyscale (modes I;16 and I) to RGB.
 
-    Pillow's own convert("RGB") clips it at 255, which turns nearly all white.
+    Pillow's convert("RGB") would clip the values at 255, which turns nearly everything white.
     """
     values = np.asarray(picture).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise ValueError(
-            f"its grey values go from {values.min()} to {values.max()}; 0 to 65535 are read"
+            f"its grey values range from {values.min()} to {values.max()}; 0 to 65535 are allowed"
         )
     grey = ((values + 128) // 257).astype(np.uint8)
     pixels = np.repeat(grey[:, :, None], 3, axis=2)

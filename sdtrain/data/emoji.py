@@ -1,7 +1,7 @@
-"""Real pictures without a download: the emoji of the machine's colour emoji font.
+"""Real pictures without a download: the emoji of an installed colour emoji font.
 
 Each is captioned with its Unicode name. `python -m sdtrain.data.emoji FOLDER` writes them as a
-folder of PNGs with captions, which `Images` reads.
+folder of PNGs with captions, which `Images` can read.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from sdtrain.data.split import PictureRow, PictureSplit, check_options, make_spl
 from sdtrain.errors import DataError, UserError
 from sdtrain.files import atomic_file, write_text
 
-PLACES = (
+FONT_PLACES = (
     "/usr/share/fonts",
     "/usr/local/share/fonts",
     "~/.local/share/fonts",
@@ -39,41 +39,41 @@ INSTALL = (
     "Install one, on Debian and Ubuntu with apt-get install fonts-noto-color-emoji, "
     "or set data.font to the file of one."
 )
-STRIKES = (109, 160, 136, 128, 96, 64)
-"""Sizes that are tried. Bitmap fonts open in those they hold only: Noto's 109, Apple's 160 and
-smaller. A scalable font opens in the first."""
+FONT_SIZES = (109, 160, 136, 128, 96, 64)
+"""Sizes to try, in this order. A bitmap font opens only in the sizes it contains: Noto in 109,
+Apple in 160 and smaller ones. A scalable font opens in the first."""
 
 INK = (255, 0, 254)
-"""What a glyph without colours of its own is drawn in; no emoji is plain in it."""
+"""Colour of glyphs that have none of their own; no emoji is entirely of this colour."""
 
 NONCHARACTER = chr(0x1FFFF)
-"""Never assigned, so every font draws its .notdef for it."""
+"""Never assigned, so every font draws its .notdef glyph for it."""
 
 MARGIN = 4
-"""Pixels of background around the largest glyph, on each side."""
+"""Pixels of background on each side of the largest glyph."""
 
 REGIONAL_INDICATORS = range(0x1F1E6, 0x1F200)
 SKIN_TONES = range(0x1F3FB, 0x1F400)
 
 
 def code_points() -> list[int]:
-    """Code points that may be an emoji by themselves.
+    """Return the code points that may be an emoji by themselves.
 
-    Symbols and punctuation with a name, beyond ASCII, below the tags' plane.
+    These are symbols and punctuation with a name, beyond ASCII and below the plane of tags.
     """
-    found = []
+    codes = []
     for code in range(0x80, 0x20000):
         is_symbol = unicodedata.category(chr(code))[0] in "SP"
         is_modifier = code in REGIONAL_INDICATORS or code in SKIN_TONES
         if is_symbol and not is_modifier and unicodedata.name(chr(code), ""):
-            found.append(code)
-    return found
+            codes.append(code)
+    return codes
 
 
 def find_fonts() -> list[str]:
-    """Files that may be colour emoji fonts, likeliest first.
+    """Return files that may be colour emoji fonts, the likeliest first.
 
-    Asks fontconfig where there is one, then looks in PLACES.
+    Asks fontconfig if it is installed, then searches FONT_PLACES.
     """
     found = []
     if shutil.which("fc-list"):
@@ -84,7 +84,7 @@ def find_fonts() -> list[str]:
             check=False,
         )
         found += listed.stdout.splitlines()
-    for name in PLACES:
+    for name in FONT_PLACES:
         place = Path(os.path.expanduser(name))
         if place.is_file():
             found.append(str(place))
@@ -95,32 +95,35 @@ def find_fonts() -> list[str]:
 
 
 def open_font(path: str) -> ImageFont.FreeTypeFont:
-    """The font in the first of the sizes STRIKES that it has. Raises DataError if it is none."""
+    """Open the font in the first of FONT_SIZES that it has. Raises DataError if it has none."""
     reason = ""
-    for size in STRIKES:
+    for size in FONT_SIZES:
         try:
-            # Basic layout: one code point is one glyph, and Raqm refuses some of them.
+            # Basic layout suffices for single code points, some of which Raqm rejects.
             return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
         except OSError as error:
             reason = str(error)
-    raise _unusable_font(path, f"cannot be opened as a font: {reason}")
+    raise _font_error(path, f"cannot be opened as a font: {reason}")
 
 
-def _unusable_font(path: str, problem: str) -> DataError:
+def _font_error(path: str, problem: str) -> DataError:
     return DataError(problem, key="data.font", value=path, remedy=INSTALL)
 
 
 def draw_emoji(path: str, background: Sequence[int]) -> dict[int, Image.Image]:
-    """Code point -> RGB square, all of one side (136 pixels with Noto), the glyph in its middle.
+    """Return {code point: RGB square with the glyph in its middle}.
 
-    Raises DataError if there are none.
+    All squares have the same side (136 pixels with Noto). Raises DataError if the font has fewer
+    than two colour glyphs that can be drawn.
     """
     font = open_font(path)
-    side = int(max(font.getbbox(chr(0x1F600))[2:]) * 1.25)  # a glyph may leave its box a little
-    seen = {_digest(_draw(font, NONCHARACTER, side, background))}
+    canvas_side = int(
+        max(font.getbbox(chr(0x1F600))[2:]) * 1.25
+    )  # a glyph may exceed its box a little
+    seen = {_digest(_draw(font, NONCHARACTER, canvas_side, background))}
     glyphs = {}
     for code in code_points():
-        canvas = _draw(font, chr(code), side, background)
+        canvas = _draw(font, chr(code), canvas_side, background)
         box = canvas.getchannel("A").getbbox()
         if box is None or not _has_colours(canvas):
             continue
@@ -129,7 +132,7 @@ def draw_emoji(path: str, background: Sequence[int]) -> dict[int, Image.Image]:
             seen.add(digest)
             glyphs[code] = canvas.crop(box).convert("RGB")
     if len(glyphs) < 2:
-        raise _unusable_font(
+        raise _font_error(
             path,
             "has no colour glyphs that can be drawn; it must be a colour emoji font with bitmaps "
             "or COLR version 0 (version 1 cannot be drawn)",
@@ -141,7 +144,7 @@ def draw_emoji(path: str, background: Sequence[int]) -> dict[int, Image.Image]:
 def _draw(
     font: ImageFont.FreeTypeFont, text: str, side: int, background: Sequence[int]
 ) -> Image.Image:
-    # Drawn over the background with alpha 0: the colours come out blended with it, and alpha is
+    # On a background with alpha 0 the colours are blended with the background, and alpha shows
     # where the glyph is.
     canvas = Image.new("RGBA", (side, side), (*background, 0))
     place = (side // 10, side // 10)
@@ -166,7 +169,9 @@ def _centred(glyph: Image.Image, side: int, background: Sequence[int]) -> Image.
 
 
 class GlyphReader:
-    """name -> uint8 [3, S, S] with S at least image_size, out of one tensor [N, 3, s, s]."""
+    """Resizes glyphs, looked up by name in a tensor [N, 3, s, s], to uint8 [3, S, S], S =
+    image_size.
+    """
 
     def __init__(self, names: Sequence[str], pictures: Tensor, image_size: int) -> None:
         self._pictures = pictures
@@ -181,14 +186,14 @@ class Emoji:
     """The emoji of a colour font, about 1,300 in Noto, captioned with their Unicode names.
 
     Which emoji have a name depends on Python's Unicode version (3.11: Unicode 14). Raises DataError
-    where there is no such font and UserError for an option.
+    if there is no such font, UserError for an argument that is not allowed.
 
     Args:
-        font: a file; None looks for one.
+        font: a font file; None searches for one.
         image_size: side of the squares in pixels.
         validation_fraction: share of the pictures that is held out.
         background: (red, green, blue) in 0..255 around the glyphs.
-        seed: of what is held out.
+        seed: of the hold-out.
     """
 
     num_classes = 1
@@ -207,20 +212,23 @@ class Emoji:
         )
         self.image_size = image_size
         self.background = tuple(background)
-        self.font, drawn = _draw_first(font, background)
-        self.code_points = list(drawn)
-        # Larger than drawn, they are kept as drawn and enlarged when asked for: 512 x 512 would
-        # take a gigabyte.
-        side = min(image_size, next(iter(drawn.values())).width)
-        small = [
-            F.pil_to_tensor(square.resize((side, side), Image.Resampling.LANCZOS))
-            for square in drawn.values()
-        ]
-        names = [file_name(code) for code in drawn]
-        captions = [caption_of(code) for code in drawn]
-        # Which emoji a font has, and how large: another font, not another rendering of the same
-        # one.
-        widths = [square.width for square in drawn.values()]
+        self.font, squares = _draw_first(font, background)
+        self.code_points = list(squares)
+        # Pictures larger than the font draws them are enlarged only on access: all of them in
+        # 512 x 512 would take a gigabyte.
+        side = min(image_size, next(iter(squares.values())).width)
+        names = []
+        captions = []
+        # The hash covers which emoji a font has, and how large: it changes with the font, but not
+        # with another rendering of the same one.
+        widths = []
+        small = []
+        for code, square in squares.items():
+            names.append(file_name(code))
+            captions.append(caption_of(code))
+            widths.append(square.width)
+            resized = square.resize((side, side), Image.Resampling.LANCZOS)
+            small.append(F.pil_to_tensor(resized))
         self.sha256 = rows_hash(zip(names, captions, widths, strict=True))
         self._splits = make_splits(
             rows=[PictureRow(name, [text]) for name, text in zip(names, captions, strict=True)],
@@ -231,30 +239,30 @@ class Emoji:
         )
 
     def split(self, name: str) -> PictureSplit:
-        """The pictures of "train" or "validation"."""
+        """Return the split "train" or "validation"."""
         return self._splits[name]
 
     def example_prompts(self, count: int) -> list[str]:
-        """`count` training captions, spread evenly over the code points."""
-        return self._splits["train"].spread(count)
+        """Return `count` training captions, spread evenly over the code points."""
+        return self._splits["train"].spread_captions(count)
 
 
 def file_name(code_point: int) -> str:
-    """As in 1f600.png. Five digits, so that the files sort as the code points do."""
+    """Return a name as in 1f600.png. Five digits make the files sort like the code points."""
     return f"{code_point:05x}.png"
 
 
 def caption_of(code_point: int) -> str:
-    """As in "grinning face"."""
+    """Return the lower-case Unicode name, as in "grinning face"."""
     return unicodedata.name(chr(code_point)).lower()
 
 
 def _draw_first(font: str | None, background: Sequence[int]) -> tuple[str, dict[int, Image.Image]]:
-    """(the font that is used, what `draw_emoji` makes of it). DataError where none can be used."""
+    """Return (font file, its `draw_emoji`) of the first usable font. DataError if there is none."""
     if font is not None:
         path = os.path.expanduser(font)
         if not os.path.isfile(path):
-            raise _unusable_font(font, "is not there; it must be the file of a colour emoji font")
+            raise _font_error(font, "does not exist; it must be the file of a colour emoji font")
         return path, draw_emoji(path, background)
     tried = []
     for path in find_fonts():
@@ -262,25 +270,25 @@ def _draw_first(font: str | None, background: Sequence[int]) -> tuple[str, dict[
             return path, draw_emoji(path, background)
         except DataError:
             tried.append(path)
-    looked = f"none is known to fc-list or lies in {', '.join(PLACES)}"
+    reason = f"fc-list knows none and none lies in {', '.join(FONT_PLACES)}"
     if tried:
-        looked = f"none of {', '.join(tried)} can be drawn"
+        reason = f"none of {', '.join(tried)} can be drawn"
     raise DataError(
-        "data.font is null and this machine has no colour emoji font that can be used: " + looked,
+        "data.font is null and this machine has no colour emoji font that can be used: " + reason,
         key="data.font",
         remedy=INSTALL,
     )
 
 
 def write_folder(data: Emoji, folder: Path, image_size: int | None = None) -> None:
-    """Writes every emoji of both splits as a PNG, with its caption in a .txt beside it.
+    """Write every emoji of both splits as a PNG, with its caption in a .txt file beside it.
 
-    image_size: side of the squares, None: as the font draws them. Raises UserError if the folder
-    holds anything: pictures left there from before would be read with the new ones.
+    image_size: side of the squares in pixels; None keeps the font's. Raises UserError if the folder
+    is not empty, because its pictures would later be read together with the new ones.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(
-            f"The folder {str(folder)!r} is there and is not empty; "
+            f"The folder {str(folder)!r} exists and is not empty; "
             "the emoji need a new or empty one",
             key="FOLDER",
             remedy="Name another.",
@@ -296,20 +304,22 @@ def write_folder(data: Emoji, folder: Path, image_size: int | None = None) -> No
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """The command. words: its arguments, None: those of the process.
+    """Run the command and return its exit code: 0, or that of the UserError.
 
-    Returns the exit code: 0, or that of the UserError.
+    words: the command-line arguments; None takes those of the process.
     """
     parser = argparse.ArgumentParser(
         prog="python -m sdtrain.data.emoji",
-        description="Write the emoji font as pictures with captions.",
+        description="Write the emoji of a colour emoji font as pictures with captions.",
     )
     parser.add_argument("folder", type=Path, help="where to write: a new or empty folder")
-    parser.add_argument("--font", help="a colour emoji font's file; without it, one is looked for")
+    parser.add_argument(
+        "--font", help="file of a colour emoji font; without it, an installed one is used"
+    )
     parser.add_argument(
         "--image-size",
         type=int,
-        help="pixels a side; without it, as the font draws them (136 with Noto)",
+        help="side of the pictures in pixels; without it, that of the font (136 with Noto)",
     )
     arguments = parser.parse_args(words)
     try:

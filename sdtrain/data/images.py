@@ -1,8 +1,8 @@
 """A folder of captioned pictures.
 
-The captions are parsed by `captions.py`, so that an error can name file and line, and then live in
-a `datasets.Dataset`: Arrow memory, which forked loader workers share without copying it. datasets'
-own imagefolder drops pictures without a row silently.
+The captions are parsed by `captions.py`, so that an error can name file and line, and are then kept
+in a `datasets.Dataset`: Arrow memory, which forked loader workers share without copying it. The
+imagefolder loader of datasets is not used, because it silently drops pictures without a row.
 """
 
 import os
@@ -13,32 +13,32 @@ from typing import Literal
 from torch import Tensor
 
 from sdtrain.data.caption_draw import CaptionDraw
-from sdtrain.data.captions import LAYOUTS, Captioned, read_captions
+from sdtrain.data.captions import LAYOUTS, FolderCaptions, read_captions
 from sdtrain.data.crop import Transform, resize_short_side
 from sdtrain.data.decode import WHITE, open_picture
-from sdtrain.data.headers import Headers, check_counts, classify_headers, refuse_unusable
+from sdtrain.data.headers import Headers, check_counts, check_usable, classify_headers
 from sdtrain.data.labels import labels_of
-from sdtrain.data.listing import Listing, list_folder, some
+from sdtrain.data.listing import Listing, list_folder, shortened
 from sdtrain.data.split import (
     PictureRow,
     PictureSplit,
-    bad_option,
     check_options,
     make_splits,
+    option_error,
     rows_hash,
 )
 from sdtrain.errors import DataError
 from sdtrain.types import Classes
 
 CACHE_BYTES = 256 * 2**20
+"""Decoded pictures that one process keeps."""
 
 
 class FolderReader:
-    """name -> uint8 [3, h, w], short side image_size.
+    """Reads a picture by name as uint8 [3, h, w] whose shorter side is image_size.
 
-    Keeps what it read, up to CACHE_BYTES in each process. Full, the cache takes nothing in and
-    throws nothing out: epochs visit all pictures in turn, where the oldest entry is the one needed
-    next.
+    Caches what it read, up to CACHE_BYTES in each process. A full cache neither adds nor evicts
+    entries: an epoch visits all pictures in turn, so the oldest entry is the one needed next.
     """
 
     def __init__(self, folder: str, image_size: int, background: Sequence[int]) -> None:
@@ -65,29 +65,30 @@ class FolderReader:
 class Images:
     """A folder of pictures with captions.
 
-    These are in metadata.jsonl or metadata.csv, or in a .txt beside each picture. Subfolders belong
-    to it, and folders that links lead to; what begins with a dot does not. Every picture's header
-    is read at construction, its pixels when they are asked for. DataError for what is wrong in the
-    folder, UserError for an option.
+    The captions are in metadata.jsonl or metadata.csv, or in a .txt file beside each picture.
+    Subfolders and linked folders are included, names that begin with a dot are not. Construction
+    reads the header of every picture; pixels are read on access. Raises DataError for a problem in
+    the folder, UserError for an argument that is not allowed.
 
     Args:
         path: the folder.
         image_size: side of the squares in pixels.
-        crop: where a square is cut from a picture for training.
+        crop: how a square is cut from a training picture.
         flip: whether half of the training pictures are mirrored.
         validation_fraction: share of the pictures that is held out, see `hold_out_count`.
-        missing_captions: "empty" trains a picture without a caption with the empty one.
-        on_error: "fail" raises DataError for a bad picture. "skip" leaves those with a bad header
-            out of the listing, with a line in `notes`, and gives another picture of the split for
-            one whose pixels turn out broken later.
-        max_skipped: how many different pictures may be left out or replaced. A count, because each
-            is one that somebody could look at, whatever the size of the folder: a share of a large
-            one would hide a disk that fails.
-        captions, shuffle_tags, drop_tags, keep_tags: of training, see `CaptionDraw`; validation
-            reads the first caption as it stands.
-        upscale: whether pictures smaller than the crop are scaled up; else they are bad ones.
+        missing_captions: "error" raises DataError for a picture without a caption, "empty" trains
+            it with an empty one.
+        on_error: "fail" raises DataError for a bad picture. "skip" leaves out pictures with a bad
+            header, with a line in `notes`, and replaces a picture whose pixels turn out to be
+            broken later by another one of its split.
+        max_skipped: how many different pictures may be left out or replaced. A count and not a
+            share: somebody can inspect each of them, while a share of a large folder would hide a
+            failing disk.
+        captions, shuffle_tags, drop_tags, keep_tags: for training, see `CaptionDraw`; validation
+            reads the first caption unchanged.
+        upscale: whether pictures smaller than the crop are scaled up; otherwise they count as bad.
         background: (red, green, blue) in 0..255 behind transparent pixels.
-        seed: of crops, flips, captions, replacements and of what is held out.
+        seed: of crops, flips, captions, replacements and the hold-out.
     """
 
     def __init__(
@@ -112,8 +113,8 @@ class Images:
         check_options(
             image_size=image_size, validation_fraction=validation_fraction, background=background
         )
-        _check_words(missing_captions, on_error, max_skipped)
-        caption_of = CaptionDraw(
+        _check_choices(missing_captions, on_error, max_skipped)
+        caption_draw = CaptionDraw(
             captions=captions,
             shuffle_tags=shuffle_tags,
             drop_tags=drop_tags,
@@ -123,17 +124,17 @@ class Images:
         training = Transform(image_size=image_size, crop=crop, flip=flip, seed=seed)
         self.image_size = image_size
         folder, listing = list_pictures(path)
-        captioned = read_captions(folder, listing, missing_captions)
-        headers = classify_headers(folder, {row.name for row in captioned.rows}, image_size)
-        if upscale:
-            headers.take_in_small()
+        folder_captions = read_captions(folder, listing, missing_captions)
+        headers = _read_headers(folder, folder_captions, image_size, upscale)
         if on_error == "fail":
-            refuse_unusable(folder, headers, image_size)
+            check_usable(folder, headers, image_size)
         check_counts(path, folder, headers, max_skipped)
-        self.notes = _notes(folder, listing, captioned, headers)
-        self.max_skipped = max_skipped - len(headers.unusable) if on_error == "skip" else None
-        rows, classes = _rows(captioned, headers, caption_of)
-        hashed = [(row.name, "\n".join(row.captions), headers.marks[row.name]) for row in rows]
+        self.notes = _notes(folder, listing, folder_captions, headers)
+        self.max_skipped = None
+        if on_error == "skip":
+            self.max_skipped = max_skipped - len(headers.unusable)
+        rows, classes = _usable_rows(folder_captions, headers, caption_draw)
+        hashed = _hashed_rows(rows, headers)
         self.sha256 = rows_hash(hashed)
         self.num_classes = classes.count
         self._splits = make_splits(
@@ -141,7 +142,7 @@ class Images:
             read=FolderReader(folder, image_size, background),
             fraction=validation_fraction,
             training=training,
-            caption_of=caption_of,
+            choose_caption=caption_draw,
             seed=seed,
             max_skipped=self.max_skipped,
         )
@@ -152,33 +153,54 @@ class Images:
         )
 
     def split(self, name: str) -> PictureSplit:
-        """The pictures of "train" or "validation"."""
+        """Return the split "train" or "validation"."""
         return self._splits[name]
 
     def example_prompts(self, count: int) -> list[str]:
-        """`count` training captions, spread evenly over the sorted files."""
-        return self._splits["train"].spread(count)
+        """Return `count` training captions, spread evenly over the sorted files."""
+        return self._splits["train"].spread_captions(count)
 
 
-def _check_words(missing_captions: str, on_error: str, max_skipped: int) -> None:
+def _check_choices(missing_captions: str, on_error: str, max_skipped: int) -> None:
     if missing_captions not in ("error", "empty"):
-        raise bad_option("missing_captions", missing_captions, "is none of error, empty")
+        raise option_error("missing_captions", missing_captions, "is none of error, empty")
     if on_error not in ("fail", "skip"):
-        raise bad_option("on_error", on_error, "is none of fail, skip")
+        raise option_error("on_error", on_error, "is none of fail, skip")
     if max_skipped < 0:
-        raise bad_option("max_skipped", max_skipped, "must be at least 0")
+        raise option_error("max_skipped", max_skipped, "must be at least 0")
 
 
-def _rows(
-    captioned: Captioned, headers: Headers, caption_of: CaptionDraw
+def _read_headers(
+    folder: str, folder_captions: FolderCaptions, image_size: int, upscale: bool
+) -> Headers:
+    names = {picture.name for picture in folder_captions.pictures}
+    headers = classify_headers(folder, names, image_size)
+    if upscale:
+        headers.accept_small()
+    return headers
+
+
+def _usable_rows(
+    folder_captions: FolderCaptions, headers: Headers, caption_draw: CaptionDraw
 ) -> tuple[list[PictureRow], Classes]:
-    """The pictures that can be used."""
-    described = [row for row in captioned.rows if row.name in headers.marks]
-    labels, classes = labels_of(described)
+    """Return a labelled row for each usable picture, and the classes."""
+    usable = [
+        picture for picture in folder_captions.pictures if picture.name in headers.fingerprints
+    ]
+    labels, classes = labels_of(usable)
     rows = []
-    for row, label in zip(described, labels, strict=True):
-        rows.append(PictureRow(row.name, caption_of.read(row.captions), label))
+    for picture, label in zip(usable, labels, strict=True):
+        captions = caption_draw.candidates(picture.captions)
+        rows.append(PictureRow(picture.name, captions, label))
     return rows, classes
+
+
+def _hashed_rows(rows: Sequence[PictureRow], headers: Headers) -> list[tuple[str, str, str]]:
+    """Return (name, captions, fingerprint of the file) of each row, see `rows_hash`."""
+    hashed = []
+    for row in rows:
+        hashed.append((row.name, "\n".join(row.captions), headers.fingerprints[row.name]))
+    return hashed
 
 
 def _labelled_hash(hashed: Sequence[tuple[str, str, str]], rows: Sequence[PictureRow]) -> str:
@@ -186,27 +208,31 @@ def _labelled_hash(hashed: Sequence[tuple[str, str, str]], rows: Sequence[Pictur
 
 
 def _untrained(classes: Classes, train: PictureSplit) -> tuple[int, ...]:
+    """Return the labels that no training picture has."""
     trained = set(train.labels)
     return tuple(label for label in range(classes.count) if label not in trained)
 
 
 def list_pictures(path: str) -> tuple[str, Listing]:
-    """The folder, and what lies in it. DataError where that is no picture."""
-    # "" would become the working directory.
+    """Return the absolute path of the folder and its listing.
+
+    Raises DataError if it is not a folder or holds no pictures.
+    """
+    # abspath("") would be the working directory.
     folder = os.path.abspath(os.path.expanduser(path)) if path else ""
     if not os.path.isdir(folder):
-        wrong = "is a file" if os.path.exists(folder) else "does not exist"
+        problem = "is a file" if os.path.exists(folder) else "does not exist"
         raise DataError(
-            f"{wrong}; it must be a folder of pictures with captions ({LAYOUTS})",
+            f"{problem}; it must be a folder of pictures with captions ({LAYOUTS})",
             key="data.path",
             value=folder,
             remedy="Change data.path.",
         )
     listing = list_folder(folder)
     if not listing.names:
-        held = listing.left_out(())
+        other = listing.summarise_ignored(())
         raise DataError(
-            f"holds no pictures{f', but {held}' if held else ''}; they must end in .png, .jpg, "
+            f"holds no pictures{f', but {other}' if other else ''}; they must end in .png, .jpg, "
             ".webp or another suffix of a picture that Pillow opens",
             key="data.path",
             value=folder,
@@ -215,28 +241,30 @@ def list_pictures(path: str) -> tuple[str, Listing]:
     return folder, listing
 
 
-def _notes(folder: str, listing: Listing, captioned: Captioned, headers: Headers) -> list[str]:
-    """Lines about all that is left out, or is not read as it stands there."""
+def _notes(
+    folder: str, listing: Listing, folder_captions: FolderCaptions, headers: Headers
+) -> list[str]:
+    """Return lines about everything that is left out or not read as it is stored."""
     notes = []
     unusable = headers.unusable
     if unusable:
         first = next(iter(unusable.values()))
         notes.append(
             f"data.on_error=skip: {len(unusable)} of {headers.count} pictures are left out: "
-            f"{some(list(unusable))}. The first: {first.reason}"
+            f"{shortened(list(unusable))}. The first: {first.reason}"
         )
-    read = headers.marks.keys() | unusable.keys() | captioned.sources
-    left_out = listing.left_out(read)
-    if left_out:
-        notes.append(f"data.path={folder}: left out are {left_out}.")
+    read = headers.fingerprints.keys() | unusable.keys() | folder_captions.caption_files
+    ignored = listing.summarise_ignored(read)
+    if ignored:
+        notes.append(f"data.path={folder}: not read: {ignored}.")
     if headers.scaled_up:
         notes.append(
             f"data.upscale: {len(headers.scaled_up)} of {headers.count} pictures are smaller than "
-            f"the crop and are scaled up: {some(headers.scaled_up)}."
+            f"the crop and are scaled up: {shortened(headers.scaled_up)}."
         )
     if headers.frames:
         notes.append(
-            f"Of {len(headers.frames)} pictures with several frames the first is read: "
-            f"{some(headers.frames)}."
+            f"{len(headers.frames)} pictures have several frames, of which only the first is "
+            f"read: {shortened(headers.frames)}."
         )
-    return notes + captioned.notes
+    return notes + folder_captions.notes

@@ -1,77 +1,85 @@
-"""The class of each picture in a folder: what its metadata say, else the subfolder it lies in."""
+"""Label each picture of a folder with the class in its metadata, or else with its subfolder."""
 
 import os
 import posixpath
 from collections.abc import Sequence
 from typing import Any
 
-from sdtrain.data.captions import Described
+from sdtrain.data.captions import CaptionedPicture
 from sdtrain.types import Classes
 
 LAYOUT = "a subfolder for each class, or a column label in metadata.jsonl or metadata.csv"
 
 
-def labels_of(rows: Sequence[Described]) -> tuple[list[int], Classes]:
-    """The label of each row, 0 where there are no classes, and what the classes are.
+def labels_of(pictures: Sequence[CaptionedPicture]) -> tuple[list[int], Classes]:
+    """Return the label of each picture, 0 if there are no classes, and what the classes are.
 
-    Data that are trained without labels need none, so nothing here is an error: `why_none` says
-    what is in the way.
+    Never raises, because training without labels needs no classes: `Classes.why_none` says why
+    there are none.
     """
-    if any(row.label is not None for row in rows):
-        return _of_column(rows)
-    return _of_folders(rows)
+    if any(picture.label is not None for picture in pictures):
+        return _from_metadata(pictures)
+    return _from_folders(pictures)
 
 
-def _of_column(rows: Sequence[Described]) -> tuple[list[int], Classes]:
-    values = [_number(row.label) for row in rows]
-    for row, value in zip(rows, values, strict=True):
+def _from_metadata(pictures: Sequence[CaptionedPicture]) -> tuple[list[int], Classes]:
+    """Take labels 0, 1, 2, ... as they are, and number classes that have names."""
+    values = [_parse_number(picture.label) for picture in pictures]
+    for picture, value in zip(pictures, values, strict=True):
         if value is None or isinstance(value, bool) or not isinstance(value, int | str):
-            return _none(rows, f"the label of {row.name} is {row.label!r}, no number and no name")
+            reason = (
+                f"the label of {picture.name} is {picture.label!r}, neither a number nor a name"
+            )
+            return _no_classes(pictures, reason)
     if all(isinstance(value, int) for value in values):
         count = max(values) + 1
         distinct = set(values)
-        # As many as the largest says. Not range(count): a label may be any number.
+        # Counted instead of compared with range(count), because a label may be any huge number.
         if min(distinct) != 0 or len(distinct) != count:
             seen = ", ".join(map(str, sorted(distinct)[:5]))
-            return _none(rows, f"the numbers in label must be 0, 1, 2 and so on, and are {seen}")
+            reason = f"the numbers in label must be 0, 1, 2 and so on, and are {seen}"
+            return _no_classes(pictures, reason)
         if count == 1:
-            return _none(rows, "all labels are 0")
+            return _no_classes(pictures, "all labels are 0")
         return values, Classes(count)
     if not all(isinstance(value, str) for value in values):
-        return _none(rows, "the column label holds numbers and names")
-    return _named(values, "the column label")
+        return _no_classes(pictures, "the column label mixes numbers and names")
+    return _number_names(values, "the column label")
 
 
-def _of_folders(rows: Sequence[Described]) -> tuple[list[int], Classes]:
-    folders = [posixpath.dirname(row.name) for row in rows]
+def _from_folders(pictures: Sequence[CaptionedPicture]) -> tuple[list[int], Classes]:
+    """Number the subfolders of the deepest folder that contains all pictures."""
+    folders = [posixpath.dirname(picture.name) for picture in pictures]
     if not any(folders):
-        return _none(rows, "all pictures lie beside each other")
-    # What all of them lie in is no class.
+        return _no_classes(pictures, "all pictures lie in the same folder")
+    # A folder that contains all pictures is not a class.
     common = os.path.commonpath(folders) if all(folders) else ""
     below = [posixpath.relpath(folder or ".", common or ".") for folder in folders]
     values = [folder.split("/")[0] for folder in below]
-    outside = [row.name for row, value in zip(rows, values, strict=True) if value == "."]
-    if outside:
-        return _none(rows, f"{outside[0]} lies in no subfolder, or in the only one")
-    return _named(values, "the subfolders")
+    for picture, value in zip(pictures, values, strict=True):
+        if value == ".":
+            reason = f"{picture.name} lies in no subfolder, or in the only one"
+            return _no_classes(pictures, reason)
+    return _number_names(values, "the subfolders")
 
 
-def _named(values: list[str], source: str) -> tuple[list[int], Classes]:
+def _number_names(values: list[str], source: str) -> tuple[list[int], Classes]:
+    """Number class names in sorted order, numerically if all of them are numbers."""
     names = sorted(set(values))
     if all(name.isdecimal() for name in names):
         names.sort(key=int)
-    place = {name: label for label, name in enumerate(names)}
+    label_of_name = {name: label for label, name in enumerate(names)}
     if len(names) < 2:
-        return [0] * len(values), Classes(why_none=f"{source} name one class alone, {names[0]!r}")
-    return [place[value] for value in values], Classes(len(names), tuple(names))
+        return [0] * len(values), Classes(why_none=f"{source} name only one class, {names[0]!r}")
+    return [label_of_name[value] for value in values], Classes(len(names), tuple(names))
 
 
-def _none(rows: Sequence[Described], why: str) -> tuple[list[int], Classes]:
-    return [0] * len(rows), Classes(why_none=why)
+def _no_classes(pictures: Sequence[CaptionedPicture], why: str) -> tuple[list[int], Classes]:
+    return [0] * len(pictures), Classes(why_none=why)
 
 
-def _number(value: Any) -> Any:
-    """A number for its digits: CSV has no other way to write one."""
+def _parse_number(value: Any) -> Any:
+    """Turn a string of digits into an int: CSV has no other way to write a number."""
     if isinstance(value, str):
         value = value.strip()
         if value.isascii() and value.isdecimal() and len(value) < 9:

@@ -1,6 +1,6 @@
-"""Which files of a folder are pictures, and a line about those that are not.
+"""List the pictures of a folder, and summarise the files that are not read as pictures.
 
-Links to folders are followed. Nothing is left out without being counted.
+Links to folders are followed. Nothing is ignored without being counted.
 """
 
 import os
@@ -11,59 +11,62 @@ from dataclasses import dataclass, field
 from sdtrain.data.decode import picture_suffixes
 from sdtrain.errors import DataError
 
-REFUSED = (".heic", ".heif", ".jxl")
-"""Suffixes of pictures that Pillow cannot open: they are listed, and refused by name."""
+REFUSED_SUFFIXES = (".heic", ".heif", ".jxl")
+"""Suffixes of pictures that Pillow cannot open. They are listed, so that an error names them."""
 
 CAPTION_SUFFIXES = (".txt", ".TXT")
 
 LONGEST_SUFFIX = 12
-"""What is longer is no suffix, but a name with a dot in it."""
+"""In characters, with the dot. Anything longer is not a suffix, but part of a name with a dot."""
 
 
 @dataclass
 class Listing:
-    """What lies in a folder and below, by relative name with slashes.
+    """The contents of a folder and its subfolders. Names are relative, with forward slashes.
 
-    names: of the pictures, sorted. others: of the files that are none. hidden: of the files and
-    folders that begin with a dot. dead_links, repeated: how many links lead nowhere, and to folders
-    that are read under another name. roots: the real paths of the folder and of those that links
-    lead to; what lies in none of them is not the data set's.
+    names: the pictures, sorted. other_files: the files that are not pictures. hidden: files and
+    folders whose names begin with a dot. dead_links: how many links lead nowhere. repeated: how
+    many folders were skipped because they are read under another name or contain this one.
+    roots: the real paths of the folder and of the folders that links lead to; a file outside all
+    of them is not part of the data set.
     """
 
     names: list[str] = field(default_factory=list)
-    others: list[str] = field(default_factory=list)
+    other_files: list[str] = field(default_factory=list)
     hidden: list[str] = field(default_factory=list)
     dead_links: int = 0
     repeated: int = 0
     roots: list[str] = field(default_factory=list)
 
-    def holds(self, path: str) -> bool:
-        """Whether a path, with its links resolved, lies in the folder or in one that is linked
-        to.
-        """
+    def contains(self, path: str) -> bool:
+        """Return whether `path`, with links resolved, lies in the folder or in a linked one."""
         real = os.path.realpath(path)
         return any(_lies_in(real, root) for root in self.roots)
 
-    def left_out(self, read: Collection[str]) -> str:
-        """What is not in `read`, counted by suffix; "" where that is nothing."""
-        kinds = Counter(_kind(name) for name in self.others if name not in read)
-        counted = [f"{count} {kind}" for kind, count in sorted(kinds.items())]
+    def summarise_ignored(self, read: Collection[str]) -> str:
+        """Count the files that are not in `read` by suffix, as in "3 .psd, 2 hidden"; "" if none.
+
+        read: relative names of the files that were read.
+        """
+        kinds = Counter(_kind(name) for name in self.other_files if name not in read)
+        counts = [f"{count} {kind}" for kind, count in sorted(kinds.items())]
         hidden = [name for name in self.hidden if name not in read]
-        for count, what in (
+        for count, kind in (
             (len(hidden), "hidden"),
             (self.dead_links, "links that lead nowhere"),
-            (self.repeated, "links to folders that are read already, or that hold this one"),
+            (self.repeated, "links to folders that are read already or that contain this one"),
         ):
             if count:
-                counted.append(f"{count} {what}")
-        return ", ".join(counted)
+                counts.append(f"{count} {kind}")
+        return ", ".join(counts)
 
 
 def list_folder(folder: str) -> Listing:
-    """Walks a folder, and then the folders that links in it lead to.
+    """Walk a folder, then the folders that links in it lead to.
 
-    Each real folder is read once, under the name without a link where it has one: a link back up
-    is no endless loop. DataError where a folder cannot be listed, or a picture has an odd name.
+    Each real folder is read once, under its name without a link if it has one, so a link to a
+    parent folder causes no endless loop. Raises DataError if a folder cannot be listed or a
+    picture's name is not printable.
     """
     listing = Listing(roots=[os.path.realpath(folder)])
     seen = {listing.roots[0]}
@@ -71,7 +74,7 @@ def list_folder(folder: str) -> Listing:
     while links:
         link = links.pop(0)
         real = os.path.realpath(os.path.join(folder, link))
-        # A folder above the data would bring in what lies beside them.
+        # Following a link to a parent folder would add files that lie beside the data set.
         if real in seen or _lies_in(listing.roots[0], real):
             listing.repeated += 1
             continue
@@ -84,7 +87,7 @@ def list_folder(folder: str) -> Listing:
 
 
 def suffix_of(name: str) -> str:
-    """With its dot, in small letters; "" where there is none."""
+    """Return the lower-case suffix with its dot, or "" if the name has none."""
     return os.path.splitext(name)[1].lower()
 
 
@@ -93,25 +96,29 @@ def _lies_in(path: str, folder: str) -> bool:
 
 
 def _kind(name: str) -> str:
+    """Return the words under which an ignored file is counted."""
     suffix = suffix_of(name)
     if suffix in CAPTION_SUFFIXES:
         return f"{suffix} that belong to no picture"
-    is_word = suffix.isprintable() and 1 < len(suffix) <= LONGEST_SUFFIX
-    return suffix if is_word else "without a suffix"
+    is_suffix = suffix.isprintable() and 1 < len(suffix) <= LONGEST_SUFFIX
+    return suffix if is_suffix else "without a suffix"
 
 
 def _walk(folder: str, below: str, listing: Listing, seen: set[str]) -> Iterator[str]:
-    """Takes in the files of `folder`/`below`, and yields the links to folders that it meets."""
-    suffixes = {*picture_suffixes(), *REFUSED}
+    """Add the files of `folder`/`below` to `listing` and yield the links to folders in it.
 
-    def unreadable(error: OSError) -> None:
+    seen: real paths of the folders read so far; extended in place.
+    """
+    suffixes = {*picture_suffixes(), *REFUSED_SUFFIXES}
+
+    def raise_unreadable(error: OSError) -> None:
         raise DataError(
             f"data.path={folder}: {error.filename!r} cannot be listed: {error.strerror}",
             key="data.path",
             remedy="Change its permissions, or data.path.",
         ) from error
 
-    for parent, folders, files in os.walk(os.path.join(folder, below), onerror=unreadable):
+    for parent, folders, files in os.walk(os.path.join(folder, below), onerror=raise_unreadable):
         inside = os.path.relpath(parent, folder)
         kept = []
         for name in folders:
@@ -134,7 +141,7 @@ def _walk(folder: str, below: str, listing: Listing, seen: set[str]) -> Iterator
             elif not os.path.exists(os.path.join(parent, name)):
                 listing.dead_links += 1
             else:
-                listing.others.append(_relative(inside, name))
+                listing.other_files.append(_relative(inside, name))
 
 
 def _relative(inside: str, name: str) -> str:
@@ -142,17 +149,18 @@ def _relative(inside: str, name: str) -> str:
 
 
 def _check_names(folder: str, names: Sequence[str]) -> None:
-    """Raises DataError for bytes that are no UTF-8, and line breaks."""
-    odd = [ascii(name) for name in names if not name.isprintable()]
-    if odd:
+    """Raise DataError for names that are not UTF-8 or hold line breaks."""
+    unprintable = [ascii(name) for name in names if not name.isprintable()]
+    if unprintable:
         raise DataError(
-            f"{len(odd)} file names in data.path={folder} are not printable text: {some(odd)}",
+            f"{len(unprintable)} file names in data.path={folder} are not printable text: "
+            f"{shortened(unprintable)}",
             key="data.path",
-            remedy="Rename them, or change data.path.",
+            remedy="Rename the files, or change data.path.",
         )
 
 
-def some(names: Sequence[str]) -> str:
-    """Up to three names, and how many more."""
+def shortened(names: Sequence[str]) -> str:
+    """Join up to three names and say how many more there are: "a, b, c and 5 more"."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more

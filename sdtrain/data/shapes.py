@@ -1,8 +1,8 @@
-"""Pictures drawn by code: one flat shape on a flat background. No files.
+"""Pictures drawn by code, without files: one flat shape on a flat background.
 
-Each has a caption, a label and a true depth map, and is a pure function of (seed, split, index). A
-tenth of the (shape, colour, background) triples is never trained on, so that one can measure
-whether a model puts known words together in new ways.
+Each has a caption, a label and an exact depth map, and is a pure function of (seed, split, index).
+A tenth of the (shape, colour, background) triples is never trained on, so that one can measure
+whether a model generalises to new combinations of known words.
 """
 
 import hashlib
@@ -42,9 +42,10 @@ NUM_CLASSES = len(SHAPES) * len(COLOURS)
 HELD_OUT_SHARE = 0.1
 SPLITS = ("train", "validation", "held_out")
 
-_MARGIN = 2.0  # pixels: the sharpest antialiased tip, the star's, reaches 1.3 pixels beyond its box
+_MARGIN = 2.0
+"""Pixels around a shape's box. The sharpest antialiased tip, of the star, exceeds it by 1.3."""
 
-_WORDS = {
+_SYNONYMS = {
     "large": ("large", "big", "huge"),
     "small": ("small", "little", "tiny"),
     "circle": ("circle", "disc"),
@@ -75,7 +76,7 @@ _TEMPLATES = (
 
 @dataclass(frozen=True)
 class Attributes:
-    """What a picture shows, in the words of SHAPES, COLOURS, SIZES and COLOURS."""
+    """What a picture shows. The fields are words of SHAPES, COLOURS, SIZES and COLOURS."""
 
     shape: str
     colour: str
@@ -84,9 +85,9 @@ class Attributes:
 
 
 def is_held_out(shape: str, colour: str, background: str) -> bool:
-    """Whether the triple is kept out of training.
+    """Return whether the triple is never trained on.
 
-    The same for every seed, so that models of different seeds can be compared.
+    The answer is the same for every seed, so that models of different seeds can be compared.
     """
     triple = f"{shape}/{colour}/{background}".encode()
     digest = hashlib.blake2b(triple, key=b"sdtrain shapes held out", digest_size=8).digest()
@@ -94,7 +95,7 @@ def is_held_out(shape: str, colour: str, background: str) -> bool:
 
 
 def _triples() -> dict[bool, list[tuple[str, str, str]]]:
-    """{whether it is held out: (shape, colour, background) of each triple}."""
+    """Return {whether held out: the (shape, colour, background) triples}."""
     triples = {False: [], True: []}
     for shape, colour, background in product(SHAPES, COLOURS, COLOURS):
         if colour != background:
@@ -107,12 +108,12 @@ _TRIPLES = _triples()
 
 
 def label_of(attributes: Attributes) -> int:
-    """Class of a picture in [0, NUM_CLASSES): shape and colour together."""
+    """Return the class in [0, NUM_CLASSES): each pair of shape and colour is one."""
     return SHAPES.index(attributes.shape) * len(COLOURS) + list(COLOURS).index(attributes.colour)
 
 
 def canonical_caption(attributes: Attributes) -> str:
-    """The plainest caption: "a large red star on a blue background"."""
+    """Return the standard caption, as in "a large red star on a blue background"."""
     return _fill(
         _TEMPLATES[0], attributes.size, attributes.colour, attributes.shape, attributes.background
     )
@@ -125,11 +126,11 @@ def coverage(
     radius: float | np.ndarray,
     image_size: int,
 ) -> np.ndarray:
-    """How much of each pixel the shape covers, float32 [..., H, W] in [0, 1].
+    """Return how much of each pixel the shape covers, float32 [..., H, W] in [0, 1].
 
-    (x, y) is the centre of the shape's bounding box and radius half its side, in pixels, numbers or
-    arrays of one shape [...]. The origin is the picture's top left corner, y points down. Parts
-    outside the picture are cut off.
+    (x, y) is the centre of the shape's bounding box and radius half its side, in pixels: numbers,
+    or arrays of one shape [...]. The origin is the top left corner of the picture, y points down.
+    Parts outside the picture are cut off.
     """
     x = np.asarray(x, dtype=np.float32)[..., None]
     y = np.asarray(y, dtype=np.float32)[..., None]
@@ -141,16 +142,16 @@ def coverage(
 
 
 def _circle(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Signed distance to the outline of a shape in the box [-1, 1]^2, negative inside.
+    """Return the signed distance to the outline of a shape in [-1, 1]^2, negative inside.
 
-    So do the functions below. Outside a corner they give the distance to the nearer edge's line,
-    which is what antialiasing needs of them.
+    The functions below do the same for their shapes. Outside a corner they give the distance to the
+    line of the nearer edge, which is precise enough for antialiasing.
     """
     return np.sqrt(u * u + v * v) - 1.0
 
 
 def _square(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    # Not the whole box: with half side 1 a square would look larger than the other shapes.
+    # Does not fill the box: with half side 1 a square would look larger than the other shapes.
     return np.maximum(np.abs(u), np.abs(v)) - 0.88
 
 
@@ -208,7 +209,7 @@ _RGB = {
 class ShapePictures:
     """One split of `Shapes`.
 
-    There is nothing to crop or flip, so the ordinal of an item is not looked at.
+    The ordinal of an item is ignored, because there is no random crop or flip.
     """
 
     def __init__(self, *, split: str, seed: int, length: int, image_size: int) -> None:
@@ -221,50 +222,50 @@ class ShapePictures:
         return self._length
 
     def __getitem__(self, item: tuple[int, int]) -> Row:
-        """Row with a depth map. Raises IndexError outside the split.
+        """Return the row of (index, ordinal), with a depth map. IndexError outside the split.
 
-        The shapes are cut-outs of one physical size, so the seen radius tells how near they are:
-        inverse depth is radius / largest radius on the shape and 0 on the background.
+        All shapes are taken to have the same physical size, so the visible radius gives their
+        distance: inverse depth is radius / largest radius on the shape and 0 on the background.
         """
-        what, x, y, radius, caption = self._scene(item[0])
-        covered = coverage(what.shape, x, y, radius, self.image_size)
-        background = _RGB[what.background]
-        colour = _RGB[what.colour]
-        # The depth's edge is sharp: a half covered pixel has no depth half way.
+        attributes, x, y, radius, caption = self._scene(item[0])
+        covered = coverage(attributes.shape, x, y, radius, self.image_size)
+        background = _RGB[attributes.background]
+        colour = _RGB[attributes.colour]
+        # Depth is not antialiased: a half covered pixel has no depth between shape and background.
         depth = (covered > 0.5) * np.float32(radius / (RADII["large"][1] * self.image_size))
         return Row(
             image=torch.from_numpy(background + covered * (colour - background)),
             caption=caption,
-            label=label_of(what),
+            label=label_of(attributes),
             depth=torch.from_numpy(depth)[None],
         )
 
     def attributes(self, index: int) -> Attributes:
-        """What picture `index` shows."""
+        """Return the attributes of picture `index`, without drawing it."""
         return self._scene(index)[0]
 
     def caption(self, index: int) -> str:
-        """The caption of picture `index`, without drawing it."""
+        """Return the caption of picture `index`, without drawing it."""
         return self._scene(index)[4]
 
     def _scene(self, index: int) -> tuple[Attributes, float, float, float, str]:
-        """(attributes, x, y, radius, caption); lengths in pixels."""
+        """Return (attributes, x, y, radius, caption); lengths in pixels."""
         if not 0 <= index < self._length:
-            raise IndexError(f"picture {index} of a split with {self._length}")
+            raise IndexError(f"index {index} is outside a split of {self._length} pictures")
         draw = self._random.at(index)
-        what = _draw_attributes(draw, self._triples)
-        low, high = RADII[what.size]
+        attributes = _draw_attributes(draw, self._triples)
+        low, high = RADII[attributes.size]
         radius = draw.uniform(low, high) * self.image_size
         reach = radius + _MARGIN
         x, y = draw.uniform(reach, self.image_size - reach, size=2)
-        return what, x, y, radius, _draw_caption(draw, what)
+        return attributes, x, y, radius, _draw_caption(draw, attributes)
 
 
 class Shapes:
     """Flat shapes on flat backgrounds, at random places.
 
-    6 shapes x 8 colours x 7 other backgrounds x 2 sizes. Raises UserError for a number below its
-    least.
+    6 shapes x 8 colours x 7 other background colours x 2 sizes. Raises UserError for a number
+    below its minimum.
 
     Args:
         seed: which pictures are drawn.
@@ -279,13 +280,13 @@ class Shapes:
     def __init__(
         self, *, seed: int = 0, size: int = 60000, validation_size: int = 1024, image_size: int = 32
     ) -> None:
-        for name, value, least in (
+        for name, value, minimum in (
             ("size", size, 1),
             ("validation_size", validation_size, 1),
             ("image_size", image_size, 16),
         ):
-            if value < least:
-                problem = f"is too small: the shapes need at least {least}"
+            if value < minimum:
+                problem = f"is too small: it must be at least {minimum}"
                 raise UserError(problem, key=f"data.{name}", value=value)
         self.seed = seed
         self.size = size
@@ -293,14 +294,14 @@ class Shapes:
         self.image_size = image_size
 
     def split(self, name: str) -> ShapePictures:
-        """The pictures of "train", "validation" or "held_out". ValueError for any other name."""
+        """Return the split "train", "validation" or "held_out". ValueError for any other name."""
         if name not in SPLITS:
             raise ValueError(f"no split {name!r}: the shapes have {', '.join(SPLITS)}")
         length = self.size if name == "train" else self.validation_size
         return ShapePictures(split=name, seed=self.seed, length=length, image_size=self.image_size)
 
     def example_prompts(self, count: int) -> list[str]:
-        """`count` canonical captions of trained triples; all shapes come in turn.
+        """Return `count` canonical captions of trained triples, taking the shapes in turn.
 
         A longer list starts with the shorter one.
         """
@@ -308,32 +309,32 @@ class Shapes:
         prompts = []
         i = 0
         while len(prompts) < count:
-            # 24 steps visit half of the (shape, colour) pairs; i // 24 shifts the colours onto the
+            # 24 steps visit half of the (shape, colour) pairs; i // 24 shifts the colours to the
             # other half.
             shape = i % len(SHAPES)
             colour = (i + i // 24) % len(colours)
             background = (colour + 1 + 3 * i % (len(colours) - 1)) % len(colours)
-            what = Attributes(
+            attributes = Attributes(
                 SHAPES[shape], colours[colour], SIZES[i // len(SHAPES) % 2], colours[background]
             )
-            if not is_held_out(what.shape, what.colour, what.background):
-                prompts.append(canonical_caption(what))
+            if not is_held_out(attributes.shape, attributes.colour, attributes.background):
+                prompts.append(canonical_caption(attributes))
             i += 1
         return prompts
 
 
 def evaluation_prompts(count: int, held_out: bool, seed: int) -> list[tuple[str, Attributes]]:
-    """`count` captions worded and drawn like the data's, each with what it asks for.
+    """Return `count` (caption, attributes) pairs, drawn like those of the data set.
 
-    held_out: of held-out or of trained triples. A pure function of its arguments; a longer list
-    starts with the shorter one.
+    held_out: whether from held-out or from trained triples. A pure function of its arguments; a
+    longer list starts with the shorter one.
     """
     random = KeyedRandom(seed, f"shapes.evaluation.{'held_out' if held_out else 'trained'}")
     prompts = []
     for i in range(count):
         draw = random.at(i)
-        what = _draw_attributes(draw, _TRIPLES[held_out])
-        prompts.append((_draw_caption(draw, what), what))
+        attributes = _draw_attributes(draw, _TRIPLES[held_out])
+        prompts.append((_draw_caption(draw, attributes), attributes))
     return prompts
 
 
@@ -342,12 +343,12 @@ def _draw_attributes(draw: np.random.Generator, triples: list[tuple[str, str, st
     return Attributes(shape, colour, SIZES[draw.integers(len(SIZES))], background)
 
 
-def _draw_caption(draw: np.random.Generator, what: Attributes) -> str:
+def _draw_caption(draw: np.random.Generator, attributes: Attributes) -> str:
     template = _TEMPLATES[draw.integers(len(_TEMPLATES))]
     words = []
-    for word in (what.size, what.colour, what.shape, what.background):
-        choices = _WORDS.get(word, (word,))
-        words.append(choices[draw.integers(len(choices))])
+    for word in (attributes.size, attributes.colour, attributes.shape, attributes.background):
+        synonyms = _SYNONYMS.get(word, (word,))
+        words.append(synonyms[draw.integers(len(synonyms))])
     return _fill(template, *words)
 
 

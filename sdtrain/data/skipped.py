@@ -1,48 +1,50 @@
-"""What a run knows of the pictures that could not be read and were replaced."""
+"""Count the training pictures that could not be read and were replaced."""
 
 from collections.abc import Callable, Iterable
 
 import torch.distributed as dist
 
-from sdtrain.data.split import too_many_broken
+from sdtrain.data.split import too_many_broken_error
 
 
 class Skipped:
-    """Counts the training pictures that were replaced, over all ranks.
+    """Counts the replaced training pictures over all ranks.
 
-    It bounds how many different ones there may be, those of validation among them. Each rank counts
-    what its own batches bring (`note`); together they know at each line of numbers and each
-    checkpoint (`agree`).
+    It also limits how many different ones there may be, validation pictures included. Each rank
+    records the pictures of its own batches (`note`); the ranks exchange their records whenever
+    metrics are logged and checkpoints written (`synchronise`).
 
     Args:
-        limit: how many different ones there may be.
-        report: is given one line for each, on rank 0.
+        limit: how many different pictures may be replaced.
+        warn: called on rank 0 with one line for each of them.
     """
 
-    def __init__(self, *, limit: int, report: Callable[[str], None]) -> None:
+    def __init__(self, *, limit: int, warn: Callable[[str], None]) -> None:
         self.limit = limit
-        self.report = report
+        self.warn = warn
         self.replaced = 0
         self.names: set[str] = set()
         self._replaced_here = 0
         self._reasons_here: dict[str, str] = {}
 
     def note(self, skipped: Iterable[tuple[str, str]], count: bool = True) -> None:
-        """Takes in those of a batch, (name, reason) each.
+        """Record the pictures replaced in one batch, as (name, reason).
 
-        Raises DataError where there are too many by now, as far as this rank knows.
+        count: whether they add to `replaced`, beside the limit on different pictures. Raises
+        DataError once this rank knows of more than `limit` different ones.
         """
         for name, reason in skipped:
             self._replaced_here += count
             if name not in self.names:
                 self._reasons_here[name] = reason
             if len(self.names | self._reasons_here.keys()) > self.limit:
-                raise too_many_broken(reason, self.limit)
+                raise too_many_broken_error(reason, self.limit)
 
-    def agree(self) -> int:
-        """Pictures replaced so far; the same on each rank. To be called on all ranks at once.
+    def synchronise(self) -> int:
+        """Exchange the records of all ranks and return how many pictures were replaced so far.
 
-        Raises DataError as `note` does.
+        Every rank must call this at the same time; all get the same number. Raises DataError if the
+        ranks together replaced more than `limit` different pictures.
         """
         of_ranks = [(self._replaced_here, self._reasons_here)]
         if dist.is_initialized():
@@ -57,16 +59,16 @@ class Skipped:
         self._replaced_here = 0
         self._reasons_here = {}
         for reason in new.values():
-            self.report(f"data.on_error=skip: {reason} Another takes its place.")
+            self.warn(f"data.on_error=skip: {reason} Another picture takes its place.")
         if new and len(self.names) > self.limit:
-            raise too_many_broken(list(new.values())[-1], self.limit)
+            raise too_many_broken_error(list(new.values())[-1], self.limit)
         return self.replaced
 
     def state_dict(self) -> dict:
-        """What a checkpoint holds of it. To be called on all ranks at once."""
-        return {"replaced": self.agree(), "names": sorted(self.names)}
+        """Return the state for a checkpoint. Every rank must call this at the same time."""
+        return {"replaced": self.synchronise(), "names": sorted(self.names)}
 
     def load_state_dict(self, state: dict) -> None:
-        """The inverse of `state_dict`."""
+        """Restore what `state_dict` returned."""
         self.replaced = state["replaced"]
         self.names = set(state["names"])

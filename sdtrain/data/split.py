@@ -1,4 +1,4 @@
-"""Real pictures in two splits: which are held out, and the rows of a split with their pictures."""
+"""Split real pictures into training and validation, and read the rows of a split."""
 
 import hashlib
 import json
@@ -17,52 +17,56 @@ from sdtrain.types import Row
 def check_options(
     *, image_size: int, validation_fraction: float, background: Sequence[int]
 ) -> None:
-    """Raises UserError for a value that no data set of real pictures can have."""
+    """Raise UserError for a value that is not allowed in any data set of real pictures."""
     if image_size < 1:
-        raise bad_option("image_size", image_size, "is no size in pixels: it must be at least 1")
+        raise option_error("image_size", image_size, "must be at least 1 pixel")
     if not 0 < validation_fraction <= 0.25:
-        raise bad_option(
+        raise option_error(
             "validation_fraction",
             validation_fraction,
-            "must be above 0 and at most 0.25, which is the most that is held out",
+            "must be above 0 and at most 0.25, the largest share that can be held out",
         )
     if len(background) != 3 or not all(0 <= value <= 255 for value in background):
-        raise bad_option(
+        raise option_error(
             "background", list(background), "must be red, green, blue, each from 0 to 255"
         )
 
 
-def bad_option(name: str, value: Any, problem: str) -> UserError:
-    """The error of an argument of a data set; problem: the sentence that data.NAME=VALUE begins."""
+def option_error(name: str, value: Any, problem: str) -> UserError:
+    """Return the error for a data set's argument.
+
+    problem: the rest of a sentence that begins with data.NAME=VALUE.
+    """
     key = f"data.{name}"
     return UserError(problem, key=key, value=value, remedy=f"Change {key}.")
 
 
 def hold_out_count(pictures: int, fraction: float) -> int:
-    """How many of `pictures` (at least 2) are held out.
+    """Return how many of `pictures` (at least 2) are held out for validation.
 
-    `fraction` of them, at least 64, at most a quarter, never none.
+    `fraction` of them, but at least 64, at most a quarter, and never none.
     """
     return max(1, min(max(round(pictures * fraction), 64), pictures // 4))
 
 
 def held_out_notes(pictures: int, fraction: float) -> list[str]:
-    """A line where another share is held out than the user set, and why."""
-    asked = round(pictures * fraction)
+    """Return a line that says why another share is held out than the user set, if it is."""
+    requested = round(pictures * fraction)
     count = hold_out_count(pictures, fraction)
-    if count == asked:
+    if count == requested:
         return []
     return [
         f"{count} of {pictures} pictures ({count / pictures:.0%}) are held out for validation, "
-        f"where data.validation_fraction={fraction:g} is {asked}: at least 64 are, and at most a "
-        "quarter of all."
+        f"instead of the {requested} that data.validation_fraction={fraction:g} asks for: at "
+        "least 64 are held out, and at most a quarter of all."
     ]
 
 
 def hold_out(names: Sequence[str], fraction: float, seed: int) -> set[str]:
-    """The names held out for validation.
+    """Return the names held out for validation.
 
-    They are the lowest by a hash keyed by `seed`, so that a new picture moves few others.
+    They have the lowest hashes, keyed by `seed`, so that a new picture moves few others from one
+    split to the other.
     """
 
     def rank(name: str) -> bytes:
@@ -73,50 +77,57 @@ def hold_out(names: Sequence[str], fraction: float, seed: int) -> set[str]:
 
 
 def rows_hash(rows: Iterable[tuple[str, str, str | int]]) -> str:
-    """sha256 over the rows in their order.
+    """Return the sha256 of the rows in their order.
 
-    A row is (name, caption, what tells the picture from another of its name).
+    A row is (name, caption, what distinguishes the picture from another of the same name).
     """
     return hashlib.sha256(json.dumps(list(rows)).encode()).hexdigest()
 
 
-def too_many_broken(last_reason: str, max_skipped: int) -> DataError:
-    """The error that ends a run which has met more than `max_skipped` broken pictures.
+def too_many_broken_error(last_reason: str, max_skipped: int) -> DataError:
+    """Return the error for a run that met more than `max_skipped` broken pictures.
 
     last_reason: what is wrong with the last of them, a whole sentence.
     """
     return DataError(
-        f"More pictures turned out broken while training than may still be left out "
+        f"More pictures turned out to be broken during training than may still be left out "
         f"({max_skipped}), or all of a split. The last: {last_reason}",
         key="data.max_skipped",
-        remedy="Look at the disk and the pictures, or raise data.max_skipped.",
+        remedy="Check the disk and the pictures, or raise data.max_skipped.",
     )
 
 
 class PictureRow(NamedTuple):
-    """A picture of a split. captions: at least one, of which each visit reads what a law says."""
+    """A picture of a split. captions: at least one, of which each visit reads one."""
 
     name: str
     captions: Sequence[str]
     label: int = 0
 
 
-CaptionLaw = Callable[[Sequence[str], int], str]
-"""(captions of a picture, ordinal) -> the one that this visit reads."""
+CaptionChooser = Callable[[Sequence[str], int], str]
+"""(captions of a picture, ordinal of the visit) -> the caption that this visit reads."""
 
 
 def first_caption(captions: Sequence[str], ordinal: int) -> str:
-    """The same at every visit."""
+    """Return the first caption at every visit."""
     return captions[0]
 
 
 class PictureSplit:
-    """One split: names, captions, `read` that gives a name's pixels, and the transform.
+    """One split of a data set of real pictures. Implements `types.Pictures`.
 
-    Fulfils `types.Pictures`. Where a picture cannot be read, DataError; unless up to `max_skipped`
-    may be replaced: then the row is another of the split, a pure function of (seed, ordinal,
-    attempt), so that batches stay full and equal with any number of workers and ranks, and after a
-    resume.
+    A picture that cannot be read raises DataError if max_skipped is None. Otherwise another one of
+    the split replaces it, a pure function of (seed, ordinal, attempt): batches stay full and do not
+    depend on the number of workers and ranks, or on a resume.
+
+    Args:
+        rows: the pictures.
+        read: returns the pixels of the picture with this name, uint8 [3, h, w].
+        transform: turns pixels into a square.
+        choose_caption: chooses one of a picture's captions at each visit.
+        seed: of the replacements.
+        max_skipped: how many different pictures one item may replace before DataError is raised.
     """
 
     def __init__(
@@ -125,11 +136,11 @@ class PictureSplit:
         rows: Sequence[PictureRow],
         read: Callable[[str], Tensor],
         transform: Transform,
-        caption_of: CaptionLaw,
+        choose_caption: CaptionChooser,
         seed: int,
         max_skipped: int | None,
     ) -> None:
-        from datasets import Dataset  # here, because it takes a second that other data do not need
+        from datasets import Dataset  # here, because the import takes a second
 
         columns = {
             "file_name": [row.name for row in rows],
@@ -140,7 +151,7 @@ class PictureSplit:
         self._distinct = len(set(columns["file_name"]))
         self._read = read
         self._transform = transform
-        self._caption_of = caption_of
+        self._choose_caption = choose_caption
         self._max_skipped = max_skipped
         self._replacement = KeyedRandom(seed, "replacement")
 
@@ -148,6 +159,7 @@ class PictureSplit:
         return len(self._rows)
 
     def __getitem__(self, item: tuple[int, int]) -> Row:
+        """Return the row of (index, ordinal), or of its replacement if it cannot be read."""
         index, ordinal = map(int, item)
         skipped: dict[str, str] = {}
         for attempt in count():
@@ -159,39 +171,39 @@ class PictureSplit:
                     raise
                 skipped[row["file_name"]] = str(error)
                 if len(skipped) > self._max_skipped or len(skipped) == self._distinct:
-                    raise too_many_broken(str(error), self._max_skipped) from error
+                    raise too_many_broken_error(str(error), self._max_skipped) from error
                 index = int(self._replacement.uniform(ordinal, 1, attempt)[0] * len(self))
             else:
                 return Row(
                     image=image,
-                    caption=self._caption_of(row["text"], ordinal),
+                    caption=self._choose_caption(row["text"], ordinal),
                     label=row["label"],
                     skipped=tuple(skipped.items()),
                 )
 
     @property
     def names(self) -> list[str]:
-        """Relative file names, in the order of the indices."""
+        """Relative file names, by index."""
         return self._rows["file_name"][:]
 
     @property
     def captions(self) -> list[str]:
-        """All captions, in the order of the indices; those of one picture follow each other."""
+        """All captions, ordered by index; those of one picture follow each other."""
         return list(chain.from_iterable(self._rows["text"]))
 
     @property
     def labels(self) -> list[int]:
-        """In the order of the indices."""
+        """Labels, by index."""
         return self._rows["label"][:]
 
-    def spread(self, count: int) -> list[str]:
-        """`count` captions spread evenly over the split, the first of each picture.
+    def spread_captions(self, count: int) -> list[str]:
+        """Return `count` captions spread evenly over the split, each the first of its picture.
 
-        The empty ones are passed over where there are others.
+        Empty captions are used only if there are no others.
         """
         first = [captions[0] for captions in self._rows["text"]]
-        captions = [caption for caption in first if caption] or first
-        return [captions[i * len(captions) // count] for i in range(count)]
+        candidates = [caption for caption in first if caption] or first
+        return [candidates[i * len(candidates) // count] for i in range(count)]
 
 
 def make_splits(
@@ -201,28 +213,36 @@ def make_splits(
     fraction: float,
     training: Transform,
     seed: int,
-    caption_of: CaptionLaw = first_caption,
+    choose_caption: CaptionChooser = first_caption,
     max_skipped: int | None = None,
 ) -> dict[str, PictureSplit]:
-    """The splits "train", with `training` as its transform and `caption_of` for its captions, and
-    "validation": centre crop, no flip, the first caption.
+    """Return the splits "train" and "validation". Each name is in one of them only.
 
-    A name is in one of them only.
+    Validation uses the centre crop without a flip, and the first caption of each picture.
+
+    Args:
+        rows: the pictures of both splits.
+        read: see `PictureSplit`.
+        fraction: share of the pictures that is held out, see `hold_out_count`.
+        training: the transform of the training pictures.
+        seed: of the hold-out and the replacements.
+        choose_caption: chooses the captions for training.
+        max_skipped: see `PictureSplit`.
     """
     held_out = hold_out([row.name for row in rows], fraction, seed)
     centred = Transform(image_size=training.image_size, crop="center", flip=False, seed=seed)
     train = [row for row in rows if row.name not in held_out]
     validation = [row for row in rows if row.name in held_out]
     splits = {}
-    for split, kept, transform, law in (
-        ("train", train, training, caption_of),
+    for name, rows_of_split, transform, chooser in (
+        ("train", train, training, choose_caption),
         ("validation", validation, centred, first_caption),
     ):
-        splits[split] = PictureSplit(
-            rows=kept,
+        splits[name] = PictureSplit(
+            rows=rows_of_split,
             read=read,
             transform=transform,
-            caption_of=law,
+            choose_caption=chooser,
             seed=seed,
             max_skipped=max_skipped,
         )

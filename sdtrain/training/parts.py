@@ -175,7 +175,7 @@ def _datamodule(plan: Plan, data: PictureData, collate: Collate, progress: Progr
         collate=collate,
         progress=progress,
         accumulate=plan.draft.trainer.accumulate,
-        skipped=None if limit is None else Skipped(limit=limit, report=warn),
+        skipped=None if limit is None else Skipped(limit=limit, warn=warn),
     )
 
 

@@ -103,7 +103,7 @@ def test_tags_are_shuffled_and_dropped(folder):
 
 def test_no_tag_goes_across_the_end_of_a_line():
     draw = CaptionDraw(captions="all", shuffle_tags=True, drop_tags=0.0, keep_tags=0, seed=0)
-    (joined,) = draw.read(["a, b, c", "d, e"])
+    (joined,) = draw.candidates(["a, b, c", "d, e"])
     assert sorted(draw([joined], 3).split(", ")) == ["a", "b", "c", "d", "e"]
 
 
@@ -111,8 +111,8 @@ def test_a_long_thin_picture_is_not_scaled_up_beyond_what_may_be_read():
     small = Unusable("thin", 1, "mark", pixels_scaled_up=PIXEL_LIMIT + 1)
     gif = Unusable("small", 4, "mark", pixels_scaled_up=64, has_frames=True)
     headers = Headers(unusable={"thin": small, "gif": gif})
-    headers.take_in_small()
-    assert list(headers.marks) == headers.scaled_up == headers.frames == ["gif"]
+    headers.accept_small()
+    assert list(headers.fingerprints) == headers.scaled_up == headers.frames == ["gif"]
     assert headers.unusable["thin"].shorter_side is None  # so it is refused, or left out with skip
 
 

@@ -122,7 +122,7 @@ def test_folder_reads_back(data, tmp_path):
 
 
 def test_no_font_on_the_machine(monkeypatch):
-    monkeypatch.setattr(emoji, "PLACES", ("/nowhere",))
+    monkeypatch.setattr(emoji, "FONT_PLACES", ("/nowhere",))
     monkeypatch.setenv("PATH", "/nowhere")  # nor fc-list
     with pytest.raises(
         DataError, match=r"data\.font.*apt-get install fonts-noto-color-emoji"
@@ -141,7 +141,7 @@ def plain_font():
 @pytest.mark.parametrize(
     ("font", "words"),
     [
-        (lambda: Path("/nowhere/font.ttf"), "is not there"),
+        (lambda: Path("/nowhere/font.ttf"), "/nowhere/font.ttf"),
         (lambda: Path(__file__), "cannot be opened as a font"),
         (plain_font, "no colour glyphs"),
     ],

@@ -152,15 +152,15 @@ def test_a_row_does_not_look_for_another_for_ever(folder):
 
 def test_the_bound_counts_different_pictures():
     said = []
-    skipped = Skipped(limit=2, report=said.append)
+    skipped = Skipped(limit=2, warn=said.append)
     for _ in range(5):
         skipped.note([("a", "a is broken."), ("b", "b is broken.")])
-    assert skipped.agree() == 10 and len(said) == 2
+    assert skipped.synchronise() == 10 and len(said) == 2
     skipped.note([("c", "c is broken.")] * 0 + [("a", "a is broken.")], count=False)
-    assert skipped.agree() == 10 and len(said) == 2
-    again = Skipped(limit=2, report=said.append)
+    assert skipped.synchronise() == 10 and len(said) == 2
+    again = Skipped(limit=2, warn=said.append)
     again.load_state_dict(skipped.state_dict())
-    assert again.agree() == 10
+    assert again.synchronise() == 10
     with pytest.raises(DataError, match=r"c is broken.*data\.max_skipped"):
         again.note([("c", "c is broken.")])
 
@@ -273,7 +273,7 @@ def test_a_run_with_too_many_ends(train, monkeypatch, bounded):
     if not bounded:
         monkeypatch.setattr(
             "sdtrain.training.parts.Skipped",
-            lambda limit, report: Skipped(limit=10**6, report=report),
+            lambda limit, warn: Skipped(limit=10**6, warn=warn),
         )
     result = train("data.on_error=skip", "data.max_skipped=2")
     assert result.code == (3 if bounded else 0)

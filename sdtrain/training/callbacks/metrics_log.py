@@ -146,7 +146,7 @@ class MetricsLog(L.Callback):
         if may_skip:
             self.latest["train/skipped_steps"] = module.progress.skipped_steps
         if trainer.datamodule.skipped is not None:
-            self.latest["data/skipped"] = trainer.datamodule.skipped.agree()
+            self.latest["data/skipped"] = trainer.datamodule.skipped.synchronise()
         self.losses = LossSums()
         self.last_line_at = now
         self.last_line_seen = seen
