@@ -1,4 +1,4 @@
-"""Configuration to a drawing: sampler, grid, steps and guidance."""
+"""Build a `Drawing` from the configuration: sampler, grid, steps and guidance."""
 
 import inspect
 import math
@@ -10,7 +10,7 @@ from torch import Tensor
 from sdtrain.config.build import build
 from sdtrain.diffusion.guidance import CONDITIONED, UNCONDITIONED
 from sdtrain.errors import UserError
-from sdtrain.generation.drawing import Drawing, named
+from sdtrain.generation.drawing import Drawing, record_of
 from sdtrain.samplers.grids import default, default_of
 from sdtrain.schedules import Schedule
 
@@ -18,8 +18,10 @@ REMEDY = "Change sampler, grid, steps or guidance."
 
 
 def build_drawing(cfg: dict, schedule: Schedule) -> Drawing:
-    """Built, and tried on two steps of nothing: what its parts refuse is reported now and not after
-    hours.
+    """Build the drawing and try it on two steps of zeros.
+
+    Raises UserError for whatever the sampler, grid or guidance does not accept, so that the user
+    learns of it now and not after hours of training.
     """
     if not math.isfinite(cfg["guidance_scale"]):
         raise UserError("must be a number", key="guidance_scale", value=cfg["guidance_scale"])
@@ -30,10 +32,10 @@ def build_drawing(cfg: dict, schedule: Schedule) -> Drawing:
         steps=cfg["steps"],
         guidance_scale=cfg["guidance_scale"],
         batch_size=cfg.get("batch_size", 64),
-        chosen={
-            "sampler": named(cfg["sampler"]),
-            "grid": _named_grid(cfg["grid"], schedule),
-            "guidance": named(cfg["guidance"]),
+        records={
+            "sampler": record_of(cfg["sampler"]),
+            "grid": _grid_record(cfg["grid"], schedule),
+            "guidance": record_of(cfg["guidance"]),
         },
     )
     grid = _grid(drawing, schedule)
@@ -44,24 +46,24 @@ def build_drawing(cfg: dict, schedule: Schedule) -> Drawing:
     return drawing
 
 
-def _named_grid(node: dict, schedule: Schedule) -> dict[str, Any]:
-    """Of grid=default the one that it is under this schedule."""
+def _grid_record(node: dict, schedule: Schedule) -> dict[str, Any]:
+    """Return the record of the grid; for grid=default, of the grid that this schedule uses."""
     if node["_target_"] != f"{default.__module__}.{default.__name__}":
-        return named(node)
+        return record_of(node)
     grid = default_of(schedule)
     arguments = inspect.getfullargspec(grid).kwonlydefaults or {}
     return {"name": grid.__name__, **arguments}
 
 
 def _grid(drawing: Drawing, schedule: Schedule) -> Tensor:
-    """Its times [steps]. Raises UserError where there are none for so many steps."""
+    """Return the times [steps]. Raises UserError if the grid does not allow that many steps."""
     try:
         grid = drawing.grid(drawing.steps, schedule)
     except (ValueError, TypeError) as error:
         raise UserError(str(error), key="grid", remedy=REMEDY) from error
     if not bool((grid.diff() < 0).all()):
         raise UserError(
-            "gives a grid that visits a time twice, its levels lie too close for "
+            "gives a grid that repeats a time: its noise levels are too close to each other for "
             f"schedule={schedule.name}",
             key="steps",
             value=drawing.steps,
@@ -71,11 +73,12 @@ def _grid(drawing: Drawing, schedule: Schedule) -> Tensor:
 
 
 def _try(drawing: Drawing, schedule: Schedule, grid: Tensor) -> None:
-    nothing = torch.zeros(1, 1, 1, 1)
+    """Sample latents of zeros over the first two times of the grid, with an identity network."""
+    zeros = torch.zeros(1, 1, 1, 1)
 
     def identity(x: Tensor, t: Tensor) -> Tensor:
         return x
 
     denoisers = {CONDITIONED: identity, UNCONDITIONED: identity}
     guided = drawing.guidance(denoisers, drawing.guidance_scale, schedule)
-    drawing.sampler(guided, nothing, grid[:2], schedule, lambda step: nothing)
+    drawing.sampler(guided, zeros, grid[:2], schedule, lambda step: zeros)

@@ -1,7 +1,7 @@
-"""Files that a part of the model reads beside its weights, as a tokenizer's: a run keeps a copy of
-them and their hash, and reads its copy where the files have gone.
+"""Copies of the files that parts of the model read beside their weights, such as a tokenizer's.
 
-A part says which arguments name them in `kept_files`, see conditioning/interface.py.
+A run keeps a copy and the hash of these files, and reads its copy if the originals are gone. A part
+names the arguments that hold their paths in `kept_files`, see conditioning/interface.py.
 """
 
 import contextlib
@@ -23,17 +23,19 @@ from sdtrain.runs.layout import RunFolder
 from sdtrain.runs.manifest import sha256_of
 
 SHA256 = "files_sha256"
-"""Key of a part, in the configuration that a run writes: the hash of its files."""
+"""Key under which a run's configuration stores the hash of a part's files."""
 
-
-SMALL = 64 * 2**20
-"""Bytes of an autoencoder of which a run keeps a copy; a larger one is known by path and hash."""
+LARGEST_COPY = 64 * 2**20
+"""Largest autoencoder, in bytes, of which a run keeps a copy. Of a larger one it records the path
+and the hash alone."""
 
 
 @dataclass(frozen=True)
 class KeptFiles:
-    """part, argument: of the model. path: as configured. patterns: of the files that are read,
-    where it is a folder.
+    """Files that one argument of a part of the model names.
+
+    part, argument: names of the part and of its argument. path: as configured, a file or a folder.
+    patterns: of the files that are read in a folder.
     """
 
     part: str
@@ -43,70 +45,72 @@ class KeptFiles:
 
     @property
     def source(self) -> Path | None:
-        """The folder or file; None where it is not there."""
+        """The original file or folder; None if it does not exist."""
         if Path(self.path).is_file():
             return Path(self.path)
         with contextlib.suppress(UserError):
             return find_folder(self.path, self.argument)
         return None
 
-    def copy_in(self, run: RunFolder) -> Path | None:
-        """The run's own copy of the folder or file; None where there is none."""
+    def run_copy(self, run: RunFolder) -> Path | None:
+        """Return the run's own copy of the file or folder; None if it has none."""
         folder = run.kept(self.part, self.argument)
         if not folder.is_dir():
             return None
-        single = folder / Path(self.path).name
-        return single if single.is_file() else folder
+        single_file = folder / Path(self.path).name
+        return single_file if single_file.is_file() else folder
 
     def files(self, place: Path) -> list[Path]:
-        """Those that are read, at its source or its copy."""
+        """Return the files that are read at `place`, the original or a copy."""
         if place.is_file():
             return [place]
-        found = set()
+        matches: set[Path] = set()
         for pattern in self.patterns:
-            found |= {path for path in place.glob(pattern) if path.is_file()}
-        return sorted(found)
+            matches.update(place.glob(pattern))
+        return sorted(path for path in matches if path.is_file())
 
 
 def kept_files(cfg: dict) -> Iterator[KeptFiles]:
-    """Of all parts of a configured model."""
+    """Yield the kept files of all parts of a configured model."""
     for part in LatentDiffusion.PARTS:
         node = cfg["model"].get(part)
         if not isinstance(node, dict) or "_target_" not in node:
             continue
-        named = getattr(target_of(node, f"model.{part}"), "kept_files", {})
-        for argument, patterns in named.items():
+        patterns_of = getattr(target_of(node, f"model.{part}"), "kept_files", {})
+        for argument, patterns in patterns_of.items():
             if isinstance(node.get(argument), str):
                 yield KeptFiles(part, argument, node[argument], tuple(patterns))
 
 
 def file_hashes(cfg: dict) -> dict[str, str]:
-    """{part: sha256 of the names and the bytes of its files}, of parts that read any."""
-    lines: dict[str, list[str]] = {}
-    for each in kept_files(cfg):
-        if each.source is not None:
-            for path in each.files(each.source):
-                line = f"{each.argument} {path.name} {sha256_of(path)}\n"
-                lines.setdefault(each.part, []).append(line)
-    return {part: hashlib.sha256("".join(own).encode()).hexdigest() for part, own in lines.items()}
+    """Return {part: sha256 of the names and contents of its files}, of parts that read any."""
+    digests = {}
+    for kept in kept_files(cfg):
+        if kept.source is None:
+            continue
+        for path in kept.files(kept.source):
+            digest = digests.setdefault(kept.part, hashlib.sha256())
+            digest.update(f"{kept.argument} {path.name} {sha256_of(path)}\n".encode())
+    return {part: digest.hexdigest() for part, digest in digests.items()}
 
 
 def keep_files(cfg: dict, run: RunFolder) -> None:
-    """Copies them into the run, in the place of an earlier copy. Raises OSError."""
-    for each in kept_files(cfg):
-        if each.source is None or each.source == each.copy_in(run):
+    """Copy the files into the run, replacing an earlier copy. Raises OSError."""
+    for kept in kept_files(cfg):
+        if kept.source is None or kept.source == kept.run_copy(run):
             continue
-        with atomic_folder(run.kept(each.part, each.argument)) as beside:
-            for path in each.files(each.source):
+        with atomic_folder(run.kept(kept.part, kept.argument)) as beside:
+            for path in kept.files(kept.source):
                 shutil.copyfile(path, beside / path.name)
 
 
 def keep_autoencoder(autoencoder: nn.Module, run: RunFolder) -> None:
-    """Copies a small one into the run, unless it lies there, or travels with sdtrain. Raises
-    OSError.
+    """Copy an autoencoder of at most LARGEST_COPY bytes into the run. Raises OSError.
+
+    Nothing is copied if it lies in the run already, or is shipped with sdtrain.
     """
     files = getattr(autoencoder, "files", [])
-    if not files or sum(path.stat().st_size for path in files) > SMALL:
+    if not files or sum(path.stat().st_size for path in files) > LARGEST_COPY:
         return
     folder = files[0].parent.resolve()
     if folder.is_relative_to(run.path.resolve()) or is_shipped(folder):
@@ -116,30 +120,29 @@ def keep_autoencoder(autoencoder: nn.Module, run: RunFolder) -> None:
             shutil.copyfile(path, beside / path.name)
 
 
-def reading_copies(cfg: dict, run: RunFolder, *, always: bool) -> dict:
-    """The configuration with the run's copies in the place of the files, where it has any.
+def use_copies(cfg: dict, run: RunFolder, *, always: bool) -> dict:
+    """Return the configuration with the paths of the run's copies in place of the originals.
 
-    always: also where the files themselves are there.
+    always: use the copies even if the originals exist.
     """
     changed = copy.deepcopy(cfg)
-    for each in kept_files(cfg):
-        own = each.copy_in(run)
-        if own is not None and (always or each.source is None):
-            changed["model"][each.part][each.argument] = str(own)
+    for kept in kept_files(cfg):
+        own = kept.run_copy(run)
+        if own is not None and (always or kept.source is None):
+            changed["model"][kept.part][kept.argument] = str(own)
     return changed
 
 
 def check_files(cfg: dict) -> None:
-    """Raises UserError where a part's files are not those whose hash the configuration has."""
+    """Raise UserError if a part's files do not have the hash that the configuration records."""
     for part, digest in file_hashes(cfg).items():
         trained = cfg["model"][part].get(SHA256)
         if trained not in (None, digest):
-            paths = [
-                f"{each.argument}={each.path}" for each in kept_files(cfg) if each.part == part
-            ]
+            of_part = [kept for kept in kept_files(cfg) if kept.part == part]
+            paths = ", ".join(f"{kept.argument}={kept.path}" for kept in of_part)
             raise UserError(
                 f"model.{part} reads other files (sha256 {digest[:12]}) than the run was trained "
-                f"with ({trained[:12]}): {', '.join(paths)}",
+                f"with ({trained[:12]}): {paths}",
                 key="checkpoint",
                 remedy="Restore those files.",
             )

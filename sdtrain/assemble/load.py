@@ -1,5 +1,6 @@
-"""A trained model out of a run's checkpoint. What its configuration names is checked before
-anything of it is imported.
+"""Load a trained model from a checkpoint of a run.
+
+Every class that its configuration names is checked before anything is imported.
 """
 
 import contextlib
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sdtrain.assemble.kept_files import SHA256, check_files, reading_copies
+from sdtrain.assemble.kept_files import SHA256, check_files, use_copies
 from sdtrain.assemble.model import build_model
 from sdtrain.assemble.training_data import TrainingData
 from sdtrain.config.draft import is_autoencoder
@@ -32,31 +33,33 @@ BUILT = (
     "loss",
     "times",
 )
-"""What is built of a checkpoint's configuration, beside the data set."""
+"""Sections of a checkpoint's configuration that are built, beside the data set."""
 
-READ = ("seed", "guidance_scale")
+PLAIN_KEYS = ("seed", "guidance_scale")
 """Plain values that are read from it."""
 
 
 @dataclass
-class Loaded:
-    """A run's model with the weights asked for, and its configuration.
+class LoadedCheckpoint:
+    """A trained model with the requested weights, and its configuration.
 
-    checkpoint: the folder they were read from. source: gives the data set that it was trained on.
-    record: what the run remembers of that; None of a run that an earlier version trained.
+    checkpoint: the folder that the weights were read from. training_data: builds the data set that
+    the model was trained on. record: what the run recorded about that data set; None for a run of
+    an earlier version.
     """
 
     model: LatentDiffusion
     cfg: dict[str, Any]
     checkpoint: CheckpointFolder
-    source: TrainingData
+    training_data: TrainingData
     record: DataRecord | None
 
     @property
     def image_size(self) -> int:
+        """Side of the pictures in pixels."""
         if self.record is not None:
             return self.record.image_size
-        return self.cfg["data"].get("image_size") or self.source.data.image_size
+        return self.cfg["data"].get("image_size") or self.training_data.data.image_size
 
 
 def load(
@@ -67,18 +70,25 @@ def load(
     allow: list[str],
     autoencoder: str | None,
     data: dict[str, Any] | None = None,
-) -> Loaded:
-    """The model of a checkpoint that `find_checkpoint` has found whole. Raises UserError where it
-    holds none that draws.
+) -> LoadedCheckpoint:
+    """Load the model of a complete checkpoint, see `find_checkpoint`.
 
-    ema: averaged weights. allow: packages that its configuration may build from. autoencoder: where
-    that has moved to. data: what differs from the data set's own arguments. The pictures are not
-    looked for, nor is the class of the data set, before they are asked for.
+    Neither the pictures nor the class of the data set are accessed before they are needed.
+
+    Args:
+        folder: the checkpoint.
+        ema: whether to load the averaged weights.
+        device: to move the model to.
+        allow: packages whose classes the configuration may build.
+        autoencoder: the new folder of the autoencoder, if it has moved.
+        data: changes to the arguments of the data set.
+
+    Raises UserError if the checkpoint holds no diffusion model or cannot be loaded.
     """
     saved = renewed(read_config(folder.config))
     if is_autoencoder(saved):
         raise UserError(
-            "is an autoencoder's run: it draws nothing by itself",
+            "is the run of an autoencoder, which generates no pictures by itself",
             key="checkpoint",
             value=str(folder.path),
             remedy="Give the run of a diffusion model in checkpoint.",
@@ -86,35 +96,39 @@ def load(
     for key in ("model", "schedule"):
         if not saved.get(key):
             raise StorageError(
-                f"{folder.config} has no {key}: it is no diffusion model's",
+                f"{folder.config} has no {key}: it does not belong to a diffusion model",
                 key="checkpoint",
                 remedy="Give the run of a diffusion model in checkpoint.",
             )
     check_targets({key: saved.get(key) for key in BUILT}, allow)
-    cfg = {key: value for key, value in saved.items() if key in (*BUILT, *READ)}
+    cfg = {key: value for key, value in saved.items() if key in (*BUILT, *PLAIN_KEYS)}
     cfg["data"] = saved.get("data") or {}
     record = read_data_record(folder.run)
-    _find_autoencoder(cfg, folder.run, record, autoencoder)
-    as_it_was(cfg["model"]["autoencoder"])
-    cfg = reading_copies(cfg, folder.run, always=True)
+    _set_autoencoder_path(cfg, folder.run, record, autoencoder)
+    restore_old_defaults(cfg["model"]["autoencoder"])
+    cfg = use_copies(cfg, folder.run, always=True)
     check_files(cfg)
     try:
         model = build_model(cfg, folder.run.path)
     except UserError as error:
-        raise _of_a_run(error, folder) from error
+        raise _with_key_of_command(error, folder) from error
     _check_frozen(model, cfg, folder)
     weights = read_weights(folder.path, "model")
     if ema:
-        weights |= model.under_all_names(_average(folder))
+        weights |= model.under_all_names(_read_average(folder))
     model.load_trained_state(weights)
-    source = TrainingData(cfg["data"], data or {}, allow, record)
-    return Loaded(model.to(device).eval(), cfg, folder, source, record)
+    training_data = TrainingData(cfg["data"], data or {}, allow, record)
+    return LoadedCheckpoint(model.to(device).eval(), cfg, folder, training_data, record)
 
 
-def _find_autoencoder(
+def _set_autoencoder_path(
     cfg: dict[str, Any], run: RunFolder, record: DataRecord | None, moved_to: str | None
 ) -> None:
-    """Writes into `cfg` where the autoencoder lies: below the run, or where the run was started."""
+    """Set the autoencoder's path in `cfg`.
+
+    It is `moved_to` if given, or else the run's copy, or else found in the run's folder, the folder
+    where the run was started, or the working directory.
+    """
     node = cfg["model"]["autoencoder"]
     if moved_to is not None:
         node["path"] = str(Path(moved_to).expanduser().absolute())
@@ -126,14 +140,17 @@ def _find_autoencoder(
     if kept.is_dir():
         node["path"] = str(kept)
         return
-    places = [run.path, Path(record.working_directory)] if record else [run.path]
-    with contextlib.suppress(UserError):  # it is reported where it is read
+    places = [run.path]
+    if record:
+        places.append(Path(record.working_directory))
+    with contextlib.suppress(UserError):  # a missing folder is reported when it is read
         node["path"] = str(find_folder(path, "autoencoder", [*places, Path()]))
 
 
-def as_it_was(autoencoder: dict[str, Any]) -> None:
-    """Writes into the node of a saved configuration what earlier versions did without a word: they
-    knew neither the hash of config.json nor the shift that it may hold.
+def restore_old_defaults(autoencoder: dict[str, Any]) -> None:
+    """Set what earlier versions implied in the `autoencoder` node of a saved configuration.
+
+    They recorded no hash of the autoencoder's config.json, and ignored the shift in it.
     """
     if autoencoder.get("_target_") == f"{Autoencoder.__module__}.{Autoencoder.__name__}":
         if SHA256 not in autoencoder:
@@ -141,16 +158,17 @@ def as_it_was(autoencoder: dict[str, Any]) -> None:
 
 
 def _check_frozen(model: LatentDiffusion, cfg: dict[str, Any], folder: CheckpointFolder) -> None:
-    """Raises UserError where a frozen part has other weights, or the autoencoder another
-    config.json, than the run was trained with.
+    """Raise UserError if the files of a frozen part have changed since the run was trained.
+
+    These are the weights of each frozen part, and the autoencoder's config.json.
     """
-    said = getattr(model.autoencoder, SHA256, None)
-    if said and cfg["model"]["autoencoder"].get(SHA256) not in (None, said):
+    config_hash = getattr(model.autoencoder, SHA256, None)
+    if config_hash and cfg["model"]["autoencoder"].get(SHA256) not in (None, config_hash):
         raise UserError(
-            "holds another config.json than the run was trained with",
+            "contains another config.json than the run was trained with",
             key="autoencoder",
             value=str(model.autoencoder.files[0].parent),
-            remedy="Give the folder of the first one in autoencoder.",
+            remedy="Give the folder of the original one in autoencoder.",
         )
     for part, digest in model.frozen_hashes().items():
         trained = cfg["model"][part].get("sha256")
@@ -159,12 +177,12 @@ def _check_frozen(model: LatentDiffusion, cfg: dict[str, Any], folder: Checkpoin
                 f"model.{part} has other weights (sha256 {digest[:12]}) than the run in "
                 f"{folder.run.path} was trained with ({trained[:12]})",
                 key="checkpoint",
-                remedy="Restore the files that it reads.",
+                remedy=f"Restore the files that model.{part} reads.",
             )
 
 
-def _of_a_run(error: UserError, folder: CheckpointFolder) -> UserError:
-    """The same error, which names a key of a command that reads a run."""
+def _with_key_of_command(error: UserError, folder: CheckpointFolder) -> UserError:
+    """Return the error with a key that the command has, which reads a run instead of training."""
     if error.key != "model.autoencoder.path":
         return error.within(f"In the configuration of {folder.run.path}")
     return UserError(
@@ -175,7 +193,8 @@ def _of_a_run(error: UserError, folder: CheckpointFolder) -> UserError:
     )
 
 
-def _average(folder: CheckpointFolder) -> dict[str, torch.Tensor]:
+def _read_average(folder: CheckpointFolder) -> dict[str, torch.Tensor]:
+    """Read the averaged weights. Raises UserError if there are none."""
     average = read_weights(folder.path, "ema")
     if average is None:
         raise UserError(
@@ -188,11 +207,11 @@ def _average(folder: CheckpointFolder) -> dict[str, torch.Tensor]:
 
 
 def pick_device(accelerator: str) -> str:
-    """auto, cpu or gpu to torch's word. UserError where the machine has none."""
+    """Return torch's device for "auto", "cpu" or "gpu". UserError if "gpu" is not available."""
     has_gpu = torch.cuda.is_available()
     if accelerator == "gpu" and not has_gpu:
         raise UserError(
-            "is not possible: this machine has none",
+            "is not possible: this machine has no GPU that torch can use",
             key="accelerator",
             value="gpu",
             remedy="Set accelerator=auto.",

@@ -1,4 +1,4 @@
-"""Configuration to the model with its initial weights, and whether it fits the data."""
+"""Build the model with its initial weights from the configuration, and check it with the data."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sdtrain.assemble.kept_files import SHA256
 from sdtrain.assemble.objective import build_objective
-from sdtrain.conditioning.interface import READABLE, Conditioner, Inputs
+from sdtrain.conditioning.interface import READABLE, Conditioner, Conditioning, Inputs
 from sdtrain.config.build import build
 from sdtrain.config.draft import LOADER_KEYS
 from sdtrain.errors import UserError
@@ -18,30 +18,36 @@ from sdtrain.paths import find_folder
 from sdtrain.randomness import philox_key
 from sdtrain.types import PictureData, captions_of, extras_of
 
-MOST_CLASSES = 20
-"""That a line names."""
+CLASSES_NAMED = 20
+"""How many classes one line names at most."""
 
 
 def data_arguments(node: dict) -> dict:
-    """What a data set is built of; a saved configuration also holds the hash of its rows."""
+    """Return the constructor arguments of a data set.
+
+    Left out are the arguments of the loader, and the hash of the rows in a saved configuration.
+    """
     return {name: value for name, value in node.items() if name not in (*LOADER_KEYS, "sha256")}
 
 
 def build_data(node: dict) -> PictureData:
-    """The data set."""
+    """Build the data set."""
     return build(data_arguments(node), "data")
 
 
 def seed_weights(seed: int, purpose: str) -> None:
-    """Initial weights are keyed by purpose: a change of the unet leaves the text encoder's as they
-    were.
+    """Seed torch's global generator for the initial weights of one part.
+
+    They are keyed by purpose, so that a change of the unet does not change those of the text
+    encoder.
     """
     torch.manual_seed(int(philox_key(seed, f"weights/{purpose}")[0] >> 1))
 
 
 def build_autoencoder(cfg: dict, run_dir: Path) -> torch.nn.Module:
-    """The frozen autoencoder; a relative path is first looked for in the run's own folder, where a
-    first stage leaves it.
+    """Build the frozen autoencoder.
+
+    A relative path is searched for in the run's own folder first, where a first stage writes it.
     """
     node = dict(cfg["model"]["autoencoder"])
     path = node.get("path")
@@ -51,35 +57,38 @@ def build_autoencoder(cfg: dict, run_dir: Path) -> torch.nn.Module:
 
 
 def _build_part(node: dict, key: str, **given: Any) -> Any:
-    """A part of the model. A saved configuration also holds the hash of its files, and that of a
-    frozen one's weights, which goes to a constructor that takes it.
+    """Build a part of the model.
+
+    In a saved configuration the node also holds two hashes. That of the part's files is left out
+    here, that of a frozen part's weights is passed to a constructor with a `sha256` argument.
     """
-    arguments = {name: value for name, value in node.items() if name != SHA256}
+    arguments = dict(node)
+    arguments.pop(SHA256, None)
     if "sha256" in arguments:
         given["sha256"] = arguments.pop("sha256")
     return build(arguments, key, **given)
 
 
 def build_model(cfg: dict, run_dir: Path, data: PictureData | None = None) -> LatentDiffusion:
-    """The model with its initial weights, which depend on `seed` alone.
+    """Build the model with its initial weights, which depend on `seed` alone.
 
-    data: gives the number and the names of the classes where the configuration does not.
+    data: supplies the number and the names of the classes if the configuration does not.
     """
     model = cfg["model"]
     objective = build_objective(cfg)
-    seed_weights(cfg["seed"], "autoencoder")  # one of the user's own may have random weights
+    seed_weights(cfg["seed"], "autoencoder")  # the user's own may start with random weights
     autoencoder = build_autoencoder(cfg, run_dir)
-    conditioner, unet = _networks(cfg, data)
+    conditioner, unet = _build_networks(cfg, data)
     parts = {"autoencoder": autoencoder, "conditioner": conditioner, "unet": unet}
     rest = {name: value for name, value in model.items() if name not in parts}
     return build(rest | parts, "model", objective=objective)
 
 
-def _networks(cfg: dict, data: PictureData | None) -> tuple[Conditioner, torch.nn.Module]:
-    """Conditioner and unet with their initial weights."""
+def _build_networks(cfg: dict, data: PictureData | None) -> tuple[Conditioner, torch.nn.Module]:
+    """Build the conditioner and the unet with their initial weights."""
     model = cfg["model"]
     seed_weights(cfg["seed"], "conditioner")
-    classes = {} if data is None else missing_classes(model["conditioner"], data)
+    classes = {} if data is None else class_arguments(model["conditioner"], data)
     conditioner = _build_part(model["conditioner"], "model.conditioner", **classes)
     check_conditioner(conditioner)
     seed_weights(cfg["seed"], "unet")
@@ -88,79 +97,80 @@ def _networks(cfg: dict, data: PictureData | None) -> tuple[Conditioner, torch.n
 
 
 def try_networks(cfg: dict, data: PictureData) -> None:
-    """Raises UserError for a conditioner or a unet that cannot be built, or not with these data.
-    They are thrown away.
+    """Build the conditioner and the unet to see that they can be built, and discard them.
+
+    Raises UserError if they cannot, or if the data lack what the conditioner reads.
     """
-    conditioner, _ = _networks(cfg, data)
+    conditioner, _ = _build_networks(cfg, data)
     check_condition(conditioner, data)
 
 
-def missing_classes(node: dict, data: PictureData) -> dict[str, Any]:
-    """What a conditioner's node leaves to the data."""
+def class_arguments(node: dict, data: PictureData) -> dict[str, Any]:
+    """Return the arguments about classes that a conditioner's node leaves to the data."""
     classes = extras_of(data).classes
-    missing = {}
+    arguments = {}
     if node.get("num_classes", 0) is None:
-        missing["num_classes"] = data.num_classes
-    fits = node.get("num_classes") in (None, data.num_classes)  # else check_fit refuses it
+        arguments["num_classes"] = data.num_classes
+    fits = node.get("num_classes") in (None, data.num_classes)  # check_fit raises otherwise
     if fits and classes is not None and classes.names and node.get("class_names") is None:
-        missing["class_names"] = list(classes.names)
-    return missing
+        arguments["class_names"] = list(classes.names)
+    return arguments
 
 
 def check_conditioner(conditioner: object) -> None:
-    """Raises UserError where it is no Conditioner, or says that it reads what there is not."""
+    """Raise UserError if it is not a Conditioner, or its `reads` has an unknown word."""
     if not isinstance(conditioner, Conditioner):
         raise UserError(
-            f"model.conditioner is a {type(conditioner).__name__}, and no Conditioner",
+            f"model.conditioner is a {type(conditioner).__name__}, not a Conditioner",
             key="model.conditioner",
             remedy="Name a subclass of sdtrain.conditioning.interface.Conditioner in its _target_.",
         )
     unknown = sorted(str(word) for word in set(conditioner.reads) - READABLE)
     if unknown:
         raise UserError(
-            f"model.conditioner says that it reads {', '.join(unknown)}",
+            f"model.conditioner has {', '.join(unknown)} in `reads`",
             key="model.conditioner",
             allowed=", ".join(sorted(READABLE)),
         )
 
 
 def check_condition(conditioner: Conditioner, data: PictureData) -> None:
-    """Raises UserError where the data do not bring what a conditioner reads."""
+    """Raise UserError if the data lack what the conditioner reads."""
     if "label" in conditioner.reads and data.num_classes < 2:
         classes = extras_of(data).classes
         why = f": {classes.why_none}" if classes and classes.why_none else ""
         raise UserError(
-            f"model.conditioner reads class labels, and the data have none{why}",
+            f"model.conditioner reads class labels, but the data have none{why}",
             key="model.conditioner",
-            remedy="Choose another model/conditioner, or data with classes: of data=images "
-            "a subfolder each, or a column label in metadata.jsonl or metadata.csv.",
+            remedy="Choose another model/conditioner, or data with classes; for data=images these "
+            "are a subfolder each, or a column label in metadata.jsonl or metadata.csv.",
         )
     conditioner.check_data(data.num_classes)
     if "depth" in conditioner.reads and data.split("train")[(0, 0)].depth is None:
         raise UserError(
-            "model.conditioner reads depth maps, and the data have none",
+            "model.conditioner reads depth maps, but the data have none",
             key="model.conditioner",
-            remedy="Choose another model/conditioner, or data that bring them.",
+            remedy="Choose another model/conditioner, or data with depth maps.",
         )
 
 
 def check_fit(model: LatentDiffusion, data: PictureData) -> None:
-    """Raises UserError where data, conditioner and unet do not fit together, before any time is
-    spent.
+    """Raise UserError if data, conditioner and unet do not fit together, before training starts.
+
+    The networks are run once on two samples of zeros.
     """
     check_condition(model.conditioner, data)
     shape = model.autoencoder.latent_shape(data.image_size)
-    inputs = no_inputs(model, data.image_size)
+    inputs = empty_inputs(model, data.image_size)
     x = torch.zeros(2, *shape)
     with torch.no_grad(), eval_mode(model):
         conditioning = model.conditioner(inputs)
         try:
             output = model.network(conditioning)(x, torch.zeros(2))
         except Exception as error:  # the user's own network, or sizes that do not fit
-            raise _misfit(error, x, conditioning) from error
+            raise _unet_error(error, x, conditioning) from error
     if getattr(output, "shape", None) != x.shape:
-        is_tensor = isinstance(output, Tensor)
-        returned = list(output.shape) if is_tensor else type(output).__name__
+        returned = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise UserError(
             f"model.unet must return a tensor of x's shape {list(x.shape)}; it returned {returned}",
             key="model.unet",
@@ -168,22 +178,19 @@ def check_fit(model: LatentDiffusion, data: PictureData) -> None:
         )
 
 
-def no_inputs(model: LatentDiffusion, image_size: int) -> Inputs:
-    """Of two samples of nothing: what a model is tried on."""
+def empty_inputs(model: LatentDiffusion, image_size: int) -> Inputs:
+    """Return inputs for a trial run: two empty captions, labels 0, depth maps of zeros."""
     size = model.autoencoder.latent_shape(image_size)[1:]
     depth = torch.zeros(2, 1, image_size, image_size)
-    nothing = torch.zeros(2, dtype=torch.long)
-    return Inputs(["", ""], nothing, nothing.bool(), latent_size=size, depth=depth)
+    labels = torch.zeros(2, dtype=torch.long)
+    return Inputs(["", ""], labels, labels.bool(), latent_size=size, depth=depth)
 
 
-def _misfit(error: Exception, x: Tensor, conditioning) -> UserError:
+def _unet_error(error: Exception, x: Tensor, conditioning: Conditioning) -> UserError:
     first_line = (str(error).splitlines() or [""])[0]
-    channels = conditioning.channels
-    beside = (
-        f" with {channels.shape[1]} channels of a condition beside them"
-        if channels is not None
-        else ""
-    )
+    beside = ""
+    if conditioning.channels is not None:
+        beside = f" with {conditioning.channels.shape[1]} channels of a condition beside it"
     context = list(conditioning.context.shape)
     return UserError(
         f"model.unet cannot take x {list(x.shape)}{beside}, timestep [2] and context {context} "
@@ -194,36 +201,37 @@ def _misfit(error: Exception, x: Tensor, conditioning) -> UserError:
 
 
 def classes_line(model: LatentDiffusion, data: PictureData) -> str | None:
-    """A line that says which classes are trained, where the model reads them and they have names or
-    gaps.
+    """Return a line that names the classes and those without training pictures.
+
+    None if the model does not read labels, or nothing is known about the classes.
     """
     classes = extras_of(data).classes
     if classes is None or "label" not in model.conditioner.reads:
         return None
-    names = model.conditioner.class_names or [""] * classes.count
-    called = [f"{label} {name}".rstrip() for label, name in enumerate(names)]
-    line = f"{classes.count} classes: {', '.join(called[:MOST_CLASSES])}"
-    if len(called) > MOST_CLASSES:
-        line += f" and {len(called) - MOST_CLASSES} more"
+    class_names = model.conditioner.class_names or [""] * classes.count
+    names = [f"{label} {name}".rstrip() for label, name in enumerate(class_names)]
+    line = f"{classes.count} classes: {', '.join(names[:CLASSES_NAMED])}"
+    if len(names) > CLASSES_NAMED:
+        line += f" and {len(names) - CLASSES_NAMED} more"
     if classes.untrained:
-        untrained = ", ".join(called[label] for label in classes.untrained[:MOST_CLASSES])
+        untrained = ", ".join(names[label] for label in classes.untrained[:CLASSES_NAMED])
         line += (
-            f". {len(classes.untrained)} of them have no picture but held-out ones, and stay "
-            f"untrained: {untrained}"
+            f". {len(classes.untrained)} of them have held-out pictures only and stay untrained: "
+            f"{untrained}"
         )
     return f"{line}."
 
 
-def truncated_captions(model: LatentDiffusion, data: PictureData) -> str | None:
-    """A line that counts the captions of which the conditioner reads only the beginning."""
+def truncated_captions_line(model: LatentDiffusion, data: PictureData) -> str | None:
+    """Return a line that counts the captions that the conditioner truncates; None if it is none."""
     captions = captions_of(data.split("train"))
     if not captions:
         return None
     count = model.conditioner.count_truncated(captions)
     if not count:
         return None
-    most = model.conditioner.max_tokens
+    limit = model.conditioner.max_tokens
     return (
         f"{count} of {len(captions)} captions have more than "
-        f"model.conditioner.max_length={most} tokens: of those the first {most - 2} are read."
+        f"model.conditioner.max_length={limit} tokens: only their first {limit - 2} are read."
     )

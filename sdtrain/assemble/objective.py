@@ -1,4 +1,4 @@
-"""Configuration to schedule and objective. Needs torch alone: no weight is made."""
+"""Build schedule and objective from the configuration. Needs torch alone, and no weights."""
 
 from collections.abc import Iterable
 
@@ -12,12 +12,12 @@ DEFAULT_WEIGHTING = {"_target_": "sdtrain.diffusion.weighting.simple.Simple"}
 
 
 def build_schedule(cfg: dict) -> Schedule:
-    """The schedule with its modifiers, in the order in which they stand."""
+    """Build the schedule and apply its modifiers in their order."""
     schedule = build(cfg["schedule"], "schedule")
     for name, node in (cfg.get("modifiers") or {}).items():
         if "_target_" not in node:
             raise UserError(
-                f"modifiers.{name} is not chosen",
+                f"modifiers.{name} has settings, but the modifier is not selected",
                 key="modifiers",
                 remedy=f"Set modifiers=[{name}].",
             )
@@ -26,7 +26,7 @@ def build_schedule(cfg: dict) -> Schedule:
 
 
 def build_objective(cfg: dict) -> Objective:
-    """Raises UserError for whatever cannot be trained."""
+    """Build the objective. Raises UserError for a combination that cannot be trained."""
     schedule = build_schedule(cfg)
     times = build(cfg["times"], "times")
     return Objective(
@@ -38,30 +38,33 @@ def build_objective(cfg: dict) -> Objective:
     )
 
 
-def fitting_weighting(cfg: dict, typed: Iterable[str]) -> tuple[dict, str | None]:
-    """(the weighting to train with, a note where it is not the configuration's).
+def choose_weighting(cfg: dict, typed: Iterable[str]) -> tuple[dict, str | None]:
+    """Return the weighting to train with, and a note if it is not the configuration's.
 
-    A weighting that an experiment brought along, and that cannot serve what the user typed, makes
-    way for `simple`; one that the user typed is refused with UserError.
+    A weighting from an experiment is replaced by `simple` if it does not work with what the user
+    set. One that was typed raises UserError instead.
+
+    typed: keys that were typed on the command line.
     """
     try:
         build_objective(cfg)
-    except WeightingError as refusal:
+    except WeightingError as error:
         if any(key.partition(".")[0] == "weighting" for key in typed):
             raise
         build_objective(cfg | {"weighting": DEFAULT_WEIGHTING})
-        return DEFAULT_WEIGHTING, f"weighting=simple is used: {refusal.problem.rstrip('.')}."
+        return DEFAULT_WEIGHTING, f"weighting=simple is used: {error.problem.rstrip('.')}."
     return cfg["weighting"], None
 
 
-def with_table(schedule: dict) -> dict:
-    """The schedule's node with a table that lies in a file read into it, so that a run does not
-    depend on the file.
+def inline_table(schedule: dict) -> dict:
+    """Return the schedule's node with the contents of a table file in place of its name.
+
+    The run then does not depend on the file.
     """
     if schedule["_target_"] != "sdtrain.schedules.table.table":
         return schedule
-    read_in = dict(schedule)
+    inlined = dict(schedule)
     for name in ("betas", "alphas_cumprod"):
         if isinstance(schedule.get(name), str):
-            read_in[name] = read(schedule[name], f"schedule.{name}")
-    return read_in
+            inlined[name] = read(schedule[name], f"schedule.{name}")
+    return inlined

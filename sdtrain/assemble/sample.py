@@ -1,4 +1,4 @@
-"""A checkpoint to the pictures of sdtrain-sample."""
+"""Draw the pictures of sdtrain-sample with a checkpoint."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from sdtrain.runs.layout import CheckpointFolder
 
 
 def sample_checkpoint(config: SampleConfig) -> int:
-    """Draws what the configuration asks for with its whole checkpoint, and counts the pictures.
+    """Draw the requested pictures with a complete checkpoint and return their number.
 
     Raises UserError as `load`, `build_drawing` and `sample` do.
     """
@@ -24,8 +24,8 @@ def sample_checkpoint(config: SampleConfig) -> int:
         data=config.data,
     )
     image_size = loaded.image_size
-    if config.data and not loaded.source.was_used:
-        warn("data has no effect: the run's folder holds all that drawing takes.")
+    if config.data and not loaded.training_data.was_used:
+        warn("data has no effect: the run's folder holds everything that sampling needs.")
     drawing = build_drawing(vars(config), loaded.model.objective.schedule)
     untrained = loaded.record.untrained if loaded.record else ()
     return sample(config, loaded.model, drawing, image_size, untrained=untrained)

@@ -1,4 +1,4 @@
-"""A checkpoint to what the metrics measure."""
+"""Load a checkpoint as the subject of metrics."""
 
 from sdtrain.assemble.drawing import build_drawing
 from sdtrain.assemble.load import load, pick_device
@@ -8,9 +8,9 @@ from sdtrain.runs.layout import CheckpointFolder
 
 
 def load_subject(config: EvaluateConfig, checkpoint: CheckpointFolder) -> Subject:
-    """The model of a whole checkpoint, and how its pictures are drawn.
+    """Load the model of a complete checkpoint, and build how its pictures are drawn.
 
-    Raises UserError where it cannot be built.
+    Raises UserError if either fails.
     """
     loaded = load(
         checkpoint,
@@ -30,6 +30,6 @@ def load_subject(config: EvaluateConfig, checkpoint: CheckpointFolder) -> Subjec
         image_size=loaded.image_size,
         num_images=config.num_images,
         seed=config.seed,
-        source=loaded.source,
+        data_source=loaded.training_data,
         record=loaded.record,
     )

@@ -1,4 +1,4 @@
-"""The data set that a run was trained on, made again for what is measured against it."""
+"""The data set that a run was trained on, built again for evaluation."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -14,13 +14,14 @@ from sdtrain.types import PictureData, extras_of
 
 
 class TrainingData:
-    """Gives the data set when it is first asked for, and nothing is imported or read before that.
+    """Builds the data set on first access. Nothing is imported or read before.
 
     Args:
-        node: of the run's configuration.
-        changes: what differs from it, as the folder of pictures that have moved.
-        allow: packages that may be built from.
-        record: None of a run that an earlier version trained: its relative paths then begin here.
+        node: the data set's node in the run's configuration.
+        changes: arguments to change in it, such as the folder of pictures that have moved.
+        allow: packages whose classes may be built.
+        record: what the run recorded about its data; None for a run of an earlier version, whose
+            relative paths are then taken from the working directory.
     """
 
     def __init__(
@@ -37,15 +38,15 @@ class TrainingData:
         self.was_used = False
 
     @property
-    def kind(self) -> type:
-        """Its class; of one that a function makes, it is made to see."""
+    def data_class(self) -> type:
+        """Class of the data set. If a function creates it, it is built to find out."""
         check_targets(self.node, self.allow)
         target = target_of(self.node, "data")
         return target if isinstance(target, type) else type(self.data)
 
     @cached_property
     def data(self) -> PictureData:
-        """Raises UserError where it cannot be made: its pictures are gone, say."""
+        """The data set. Raises UserError if it cannot be built, say without its pictures."""
         self.was_used = True
         check_targets(self.node, self.allow)
         arguments = data_arguments(self.node)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdtrain.assemble.objective import build_objective, build_schedule, fitting_weighting
+from sdtrain.assemble.objective import build_objective, build_schedule, choose_weighting
 from sdtrain.audit.request import GROUPS, Combination
 from sdtrain.config.build import build
 from sdtrain.config.check import Checker
@@ -153,7 +153,7 @@ def make_entry(combination: Combination) -> Entry:
     except ValueError as error:
         raise UserError(str(error), key="grid", remedy="Change grid.") from error
     try:
-        config["weighting"], note = fitting_weighting(config, combination.typed)
+        config["weighting"], note = choose_weighting(config, combination.typed)
         objective = build_objective(config)
     except UserError as error:
         entry.refusal = error

@@ -1,4 +1,4 @@
-"""Measures a run, or each arm of a sweep: a table for each metric, and evaluation.json."""
+"""Evaluate a run, or each arm of a sweep: print a table per metric, write evaluation.json."""
 
 import json
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from sdtrain.runs.reader import read_evaluation, sweep_arms
 
 LoadSubject = Callable[[CheckpointFolder], Subject]
 
-SETTINGS = (
+RESERVED_KEYS = (
     "settings",
     "checkpoint",
     "config_sha256",
@@ -36,14 +36,14 @@ SETTINGS = (
     "guidance",
     "ema",
 )
-"""Keys of evaluation.json that are no metrics."""
+"""Keys of evaluation.json that are not metrics."""
 
 
 def evaluate(config: EvaluateConfig, load_subject: LoadSubject) -> None:
-    """Measures a whole checkpoint, or each arm of a sweep that has one: config.checkpoint.
+    """Evaluate config.checkpoint: a complete checkpoint, or a sweep with such checkpoints.
 
-    An arm that cannot be measured does not keep the others from it; the first UserError of one is
-    raised at the end.
+    If an arm cannot be evaluated, the others still are, and the first UserError is raised at the
+    end.
     """
     console = Console(markup=False, highlight=False)
     metrics = build_metrics(config.metrics)
@@ -60,16 +60,18 @@ def evaluate(config: EvaluateConfig, load_subject: LoadSubject) -> None:
         own_output = f"{config.output}/{arm.name}" if config.output else config.output
         try:
             checkpoint = CheckpointFolder(find_checkpoint(arm))
-            of_arm = replace(config, output=own_output)
-            evaluate_checkpoint(of_arm, metrics, checkpoint, load_subject, console)
-        except UserError as error:  # the other arms can be measured
+            arm_config = replace(config, output=own_output)
+            evaluate_checkpoint(arm_config, metrics, checkpoint, load_subject, console)
+        except UserError as error:  # the other arms may succeed
             console.print(f"not evaluated: {error}", soft_wrap=True)
-            failure = failure or error.within(f"{arm.name} could not be evaluated")
+            if failure is None:
+                failure = error.within(f"{arm.name} could not be evaluated")
     if failure:
         raise failure
 
 
 def _arms(sweep: Path) -> list[Path]:
+    """Return the run folders of a sweep. Raises UserError if its record cannot be read."""
     arms = sweep_arms(sweep)
     if arms is None:
         raise UserError(
@@ -82,20 +84,20 @@ def _arms(sweep: Path) -> list[Path]:
 
 
 def build_metrics(nodes: dict) -> dict[str, Metric]:
-    """The metrics by name, in the order in which they were chosen. Raises UserError."""
+    """Build the metrics, by name in the order of `nodes`. Raises UserError."""
     metrics = {}
     for name, node in nodes.items():
         key = f"metrics.{name}"
         metric = build(node, key)
         if not isinstance(metric, Metric):
             raise UserError(
-                f"{key} is no metric",
+                f"{key} is not a metric",
                 key=key,
                 remedy="Name a subclass of sdtrain.evaluation.metric.Metric in its _target_.",
             )
-        if name in SETTINGS:
+        if name in RESERVED_KEYS:
             raise UserError(
-                f"{key}: a metric cannot be called so, which evaluation.json has another use for",
+                f"{key}: a metric cannot have this name, which evaluation.json uses already",
                 key=key,
                 remedy="Give it another name, in the first line of its yaml.",
             )
@@ -110,7 +112,10 @@ def evaluate_checkpoint(
     load_subject: LoadSubject,
     console: Console,
 ) -> None:
-    """Prints a table of each metric, and writes its pictures and evaluation.json."""
+    """Print a table of each metric, and write its pictures and evaluation.json.
+
+    Results of earlier evaluations of the same checkpoint are kept.
+    """
     subject = load_subject(checkpoint)
     for name, metric in metrics.items():
         check_needs(name, metric, subject)
@@ -120,9 +125,10 @@ def evaluate_checkpoint(
         folder = EvaluationFolder(Path(config.output))
     check_writable(folder.path)
     settings = _settings(config, checkpoint, subject)
-    kept = _kept(folder, str(checkpoint.path))
-    result = settings | {"settings": {name: each["settings"] for name, each in kept.items()}}
-    result |= {name: each["columns"] for name, each in kept.items()}
+    result = settings | {"settings": {}}
+    for name, (earlier_settings, columns) in _earlier_results(folder, checkpoint.path).items():
+        result[name] = columns
+        result["settings"][name] = earlier_settings
     for name, metric in metrics.items():
         measurement = metric.measure(subject)
         for part, picture in measurement.pictures.items():
@@ -132,8 +138,8 @@ def evaluate_checkpoint(
         result["settings"][name] = dict(settings)
         if metric.own_steps:
             del result["settings"][name]["steps"]
-    if config.data and not subject.source.was_used:
-        warn("data has no effect: none of these metrics compares with the training pictures.")
+    if config.data and not subject.data_source.was_used:
+        warn("data has no effect: none of these metrics uses the training pictures.")
     write_text(folder.numbers, json.dumps(result, indent=1) + "\n")
     console.print(f"Written to {folder.path}", soft_wrap=True)
 
@@ -141,7 +147,7 @@ def evaluate_checkpoint(
 def _settings(
     config: EvaluateConfig, checkpoint: CheckpointFolder, subject: Subject
 ) -> dict[str, Any]:
-    """What evaluation.json says about how its numbers were measured."""
+    """Return what evaluation.json records about how its numbers were measured."""
     return {
         "checkpoint": str(checkpoint.path),
         "config_sha256": sha256_of(checkpoint.config),
@@ -153,49 +159,51 @@ def _settings(
 
 
 def check_needs(name: str, metric: Metric, subject: Subject) -> None:
-    """Raises UserError where the run does not offer what the metric needs."""
+    """Raise UserError if the run lacks what the metric needs."""
     unknown = metric.needs - {CAPTIONS, REFERENCES}
     if unknown:
         raise UserError(
-            f"metrics.{name} says that it needs {', '.join(sorted(unknown))}",
+            f"metrics.{name} has {', '.join(sorted(unknown))} in `needs`",
             key=f"metrics.{name}",
             allowed=f"{CAPTIONS}, {REFERENCES}",
         )
     if CAPTIONS in metric.needs and "caption" not in subject.reads:
         raise UserError(
-            "asks with captions, which this model does not read: it was trained with another "
-            "model/conditioner",
+            "draws pictures of captions, which this model does not read: it was trained with "
+            "another model/conditioner",
             key="metrics",
             value=name,
         )
-    more = subject.reads - metric.gives
-    if more:
+    missing = subject.reads - metric.gives
+    if missing:
         raise UserError(
-            f"draws pictures without a {' or a '.join(sorted(more))}, which this model reads",
+            f"draws pictures without a {' or a '.join(sorted(missing))}, which this model reads",
             key="metrics",
             value=name,
             remedy="Give another checkpoint or another metric.",
         )
     if REFERENCES in metric.needs:
-        subject.data.split("train")
+        subject.data.split("train")  # raises UserError if the data set no longer exists
 
 
-def _kept(folder: EvaluationFolder, checkpoint: str) -> dict[str, dict[str, Any]]:
-    """{metric: its settings and columns} of earlier evaluations of the same checkpoint."""
-    before = read_evaluation(folder.path)
-    settings = before.get("settings")
-    if not isinstance(settings, dict):
+def _earlier_results(
+    folder: EvaluationFolder, checkpoint: Path
+) -> dict[str, tuple[dict[str, Any], Any]]:
+    """Return {metric: (settings, columns)} of earlier evaluations of the same checkpoint."""
+    evaluation = read_evaluation(folder.path)
+    settings_of = evaluation.get("settings")
+    if not isinstance(settings_of, dict):
         return {}
-    kept = {}
-    for name, theirs in settings.items():
-        same = isinstance(theirs, dict) and theirs.get("checkpoint") == checkpoint
-        if same and name in before:
-            kept[name] = {"settings": theirs, "columns": before[name]}
-    return kept
+    results = {}
+    for name, settings in settings_of.items():
+        same = isinstance(settings, dict) and settings.get("checkpoint") == str(checkpoint)
+        if same and name in evaluation:
+            results[name] = (settings, evaluation[name])
+    return results
 
 
 def table_of(name: str, metric: Metric, measurement: Measurement) -> Table:
-    """Rows and columns as the metric prints them, and below them what they count."""
+    """Return the table of a metric, with unit and direction below it."""
     table = Table("", *measurement.columns, title=name, caption=_caption(metric))
     first = next(iter(measurement.columns.values()))
     for row in first:
@@ -205,7 +213,7 @@ def table_of(name: str, metric: Metric, measurement: Measurement) -> Table:
 
 
 def _caption(metric: Metric) -> str:
-    """Unit and direction."""
+    """Return the unit, and whether higher or lower is better."""
     directions = {True: "higher is better", False: "lower is better", None: ""}
     parts = (metric.unit, directions[metric.higher_is_better])
     return ", ".join(part for part in parts if part)

@@ -6,8 +6,8 @@ A metric is one file with a subclass of Metric, and one yaml, configs/metric/NAM
     _target_: my_package.my_module.MyMetric
     threshold: 0.5             # its own arguments, keyword-only in the constructor
 
-`sdtrain-evaluate metrics=NAME` chooses it. Yaml files of your own lie in metric/ of a folder that
-'hydra.searchpath=[file:///FOLDER]' names.
+`sdtrain-evaluate metrics=NAME` selects it. Your own yaml files belong into the subfolder metric/ of
+a folder named by 'hydra.searchpath=[file:///FOLDER]'.
 """
 
 from dataclasses import dataclass, field
@@ -18,20 +18,20 @@ from PIL import Image
 from sdtrain.evaluation.subject import Subject
 
 CAPTIONS = "captions"
-"""The model reads captions."""
+"""The metric needs a model that reads captions."""
 
 REFERENCES = "references"
-"""It compares with the pictures that the model was trained on: they have to be there."""
+"""The metric needs the pictures that the model was trained on, to compare with."""
 
 
 @dataclass
 class Measurement:
-    """What a metric has found.
+    """The result of a metric.
 
     Args:
-        columns: {column: {row: value}}, with the same rows in each column: the table as it is
-            printed, and as it stands in evaluation.json.
-        pictures: {name: picture}, written as METRIC-NAME.png, and as METRIC.png for the name "".
+        columns: {column: {row: value}} with the same rows in each column, as printed and as
+            written to evaluation.json.
+        pictures: {name: picture}, written as METRIC-NAME.png, or as METRIC.png for the name "".
     """
 
     columns: dict[str, dict[str, float]]
@@ -39,40 +39,39 @@ class Measurement:
 
 
 class Metric:
-    """One thing that can be measured of a trained model.
+    """A property of a trained model that can be measured.
 
-    A subclass overrides `measure`, and of the rest what differs from the defaults.
+    A subclass overrides `measure`, and whatever else differs from the defaults.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Of CAPTIONS and REFERENCES: a run that lacks one is refused before anything is drawn."""
+    """A subset of CAPTIONS and REFERENCES. A run that lacks one is an error before any drawing."""
 
     gives: ClassVar[frozenset[str]] = frozenset({"caption", "label"})
-    """What of "caption", "label" and "depth" it draws pictures of: a model that reads more is
-    refused."""
+    """Which of "caption", "label" and "depth" its requests supply. A model that reads more is an
+    error."""
 
     unit: ClassVar[str] = ""
-    """What the values count, as "share of the pictures"."""
+    """Unit of the values, such as "share of the pictures"."""
 
     higher_is_better: ClassVar[bool | None] = None
-    """None where neither is better."""
+    """None if neither is better."""
 
     own_steps: ClassVar[bool] = False
-    """Whether it draws with numbers of steps of its own, and the command's `steps` is nothing to
-    it."""
+    """Whether it chooses the numbers of steps itself and ignores the command's `steps`."""
 
     def check(self, subject: Subject) -> None:
-        """Raises UserError where it cannot measure this model. It is asked before any drawing."""
+        """Raise UserError if it cannot measure this model. Called before any drawing."""
 
     def measure(self, subject: Subject) -> Measurement:
-        """Draws what it needs, by `subject.samples` or `subject.draw`, and measures it."""
+        """Draw pictures with `subject.samples` or `subject.draw` and measure them."""
         raise NotImplementedError
 
     def format(self, value: float) -> str:
-        """A value as it is printed."""
+        """Return a value as printed in the table."""
         return f"{value:.4g}"
 
 
 def percent(value: float) -> str:
-    """A share in [0, 1] as it is printed."""
+    """Format a share in [0, 1]."""
     return f"{100 * value:.1f} %"

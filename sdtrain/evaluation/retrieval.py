@@ -1,4 +1,4 @@
-"""Is the training picture that a sample was asked for the nearest of all?"""
+"""Measure how often the training picture of a sample's caption is the nearest to the sample."""
 
 import torch
 from PIL import Image
@@ -14,17 +14,18 @@ from sdtrain.generation.drawing import Request
 from sdtrain.latent_diffusion import LatentDiffusion
 from sdtrain.types import Row
 
-BATCH = 128  # pictures encoded at once
+BATCH = 128
+"""Pictures encoded at once."""
 
 
 class Retrieval(Metric):
     """Share of the samples whose nearest training picture is the one their caption belongs to.
 
-    Samples are drawn for training captions, and distances are taken in latents.
+    Samples are drawn for training captions, and distances are taken between latents.
 
     Args:
-        max_pictures: a run with more training pictures is refused, because each sample is compared
-            with all of them.
+        max_pictures: the largest allowed number of training pictures, because each sample is
+            compared with all of them.
     """
 
     needs = frozenset({CAPTIONS, REFERENCES})
@@ -40,7 +41,8 @@ class Retrieval(Metric):
         count = len(subject.data.split("train"))
         if count > self.max_pictures:
             raise UserError(
-                f"compares with every training picture; {count} are too many for that",
+                f"compares each sample with every training picture; {count} are more than "
+                f"metrics.retrieval.max_pictures={self.max_pictures}",
                 key="metrics",
                 value="retrieval",
                 remedy="Choose metrics=prompt_accuracy.",
@@ -53,12 +55,12 @@ class Retrieval(Metric):
         count = min(subject.num_images, len(rows))
         if count < subject.num_images:
             warn(
-                f"retrieval: num_images={subject.num_images}, and there are {count} training "
-                "pictures: each is asked for once."
+                f"retrieval: num_images={subject.num_images}, but there are only {count} training "
+                "pictures: one sample is drawn for each."
             )
-        wanted = [place * len(rows) // count for place in range(count)]
-        asked = [Request(subject.seed + index, prompt=rows[index].caption) for index in wanted]
-        images = subject.draw(asked)
+        wanted = [number * len(rows) // count for number in range(count)]
+        requests = [Request(subject.seed + index, prompt=rows[index].caption) for index in wanted]
+        images = subject.draw(requests)
         model = subject.model
         drawn = model.latents(images.to(model.device)).cpu()
         shares = nearest_picture_share(drawn, latents_of(model, rows), torch.tensor(wanted))
@@ -71,7 +73,7 @@ class Retrieval(Metric):
 
 
 def latents_of(model: LatentDiffusion, rows: list[Row]) -> Tensor:
-    """Latents [N, C, h, w] of rows, on the CPU."""
+    """Return the latents [N, C, h, w] of rows, on the CPU."""
     parts = []
     for start in range(0, len(rows), BATCH):
         parts.append(model.latents_of_rows(rows[start : start + BATCH]).cpu())
@@ -79,11 +81,11 @@ def latents_of(model: LatentDiffusion, rows: list[Row]) -> Tensor:
 
 
 def nearest_picture_share(drawn: Tensor, pictures: Tensor, wanted: Tensor) -> dict[str, float]:
-    """How often the wanted picture is the nearest (top_1), or among the five nearest (top_5).
+    """Return how often the wanted picture is the nearest (top_1) or among the nearest five (top_5).
 
     Args:
         drawn: [M, ...], latents of samples; distances are Euclidean.
-        pictures: [N, ...], latents of all pictures.
+        pictures: [N, ...], latents of all training pictures.
         wanted: [M], the index of the picture that each sample should be nearest to.
     """
     distance = torch.cdist(drawn.flatten(1), pictures.flatten(1))
@@ -95,11 +97,11 @@ def nearest_picture_share(drawn: Tensor, pictures: Tensor, wanted: Tensor) -> di
 
 
 def _sheet(model: LatentDiffusion, rows: list[Row], images: Tensor) -> Image.Image:
-    """Each training picture over what its caption drew."""
-    if rows[0].image is None:  # they bring their latents along in its place
+    """Return a grid of the training pictures, each above the sample of its caption."""
+    if rows[0].image is None:  # the rows have moments of latents instead
         above = model.autoencoder.decode(latents_of(model, rows).to(model.device)).cpu()
     else:
         above = torch.stack([row.image for row in rows])
     captions = [row.caption for row in rows]
-    title = "training pictures over what their captions drew"
+    title = "training pictures above the samples of their captions"
     return pictures.grid(torch.cat([above, images], dim=2), captions, columns=8, title=title)

@@ -1,6 +1,4 @@
-"""How far pictures of few steps are from those of many, so that "50 steps" is a measured choice."""
-
-from torch import Tensor
+"""Measure how far pictures of few steps are from those of many, to choose the number of steps."""
 
 from sdtrain.config.schema import at_least
 from sdtrain.errors import UserError
@@ -13,12 +11,12 @@ KEY = "metrics.sampler_error"
 
 
 class SamplerError(Metric):
-    """Distance of pictures of few steps from the same ones of many: mean and largest of all.
+    """Distance of pictures of few steps from the same pictures of many steps: mean and maximum.
 
     Args:
-        steps: the numbers that are measured; those that are not below the reference are left out.
-        reference: steps of the pictures they are compared with, or the schedule's num_timesteps
-            where that is less.
+        steps: numbers of steps to measure; those that are not below the reference are left out.
+        reference: number of steps of the pictures to compare with; the schedule's num_timesteps if
+            that is less.
     """
 
     own_steps = True
@@ -34,8 +32,8 @@ class SamplerError(Metric):
     def check(self, subject: Subject) -> None:
         if draws_noise(subject.drawing):
             raise UserError(
-                "follows the same noise through more steps, and sampler "
-                f"{subject.drawing.sampler_name} draws fresh noise at each",
+                "compares pictures of the same noise, but sampler "
+                f"{subject.drawing.sampler_name} draws fresh noise at each step",
                 key="metrics",
                 value="sampler_error",
                 remedy="Choose sampler=ddim.",
@@ -43,34 +41,30 @@ class SamplerError(Metric):
         if len(self.steps_of(subject)) < 2:
             timesteps = subject.model.objective.schedule.num_timesteps
             raise UserError(
-                f"compares {min(self.steps)} steps and more with {self.reference}; this run has "
-                f"schedule.num_timesteps={timesteps}",
+                f"compares {min(self.steps)} steps and more with {self.reference}, but this run "
+                f"has schedule.num_timesteps={timesteps}",
                 key="metrics",
                 value="sampler_error",
                 remedy="Choose another metric.",
             )
 
     def steps_of(self, subject: Subject) -> list[int]:
-        """The steps that are drawn, the reference last."""
+        """Return the numbers of steps to draw with, the reference last."""
         reference = min(self.reference, subject.model.objective.schedule.num_timesteps)
-        return [*(steps for steps in self.steps if steps < reference), reference]
+        return [*(number for number in self.steps if number < reference), reference]
 
     def measure(self, subject: Subject) -> Measurement:
         requests = subject.requests
         titles = [request.title(subject.reads) for request in requests]
-        compared = compare_steps(
+        comparison = compare_steps(
             subject.model, requests, subject.drawing, subject.image_size, self.steps_of(subject)
         )
-        sheet, curve = sampler_errors(compared.pictures, compared.distances, titles)
-        columns = {
-            "mean": _by_steps(compared.distances, Tensor.mean),
-            "largest": _by_steps(compared.distances, Tensor.max),
-        }
+        sheet, curve = sampler_errors(comparison.pictures, comparison.distances, titles)
+        columns = {"mean": {}, "largest": {}}
+        for number, distances in comparison.distances.items():
+            columns["mean"][f"{number} steps"] = distances.mean().item()
+            columns["largest"][f"{number} steps"] = distances.max().item()
         return Measurement(columns, {"": sheet, "curve": curve})
 
     def format(self, value: float) -> str:
         return percent(value)
-
-
-def _by_steps(distances: dict[int, Tensor], measure) -> dict[str, float]:
-    return {f"{steps} steps": measure(each).item() for steps, each in distances.items()}

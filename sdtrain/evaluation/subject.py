@@ -1,4 +1,4 @@
-"""What is measured: a trained model, the way it draws, and the data it was trained on."""
+"""The subject of a metric: a trained model, how it draws, and the data it was trained on."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,14 +14,15 @@ from sdtrain.types import PictureData
 
 
 class DataSource(Protocol):
-    """data: the data set, made when it is first asked for. kind: its class. was_used: whether it
-    has been made.
+    """Builds a data set on first access.
+
+    data: the data set. data_class: its class. was_used: whether it has been built.
     """
 
     was_used: bool
 
     @property
-    def kind(self) -> type: ...
+    def data_class(self) -> type: ...
 
     @property
     def data(self) -> PictureData: ...
@@ -29,16 +30,16 @@ class DataSource(Protocol):
 
 @dataclass
 class Subject:
-    """All that the metrics of one evaluation share.
+    """What the metrics of one evaluation share.
 
     Args:
-        model: with the weights that are measured.
+        model: the model with the weights to measure.
         drawing: sampler, grid, steps and guidance.
-        image_size: side of the pictures, in pixels.
+        image_size: side of the pictures in pixels.
         num_images: how many pictures a metric draws, of each kind that it draws.
-        seed: of the first picture; the others count up.
-        source: gives the data set that the model was trained on.
-        record: what the run remembers of it; None of a run that an earlier version trained.
+        seed: of the first picture; the following pictures count up from it.
+        data_source: builds the data set that the model was trained on.
+        record: what the run recorded about that data set; None for a run of an earlier version.
     """
 
     model: LatentDiffusion
@@ -46,22 +47,22 @@ class Subject:
     image_size: int
     num_images: int
     seed: int
-    source: DataSource
+    data_source: DataSource
     record: DataRecord | None = None
 
     @property
     def reads(self) -> frozenset[str]:
-        """What the model is told of: "caption", "label", "depth"."""
+        """Which of "caption", "label" and "depth" the model reads."""
         return self.model.conditioner.reads
 
     @property
     def data(self) -> PictureData:
-        """The data set, made when it is first asked for. Raises UserError where it is gone."""
-        return self.source.data
+        """The data set, built on first access. Raises UserError if it no longer exists."""
+        return self.data_source.data
 
     @property
     def prompts(self) -> list[str]:
-        """num_images captions of the data; empty ones where the model reads none."""
+        """num_images captions of the data; empty ones if the model reads no captions."""
         if "caption" not in self.reads:
             return [""] * self.num_images
         if self.record is not None:
@@ -74,17 +75,17 @@ class Subject:
         labels = [0] * self.num_images
         if "label" in self.reads:
             classes = self.model.conditioner.num_classes or (self.record or self.data).num_classes
-            labels = [place * classes // self.num_images for place in range(self.num_images)]
+            labels = [number * classes // self.num_images for number in range(self.num_images)]
         requests = []
-        for place, (prompt, label) in enumerate(zip(self.prompts, labels, strict=True)):
-            requests.append(Request(self.seed + place, prompt=prompt, label=label))
+        for number, (prompt, label) in enumerate(zip(self.prompts, labels, strict=True)):
+            requests.append(Request(self.seed + number, prompt=prompt, label=label))
         return requests
 
     @cached_property
     def samples(self) -> Tensor:
-        """Pictures of `requests` [num_images, 3, H, W] in [-1, 1], drawn once for all metrics."""
+        """Pictures [num_images, 3, H, W] in [-1, 1] of `requests`, drawn once for all metrics."""
         return self.draw(self.requests)
 
     def draw(self, requests: list[Request]) -> Tensor:
-        """Pictures [N, 3, H, W] in [-1, 1] of other requests, on the CPU."""
+        """Return pictures [N, 3, H, W] in [-1, 1] of N other requests, on the CPU."""
         return generate(self.model, requests, self.drawing, self.image_size)

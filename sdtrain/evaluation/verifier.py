@@ -1,7 +1,7 @@
-"""Reads what a picture of flat shapes shows, without ever seeing the prompt.
+"""Recognise what a picture of flat shapes shows, without knowing the prompt.
 
-Which shapes and colours there are is given to it (`sdtrain.data.shapes` has it all), so it can
-follow any such data set:
+The shapes and colours are arguments, so the verifier works for any such data set. With
+`sdtrain.data.shapes`:
 
     Verifier(shapes=SHAPES, palette=COLOURS, radii=RADII, coverage=coverage)
 """
@@ -16,18 +16,18 @@ from torch import Tensor
 
 NOTHING = "none"
 
-_FAINTEST = 0.2
-"""Euclidean distance in [-1, 1]^3 under which a foreground is not told from its background."""
+_MIN_CONTRAST = 0.2
+"""Euclidean distance in [-1, 1]^3 from which a foreground is distinguished from its background."""
 
-_POOREST = 0.6
+_MIN_EXPLAINED = 0.6
 """Share of the foreground's energy that the best shape must explain; pure noise gives under 0.2."""
 
-_STEPS = np.stack(np.meshgrid(*[[-1.0, 0.0, 1.0]] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
-"""[27, 3]: no step, and one to either side, in each of x, y and radius."""
+_NEIGHBOURS = np.stack(np.meshgrid(*[[-1.0, 0.0, 1.0]] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+"""[27, 3]: offsets -1, 0 and 1 in each of x, y and radius."""
 
 
-class Described(Protocol):
-    """Anything that says what a picture shows or should show."""
+class HasAttributes(Protocol):
+    """What a picture shows or should show, as words."""
 
     shape: str
     colour: str
@@ -37,7 +37,7 @@ class Described(Protocol):
 
 @dataclass
 class Reading:
-    """What the verifier sees: words of its palette, shapes and radii, or NOTHING."""
+    """What the verifier recognises: words of its shapes, palette and radii, or NOTHING."""
 
     shape: str
     colour: str
@@ -70,7 +70,7 @@ class Verifier:
         self._names = tuple(palette)
         colours = np.array([palette[name] for name in self._names], dtype=np.float32)
         self._rgb = colours / 127.5 - 1.0
-        # Wider than the bands: a model may draw too small or too large. In steps of 10 %.
+        # Wider than the ranges, because a model may draw too small or too large. In steps of 10 %.
         lowest = 0.7 * min(low for low, _ in radii.values())
         highest = 1.3 * max(high for _, high in radii.values())
         self._grid = lowest * 1.1 ** np.arange(1 + np.ceil(np.log(highest / lowest) / np.log(1.1)))
@@ -78,10 +78,11 @@ class Verifier:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> list[Reading]:
-        """images [B, 3, H, H] in [-1, 1] -> B readings.
+        """Return the readings of B images [B, 3, H, H] in [-1, 1].
 
-        A picture without a shape, or with a number that is not finite, gets NOTHING for what cannot
-        be seen. Raises ValueError for another shape of tensor.
+        Attributes that cannot be recognised are NOTHING: in a picture without a shape all but the
+        background, in one with values that are not finite all. Raises ValueError for a tensor of
+        another shape.
         """
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
             raise ValueError(
@@ -93,8 +94,8 @@ class Verifier:
         if not np.isfinite(image).all():
             return Reading(NOTHING, NOTHING, NOTHING, NOTHING)
         edges = [image[:, 0], image[:, -1], image[:, 1:-1, 0], image[:, 1:-1, -1]]
-        ground = np.median(np.concatenate(edges, axis=1), axis=1)
-        nothing = Reading(NOTHING, NOTHING, NOTHING, self._nearest(ground))
+        ground = np.median(np.concatenate(edges, axis=1), axis=1)  # colour of the background
+        only_background = Reading(NOTHING, NOTHING, NOTHING, self._nearest_colour(ground))
         difference = image - ground[:, None, None]
         # The colour of the shape: median of the 2 % of pixels that differ most from the background.
         distance = (difference**2).sum(0).ravel()
@@ -102,44 +103,44 @@ class Verifier:
         farthest = np.argpartition(distance, -count)[-count:]
         axis = np.median(difference.reshape(3, -1)[:, farthest], axis=1)
         contrast = float((axis**2).sum())
-        if contrast < _FAINTEST**2:
-            return nothing
+        if contrast < _MIN_CONTRAST**2:
+            return only_background
         # p = ground + c axis: the coverage c of each pixel by least squares over its channels.
         covered = np.einsum("chw,c->hw", difference, axis) / contrast
         shape, radius, explained, template = self._fit(covered)
-        if explained < _POOREST * float((difference**2).sum()) / contrast:
-            return nothing
-        # The same equation the other way round: the colour given the fitted coverage.
+        if explained < _MIN_EXPLAINED * float((difference**2).sum()) / contrast:
+            return only_background
+        # The same equation solved for the colour, given the fitted coverage.
         colour = ground + (difference * template).sum((1, 2)) / (template**2).sum()
-        size = self._size(radius / image.shape[-1])
-        return Reading(shape, self._nearest(colour), size, nothing.background)
+        size = self._nearest_size(radius / image.shape[-1])
+        return Reading(shape, self._nearest_colour(colour), size, only_background.background)
 
-    def _nearest(self, rgb: np.ndarray) -> str:
+    def _nearest_colour(self, rgb: np.ndarray) -> str:
         return self._names[int(((self._rgb - rgb) ** 2).sum(1).argmin())]
 
-    def _size(self, radius: float) -> str:
-        """The band whose geometric middle is nearest in ratio."""
+    def _nearest_size(self, radius: float) -> str:
+        """Return the size whose range has the geometric mean nearest in ratio."""
         distances = {}
         for name, (low, high) in self.radii.items():
             distances[name] = abs(np.log(radius / np.sqrt(low * high)))
         return min(distances, key=distances.get)
 
     def _fit(self, covered: np.ndarray) -> tuple[str, float, float, np.ndarray]:
-        """Best (shape, radius, explained energy, its coverage [H, W]) for measured coverage [H, W].
+        """Fit (shape, radius, explained energy, coverage [H, W]) to a measured coverage [H, W].
 
         min over gain a of |c - a T|^2 = |c|^2 - <c, T>^2 / |T|^2, so the best template T has the
-        largest last term. The gain forgives what blur takes from thin shapes.
+        largest last term. The gain compensates for blur, which thins out narrow shapes.
         """
         side = covered.shape[0]
         spectra, energies = self._bank(side)
-        # <c, T moved by s> for all s at once: a cyclic cross-correlation.
+        # <c, T shifted by s> for all s at once: a cyclic cross-correlation.
         matches = np.fft.irfft2(np.fft.rfft2(covered) * spectra.conj(), s=(side, side))
         scores = np.maximum(matches, 0.0) ** 2 / energies[..., None, None]
-        bests = scores.reshape(len(self.shapes), -1)
+        scores_of_shape = scores.reshape(len(self.shapes), -1)
         best = None
-        for shape, row in zip(self.shapes, bests, strict=True):
-            # Refining gains a few percent: shapes far behind cannot win any more.
-            if row.max() < 0.8 * bests.max():
+        for shape, row in zip(self.shapes, scores_of_shape, strict=True):
+            # Refinement gains a few percent, so shapes that are far behind cannot win any more.
+            if row.max() < 0.8 * scores_of_shape.max():
                 continue
             k, down, right = np.unravel_index(row.argmax(), scores.shape[1:])
             start = ((right + side / 2) % side, (down + side / 2) % side, self._grid[k] * side)
@@ -151,23 +152,25 @@ class Verifier:
     def _refine(
         self, covered: np.ndarray, shape: str, start: tuple[float, float, float]
     ) -> tuple[float, float, np.ndarray]:
-        """(radius, explained energy, coverage) of the best (x, y, radius) near start, to about 0.06
-        pixels and 0.6 %."""
+        """Return (radius, explained energy, coverage) of the best (x, y, radius) near `start`.
+
+        Precise to about 0.06 pixels and 0.6 % of the radius.
+        """
         centre = np.array(start)
         step = np.array([0.5, 0.5, 0.05 * centre[2]])
         for _ in range(4):
-            tried = centre + _STEPS * step
-            templates = self.coverage(shape, *tried.T, covered.shape[0])
+            candidates = centre + _NEIGHBOURS * step
+            templates = self.coverage(shape, *candidates.T, covered.shape[0])
             match = np.maximum(np.einsum("nhw,hw->n", templates, covered), 0.0)
             explained = match**2 / np.maximum((templates**2).sum((1, 2)), 1e-6)
             k = int(explained.argmax())
-            centre = tried[k]
+            centre = candidates[k]
             step = step / 2
         return float(centre[2]), float(explained[k]), templates[k]
 
     def _bank(self, side: int) -> tuple[np.ndarray, np.ndarray]:
-        """Spectra [shape, radius, H, H / 2 + 1] of all shapes in the middle of a picture, and their
-        energies [shape, radius]."""
+        """Return spectra [shape, radius, H, H / 2 + 1] and energies [shape, radius] of all shapes,
+        each in the middle of a picture."""
         if side not in self._banks:
             middle = np.full(len(self._grid), side / 2)
             radii = self._grid * side

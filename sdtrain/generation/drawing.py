@@ -1,4 +1,4 @@
-"""What is to be drawn, and how."""
+"""Which pictures to draw, and how."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,16 +12,16 @@ from sdtrain.samplers import Sampler
 from sdtrain.schedules import Schedule
 
 Guidance = Callable[[Mapping[str, Denoise], float, Schedule], Denoise]
-"""(denoisers by what they are told, guidance_scale, schedule) -> guided denoiser: see
+"""(denoisers, CONDITIONED and UNCONDITIONED, guidance_scale, schedule) -> guided denoiser, see
 sdtrain.diffusion.guidance."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One picture to draw. Of prompt, negative_prompt, label and depth those count that the model's
-    conditioner reads.
+    """One picture to draw.
 
-    depth [1, H, W]: inverse depth, 1 nearest and 0 farthest.
+    Of prompt, negative_prompt, label and depth only those matter that the model's conditioner
+    reads. depth [1, H, W]: inverse depth, 1 nearest and 0 farthest.
     """
 
     seed: int
@@ -31,7 +31,7 @@ class Request:
     depth: Tensor | None = None
 
     def title(self, conditioner: Conditioner) -> str:
-        """What stands below the picture."""
+        """Return the caption to print below the picture: prompt, class or seed."""
         if self.prompt:
             return self.prompt
         if "label" not in conditioner.reads:
@@ -45,9 +45,9 @@ class Request:
 class Drawing:
     """How pictures are drawn.
 
-    sampler: see sdtrain.samplers. grid: (steps, schedule) -> falling times. steps: times visited.
-    guidance_scale: 1 is no guidance. batch_size: pictures drawn at once. chosen: what sampler, grid
-    and guidance are called, with their arguments, for records: see `named`.
+    sampler: see sdtrain.samplers. grid: (steps, schedule) -> falling times. steps: number of times.
+    guidance_scale: 1 is no guidance. batch_size: pictures drawn at once. records: names and
+    arguments of sampler, grid and guidance, see `record_of`.
     """
 
     sampler: Sampler
@@ -56,23 +56,23 @@ class Drawing:
     steps: int
     guidance_scale: float
     batch_size: int = 64
-    chosen: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    records: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that decides what comes of a seed and a prompt, as plain values for JSON."""
-        return {"steps": self.steps, "guidance_scale": self.guidance_scale, **self.chosen}
+        """What decides which picture a seed and a prompt give, as plain values for JSON."""
+        return {"steps": self.steps, "guidance_scale": self.guidance_scale, **self.records}
 
     @property
     def sampler_name(self) -> str:
-        """For messages: as it was chosen, with its arguments."""
-        return in_words(self.chosen.get("sampler", {"name": "this"}))
+        """Name and arguments of the sampler, for messages."""
+        return format_record(self.records.get("sampler", {"name": "this"}))
 
 
-def named(node: Mapping[str, Any]) -> dict[str, Any]:
-    """A node of a configuration as a record: {"name": "ddim", "eta": 0.0}.
+def record_of(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the record of a node of the configuration, as in {"name": "ddim", "eta": 0.0}.
 
-    The user's own parts are called by the whole path of their target.
+    The name of a part that is not sdtrain's own is the whole path of its target.
     """
     target = node["_target_"]
     name = target.rpartition(".")[2] if target.startswith("sdtrain.") else target
@@ -80,8 +80,11 @@ def named(node: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": name, **arguments}
 
 
-def in_words(record: object) -> str:
-    """ "ddim eta=0.0" of a record by `named`, and of the target that earlier versions wrote."""
+def format_record(record: object) -> str:
+    """Format a record of `record_of` as "ddim eta=0.0".
+
+    Earlier versions wrote the target instead, of which the last part is returned.
+    """
     if not isinstance(record, Mapping):
         return str(record).rpartition(".")[2]
     words = [str(record.get("name"))]

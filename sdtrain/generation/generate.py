@@ -1,4 +1,4 @@
-"""Seed and prompt to picture."""
+"""Generate pictures from seeds and prompts."""
 
 from collections.abc import Callable, Sequence
 
@@ -17,6 +17,7 @@ from sdtrain.randomness import KeyedRandom
 from sdtrain.samplers import Show
 
 DECODED_AT_ONCE = 8
+"""Latents that the autoencoder decodes in one batch."""
 
 
 @torch.no_grad()
@@ -27,102 +28,115 @@ def generate(
     image_size: int,
     show: Show | None = None,
     *,
-    go_on: Callable[[], None] | None = None,
+    on_evaluation: Callable[[], None] | None = None,
 ) -> Tensor:
-    """Pictures [N, 3, H, W] in [-1, 1] on the CPU, with the model's present weights.
+    """Return pictures [N, 3, H, W] in [-1, 1] on the CPU, drawn with the model's current weights.
 
-    Every random number of a picture is keyed by its own seed, so it does not depend on the batch it
-    was drawn in. show(step, x, x0) sees the latents of each step, of one batch after the other.
-    go_on is called before each network evaluation, and may raise to end the drawing.
+    Every random number of a picture is keyed by the picture's own seed, so a picture does not
+    depend on its batch.
+
+    Args:
+        model: the model to draw with.
+        requests: the N pictures to draw.
+        drawing: sampler, grid, steps and guidance.
+        image_size: side of the pictures in pixels.
+        show: called as show(step, x, x0) with the latents of each step, batch after batch.
+        on_evaluation: called before each evaluation of a network; may raise to stop.
     """
     size = drawing.batch_size
-    drawn = []
+    images = []
     with eval_mode(model):
         for start in range(0, len(requests), size):
             batch = requests[start : start + size]
-            latents = _draw_batch(model, batch, drawing, image_size, show, go_on)
+            latents = _draw_latents(model, batch, drawing, image_size, show, on_evaluation)
             for part in latents.split(DECODED_AT_ONCE):
-                if go_on:
-                    go_on()
-                drawn.append(model.autoencoder.decode(part).float().cpu())
-    return torch.cat(drawn)
+                if on_evaluation:
+                    on_evaluation()
+                images.append(model.autoencoder.decode(part).float().cpu())
+    return torch.cat(images)
 
 
-def _draw_batch(
+def _draw_latents(
     model: LatentDiffusion,
     requests: list[Request],
     drawing: Drawing,
     image_size: int,
     show: Show | None,
-    go_on: Callable[[], None] | None,
+    on_evaluation: Callable[[], None] | None,
 ) -> Tensor:
-    """Latents."""
+    """Return latents [B, C, h, w] of unit variance for one batch of requests."""
     shape = model.autoencoder.latent_shape(image_size)
     device = model.device
     schedule = model.objective.schedule
-    starts = [KeyedRandom(request.seed, "image") for request in requests]
-    steps = [KeyedRandom(request.seed, "sampler") for request in requests]
-    x = _stacked([random.normal(0, shape) for random in starts], device)
+
+    def draw_normal(purpose: str, ordinal: int) -> Tensor:
+        draws = []
+        for request in requests:
+            draws.append(KeyedRandom(request.seed, purpose).normal(ordinal, shape))
+        return torch.from_numpy(np.stack(draws)).to(device)
 
     def noise(step: int) -> Tensor:
-        return _stacked([random.normal(step, shape) for random in steps], device)
+        return draw_normal("sampler", step)
 
-    conditioned, unconditioned = inputs_of(model, requests, shape[1:])
+    conditioned, unconditioned = build_inputs(model, requests, shape[1:])
     denoisers = {}
     for name, inputs in ((CONDITIONED, conditioned), (UNCONDITIONED, unconditioned)):
-        denoisers[name] = _preceded(model.denoiser(model.conditioner(inputs)), go_on)
+        denoiser = model.denoiser(model.conditioner(inputs))
+        denoisers[name] = _call_before(denoiser, on_evaluation)
     denoise = drawing.guidance(denoisers, drawing.guidance_scale, schedule)
     grid = drawing.grid(drawing.steps, schedule)
-    # What latents of unit variance have at the first time; not 1 on a straight path that begins
-    # below alpha = 0.
-    alpha, sigma = (c.to(device) for c in schedule.alpha_sigma(grid[0]))
-    x = x * (alpha**2 + sigma**2).sqrt()
+    # Standard deviation of noised latents of unit variance at the first time. It differs from 1 on
+    # a straight path that does not begin at alpha = 0.
+    alpha, sigma = schedule.alpha_sigma(grid[0])
+    std = (alpha.to(device) ** 2 + sigma.to(device) ** 2).sqrt()
+    x = draw_normal("image", 0) * std
     return drawing.sampler(denoise, x, grid, schedule, noise, show)
 
 
-def _preceded(denoise: Denoise, go_on: Callable[[], None] | None) -> Denoise:
-    """The denoiser with a call of `go_on` before each evaluation."""
-    if go_on is None:
+def _call_before(denoise: Denoise, on_evaluation: Callable[[], None] | None) -> Denoise:
+    """Return the denoiser with a call of `on_evaluation` before each evaluation."""
+    if on_evaluation is None:
         return denoise
 
     def call(x: Tensor, t: Tensor) -> Tensor:
-        go_on()
+        on_evaluation()
         return denoise(x, t)
 
     return call
 
 
-def inputs_of(
+def build_inputs(
     model: LatentDiffusion, requests: Sequence[Request], latent_size: tuple[int, int]
 ) -> tuple[Inputs, Inputs]:
-    """The inputs with every condition, and those without: a negative prompt stands where the empty
-    one would, and guidance leads away from it. A label has no negative."""
+    """Return the inputs with the conditions, and those without.
+
+    A negative prompt replaces the empty prompt of the latter, so that guidance leads away from it.
+    Labels have no negative. Raises UserError if a depth map is missing.
+    """
     device = model.device
     reads = model.conditioner.reads
     labels = torch.tensor([request.label for request in requests], device=device)
-    depth = _depth_of(requests, device) if "depth" in reads else None
-    kept = torch.zeros(len(requests), dtype=torch.bool, device=device)
+    depth = _stack_depth(requests, device) if "depth" in reads else None
     prompts = [request.prompt for request in requests]
     negatives = [request.negative_prompt for request in requests]
-    has_negative = [bool(negative) and "caption" in reads for negative in negatives]
-    dropped = ~torch.tensor(has_negative, device=device)
+    no_drop = torch.zeros(len(requests), dtype=torch.bool, device=device)
+    if "caption" in reads:
+        drop = torch.tensor([not negative for negative in negatives], device=device)
+    else:
+        drop = ~no_drop
     return (
-        Inputs(prompts, labels, kept, latent_size, depth),
-        Inputs(negatives, labels, dropped, latent_size, depth),
+        Inputs(prompts, labels, no_drop, latent_size, depth),
+        Inputs(negatives, labels, drop, latent_size, depth),
     )
 
 
-def _depth_of(requests: Sequence[Request], device: torch.device) -> Tensor:
+def _stack_depth(requests: Sequence[Request], device: torch.device) -> Tensor:
     missing = [request for request in requests if request.depth is None]
     if missing:
         raise UserError(
-            "This model reads a depth map for each picture, and none is given",
+            "This model reads a depth map for each picture, but none is given",
             key="checkpoint",
-            remedy="Give another checkpoint; while it trains its pictures are drawn with the depth "
-            "maps of its data.",
+            remedy="Give another checkpoint. During training, pictures of this one are drawn with "
+            "the depth maps of its data.",
         )
     return torch.stack([request.depth for request in requests]).to(device)
-
-
-def _stacked(arrays: list[np.ndarray], device: torch.device) -> Tensor:
-    return torch.from_numpy(np.stack(arrays)).to(device)

@@ -1,4 +1,4 @@
-"""Pictures on request: what sdtrain-sample draws and writes."""
+"""Draw and write the pictures of sdtrain-sample."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,22 +28,22 @@ def sample(
     *,
     untrained: Sequence[int] = (),
 ) -> int:
-    """Draws what the configuration asks for, into its output folder, and counts the pictures.
+    """Draw the requested pictures into the output folder and return their number.
 
-    untrained: labels of which the run had no picture to train on.
+    untrained: labels that had no training pictures.
 
-    Raises UserError where the model cannot be asked so, StorageError where the folder cannot be
-    written; then nothing was drawn.
+    Before anything is drawn, raises UserError if the model does not take such a request, and
+    StorageError if the folder cannot be written.
     """
     conditioner = model.conditioner
-    requests = requests_of(config, model.conditioner)
+    requests = build_requests(config, conditioner)
     for prompt in dict.fromkeys([*as_list(config.prompt), config.negative_prompt]):
-        if model.conditioner.count_truncated([prompt]):
-            warn(f"This prompt is cut, only its beginning is read: {prompt}")
+        if conditioner.count_truncated([prompt]):
+            warn(f"This prompt is truncated, only its beginning is read: {prompt}")
     if "label" in conditioner.reads:
         for label in sorted({request.label for request in requests} & set(untrained)):
-            called = Request(0, label=label).title(conditioner)
-            warn(f"{called} had no picture to train on: what is drawn of it means nothing.")
+            name = Request(0, label=label).title(conditioner)
+            warn(f"{name} had no training pictures: pictures of it are meaningless.")
     check_writable(Path(config.output))
     images = generate(model, requests, drawing, image_size)
     _write_samples(config, drawing, requests, images, conditioner)
@@ -57,9 +57,9 @@ def _write_samples(
     images: Tensor,
     conditioner: Conditioner,
 ) -> None:
-    """Writes a PNG of each image, which carries its request, the settings and the hash of the run's
-    configuration, and one grid of all.
+    """Write one PNG for each image, and a grid of all.
 
+    Each PNG carries its request, the settings and the hash of the run's configuration as metadata.
     images: [N, 3, H, W] in [-1, 1].
     """
     titles = [request.title(conditioner) for request in requests]
@@ -72,43 +72,43 @@ def _write_samples(
     }
     for number, (request, image) in enumerate(zip(requests, images, strict=True)):
         path = folder.picture(number, request.seed)
-        asked = _described(request, conditioner)
-        pictures.write_png(pictures.picture(image), path, asked | settings)
-    # A row for each prompt, as long as that is no long row.
+        metadata = _request_metadata(request, conditioner) | settings
+        pictures.write_png(pictures.picture(image), path, metadata)
+    # One row for each prompt, unless it would be too long.
     columns = config.num_images if 1 < config.num_images <= 8 else 4
     pictures.write_png(pictures.grid(images, titles, columns), folder.grid, settings)
 
 
-def _described(request: Request, conditioner: Conditioner) -> dict[str, Any]:
-    """A request as plain values: its seed, and of the condition what the model reads."""
-    described: dict[str, Any] = {"seed": request.seed}
+def _request_metadata(request: Request, conditioner: Conditioner) -> dict[str, Any]:
+    """Return a request as plain values: its seed and the conditions that the model reads."""
+    metadata: dict[str, Any] = {"seed": request.seed}
     if "caption" in conditioner.reads:
-        described["prompt"] = request.prompt
+        metadata["prompt"] = request.prompt
         if request.negative_prompt:
-            described["negative_prompt"] = request.negative_prompt
+            metadata["negative_prompt"] = request.negative_prompt
     if "label" in conditioner.reads:
-        described["label"] = request.label
+        metadata["label"] = request.label
         if request.label < len(conditioner.class_names):
-            described["class_name"] = conditioner.class_names[request.label]
-    return described
+            metadata["class_name"] = conditioner.class_names[request.label]
+    return metadata
 
 
-def requests_of(config: SampleConfig, conditioner: Conditioner) -> list[Request]:
-    """num_images pictures of each prompt or label, each with the seeds seed, seed + 1, ...
+def build_requests(config: SampleConfig, conditioner: Conditioner) -> list[Request]:
+    """Return num_images requests for each prompt or label, with the seeds seed, seed + 1, ...
 
-    Raises UserError where a condition that the model reads is missing or cannot be given, and where
-    one is given that it does not read.
+    Raises UserError if a condition that the model reads is missing or not supported, or if one is
+    given that it does not read.
     """
     if "depth" in conditioner.reads:
         raise UserError(
-            "This model reads a depth map for each picture, and sdtrain-sample can give it none",
+            "This model reads a depth map for each picture, which sdtrain-sample cannot supply",
             key="checkpoint",
-            remedy="Draw it while it trains, where the data bring depth maps, or give another "
-            "checkpoint.",
+            remedy="Give another checkpoint. During training, pictures of this one are drawn with "
+            "the depth maps of its data.",
         )
     prompts = as_list(config.prompt)
     _check_prompts(config, prompts, conditioner.reads)
-    labels = _labels(as_list(config.label), conditioner)
+    labels = _parse_labels(as_list(config.label), conditioner)
     requests = []
     for prompt in prompts or [""]:
         for label in labels or [0]:
@@ -121,31 +121,39 @@ def requests_of(config: SampleConfig, conditioner: Conditioner) -> list[Request]
 
 
 def _check_prompts(config: SampleConfig, prompts: list[str], reads: frozenset[str]) -> None:
+    """Raise UserError for a missing prompt, or one without effect.
+
+    reads: what the model's conditioner reads.
+    """
     if "caption" not in reads and (prompts or config.negative_prompt):
-        read = "no condition. Remove prompt"
+        condition = "no condition"
+        remedy = "Remove prompt."
         if "label" in reads:
-            read = "a class label. Set label=NUMBER or label=NAME"
-        raise UserError(f"prompt has no effect: this model reads {read}", key="prompt")
+            condition = "a class label"
+            remedy = "Set label=NUMBER or label=NAME."
+        raise UserError(
+            f"prompt has no effect: this model reads {condition}", key="prompt", remedy=remedy
+        )
     if "caption" in reads and not prompts:
         raise UserError(
             "prompt is missing",
             key="prompt",
-            remedy='Say what to draw with prompt="...", several times for several, or give '
-            "prompt_file=FILE with one a line.",
+            remedy='Set prompt="...", repeatedly for several prompts, or prompt_file=FILE with one '
+            "a line.",
         )
     if config.negative_prompt and config.guidance_scale == 1:
         raise UserError(
-            "negative_prompt has no effect at guidance_scale=1, which asks the conditional "
-            "network alone",
+            "negative_prompt has no effect at guidance_scale=1, which evaluates the network with "
+            "the prompt alone",
             key="negative_prompt",
             remedy="Raise guidance_scale.",
         )
 
 
-def _labels(asked: list[int | str], conditioner: Conditioner) -> list[int]:
-    """The numbers of the classes that are asked for by number or name. Raises UserError."""
+def _parse_labels(values: list[int | str], conditioner: Conditioner) -> list[int]:
+    """Return the labels of classes given by number or name. Raises UserError."""
     if "label" not in conditioner.reads:
-        if asked:
+        if values:
             raise UserError(
                 "label has no effect: this model was not trained with "
                 "model/conditioner=class_label",
@@ -153,36 +161,37 @@ def _labels(asked: list[int | str], conditioner: Conditioner) -> list[int]:
                 remedy="Remove label.",
             )
         return []
-    if not asked:
+    if not values:
         raise UserError(
             "label is missing",
             key="label",
-            remedy="Say which class to draw with label=NUMBER or label=[NUMBER,NUMBER]."
-            + _known_classes(conditioner),
+            remedy="Set label=NUMBER or label=[NUMBER,NUMBER]." + _known_classes(conditioner),
         )
-    return [_label(label, conditioner) for label in asked]
+    return [_parse_label(value, conditioner) for value in values]
 
 
-def _label(asked: int | str, conditioner: Conditioner) -> int:
-    """The number of one class. A name comes before a number: classes may be called by numbers."""
+def _parse_label(value: int | str, conditioner: Conditioner) -> int:
+    """Return the label of one class. Names take precedence, because a name may be a number."""
     names = list(conditioner.class_names)
-    if str(asked) in names:
-        return names.index(str(asked))
-    if isinstance(asked, str) or any(name.isdecimal() for name in names):
-        problem = "is the name of no class" if names else "is a name, and the classes have none"
-        raise UserError(problem, key="label", value=asked, remedy=_known_classes(conditioner))
-    known = conditioner.num_classes
-    if asked < 0 or known is not None and asked >= known:
-        must = "must be at least 0" if known is None else f"must lie between 0 and {known - 1}"
-        raise UserError(must, key="label", value=asked, remedy=_known_classes(conditioner))
-    return asked
+    if str(value) in names:
+        return names.index(str(value))
+    if isinstance(value, str) or any(name.isdecimal() for name in names):
+        problem = "is not the name of a class" if names else "is a name, but the classes have none"
+        raise UserError(problem, key="label", value=value, remedy=_known_classes(conditioner))
+    count = conditioner.num_classes
+    if value < 0 or (count is not None and value >= count):
+        problem = "must be at least 0"
+        if count is not None:
+            problem = f"must lie between 0 and {count - 1}"
+        raise UserError(problem, key="label", value=value, remedy=_known_classes(conditioner))
+    return value
 
 
 def _known_classes(conditioner: Conditioner) -> str:
-    """A sentence; "" where nothing is known of them."""
+    """Return a sentence, after a space, that lists the classes; "" if they are not known."""
     names = [f"{label} {name}" for label, name in enumerate(conditioner.class_names)]
     if not names:
-        known = conditioner.num_classes
-        return "" if known is None else f" The classes are 0 to {known - 1}."
+        count = conditioner.num_classes
+        return "" if count is None else f" The classes are 0 to {count - 1}."
     more = f" and {len(names) - 20} more" if len(names) > 20 else ""
     return f" The classes are {', '.join(names[:20])}{more}."

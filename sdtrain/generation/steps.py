@@ -1,4 +1,4 @@
-"""How far pictures of few steps are from those of many."""
+"""Measure how far pictures sampled in few steps are from those sampled in many."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,14 +15,18 @@ from sdtrain.schedules.linear import linear
 
 @dataclass(frozen=True)
 class StepComparison:
-    """pictures: {steps: [N, 3, H, W]}. distances: {steps: [N]}, from the pictures of the most
-    steps, which are not among them: the root mean square over pixels, as a share of their range."""
+    """The same pictures sampled with different numbers of steps.
+
+    pictures: {steps: [N, 3, H, W]}. distances: {steps: [N]}, from the pictures with the most steps,
+    which have no entry themselves: the root mean square over pixels, as a share of their range.
+    """
 
     pictures: dict[int, Tensor]
     distances: dict[int, Tensor]
 
     @property
     def most(self) -> int:
+        """The largest number of steps."""
         return max(self.pictures)
 
 
@@ -33,37 +37,39 @@ def compare_steps(
     image_size: int,
     steps: list[int],
     *,
-    go_on: Callable[[], None] | None = None,
+    on_evaluation: Callable[[], None] | None = None,
 ) -> StepComparison:
-    """The same requests drawn with each number of steps. go_on: see `generate`.
+    """Draw the same requests with each number of steps. on_evaluation: see `generate`.
 
-    It means something for samplers that draw no noise (`draws_noise`): the others walk another path
-    for each number.
+    The comparison is meaningful only for samplers that draw no noise (see `draws_noise`): others
+    take another random path for each number of steps.
     """
     pictures = {}
-    for each in sorted(steps):
-        one = replace(drawing, steps=each)
-        pictures[each] = generate(model, requests, one, image_size, go_on=go_on)
+    for number in sorted(steps):
+        shortened = replace(drawing, steps=number)
+        pictures[number] = generate(
+            model, requests, shortened, image_size, on_evaluation=on_evaluation
+        )
     *few, most = pictures
     distances = {}
-    for each in few:
-        error = pictures[each] - pictures[most]
-        distances[each] = error.square().mean((1, 2, 3)).sqrt() / 2
+    for number in few:
+        error = pictures[number] - pictures[most]
+        distances[number] = error.square().mean((1, 2, 3)).sqrt() / 2
     return StepComparison(pictures, distances)
 
 
 def draws_noise(drawing: Drawing) -> bool:
-    """Whether the sampler asks for noise along the way."""
-    asked = []
+    """Return whether the sampler draws noise between its steps."""
+    noisy_steps = []
     schedule = linear()
     x = torch.zeros(1, 1, 2, 2)
 
     def noise(step: int) -> Tensor:
-        asked.append(step)
+        noisy_steps.append(step)
         return x
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
         return torch.zeros_like(x)
 
     drawing.sampler(denoise, x, trailing(4, schedule), schedule, noise, None)
-    return bool(asked)
+    return bool(noisy_steps)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sdtrain.generation.drawing import in_words
+from sdtrain.generation.drawing import format_record
 from sdtrain.report.compare import Arm
 from sdtrain.report.record import MeasuredRun
 
@@ -66,7 +66,7 @@ def describe_settings(run: MeasuredRun) -> str:
     words = []
     for key, value in settings.items():
         if key in ("sampler", "grid", "guidance"):
-            words.append(f"{key} {in_words(value)}")
+            words.append(f"{key} {format_record(value)}")
         elif key not in ("checkpoint", "config_sha256"):
             words.append(f"{key} {value}")
     images_seen = Path(str(settings.get("checkpoint"))).name.lstrip("0")

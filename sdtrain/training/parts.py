@@ -13,19 +13,19 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
+from sdtrain.assemble.config_additions import config_additions
 from sdtrain.assemble.kept_files import (
     keep_autoencoder,
     keep_files,
-    reading_copies,
+    use_copies,
 )
 from sdtrain.assemble.model import (
     build_model,
     check_fit,
     classes_line,
     seed_weights,
-    truncated_captions,
+    truncated_captions_line,
 )
-from sdtrain.assemble.recorded import recorded
 from sdtrain.config.build import build
 from sdtrain.console import global_rank, warn
 from sdtrain.data.draws import Collate
@@ -123,7 +123,7 @@ def _held_out_lines(config: dict, data: PictureData) -> list[str]:
 def _diffusion_parts(
     config: dict, plan: Plan, data: PictureData, run_dir: Path, progress: Progress
 ) -> Parts:
-    config_of_copies = reading_copies(config, RunFolder(run_dir), always=False)
+    config_of_copies = use_copies(config, RunFolder(run_dir), always=False)
     model = build_model(config_of_copies, run_dir, data)
     module = DiffusionModule(model=model, optimisation=plan.optimisation(), progress=progress)
     collate = Collate(
@@ -140,10 +140,10 @@ def _diffusion_parts(
     rows = [train[(index, index)] for index in range(min(CALIBRATION, len(train)))]
     check_latent_scale(model.autoencoder, model.latents_of_rows(rows))
     notes = []
-    for note in (classes_line(model, data), truncated_captions(model, data)):
+    for note in (classes_line(model, data), truncated_captions_line(model, data)):
         if note:
             notes.append(note)
-    return Parts(data, module, datamodule, notes, recorded(config_of_copies, model))
+    return Parts(data, module, datamodule, notes, config_additions(config_of_copies, model))
 
 
 def _autoencoder_module(config: dict, plan: Plan, progress: Progress) -> AutoencoderModule:

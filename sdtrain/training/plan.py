@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from sdtrain.assemble.drawing import build_drawing
-from sdtrain.assemble.objective import build_schedule, fitting_weighting, with_table
+from sdtrain.assemble.objective import build_schedule, choose_weighting, inline_table
 from sdtrain.config.build import build
 from sdtrain.config.check import Checker
 from sdtrain.config.draft import LOADER_KEYS, Draft
@@ -61,8 +61,8 @@ def make_plan(draft: Draft) -> Plan:
     notes = [*checker.notes, *_fit_lr_schedule(config, draft)]
     drawing = None
     if not draft.trains_autoencoder:
-        config["schedule"] = with_table(config["schedule"])
-        config["weighting"], note = fitting_weighting(config, draft.typed)
+        config["schedule"] = inline_table(config["schedule"])
+        config["weighting"], note = choose_weighting(config, draft.typed)
         if note:
             notes.append(note)
         drawing = _check_drawings(config)

@@ -6,7 +6,7 @@ import torch
 from omegaconf import OmegaConf
 
 from sdtrain.assemble.kept_files import SHA256
-from sdtrain.assemble.load import as_it_was
+from sdtrain.assemble.load import restore_old_defaults
 from sdtrain.config.draft import Draft
 from sdtrain.config.trusted import renewed
 from sdtrain.console import global_rank
@@ -77,7 +77,7 @@ def check_changes(
     """
     saved = renewed(read_config(CheckpointFolder(checkpoint).config))
     if "latent_shift" in config["model"].get("autoencoder", {}):
-        as_it_was(saved["model"]["autoencoder"])
+        restore_old_defaults(saved["model"]["autoencoder"])
     changes = compare_configs(saved, config, allowed)
     if changes.refused:
         raise _configuration_differs(checkpoint, config, changes.refused, allowed)

@@ -150,7 +150,7 @@ def test_requests_hold_what_the_model_reads(reads):
     """The data are asked for only where the model reads something of them."""
     node = {"_target_": "sdtrain.data.shapes.Shapes"}
     source = TrainingData(node, {}, [], record=None)
-    subject = Subject(Reader(reads), None, 32, num_images=6, seed=2**40, source=source)
+    subject = Subject(Reader(reads), None, 32, num_images=6, seed=2**40, data_source=source)
     requests = subject.requests
     assert [request.seed for request in requests] == [2**40 + place for place in range(6)]
     prompts = [request.prompt for request in requests]

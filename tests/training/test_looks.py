@@ -15,7 +15,7 @@ from sdtrain.assemble.drawing import build_drawing
 from sdtrain.assemble.model import build_data
 from sdtrain.config.draft import check_draft
 from sdtrain.errors import UserError
-from sdtrain.generation.evaluations import evaluations_of
+from sdtrain.generation.count_evaluations import count_evaluations
 from sdtrain.models.multiplications import multiplications
 from sdtrain.models.unet import UNet
 from sdtrain.runs.manifest import damage
@@ -239,12 +239,12 @@ def test_the_network_is_asked_no_more_than_the_share_allows(here, tiny, monkeypa
 )
 def test_evaluations_of_a_picture(composed, words, wanted):
     drawing = build_drawing(composed(*words), linear())
-    assert evaluations_of(drawing, linear(), (4, 4, 4)) == wanted
+    assert count_evaluations(drawing, linear(), (4, 4, 4)) == wanted
 
 
 def test_evaluations_of_a_sampler_of_two_slopes(composed):
     words = ["steps=50", "sampler=heun", "guidance_scale=1"]
-    found = evaluations_of(build_drawing(composed(*words), linear()), linear(), (4, 4, 4))
+    found = count_evaluations(build_drawing(composed(*words), linear()), linear(), (4, 4, 4))
     assert 50 < found <= 99
 
 

@@ -63,7 +63,7 @@ def test_the_errors_are_the_networks(run):
     loaded = load(whole, ema=True, device="cpu", allow=[], autoencoder=None)
     model = loaded.model
     schedule = model.objective.schedule
-    held_out = loaded.source.data.split("validation")
+    held_out = loaded.training_data.data.split("validation")
     random = KeyedRandom(0, "noise levels")
     found = looks(run)[-1]["errors"]["ema"]
     for place, level in ((0, 9), (5, 12), (7, 18)):

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import lightning.pytorch as L
 import torch
 
+from sdtrain.generation.count_evaluations import count_evaluations
 from sdtrain.generation.drawing import Drawing
-from sdtrain.generation.evaluations import evaluations_of
 from sdtrain.models.modes import eval_mode
 from sdtrain.training.datamodule import DataModule
 
@@ -47,7 +47,7 @@ class Costs:
         """Return the cost of sampling one picture, from noise to pixels."""
         model = module.model
         shape = model.autoencoder.latent_shape(image_size)
-        return evaluations_of(drawing, model.objective.schedule, shape) + self.decode
+        return count_evaluations(drawing, model.objective.schedule, shape) + self.decode
 
 
 def measure_costs(module: L.LightningModule, data: DataModule, ranks: int) -> Costs:

@@ -243,7 +243,11 @@ class NoiseLevelValidation(L.Callback):
             measured = torch.zeros(count, int(inside.sum()), dtype=torch.float64)
             with eval_mode(module), averaged_weights(ema, module):
                 measured[mine] = network_errors(
-                    error, mine, LEVELS[inside], self.batch_size, go_on=stopping.check_interrupted
+                    error,
+                    mine,
+                    LEVELS[inside],
+                    self.batch_size,
+                    on_evaluation=stopping.check_interrupted,
                 )
             stopping.wait_for_ranks()
             errors = held_out.linear[:count].clone()

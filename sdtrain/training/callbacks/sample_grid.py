@@ -205,7 +205,12 @@ class SampleGrid(L.Callback):
                 steps.append((step, x[:1].clone(), x0[:1].clone()))
 
         images = generate(
-            model, requests, self.drawing, size, record_step, go_on=stopping.check_interrupted
+            model,
+            requests,
+            self.drawing,
+            size,
+            record_step,
+            on_evaluation=stopping.check_interrupted,
         )
         scale = self.drawing.guidance_scale
         titles = [request.title(model.conditioner) for request in requests]
@@ -239,7 +244,7 @@ class SampleGrid(L.Callback):
         rows = []
         for drawing in self._guidance_drawings():
             images = generate(
-                module.model, requests, drawing, size, go_on=stopping.check_interrupted
+                module.model, requests, drawing, size, on_evaluation=stopping.check_interrupted
             )
             title = f"guidance {drawing.guidance_scale:g}"
             rows.append((title, [pictures.picture(image) for image in images]))
@@ -261,7 +266,7 @@ class SampleGrid(L.Callback):
             self.drawing,
             size,
             self.sampler_steps,
-            go_on=stopping.check_interrupted,
+            on_evaluation=stopping.check_interrupted,
         )
         heads = [request.title(module.model.conditioner) for request in requests]
         sheet, plot = sampler_errors(compared.pictures, compared.distances, heads)

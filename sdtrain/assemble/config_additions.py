@@ -1,4 +1,4 @@
-"""What a run adds to its configuration once the model is built."""
+"""Keys that a run adds to its configuration once the model is built."""
 
 import inspect
 from typing import Any
@@ -8,9 +8,11 @@ from sdtrain.conditioning.interface import Conditioner
 from sdtrain.latent_diffusion import LatentDiffusion
 
 
-def recorded(cfg: dict, model: LatentDiffusion) -> dict[str, dict[str, Any]]:
-    """{part: keys}: the hashes of what it reads and does not store, what sampling has to know of
-    the classes, and whether the latents are shifted, where they can be.
+def config_additions(cfg: dict, model: LatentDiffusion) -> dict[str, dict[str, Any]]:
+    """Return {part of the model: keys to add to its node}.
+
+    These are the hashes of the files and weights that checkpoints do not store, the classes for
+    sampling, and whether the latents are shifted if the autoencoder has a shift.
     """
     added: dict[str, dict[str, Any]] = {part: {} for part in LatentDiffusion.PARTS}
     for part, digest in model.frozen_hashes().items():
@@ -23,15 +25,19 @@ def recorded(cfg: dict, model: LatentDiffusion) -> dict[str, dict[str, Any]]:
     if getattr(autoencoder, "has_latent_shift", False):
         added["autoencoder"]["latent_shift"] = autoencoder.latent_shift
     if "label" in model.conditioner.reads:
-        added["conditioner"] |= _classes_of(model.conditioner)
+        added["conditioner"] |= _class_arguments(model.conditioner)
     return added
 
 
-def _classes_of(conditioner: Conditioner) -> dict[str, Any]:
-    """What sampling has to know of the classes, as far as its constructor takes it."""
-    known = {
+def _class_arguments(conditioner: Conditioner) -> dict[str, Any]:
+    """Return the class arguments that sampling needs and that the constructor accepts."""
+    arguments = {
         "num_classes": conditioner.num_classes,
         "class_names": list(conditioner.class_names) or None,
     }
-    taken = inspect.signature(type(conditioner)).parameters
-    return {key: value for key, value in known.items() if value is not None and key in taken}
+    parameters = inspect.signature(type(conditioner)).parameters
+    accepted = {}
+    for name, value in arguments.items():
+        if value is not None and name in parameters:
+            accepted[name] = value
+    return accepted

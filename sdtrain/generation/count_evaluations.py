@@ -1,4 +1,4 @@
-"""How often the network is asked for one picture."""
+"""Count the network evaluations that one picture takes."""
 
 import torch
 from torch import Tensor
@@ -9,16 +9,17 @@ from sdtrain.generation.drawing import Drawing
 from sdtrain.schedules import Schedule
 
 
-def evaluations_of(drawing: Drawing, schedule: Schedule, shape: tuple[int, ...]) -> int:
-    """Evaluations of the network for one picture with latents of `shape` [C, h, w], counted by a
-    walk in which nothing is predicted.
+def count_evaluations(drawing: Drawing, schedule: Schedule, shape: tuple[int, ...]) -> int:
+    """Return the number of network evaluations for one picture with latents of `shape` [C, h, w].
+
+    They are counted by sampling once with a network that predicts zeros.
     """
-    asked = []
+    calls = []
     x = torch.zeros(1, *shape)
 
     def network(name: str) -> Denoise:
         def denoise(x: Tensor, t: Tensor) -> Tensor:
-            asked.append(name)
+            calls.append(name)
             return torch.zeros_like(x)
 
         return denoise
@@ -30,4 +31,4 @@ def evaluations_of(drawing: Drawing, schedule: Schedule, shape: tuple[int, ...])
     denoise = drawing.guidance(denoisers, drawing.guidance_scale, schedule)
     grid = drawing.grid(drawing.steps, schedule)
     drawing.sampler(denoise, x, grid, schedule, noise, None)
-    return len(asked)
+    return len(calls)
