@@ -55,7 +55,7 @@ class SamplerError(Metric):
 
     def measure(self, subject: Subject) -> Measurement:
         requests = subject.requests
-        titles = [request.title(subject.reads) for request in requests]
+        titles = [request.title(subject.model.conditioner) for request in requests]
         comparison = compare_steps(
             subject.model, requests, subject.drawing, subject.image_size, self.steps_of(subject)
         )
