@@ -1,6 +1,4 @@
-"""What a command prints: lines that only rank 0 prints, streams that may break, and the paragraph
-it fails with.
-"""
+"""What a command prints: output on rank 0 only, streams that may break, and error messages."""
 
 import contextlib
 import os
@@ -13,95 +11,101 @@ from typing import NoReturn, TextIO
 from sdtrain.files import write_text
 from sdtrain.redaction import redacted
 
-_ranks = [0]
-"""The rank of this process among those of its run; of a process that is alone, 0."""
+_rank = [0]
+"""The rank of this process in its run; 0 if there is only one process."""
 
 
-def take_rank(rank: int) -> None:
-    """Says which rank this process is: only rank 0 prints."""
-    _ranks[:] = [rank]
+def set_rank(rank: int) -> None:
+    """Set the rank of this process. Only rank 0 prints."""
+    _rank[:] = [rank]
 
 
 def global_rank() -> int:
-    """This process's rank, as its command has found it; 0 where there is one process."""
-    return _ranks[0]
+    """Return the rank of this process as its command has set it; 0 if there is one process."""
+    return _rank[0]
 
 
 def warn(line: str) -> None:
-    """Prints a non-fatal warning, on rank 0's stderr."""
+    """Print a non-fatal warning on stderr, on rank 0."""
     if global_rank() == 0:
         print(f"sdtrain: {line}", file=sys.stderr, flush=True)
 
 
 def write_traceback(log: Path, message: str) -> Path | None:
-    """Writes `message` and the traceback of the exception that is being handled. Returns the file,
-    None where it cannot be written.
+    """Write `message` and the traceback of the current exception to `log`.
+
+    Returns the file, or None if it cannot be written.
     """
     trace = traceback.format_exc() if sys.exc_info()[0] else ""
     if not os.access(log.parent, os.W_OK):
         return None
     try:
         write_text(log, redacted(f"{message}\n\n{trace}"))
-    except OSError:  # a full disk has no room for this either
+    except OSError:  # for example a full disk
         return None
     return log
 
 
-def report_failure(message: str, log: Path | None = None, *, aloud: bool | None = None) -> None:
-    """Prints the paragraph a command fails with, and names the file with its traceback.
+def print_failure(
+    message: str, log: Path | None = None, *, on_every_rank: bool | None = None
+) -> None:
+    """Print the paragraph with which a command fails, and the file that holds the traceback.
 
-    aloud: whether this process prints it; None leaves it to rank 0.
+    on_every_rank: whether this process prints it, whatever its rank; None: only on rank 0.
     """
-    if global_rank() == 0 if aloud is None else aloud:
+    if on_every_rank is None:
+        on_every_rank = global_rank() == 0
+    if on_every_rank:
         where = f" Traceback: {log}" if log else ""
         print(redacted(f"sdtrain: {message}{where}"), file=sys.stderr, flush=True)
 
 
 def fail(
-    exit_code: int, message: str, log: Path | None = None, *, aloud: bool | None = None
+    exit_code: int, message: str, log: Path | None = None, *, on_every_rank: bool | None = None
 ) -> NoReturn:
-    """Prints the paragraph, and leaves with the exit code."""
-    report_failure(message, log, aloud=aloud)
+    """Print the paragraph as `print_failure` does, and exit with the exit code."""
+    print_failure(message, log, on_every_rank=on_every_rank)
     sys.exit(exit_code)
 
 
 STREAMS = ("stdin", "stdout", "stderr")
-"""By their descriptors."""
+"""By file descriptor."""
 
 
 def secure_streams() -> None:
-    """Makes stdout and stderr of this process ones that end no command. To be called first.
+    """Make sure that no error on stdout or stderr ends this command. Call this first.
 
-    A descriptor that is closed leads nowhere from now on: else the next file that is opened would
-    get its number, and what a child process prints.
+    A closed descriptor is opened on /dev/null. Otherwise the next file that is opened would get its
+    number, and with it the output of child processes.
     """
-    for number, name in enumerate(STREAMS):
+    for descriptor, name in enumerate(STREAMS):
         if getattr(sys, name) is None:
-            setattr(sys, name, _opened_on_nothing(number))
+            setattr(sys, name, _open_null(descriptor))
     for name in STREAMS[1:]:
         stream = getattr(sys, name)
         if not isinstance(stream, UnbreakableStream):
             setattr(sys, name, UnbreakableStream(stream, name))
 
 
-def _opened_on_nothing(number: int) -> TextIO:
-    nowhere = os.open(os.devnull, os.O_RDWR)
+def _open_null(descriptor: int) -> TextIO:
+    """Open /dev/null as `descriptor`, or as another one if a file has taken that number by now."""
+    null = os.open(os.devnull, os.O_RDWR)
     try:
-        os.fstat(number)  # a file has it by now
+        os.fstat(descriptor)  # succeeds if it is open
     except OSError:
-        os.dup2(nowhere, number)
-    if nowhere > number:
-        os.close(nowhere)
-        nowhere = number
-    os.set_inheritable(nowhere, True)
-    return open(nowhere, "w" if number else "r", encoding="utf-8", closefd=False)
+        os.dup2(null, descriptor)
+    if null > descriptor:
+        os.close(null)
+        null = descriptor
+    os.set_inheritable(null, True)
+    return open(null, "w" if descriptor else "r", encoding="utf-8", closefd=False)
 
 
 class UnbreakableStream:
     """stdout or stderr that may break without ending the command.
 
-    A reader that has left, or a full disk, is reported once on stderr. Letters that its encoding
-    lacks are written as escapes.
+    If its reader has exited or the disk is full, that is reported once on stderr. Characters that
+    its encoding lacks are escaped.
     """
 
     def __init__(self, stream: TextIO, name: str) -> None:
@@ -112,7 +116,7 @@ class UnbreakableStream:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
-        with self._surviving():
+        with self._switch_to_null_on_error():
             try:
                 self.stream.write(text)
             except UnicodeEncodeError:
@@ -125,17 +129,17 @@ class UnbreakableStream:
             self.write(line)
 
     def flush(self) -> None:
-        with self._surviving():
+        with self._switch_to_null_on_error():
             self.stream.flush()
 
     @contextlib.contextmanager
-    def _surviving(self) -> Iterator[None]:
+    def _switch_to_null_on_error(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            # Also for what its buffer still holds, and for the interpreter's last flush.
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.stream.fileno())
-            os.close(nowhere)
+            # Also lets the rest of the buffer, and the interpreter's last flush, go to /dev/null.
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.stream.fileno())
+            os.close(null)
             if self.name == "stdout":
-                warn(f"stdout cannot be written ({error.strerror}); it goes on without it.")
+                warn(f"stdout cannot be written ({error.strerror}); the command continues.")

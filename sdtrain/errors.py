@@ -1,4 +1,4 @@
-"""The user's mistakes. Imports nothing of torch, so that a command can report one at once."""
+"""Errors that the user can fix. Does not import torch, so that a command prints them quickly."""
 
 import json
 from pathlib import Path
@@ -8,21 +8,23 @@ _NOT_GIVEN = object()
 
 
 class UserError(Exception):
-    """A mistake of the user's, or of the user's data or machine: reported in one paragraph, without
-    a traceback.
+    """A mistake of the user, or a problem of the user's data or machine.
+
+    It is printed as one paragraph without a traceback.
 
     Args:
-        problem: what is wrong. With a key and a value it is the rest of the sentence that they
-            begin, as in UserError("must be at least 1", key="trainer.devices", value=0); else a
-            sentence of its own.
-        key: the configuration key to change, also where the problem names it already.
-        value: what was found there.
-        allowed: what may stand there.
-        remedy: what to do, in whole sentences.
+        problem: what is wrong. With a key and a value it continues the sentence that they begin,
+            as in UserError("must be at least 1", key="trainer.devices", value=0); otherwise it is a
+            complete sentence.
+        key: the configuration key to change, even if the problem already names it.
+        value: the value of the key.
+        allowed: the values that are allowed.
+        remedy: what to do, in complete sentences.
 
     Attributes:
-        log: file that holds its traceback, where one was written.
-        aloud: whether this process prints it; None leaves it to rank 0.
+        log: the file that holds the traceback; None if none was written.
+        on_every_rank: whether this process prints it, whatever its rank; None: only on rank 0.
+        prefix: printed before the problem.
     """
 
     exit_code = 2
@@ -44,22 +46,22 @@ class UserError(Exception):
         self.allowed = allowed
         self.remedy = remedy
         self.log: Path | None = None
-        self.aloud: bool | None = None
+        self.on_every_rank: bool | None = None
         self.prefix = ""
 
     def __str__(self) -> str:
         return paragraph(self)
 
-    def within(self, prefix: str) -> "UserError":
-        """The same error, of the same class, whose paragraph begins with `prefix: `."""
-        other = type(self).__new__(type(self), *self.args)  # a subclass may take other arguments
+    def with_prefix(self, prefix: str) -> "UserError":
+        """Return a copy of the error whose paragraph begins with `prefix: `."""
+        other = type(self).__new__(type(self), *self.args)  # a subclass's __init__ may differ
         vars(other).update(vars(self))
         other.prefix = f"{prefix}: {self.prefix}"
         return other
 
 
 class DataError(UserError):
-    """The data are not what the configuration says."""
+    """The data do not fit the configuration or are invalid."""
 
     exit_code = 3
 
@@ -71,7 +73,7 @@ class DivergedError(UserError):
 
 
 class StorageError(UserError):
-    """A file that should be written or read back is not there, not whole, or has no room."""
+    """A file cannot be written, or one that should be read is missing or damaged."""
 
     exit_code = 5
 
@@ -83,10 +85,10 @@ class RankError(UserError):
 
 
 def paragraph(error: UserError) -> str:
-    """The one paragraph in which an error is reported: problem, allowed values, remedy."""
+    """Return the paragraph that is printed for an error: problem, allowed values, remedy."""
     problem = error.problem
     if error.has_value:
-        problem = f"{error.key}={shown(error.value)} {problem}"
+        problem = f"{error.key}={format_value(error.value)} {problem}"
     sentences = [_full_stop(f"{error.prefix}{problem}")]
     if error.allowed:
         sentences.append(_full_stop(f"Allowed: {error.allowed}"))
@@ -95,8 +97,8 @@ def paragraph(error: UserError) -> str:
     return " ".join(" ".join(sentences).split())
 
 
-def shown(value: Any) -> str:
-    """A value as it would be typed on the command line."""
+def format_value(value: Any) -> str:
+    """Return a value as it would be typed on the command line."""
     if isinstance(value, str):
         return value
     if isinstance(value, float):

@@ -1,8 +1,7 @@
-"""The one way in which sdtrain writes a file or a folder: beside its place, flushed to the disk,
-then renamed.
+"""How sdtrain writes every file and folder: under a temporary name, flushed to the disk, renamed.
 
-A reader never sees half a file, whatever happens to the writer. What a dead writer leaves behind is
-a hidden name that ends in .tmp, see `remove_left_overs`.
+Readers therefore never see an incomplete file, whatever happens to the writer. A writer that dies
+leaves a hidden name that ends in .tmp: see `remove_leftovers`.
 """
 
 import os
@@ -14,69 +13,70 @@ from pathlib import Path
 
 from sdtrain.errors import StorageError
 
-OLD = ".old.tmp"
-"""Ends the name of a folder while another takes its place."""
+REPLACED_SUFFIX = ".old.tmp"
+"""Suffix of the temporary name of a folder while a new one takes its place."""
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yields a path to write to, and moves what was written there to `path`. Raises OSError; then
-    `path` is as it was.
+    """Yield a temporary path to write to, and rename it to `path` afterwards.
+
+    Raises OSError; then `path` is unchanged.
     """
-    beside = _beside(path)
+    temporary = _temporary_path(path)
     try:
-        yield beside
-        _fsync(beside)
-        beside.replace(path)
+        yield temporary
+        _fsync(temporary)
+        temporary.replace(path)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """The same for a folder of files, which replaces one that is there. Raises OSError; then
-    `folder` is as it was, or the new one where only the last flush of its place failed.
+    """Yield a temporary folder to write files to, and rename it to `folder` afterwards, which it
+    replaces.
 
-    Every file gets the mode that the process gives a new file: safetensors makes its own readable
-    to their owner alone.
+    Raises OSError; then `folder` is unchanged, or already the new one if only the last flush, that
+    of its parent, failed. Every file gets the mode of newly created files: safetensors makes its
+    own readable only to their owner.
     """
-    beside = _beside(folder)
+    temporary = _temporary_path(folder)
     try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        mode = _mode_of_new_files(beside)
-        yield beside
-        for file in beside.iterdir():
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        mode = _mode_of_new_files(temporary)
+        yield temporary
+        for file in temporary.iterdir():
             if stat.S_IMODE(file.stat().st_mode) != mode:
                 file.chmod(mode)
             _fsync(file)
-        _fsync(beside)
-        _replace_folder(beside, folder)
+        _fsync(temporary)
+        _replace_folder(temporary, folder)
         _fsync(folder.parent)
     except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file in UTF-8, or raises OSError. Bytes of a file name that are no text are
-    escaped, as JSON has it.
+    """Write a text file in UTF-8, atomically. Raises OSError.
+
+    What UTF-8 cannot encode, such as undecodable bytes of a file name, is escaped as in JSON.
     """
-    with atomic_file(path) as beside:
-        beside.write_text(text, encoding="utf-8", errors="backslashreplace")
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def missing_folders(folder: Path) -> list[Path]:
-    """The folder and those around it that are not there yet, the innermost first."""
+    """Return the folder and its parents that do not exist yet, the innermost first."""
     return [path for path in (folder, *folder.parents) if not path.exists()]
 
 
 @contextmanager
-def removed_if_empty(folders: Iterable[Path]) -> Iterator[None]:
-    """Removes the folders afterwards, one after the other, where nothing has been written into
-    them.
-    """
+def remove_if_empty(folders: Iterable[Path]) -> Iterator[None]:
+    """After the block, remove the folders in order, up to the first that is not empty."""
     try:
         yield
     finally:
@@ -86,19 +86,18 @@ def removed_if_empty(folders: Iterable[Path]) -> Iterator[None]:
 
 
 def restore_replaced(folder: Path) -> None:
-    """Gives the folders in `folder` their names back that a writer had renamed when it died, before
-    the new one was in place.
+    """Restore the folders in `folder` that a writer was replacing when it died.
+
+    They get their names back if the new one is not in place.
     """
-    for old in folder.glob(f".*{OLD}"):
-        replaced = old.with_name(old.name.removeprefix(".").removesuffix(OLD))
-        if not replaced.exists():
-            old.rename(replaced)
+    for old in folder.glob(f".*{REPLACED_SUFFIX}"):
+        original = old.with_name(old.name.removeprefix(".").removesuffix(REPLACED_SUFFIX))
+        if not original.exists():
+            old.rename(original)
 
 
-def remove_left_overs(folder: Path) -> None:
-    """Removes what writers that died have left in `folder`, but no folder that they were about to
-    replace: see `restore_replaced`.
-    """
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of dead writers in `folder`, after `restore_replaced`."""
     restore_replaced(folder)
     for path in folder.glob(".*.tmp"):
         if path.is_dir():
@@ -108,13 +107,13 @@ def remove_left_overs(folder: Path) -> None:
 
 
 def check_writable(folder: Path, key: str = "output") -> Path:
-    """Makes the folder where it is not there, and tries a file in it. Returns the folder.
+    """Create the folder if it is missing, try to create a file in it, and return the folder.
 
     Raises StorageError, which names `key`.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = _beside(folder / "probe")
+        probe = _temporary_path(folder / "probe")
         probe.touch()
         probe.unlink()
     except OSError as error:
@@ -122,20 +121,22 @@ def check_writable(folder: Path, key: str = "output") -> Path:
             f"cannot be written: {error.strerror}",
             key=key,
             value=str(folder),
-            remedy=f"Give another folder in {key}.",
+            remedy=f"Set {key} to another folder.",
         ) from error
     return folder
 
 
-def _beside(path: Path) -> Path:
+def _temporary_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def _mode_of_new_files(folder: Path) -> int:
-    """By the umask, or by what else the folder has to say; os.umask cannot be asked without being
-    set, for all threads.
+    """Return the mode of a file that is created in the folder.
+
+    It depends on the umask, which cannot be read without setting it for all threads, and on the
+    folder itself. So create one and see.
     """
-    probe = _beside(folder / "probe")
+    probe = _temporary_path(folder / "probe")
     probe.touch()
     mode = stat.S_IMODE(probe.stat().st_mode)
     probe.unlink()
@@ -151,13 +152,15 @@ def _fsync(path: Path) -> None:
 
 
 def _replace_folder(new: Path, folder: Path) -> None:
-    """A folder cannot be renamed onto one that holds files: the old one is renamed first, and gets
-    its name back where the new one cannot take it. Raises OSError; then `folder` is as it was.
+    """Rename `new` to `folder`. Raises OSError; then `folder` is unchanged.
+
+    A folder cannot be renamed to one that has files. So the old folder is renamed first, and gets
+    its name back if the new one cannot take it.
     """
     if not folder.exists():
         new.rename(folder)
         return
-    old = folder.with_name(f".{folder.name}{OLD}")
+    old = folder.with_name(f".{folder.name}{REPLACED_SUFFIX}")
     shutil.rmtree(old, ignore_errors=True)
     folder.rename(old)
     try:

@@ -1,5 +1,6 @@
-"""Where configs/ and data/ are: inside an installed package, beside it in a checkout. And what ~
-stands for.
+"""The location of configs/ and data/, user paths and the import path.
+
+configs/ and data/ are inside an installed package, and beside the package in a checkout.
 """
 
 import os
@@ -12,62 +13,70 @@ from sdtrain.errors import UserError
 PACKAGE = Path(__file__).resolve().parent
 
 
-def shipped(name: str, marker: str) -> Path:
-    """The folder `name` that holds the file `marker`. Inside comes first: what lies beside an
-    installed package may be anybody's.
+def shipped_folder(name: str, marker: str) -> Path:
+    """Return the folder `name` that contains the file `marker`.
+
+    The inside of the package comes first: what is beside an installed package may be anybody's.
     """
-    for place in (PACKAGE / f"_{name}", PACKAGE.parent / name):
-        if (place / marker).is_file():
-            return place
+    for folder in (PACKAGE / f"_{name}", PACKAGE.parent / name):
+        if (folder / marker).is_file():
+            return folder
     raise UserError(
-        f"sdtrain's own folder {name}/ lies neither in nor beside {PACKAGE}: "
+        f"sdtrain's own folder {name}/ is neither in nor beside {PACKAGE}: "
         "the installation is incomplete",
         remedy="Install sdtrain again.",
     )
 
 
 def config_dir() -> Path:
-    return shipped("configs", "train.yaml")
+    return shipped_folder("configs", "train.yaml")
 
 
-def expanded(path: str) -> str:
-    """`path` with the home that a ~ or ~user at its beginning stands for, as in a shell: what is no
-    user's stays as it is.
+def expand_home(path: str) -> str:
+    """Replace ~ or ~user at the beginning of `path` by that user's home folder, as a shell does.
+
+    If there is no such user, the path is returned as it is.
     """
     return os.path.expanduser(path)
 
 
 def is_shipped(folder: Path) -> bool:
-    """Whether a folder, resolved, belongs to sdtrain's own data."""
-    return folder.is_relative_to(shipped("data", "README.md").resolve())
+    """Whether a resolved folder belongs to sdtrain's own data."""
+    return folder.is_relative_to(shipped_folder("data", "README.md").resolve())
 
 
-def find_folder(path: str, key: str, places: Iterable[Path] = (Path(),)) -> Path:
-    """`path` as a folder below the first of `places` that has it; one that begins with data/ is
-    also looked for in sdtrain's own data. UserError names `key`.
+def find_folder(path: str, key: str, parents: Iterable[Path] = (Path(),)) -> Path:
+    """Return the folder `path` below the first of `parents` that has it.
+
+    A path that begins with data/ may also be in sdtrain's own data. Raises UserError, which names
+    `key`.
     """
-    for place in places:
-        if (place / path).is_dir():
-            return place / path
+    for parent in parents:
+        if (parent / path).is_dir():
+            return parent / path
     first, _, rest = path.partition("/")
-    if first == "data" and rest and (own := shipped("data", "README.md") / rest).is_dir():
-        return own
+    if first == "data" and rest:
+        shipped = shipped_folder("data", "README.md") / rest
+        if shipped.is_dir():
+            return shipped
     raise UserError(
-        "does not exist, or is no folder",
+        "does not exist or is not a folder",
         key=key,
         value=path,
-        remedy=f"Give the path of a folder in {key}.",
+        remedy=f"Set {key} to the path of a folder.",
     )
 
 
 def search_working_directory_last() -> None:
-    """Lets a user's modules in the working directory be imported, however the command was started.
+    """Let a user's modules in the working directory be imported, however the command was started.
 
-    `python -m` would search it first, and take a file datasets.py there for the library.
+    `python -m` would search that directory first, and import a file datasets.py there in place of
+    the library.
     """
-    here = os.getcwd()
+    directory = os.getcwd()
     spec = sys.modules["__main__"].__spec__
-    if spec is not None and spec.name.startswith("sdtrain.") and sys.path[0] == here:
+    is_our_module = spec is not None and spec.name.startswith("sdtrain.")
+    if is_our_module and sys.path[0] == directory:
         del sys.path[0]
-    if here not in sys.path:
-        sys.path.append(here)
+    if directory not in sys.path:
+        sys.path.append(directory)

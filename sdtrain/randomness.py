@@ -1,8 +1,9 @@
 """Keyed random numbers: every draw is a pure function of (seed, purpose, ordinal, index).
 
-So nothing has to be saved to resume. Philox is a counter-based generator (Salmon et al. 2011,
-"Parallel random numbers: as easy as 1, 2, 3"): its key is made of (seed, purpose), its counter of
-(ordinal, index). Two draws that differ in any of the four share no random word.
+A run therefore resumes exactly without any saved generator state. Philox is a counter-based
+generator (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). Its key is derived
+from (seed, purpose), its counter from (ordinal, index). Draws that differ in any of the four have
+no random word in common.
 """
 
 import hashlib
@@ -11,9 +12,9 @@ import numpy as np
 
 
 def philox_key(seed: int, purpose: str) -> np.ndarray:
-    """128-bit key for (seed, purpose): two uint64 words.
+    """Return the 128-bit key for (seed, purpose), as two uint64 words.
 
-    Hashed, so that neighbouring seeds are as far apart as any others.
+    It is a hash, so that the keys of consecutive seeds are as unrelated as any others.
     """
     digest = hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=16).digest()
     return np.frombuffer(digest, dtype=np.uint64).copy()
@@ -22,9 +23,9 @@ def philox_key(seed: int, purpose: str) -> np.ndarray:
 class KeyedRandom:
     """The random numbers of one purpose.
 
-    One Philox object whose counter is set anew for each draw: half the price of a new generator per
-    sample. The two low words of the counter belong to the draw itself (2^128 blocks), the two high
-    ones to (index, ordinal).
+    There is one Philox object, whose counter is set for each draw: that takes half the time of a
+    new generator for each sample. The two low words of the counter count the blocks of one draw (up
+    to 2^128), the two high words hold (ordinal, index).
     """
 
     def __init__(self, seed: int, purpose: str) -> None:
@@ -35,7 +36,10 @@ class KeyedRandom:
         self._generator = np.random.Generator(self._bits)
 
     def at(self, ordinal: int, index: int = 0) -> np.random.Generator:
-        """The generator at (ordinal, index), both in [0, 2^64). Valid until the next call."""
+        """Return the generator at (ordinal, index), both in [0, 2^64).
+
+        It is valid until the next call.
+        """
         self._bits.state = {
             "bit_generator": "Philox",
             "state": {
@@ -50,11 +54,11 @@ class KeyedRandom:
         return self._generator
 
     def normal(self, ordinal: int, shape: tuple[int, ...], index: int = 0) -> np.ndarray:
-        """Standard normal float32 array of `shape`."""
+        """Return a standard normal float32 array of `shape`."""
         return self.at(ordinal, index).standard_normal(shape, dtype=np.float32)
 
     def uniform(self, ordinal: int, count: int, index: int = 0) -> np.ndarray:
-        """`count` uniforms in [0, 1), float64."""
+        """Return `count` uniform float64 numbers in [0, 1)."""
         return self.at(ordinal, index).random(count)
 
     def __reduce__(self):

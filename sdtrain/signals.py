@@ -1,36 +1,40 @@
-"""The signals on which a run or a sweep saves and leaves."""
+"""The signals on which a run or a sweep saves and exits."""
 
 import atexit
 import os
 import signal
 
 INTERRUPTED = (130, 143)
-"""Exit codes of a process that has saved and left on a signal."""
+"""Exit codes of a process that saved and exited on a signal."""
 INTERRUPTING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Interrupted(SystemExit):
-    """Raised after a signal, once the checkpoint is written. Ranks above 0 leave with code 0: if
-    one does not, Lightning kills all of them.
+    """Raised after a signal, once the checkpoint is written.
+
+    Ranks above 0 exit with code 0, because Lightning kills all ranks if one exits with another.
     """
 
 
 class Signals:
-    """Remembers the first SIGTERM, SIGINT, SIGUSR1 or SIGHUP until a step ends.
+    """Records the first SIGTERM, SIGINT, SIGUSR1 or SIGHUP, to be handled at the end of a step.
 
-    A second SIGTERM, SIGINT or SIGHUP ends the process at once.
+    A second SIGTERM, SIGINT or SIGHUP ends the process immediately.
+
+    received: number of the signal, 0 before it.
     """
 
     def __init__(self) -> None:
         self.received = 0
 
     def install(self) -> None:
+        """Handle the signals from now on, except a SIGHUP that nohup has disabled."""
         for number in INTERRUPTING:
-            ignored = signal.getsignal(number) == signal.SIG_IGN
-            if number == signal.SIGHUP and ignored:  # nohup means it
+            is_ignored = signal.getsignal(number) == signal.SIG_IGN
+            if number == signal.SIGHUP and is_ignored:
                 continue
             signal.signal(number, self)
-        # While the interpreter ends: the exit code is decided, and Python would take its default.
+        # Python restores the default handlers while it shuts down, when the exit code is decided.
         atexit.register(ignore_signals)
 
     def __call__(self, number: int, frame) -> None:
@@ -46,7 +50,8 @@ def ignore_signals() -> None:
 
 
 def exit_code_of(number: int) -> int:
-    """130 for Ctrl-C; 143 for a request to leave: SIGTERM, or the SIGUSR1 that schedulers send
-    before it.
+    """Return the exit code for a signal: 130 for SIGINT (Ctrl-C), 143 for a request to exit.
+
+    A request is SIGTERM, or the SIGUSR1 that schedulers send before it.
     """
     return 130 if number == signal.SIGINT else 143

@@ -1,6 +1,6 @@
-"""What travels between the rooms, as plain dataclasses.
+"""Types that several rooms share, as plain dataclasses and protocols.
 
-They are not frozen, because Lightning rebuilds them when it moves them to a device.
+Those that Lightning moves to a device are not frozen, because it rebuilds them.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,13 @@ class Row:
     """One sample of a data set: a picture, or in its place the autoencoder's moments of it.
 
     Attributes:
-        image: [3, H, W] float32 in [-1, 1], or None where there are moments. caption: "" where it
-        has none. label: in [0, num_classes), 0 where the data have no classes. depth: [1, H, W]
-        float32, inverse depth: 1 nearest, 0 farthest, or None. moments: [2, C, h, w] float32: mean
-        and standard deviation of the autoencoder's posterior, before the latent scale, or None.
-        skipped: (name, what is wrong with it) of each picture in whose place this one stands.
+        image: [3, H, W] float32 in [-1, 1]; None if there are moments.
+        caption: "" if there is none.
+        label: in [0, num_classes); 0 if the data have no classes.
+        depth: [1, H, W] float32, inverse depth, 1 nearest and 0 farthest; or None.
+        moments: [2, C, h, w] float32, mean and standard deviation of the autoencoder's posterior,
+            before the latent scale; or None.
+        skipped: (name, problem) of each unreadable picture that this one replaces.
     """
 
     image: Tensor | None
@@ -36,16 +38,22 @@ class Batch:
     """One micro-batch with every random number that the training step needs.
 
     Attributes:
-        image: [B, 3, H, W] in [-1, 1], or None where there are moments. caption: B strings. label:
-        [B] int64. depth: [B, 1, H, W] or None. noise: [B, C, h, w], of the latents' shape: what the
-        network is to predict. input_noise: of the same shape: what is added to the latents, None
-        where that is `noise`. posterior: of the same shape: standard normal for the autoencoder's
-        posterior, or None. u: [B] float64 uniforms behind t. drop: [B] float64 uniforms behind
-        caption dropout. ordinal: [B] int64. stream_end: the ordinal at which the whole run, over
-        all ranks, stands after this micro-batch. network_seed: of what a network draws by
-        itself while it trains, such as dropout. moments: [B, 2, C, h, w] in the place of the
-        picture, see Row, or None. skipped: (name, what is wrong with it) of each picture that
-        another one was taken for.
+        image: [B, 3, H, W] in [-1, 1]; None if there are moments.
+        caption: B strings.
+        label: [B] int64.
+        depth: [B, 1, H, W] or None.
+        noise: [B, C, h, w], the shape of the latents; what the network learns to predict.
+        input_noise: the same shape; what is added to the latents. None: `noise` itself.
+        posterior: the same shape; standard normal noise for a draw from the autoencoder's
+            posterior, or None.
+        u: [B] float64 uniforms from which the times t are made.
+        drop: [B] float64 uniforms for caption dropout.
+        ordinal: [B] int64.
+        stream_end: the ordinal that the whole run, over all ranks, has reached after this
+            micro-batch.
+        network_seed: seeds what a network draws itself during training, such as dropout.
+        moments: [B, 2, C, h, w] in place of the pictures, see Row; or None.
+        skipped: (name, problem) of each unreadable picture that was replaced by another one.
     """
 
     image: Tensor | None
@@ -64,7 +72,7 @@ class Batch:
     skipped: tuple[tuple[str, str], ...] = ()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        """The batch with its tensors on a device."""
+        """Return the batch with its tensors on a device."""
         moved = {}
         for field in fields(self):
             value = getattr(self, field.name)
@@ -78,8 +86,8 @@ class Losses:
     """The losses of one batch.
 
     Attributes:
-        per_sample: [B], the weighted loss of each sample; its mean is the training loss.
-        t: [B], the times they were taken at.
+        per_sample: [B], the weighted loss of each sample. Its mean is the training loss.
+        t: [B], the time of each sample.
     """
 
     per_sample: Tensor
@@ -89,8 +97,8 @@ class Losses:
 class Pictures(Protocol):
     """One split of a data set.
 
-    An item is (index, ordinal): which picture, and the ordinal that keys its crop and flip. It may
-    have `captions`, see `captions_of`.
+    An item is chosen by (index, ordinal): the index of the picture, and the ordinal that keys its
+    random crop and flip. A split may have an attribute `captions`, see `captions_of`.
     """
 
     def __len__(self) -> int: ...
@@ -101,18 +109,18 @@ class Pictures(Protocol):
 class PictureData(Protocol):
     """A data set: pictures of image_size x image_size with captions.
 
-    It has the splits "train" and "validation". It may have more attributes, see `DataExtras`.
+    It has the splits "train" and "validation". It may have further attributes, see `DataExtras`.
     """
 
     image_size: int
     num_classes: int
 
     def split(self, name: str) -> Pictures:
-        """The pictures of a split."""
+        """Return the pictures of a split."""
         ...
 
     def example_prompts(self, count: int) -> list[str]:
-        """`count` captions that are drawn where the user names none; the same at every call."""
+        """Return `count` captions to sample if the user gives no prompt; the same at every call."""
         ...
 
 
@@ -121,10 +129,12 @@ class Classes:
     """The classes of a data set.
 
     Attributes:
-        count: labels are in [0, count); 1 where there are no classes. names: what they are called,
-        by label; empty where they are numbers. why_none: why there are none. sha256: of the listing
-        with its labels, in the place of the listing's own where a model reads them. untrained: the
-        labels of which all pictures are held out.
+        count: labels are in [0, count); 1 if there are no classes.
+        names: of the classes, by label; empty if they have no names.
+        why_none: why there are no classes.
+        sha256: hash of the listing with its labels. It takes the place of the listing's own hash if
+            a model reads the labels.
+        untrained: the labels whose pictures are all held out for validation.
     """
 
     count: int = 1
@@ -136,15 +146,15 @@ class Classes:
 
 @dataclass(frozen=True)
 class DataExtras:
-    """What a data set may have beside what PictureData asks for, under the same names.
+    """Optional attributes of a data set, beyond those of PictureData, under the same names.
 
     Attributes:
-        notes: lines that are printed before the run. Absent: none.
-        max_skipped: how many different pictures may yet be replaced by others while training, see
-            Row.skipped. Absent or None: none is, and none is counted.
-        sha256: of the listing of its pictures, by which a run that goes on recognises them. Absent
-            or None: its configuration alone says what they are.
-        classes: what its labels mean. Absent or None: its num_classes is all that is known.
+        notes: lines to print before the run; by default none.
+        max_skipped: how many more unreadable pictures may be replaced by others during training,
+            see Row.skipped. None, the default: none are replaced or counted.
+        sha256: hash of the listing of its pictures, by which a resumed run recognises them. None,
+            the default: the configuration alone identifies the data.
+        classes: what its labels mean. None, the default: only num_classes is known.
     """
 
     notes: tuple[str, ...] = ()
@@ -154,7 +164,7 @@ class DataExtras:
 
 
 def extras_of(data: PictureData) -> DataExtras:
-    """The only place that asks a data set for them."""
+    """Return the optional attributes of a data set. Nothing else reads them."""
     return DataExtras(
         notes=tuple(getattr(data, "notes", ())),
         max_skipped=getattr(data, "max_skipped", None),
@@ -164,7 +174,8 @@ def extras_of(data: PictureData) -> DataExtras:
 
 
 def captions_of(split: Pictures) -> Sequence[str]:
-    """All captions of a split by index, empty where it has no `captions`: of data that are drawn
-    when they are asked for.
+    """Return all captions of a split, by index.
+
+    Empty if the split has no attribute `captions`, because its data are generated on demand.
     """
     return getattr(split, "captions", None) or ()

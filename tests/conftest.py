@@ -85,11 +85,11 @@ def tiny(composed):
     """`more` after the overrides of TINY whose keys exist beside them: a run of 8 steps, in about a
     second."""
     from sdtrain.paths import config_dir
-    from sdtrain.runs.resume import flat
+    from sdtrain.runs.resume import flatten
 
     @functools.cache
     def keys(*groups: str) -> frozenset[str]:
-        return frozenset(key for key, _ in flat(composed(*groups)))
+        return frozenset(key for key, _ in flatten(composed(*groups)))
 
     def overrides(*more: str) -> list[str]:
         given = {word.partition("=")[0].lstrip("+~"): word for word in more}
@@ -108,7 +108,7 @@ def _undone():
     """Whatever a command changes in its process is put back."""
     from hydra.core.global_hydra import GlobalHydra
 
-    from sdtrain.console import take_rank
+    from sdtrain.console import set_rank
 
     handlers = {number: signal.getsignal(number) for number in INTERRUPTING}
     argv = list(sys.argv)
@@ -123,7 +123,7 @@ def _undone():
         os.chdir(folder)
         sys.argv[:] = argv
         sys.path[:] = path
-        take_rank(0)
+        set_rank(0)
         os.environ.clear()
         os.environ.update(environment)
         GlobalHydra.instance().clear()

@@ -18,7 +18,7 @@ from torch import nn
 
 from sdtrain import files
 from sdtrain.runs import checkpoint as checkpoint_folder
-from sdtrain.runs.manifest import published
+from sdtrain.runs.manifest import list_checkpoints
 from sdtrain.signals import Signals
 from sdtrain.training import checkpoint_io
 from sdtrain.training.callbacks import sample_grid
@@ -52,7 +52,7 @@ def unguarded_clip(self, optimizer, loss) -> StepResult:
 GUARDS = {
     "asked": (MetricsLog, "on_save_checkpoint", nothing),
     "masked": (Optimisation, "clip", unguarded_clip),
-    "looked at": (checkpoint_io, "not_finite", nothing),
+    "looked at": (checkpoint_io, "find_non_finite", nothing),
     "heard": (Signals, "install", nothing),
     "agreed": (Stopping, "_agreed", lambda self: (self.signals.received, False)),
 }
@@ -65,7 +65,7 @@ def broken(*guards: str) -> None:
 
 def checkpoints_in_place() -> None:
     """They are written where they belong at once, and not beside it."""
-    beside = files._beside
+    beside = files._temporary_path
     replace = files._replace_folder
 
     def in_place(path: Path) -> Path:
@@ -75,7 +75,7 @@ def checkpoints_in_place() -> None:
         if new != folder:
             replace(new, folder)
 
-    files._beside = in_place
+    files._temporary_path = in_place
     files._replace_folder = replaced
 
 
@@ -196,7 +196,7 @@ def rash_when_full(disk: str) -> None:
 
     def rash(folder, *given):
         if Path(disk, "ballast").exists():
-            for old in published(folder.parent.parent):
+            for old in list_checkpoints(folder.parent.parent):
                 shutil.rmtree(old)
             fill(Path(disk, "more"))
         write(folder, *given)

@@ -72,7 +72,7 @@ def flattened(values: dict[str, Tensor]) -> Tensor:
 def unfinished_by(words: list[str]) -> Path | None:
     """The run below the working directory that resume=auto would go on with."""
     from sdtrain.config.compose import compose_config
-    from sdtrain.config.draft import check_draft
+    from sdtrain.config.precheck import precheck_config
     from sdtrain.training.resume import newest_unfinished
 
-    return newest_unfinished(check_draft(compose_config("train", words), words))
+    return newest_unfinished(precheck_config(compose_config("train", words), words))

@@ -14,7 +14,7 @@ class OtherError(UserError):
 
 
 def test_within_keeps_what_a_subclass_adds():
-    outer = OtherError("It broke", 70).within("Here")
+    outer = OtherError("It broke", 70).with_prefix("Here")
     assert type(outer) is OtherError and outer.exit_code == 70
     assert str(outer) == "Here: It broke."
 
@@ -22,7 +22,7 @@ def test_within_keeps_what_a_subclass_adds():
 @pytest.mark.parametrize("kind", [UserError, DataError, DivergedError, StorageError])
 def test_within_keeps_class_and_fields(kind):
     error = kind("must be odd", key="steps", value=2, allowed="1, 3", remedy="Add one.")
-    outer = error.within("In the arm b").within("In the sweep")
+    outer = error.with_prefix("In the arm b").with_prefix("In the sweep")
     assert type(outer) is kind and outer.exit_code == kind.exit_code
     for name in ("problem", "key", "value", "has_value", "allowed", "remedy"):
         assert getattr(outer, name) == getattr(error, name)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sdtrain.files import atomic_folder, remove_left_overs, write_text
-from sdtrain.runs.lock import only_run
-from sdtrain.runs.manifest import published
+from sdtrain.files import atomic_folder, remove_leftovers, write_text
+from sdtrain.runs.lock import hold_lock
+from sdtrain.runs.manifest import list_checkpoints
 
 
 def write_folder(folder: Path, text: str) -> None:
@@ -91,20 +91,20 @@ def test_a_folder_that_cannot_be_replaced_is_as_it_was(tmp_path, second_rename, 
 def test_a_folder_whose_writer_died_between_the_renames_comes_back(tmp_path):
     write_folder(tmp_path / ".000064.old.tmp", "first")
     write_folder(tmp_path / ".000064.4711.tmp", "second")
-    remove_left_overs(tmp_path)
+    remove_leftovers(tmp_path)
     assert contents(tmp_path) == {"000064/file": "first"}
 
 
 def test_it_comes_back_before_a_run_looks_for_its_newest_checkpoint(tmp_path):
     write_folder(tmp_path / "checkpoints/.000064.old.tmp", "first")
-    with only_run(tmp_path, pytest.fail):
-        assert [path.name for path in published(tmp_path)] == ["000064"]
+    with hold_lock(tmp_path, pytest.fail):
+        assert [path.name for path in list_checkpoints(tmp_path)] == ["000064"]
 
 
 def test_an_old_folder_that_was_replaced_is_removed(tmp_path):
     write_folder(tmp_path / ".000064.old.tmp", "first")
     write_folder(tmp_path / "000064", "second")
-    remove_left_overs(tmp_path)
+    remove_leftovers(tmp_path)
     assert contents(tmp_path) == {"000064/file": "second"}
 
 
@@ -113,7 +113,7 @@ def test_left_overs_are_removed_and_nothing_else(tmp_path):
     write_folder(tmp_path / ".000064.4711.tmp", "half")
     write_text(tmp_path / ".lock", "")
     write_text(tmp_path / "notes.tmp", "the user's")
-    remove_left_overs(tmp_path)
+    remove_leftovers(tmp_path)
     assert contents(tmp_path) == {".lock": "", "notes.tmp": "the user's"}
 
 

@@ -9,7 +9,7 @@ from matplotlib.font_manager import fontManager
 
 from sdtrain import fonts
 from sdtrain.pictures import grid
-from sdtrain.plots import curves
+from sdtrain.plots import draw_curves
 
 LETTER = "\ue123"
 """For private use: no installed font has it."""
@@ -18,7 +18,7 @@ LETTER = "\ue123"
 @pytest.fixture(autouse=True)
 def looked_anew(monkeypatch):
     monkeypatch.setattr(fontManager, "ttflist", list(fontManager.ttflist))
-    caches = (fonts._files, fonts._family_of, fonts._warn_of)
+    caches = (fonts._installed_fonts, fonts._family_with, fonts._warn_of_missing)
     for cached in caches:
         cached.cache_clear()
     yield
@@ -52,17 +52,17 @@ def captioned(text: str) -> np.ndarray:
 
 
 def plotted(text: str) -> np.ndarray:
-    return np.asarray(curves([0, 1], {text: [0, 1]}, x_label="x", y_label="y"))
+    return np.asarray(draw_curves([0, 1], {text: [0, 1]}, x_label="x", y_label="y"))
 
 
 def test_a_letter_is_drawn_by_the_font_that_has_it(tmp_path, capsys):
     without = [drawn(LETTER) for drawn in (captioned, plotted)]
-    assert fonts.families(LETTER) == [fonts.BASE]
+    assert fonts.font_families(LETTER) == [fonts.BASE]
     assert capsys.readouterr().err.count(LETTER) == 1
-    fonts._files.cache_clear()
-    fonts._family_of.cache_clear()
+    fonts._installed_fonts.cache_clear()
+    fonts._family_with.cache_clear()
     install(tmp_path / "bar.ttf")
-    assert fonts.families(f"a{LETTER}\u200d") == [fonts.BASE, "Bar"]
+    assert fonts.font_families(f"a{LETTER}\u200d") == [fonts.BASE, "Bar"]
     for drawn, boxed in zip((captioned, plotted), without, strict=True):
         assert not np.array_equal(drawn(LETTER), boxed)
     assert not capsys.readouterr().err

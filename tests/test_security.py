@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from sdtrain.paths import shipped
+from sdtrain.paths import shipped_folder
 from sdtrain.redaction import redacted
-from sdtrain.runs.manifest import published
+from sdtrain.runs.manifest import list_checkpoints
 
 LOOK = ["prompt=a star", "num_images=1", "steps=2", "accelerator=cpu"]
 
@@ -67,7 +67,7 @@ def evil(request, marker) -> bytes:
 def with_file(run, tmp_path, name, content):
     """A copy of the run in whose checkpoints `name` holds `content`, with manifests that agree."""
     shutil.copytree(run, tmp_path / "run")
-    for folder in published(tmp_path / "run"):
+    for folder in list_checkpoints(tmp_path / "run"):
         (folder / name).write_bytes(content)
         manifest = json.loads((folder / "manifest.json").read_text())
         manifest[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
@@ -125,7 +125,7 @@ def test_a_pickle_given_as_checkpoint_is_refused(here, tmp_path, marker, evil):
     "name", ["diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors"]
 )
 def test_a_pickle_as_weights_of_an_autoencoder_is_refused(here, tiny, tmp_path, marker, evil, name):
-    weights = shipped("data", "README.md").rglob("diffusion_pytorch_model.safetensors")
+    weights = shipped_folder("data", "README.md").rglob("diffusion_pytorch_model.safetensors")
     folder = tmp_path / "autoencoder"
     folder.mkdir()
     shutil.copy(next(weights).with_name("config.json"), folder)

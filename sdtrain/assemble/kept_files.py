@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import nn
 
-from sdtrain.config.check import target_of
+from sdtrain.config.check import import_target
 from sdtrain.errors import UserError
 from sdtrain.files import atomic_folder
 from sdtrain.latent_diffusion import LatentDiffusion
@@ -54,7 +54,7 @@ class KeptFiles:
 
     def run_copy(self, run: RunFolder) -> Path | None:
         """Return the run's own copy of the file or folder; None if it has none."""
-        folder = run.kept(self.part, self.argument)
+        folder = run.kept_files(self.part, self.argument)
         if not folder.is_dir():
             return None
         single_file = folder / Path(self.path).name
@@ -76,7 +76,7 @@ def kept_files(cfg: dict) -> Iterator[KeptFiles]:
         node = cfg["model"].get(part)
         if not isinstance(node, dict) or "_target_" not in node:
             continue
-        patterns_of = getattr(target_of(node, f"model.{part}"), "kept_files", {})
+        patterns_of = getattr(import_target(node, f"model.{part}"), "kept_files", {})
         for argument, patterns in patterns_of.items():
             if isinstance(node.get(argument), str):
                 yield KeptFiles(part, argument, node[argument], tuple(patterns))
@@ -99,7 +99,7 @@ def keep_files(cfg: dict, run: RunFolder) -> None:
     for kept in kept_files(cfg):
         if kept.source is None or kept.source == kept.run_copy(run):
             continue
-        with atomic_folder(run.kept(kept.part, kept.argument)) as beside:
+        with atomic_folder(run.kept_files(kept.part, kept.argument)) as beside:
             for path in kept.files(kept.source):
                 shutil.copyfile(path, beside / path.name)
 
@@ -115,7 +115,7 @@ def keep_autoencoder(autoencoder: nn.Module, run: RunFolder) -> None:
     folder = files[0].parent.resolve()
     if folder.is_relative_to(run.path.resolve()) or is_shipped(folder):
         return
-    with atomic_folder(run.kept("autoencoder", "path")) as beside:
+    with atomic_folder(run.kept_files("autoencoder", "path")) as beside:
         for path in files:
             shutil.copyfile(path, beside / path.name)
 

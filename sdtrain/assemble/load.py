@@ -13,8 +13,8 @@ import torch
 from sdtrain.assemble.kept_files import SHA256, check_files, use_copies
 from sdtrain.assemble.model import build_model
 from sdtrain.assemble.training_data import TrainingData
-from sdtrain.config.draft import is_autoencoder
-from sdtrain.config.trusted import check_targets, renewed
+from sdtrain.config.precheck import is_autoencoder
+from sdtrain.config.trusted import check_targets, upgrade_config
 from sdtrain.errors import StorageError, UserError
 from sdtrain.latent_diffusion import LatentDiffusion
 from sdtrain.models.autoencoder import Autoencoder
@@ -85,7 +85,7 @@ def load(
 
     Raises UserError if the checkpoint holds no diffusion model or cannot be loaded.
     """
-    saved = renewed(read_config(folder.config))
+    saved = upgrade_config(read_config(folder.config))
     if is_autoencoder(saved):
         raise UserError(
             "is the run of an autoencoder, which generates no pictures by itself",
@@ -136,7 +136,7 @@ def _set_autoencoder_path(
     path = node.get("path")
     if not isinstance(path, str):
         return
-    kept = run.kept("autoencoder", "path")
+    kept = run.kept_files("autoencoder", "path")
     if kept.is_dir():
         node["path"] = str(kept)
         return
@@ -184,7 +184,7 @@ def _check_frozen(model: LatentDiffusion, cfg: dict[str, Any], folder: Checkpoin
 def _with_key_of_command(error: UserError, folder: CheckpointFolder) -> UserError:
     """Return the error with a key that the command has, which reads a run instead of training."""
     if error.key != "model.autoencoder.path":
-        return error.within(f"In the configuration of {folder.run.path}")
+        return error.with_prefix(f"In the configuration of {folder.run.path}")
     return UserError(
         error.problem,
         key="autoencoder",

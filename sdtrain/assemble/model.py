@@ -10,7 +10,7 @@ from sdtrain.assemble.kept_files import SHA256
 from sdtrain.assemble.objective import build_objective
 from sdtrain.conditioning.interface import READABLE, Conditioner, Conditioning, Inputs
 from sdtrain.config.build import build
-from sdtrain.config.draft import LOADER_KEYS
+from sdtrain.config.precheck import LOADER_KEYS
 from sdtrain.errors import UserError
 from sdtrain.latent_diffusion import LatentDiffusion
 from sdtrain.models.modes import eval_mode

@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Any
 
 from sdtrain.assemble.model import build_data, data_arguments
-from sdtrain.config.check import Checker, target_of
+from sdtrain.config.check import Checker, import_target
 from sdtrain.config.overrides import is_free_text
 from sdtrain.config.trusted import check_targets
 from sdtrain.console import warn
@@ -41,7 +41,7 @@ class TrainingData:
     def data_class(self) -> type:
         """Class of the data set. If a function creates it, it is built to find out."""
         check_targets(self.node, self.allow)
-        target = target_of(self.node, "data")
+        target = import_target(self.node, "data")
         return target if isinstance(target, type) else type(self.data)
 
     @cached_property
@@ -52,10 +52,10 @@ class TrainingData:
         arguments = data_arguments(self.node)
         for name, value in arguments.items():
             if self.record and isinstance(value, str) and is_free_text(f"data.{name}"):
-                arguments[name] = str(self.record.resolved(value))
+                arguments[name] = str(self.record.resolve_path(value))
         arguments |= self.changes
         typed = {f"data.{name}" for name in self.changes}
-        Checker(typed).call(arguments, "data", target_of(self.node, "data"))
+        Checker(typed).call(arguments, "data", import_target(self.node, "data"))
         data = build_data(arguments)
         extras = extras_of(data)
         listings = [extras.sha256, extras.classes.sha256 if extras.classes else None]

@@ -5,7 +5,7 @@ from PIL import Image
 
 from sdtrain.audit.entries import STEPS, Entry
 from sdtrain.diffusion.effective_weight import LOG_SNR_LIMIT
-from sdtrain.plots import LOG_SNR, empty_figure, line_style, rendered
+from sdtrain.plots import LOG_SNR, empty_figure, line_style, render
 
 ROW_HEIGHT = 0.42
 """The height in inches of an entry's row in the plot of visited levels."""
@@ -21,7 +21,7 @@ def plot_entries(entries: list[Entry]) -> Image.Image:
     _plot_log_snr(curve_axis, entries)
     _plot_weights(weight_axis, entries)
     _plot_visited_levels(level_axis, entries)
-    return rendered(figure)
+    return render(figure)
 
 
 def _plot_log_snr(axis, entries: list[Entry]) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
-from sdtrain.config.boundary import refuse_repeated_choices
+from sdtrain.config.boundary import refuse_repeated_options
 from sdtrain.config.check import Checker
 from sdtrain.config.compose import compose_config
-from sdtrain.config.overrides import prepared, typed_keys
-from sdtrain.config.path_keys import with_homes_in
+from sdtrain.config.overrides import prepare_arguments, typed_keys
+from sdtrain.config.path_keys import expand_homes_in_config
 from sdtrain.config.schema import TrainConfig
 from sdtrain.errors import UserError
 
@@ -54,8 +54,8 @@ def read_request(words: list[str]) -> AuditRequest:
 
     Raises UserError, and what Hydra raises.
     """
-    words = prepared(words)
-    refuse_repeated_choices(words)
+    words = prepare_arguments(words)
+    refuse_repeated_options(words)
     for word in words:
         if word.startswith("-"):
             raise UserError(
@@ -115,7 +115,7 @@ def _short_name(choice: str) -> str:
 
 
 def _combination(label: str, overrides: list[str]) -> Combination:
-    config = with_homes_in(compose_config("train", overrides))
+    config = expand_homes_in_config(compose_config("train", overrides))
     typed = typed_keys(overrides)
     Checker(typed, filled_in=()).call(config, "", TrainConfig)
     nodes = {group: config.get(group) or {} for group in GROUPS}

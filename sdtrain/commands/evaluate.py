@@ -1,4 +1,4 @@
-"""sdtrain-evaluate: measures a trained model."""
+"""The command sdtrain-evaluate: measure a trained model."""
 
 import sys
 
@@ -6,8 +6,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from sdtrain.config.boundary import run_command
 from sdtrain.config.compose import current_overrides
-from sdtrain.config.overrides import data_change, group_choice
-from sdtrain.config.reading import check_evaluate
+from sdtrain.config.overrides import add_data_key, choose_options
+from sdtrain.config.run_readers import check_evaluate
 
 
 def task(cfg: DictConfig) -> None:
@@ -20,7 +20,7 @@ def task(cfg: DictConfig) -> None:
 
 
 def main() -> None:
-    sys.argv[1:] = [data_change(group_choice(word)) for word in sys.argv[1:]]
+    sys.argv[1:] = [add_data_key(choose_options(word)) for word in sys.argv[1:]]
     run_command(task, "evaluate")
 
 

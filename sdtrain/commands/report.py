@@ -1,4 +1,4 @@
-"""sdtrain-report: compares runs."""
+"""The command sdtrain-report: compare runs."""
 
 import argparse
 from pathlib import Path
@@ -7,9 +7,10 @@ from sdtrain.config.boundary import error_boundary
 from sdtrain.console import secure_streams
 
 HELP = """\
-Compares the runs in the folders, each a run or a sweep, and writes report.html, report.md and
-their plots. Runs are ranked by validation/bits_per_dim on the noise levels that all of them reach;
-differences are taken picture by picture.
+Compare runs. Each FOLDER is a run or a sweep. Writes report.html and report.md with their plots.
+
+Runs are ranked by validation/bits_per_dim over the noise levels that all of them reach. Differences
+between runs are paired: they are taken on the same validation pictures.
 """
 
 
@@ -20,16 +21,19 @@ def main() -> None:
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
     parser.add_argument(
-        "--baseline", metavar="NAME", help="the run that others are compared with (the first)"
+        "--baseline", metavar="NAME", help="run to compare the others with (default: the first)"
     )
     parser.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="where to write (report/ in the first folder)"
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="where to write (default: report/ in the first folder)",
     )
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     with error_boundary("train", "--output"):
         from sdtrain.report.request import read_request
 
-        request = read_request(asked.folders, asked.baseline, asked.output)
+        request = read_request(arguments.folders, arguments.baseline, arguments.output)
         from sdtrain.report.report import write_report
 
         write_report(request)

@@ -1,4 +1,4 @@
-"""sdtrain-sample: draws pictures with a trained model."""
+"""The command sdtrain-sample: draw pictures with a trained model."""
 
 import sys
 
@@ -6,8 +6,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from sdtrain.config.boundary import run_command
 from sdtrain.config.compose import current_overrides
-from sdtrain.config.overrides import data_change
-from sdtrain.config.reading import check_sample
+from sdtrain.config.overrides import add_data_key
+from sdtrain.config.run_readers import check_sample
 
 
 def task(cfg: DictConfig) -> None:
@@ -20,7 +20,7 @@ def task(cfg: DictConfig) -> None:
 
 
 def main() -> None:
-    sys.argv[1:] = [data_change(word) for word in sys.argv[1:]]
+    sys.argv[1:] = [add_data_key(word) for word in sys.argv[1:]]
     run_command(task, "sample", repeatable="prompt")
 
 

@@ -1,4 +1,4 @@
-"""sdtrain-schedule: looks at schedules and what they train, before anything is paid for."""
+"""The command sdtrain-schedule: show what a schedule and a weighting train, before training."""
 
 import sys
 
@@ -6,15 +6,15 @@ from sdtrain.config.boundary import error_boundary
 from sdtrain.console import secure_streams
 
 HELP = """\
-sdtrain-schedule shows what a choice of schedule, prediction, weighting and times amounts to.
-It takes the words of sdtrain, comma lists among them, and writes one table, one picture
-(schedules.png) and one JSON file (schedules.json) for all that were named.
+sdtrain-schedule shows what a choice of schedule, prediction, weighting and times does in training.
+It takes the same overrides as sdtrain, also with several values separated by commas, prints a table
+of all combinations, and writes a plot (schedules.png) and a JSON file (schedules.json).
 
   sdtrain-schedule schedule=cosine,scaled_linear prediction=epsilon weighting=min_snr output=FOLDER
   sdtrain-schedule modifiers=[],[zero_terminal_snr],[shift] prediction=v weighting=simple
   sdtrain-schedule schedule=laplace schedule.scale=0.25,0.5,1 weighting=flat,simple grid=karras
 
-output=FOLDER is `schedules` unless given.
+output=FOLDER is the folder to write to (default: schedules).
 """
 
 

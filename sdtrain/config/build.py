@@ -1,21 +1,26 @@
-"""Configuration to objects: the only place that calls a _target_."""
+"""Build objects from a configuration. Only this module calls a _target_."""
 
 import functools
 import inspect
 from typing import Any
 
-from sdtrain.config.check import target_of
+from sdtrain.config.check import import_target
 from sdtrain.errors import UserError
 
 
-def build(node: Any, key: str, **given: Any) -> Any:
-    """Calls a node's _target_ with its arguments, built first, and with those of `given` that it
-    takes.
+def build(node: Any, key: str, **available: Any) -> Any:
+    """Build the arguments of a node, then call its _target_ with them.
 
-    A plain value is returned as it is. UserError names the key.
+    A node without _target_ is returned with its items built, a plain value as it is. Raises
+    UserError, which names the key.
+
+    Args:
+        node: of the configuration.
+        key: of the node, for messages.
+        available: further arguments, of which the target gets those that it takes.
     """
     if isinstance(node, list):
-        return [build(item, f"{key}[{place}]") for place, item in enumerate(node)]
+        return [build(item, f"{key}[{index}]") for index, item in enumerate(node)]
     if not isinstance(node, dict):
         return node
     arguments = {}
@@ -24,9 +29,11 @@ def build(node: Any, key: str, **given: Any) -> Any:
             arguments[name] = build(value, f"{key}.{name}")
     if "_target_" not in node:
         return arguments
-    target = target_of(node, key)
-    taken = inspect.signature(target).parameters
-    arguments |= {name: value for name, value in given.items() if name in taken}
+    target = import_target(node, key)
+    parameters = inspect.signature(target).parameters
+    for name, value in available.items():
+        if name in parameters:
+            arguments[name] = value
     if node.get("_partial_"):
         return functools.partial(target, **arguments)
     try:
@@ -41,6 +48,6 @@ def build(node: Any, key: str, **given: Any) -> Any:
 
 
 def _key_in(message: str, key: str) -> str:
-    """The key that a message of a constructor begins with, else that of the node."""
+    """Return the key that a constructor's error message begins with, or else that of the node."""
     first = message.partition("=")[0].partition(":")[0]
     return first if first.startswith(f"{key}.") and " " not in first else key

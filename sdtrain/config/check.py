@@ -1,4 +1,4 @@
-"""Every node with a _target_ is held against that target's signature before anything is built."""
+"""Check every node that has a _target_ against the signature of its target, before building any."""
 
 import difflib
 import inspect
@@ -18,7 +18,7 @@ from pydantic import (
 from sdtrain.config.importing import import_failure
 from sdtrain.errors import UserError
 
-SPECIAL = {"_target_", "_partial_"}
+HYDRA_KEYS = {"_target_", "_partial_"}
 
 FILLED_IN = frozenset(
     {
@@ -40,49 +40,54 @@ FILLED_IN = frozenset(
         "signals",
     }
 )
-"""Arguments that sdtrain gives itself to whatever takes them: they cannot be configured."""
+"""Arguments that sdtrain passes to every target that takes them. They cannot be configured."""
 
 
-CLOSE = 0.72
-"""The least likeness of a word that is suggested: "image" is no slip for "num_images" (0.67)."""
+SUGGESTION_CUTOFF = 0.72
+"""Least similarity of a suggested word: "image" is no typo of "num_images" (0.67)."""
+
+MOST_LISTED = 40
+"""If there are more allowed words than this, they are not listed."""
 
 
-def nearest(word: str, words: Iterable[str]) -> str:
-    """A sentence with the nearest of the words, or all of them where they are few. It begins with a
-    space.
+def suggest(word: str, words: Iterable[str]) -> str:
+    """Return a sentence that suggests the closest of `words`, or lists them if there are not many.
+
+    The sentence begins with a space. Empty if there is nothing to suggest.
     """
-    known = sorted(words)
-    close = difflib.get_close_matches(word, known, 1, CLOSE)
+    allowed = sorted(words)
+    close = difflib.get_close_matches(word, allowed, 1, SUGGESTION_CUTOFF)
     if close:
         return f" Did you mean '{close[0]}'?"
-    return f" Allowed: {', '.join(known)}." if 0 < len(known) <= 40 else ""
+    return f" Allowed: {', '.join(allowed)}." if 0 < len(allowed) <= MOST_LISTED else ""
 
 
-def target_of(node: dict, key: str) -> Callable:
-    """The class or function that a node names. UserError where it cannot be imported."""
+def import_target(node: dict, key: str) -> Callable:
+    """Return the class or function that `_target_` of a node names. Raises UserError."""
     name = node["_target_"]
-    how = f"Give package.module.Name in {key}._target_."
+    remedy = f"Set {key}._target_ to package.module.Name."
     try:
         target = get_object(name)
-    except Exception as error:  # whatever an import of the user's package raises
+    except Exception as error:  # the import of a user's package may raise anything
         problem = f"cannot be imported: {import_failure(error)}"
-        raise UserError(problem, key=f"{key}._target_", value=name, remedy=how) from error
+        raise UserError(problem, key=f"{key}._target_", value=name, remedy=remedy) from error
     if not callable(target):
-        raise UserError("is no class or function", key=f"{key}._target_", value=name, remedy=how)
+        problem = "is neither a class nor a function"
+        raise UserError(problem, key=f"{key}._target_", value=name, remedy=remedy)
     return target
 
 
 class Checker:
-    """Checks nodes of a configuration as calls of their targets. It changes none of them: each
-    check returns a copy.
+    """Checks configuration nodes as calls of their targets. Changes no node; returns copies.
 
-    What a yaml brought along for sdtrain's own class, and the user's own class in its place does
-    not take, is left out of the copy, with a line in `notes`; what the user typed for that class
-    must be taken.
+    If the user replaces a class of sdtrain by one of his own, the node still has the arguments
+    from sdtrain's yaml. Those that his class does not take are left out of the copy, and `notes`
+    gets a line about them. An argument that the user typed is never left out: his class must take
+    it.
 
     Args:
         typed: the keys that the user typed.
-        filled_in: arguments that sdtrain gives itself.
+        filled_in: arguments that sdtrain passes itself.
     """
 
     def __init__(self, typed: Iterable[str], filled_in: Iterable[str] = FILLED_IN) -> None:
@@ -90,121 +95,146 @@ class Checker:
         self.filled_in = set(filled_in)
         self.notes: list[str] = []
 
-    def node(self, node: Any, key: str, beside: Iterable[str] = ()) -> Any:
-        """Checks a node and all below it. beside: keys of this node that are read elsewhere."""
+    def node(self, node: Any, key: str, other_keys: Iterable[str] = ()) -> Any:
+        """Check a node and all nodes below it. Raises UserError, which names the key.
+
+        other_keys: keys of this node that its target does not take but that are read elsewhere.
+        """
         if isinstance(node, list):
-            return [self.node(value, f"{key}[{place}]") for place, value in enumerate(node)]
+            return [self.node(value, f"{key}[{index}]") for index, value in enumerate(node)]
         if not isinstance(node, dict):
             return node
         checked = node
         if "_target_" in node:
-            checked = self.call(node, key, target_of(node, key), beside)
+            checked = self.call(node, key, import_target(node, key), other_keys)
         return {name: self.node(value, f"{key}.{name}") for name, value in checked.items()}
 
     def call(
-        self, node: dict, key: str, target: Callable, beside: Iterable[str] = ()
+        self, node: dict, key: str, target: Callable, other_keys: Iterable[str] = ()
     ) -> dict[str, Any]:
-        """Checks the arguments in `node` as a call of `target`. UserError names the key."""
+        """Check the arguments in `node` as a call of `target`. Raises UserError, which names the
+        key.
+
+        other_keys: as in `node`; they are suggested in place of an unknown key.
+        """
         prefix = f"{key}." if key else ""
         name = node.get("_target_", "sdtrain")
         parameters = _parameters(target)
         if parameters is None:
             return dict(node)
-        open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        if open_ended and name.startswith("sdtrain."):
-            raise AssertionError(f"{name} takes **kwargs, which swallow typos")
-        hints = _hints(target)
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        if takes_any and name.startswith("sdtrain."):
+            raise AssertionError(f"{name} takes **kwargs, which would accept typos")
+        hints = _type_hints(target)
+        checked = {}
         left_out = []
-        for argument in [a for a in node if a not in SPECIAL]:
+        for argument, value in node.items():
             full_key = f"{prefix}{argument}"
+            if argument in HYDRA_KEYS:
+                checked[argument] = value
+                continue
             if argument in self.filled_in and argument in parameters:
                 raise UserError(
                     f"{full_key} cannot be set: sdtrain fills it in",
                     key=full_key,
                     remedy="Remove it.",
                 )
-            if argument not in parameters and not open_ended:
+            if argument not in parameters and not takes_any:
                 if not name.startswith("sdtrain") and not self._is_typed(full_key):
                     left_out.append(argument)
                     continue
-                raise _unknown_key(full_key, name, set(parameters) - self.filled_in | set(beside))
+                allowed = set(parameters) - self.filled_in | set(other_keys)
+                raise _unknown_key_error(full_key, name, allowed)
             if argument in hints:
-                check_value(node[argument], hints[argument], full_key)
-        self._require(node, prefix, name, parameters)
+                check_value(value, hints[argument], full_key)
+            checked[argument] = value
+        self._require_arguments(node, prefix, name, parameters)
         if left_out:
             self.notes.append(f"{key}: {name} does not take {', '.join(left_out)}: left out.")
-        return {argument: value for argument, value in node.items() if argument not in left_out}
+        return checked
 
     def _is_typed(self, key: str) -> bool:
         return any(typed == key or typed.startswith(f"{key}.") for typed in self.typed)
 
-    def _require(self, node: dict, prefix: str, name: str, parameters: Mapping) -> None:
-        """UserError where an argument without a default is missing."""
+    def _require_arguments(self, node: dict, prefix: str, name: str, parameters: Mapping) -> None:
+        """Raise UserError if an argument without a default is missing."""
         if node.get("_partial_"):
             return
         missing = []
-        for argument, p in parameters.items():
-            required = p.default is p.empty and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
-            if required and argument not in node and argument not in self.filled_in:
+        for argument, parameter in parameters.items():
+            if argument not in node and argument not in self.filled_in and _is_required(parameter):
                 missing.append(f"{prefix}{argument}")
         if missing:
-            it = "it" if len(missing) == 1 else "them"
+            pronoun = "it" if len(missing) == 1 else "them"
             raise UserError(
                 f"{name} needs {' and '.join(missing)}",
                 key=missing[0],
-                remedy=f"Set {it}, as +{missing[0]}=...",
+                remedy=f"Set {pronoun}, for example +{missing[0]}=...",
             )
 
 
+def _is_required(parameter: inspect.Parameter) -> bool:
+    by_keyword = (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    return parameter.default is parameter.empty and parameter.kind in by_keyword
+
+
 def check_value(value: Any, hint: Any, key: str) -> None:
-    """UserError where a plain value is not of the hinted type. Hints that are no plain types are
-    passed over.
+    """Raise UserError if a plain value does not have the type of the hint.
+
+    Hints that are not plain types are not checked.
     """
     if hint is Any or isinstance(value, dict) and "_target_" in value:
         return  # an object to be built
     try:
-        # Strict, and by way of JSON: a list may be a tuple, a string a path, an int a float; a
-        # string is no number and true no int.
+        # Strict, but as JSON: a list may stand for a tuple, a string for a path, an int for a
+        # float; a string is not a number, and true is not an int.
         _type_adapter(hint).validate_json(json.dumps(value), strict=True)
     except (PydanticSchemaGenerationError, PydanticUserError, TypeError):
-        return  # a protocol, a class of ours
+        return  # a protocol, or a class of sdtrain
     except ValidationError as error:
-        messages = [each["msg"].removeprefix("Input should be ") for each in error.errors()]
-        # "Cannot check": of a class, as Tensor.
-        plain = dict.fromkeys(m for m in messages if not m.startswith("Cannot check"))
-        wanted = " or ".join(plain) or "an object"
         typed = json.dumps(value, ensure_ascii=False)
         raise UserError(
-            f"{key}={typed} has the wrong type: it should be {wanted}",
+            f"{key}={typed} has the wrong type: it should be {_expected(error)}",
             key=key,
             remedy=f"Change {key}.",
         ) from None
 
 
+def _expected(error: ValidationError) -> str:
+    """Return what pydantic would have accepted, such as "a valid integer or null"."""
+    expected = []
+    for each in error.errors():
+        message = each["msg"].removeprefix("Input should be ")
+        # pydantic writes "Cannot check ..." about a class such as Tensor.
+        if message not in expected and not message.startswith("Cannot check"):
+            expected.append(message)
+    return " or ".join(expected) or "an object"
+
+
 def _type_adapter(hint: Any) -> TypeAdapter:
     try:
         return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
-    except PydanticUserError:  # dataclasses bring their own configuration
+    except PydanticUserError:  # raised for dataclasses, which have a config of their own
         return TypeAdapter(hint)
 
 
 def _parameters(target: Callable) -> Mapping[str, inspect.Parameter] | None:
-    """Of its signature; None for a builtin that has none."""
+    """Return the parameters of the target's signature; None for a builtin that has none."""
     try:
         return inspect.signature(target).parameters
     except (TypeError, ValueError):
         return None
 
 
-def _hints(target: Callable) -> dict[str, Any]:
-    """The annotations of its arguments; none where foreign code's cannot be resolved."""
+def _type_hints(target: Callable) -> dict[str, Any]:
+    """Return the type hints of the target's arguments; empty if they cannot be resolved."""
     try:
         return get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    except Exception:  # such a hint says nothing about the user's value
+    except Exception:  # unresolvable hints of foreign code say nothing about the user's value
         return {}
 
 
-def _unknown_key(key: str, name: str, allowed: set[str]) -> UserError:
+def _unknown_key_error(key: str, name: str, allowed: set[str]) -> UserError:
     argument = key.rpartition(".")[2]
     whose = f": {name} has no argument of that name" if "." in key else ""
-    return UserError(f"There is no key '{key}'{whose}.{nearest(argument, allowed)}", key=key)
+    return UserError(f"There is no key '{key}'{whose}.{suggest(argument, allowed)}", key=key)

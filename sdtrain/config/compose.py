@@ -1,4 +1,4 @@
-"""Words to a configuration, outside of Hydra's own command line."""
+"""Compose configurations outside of Hydra's own command line."""
 
 import copy
 import os
@@ -13,50 +13,67 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import SearchPathException
 from omegaconf import DictConfig, OmegaConf
 
-from sdtrain.config.flags import CONFIG_DIR, CONFIG_NAME, CONFIG_PATH, Flag, read_flags, value_of
+from sdtrain.config.flags import (
+    CONFIG_DIR,
+    CONFIG_NAME,
+    CONFIG_PATH,
+    Flag,
+    flag_value,
+    flag_words,
+    read_flags,
+)
 from sdtrain.config.overrides import typed_keys
 from sdtrain.models.autoencoder_folder import read_autoencoder_folder
 from sdtrain.paths import config_dir
-from sdtrain.runs.resume import flat
+from sdtrain.runs.resume import flatten
 
 AUTOENCODER = "sdtrain.models.autoencoder.Autoencoder"
-BRINGS_AUTOENCODER = frozenset({"model.autoencoder.path", "model/autoencoder"})
-"""Keys by which the user brings an autoencoder, in the place of a first stage."""
+AUTOENCODER_KEYS = frozenset({"model.autoencoder.path", "model/autoencoder"})
+"""Keys with which the user chooses an autoencoder, so that no first stage is trained."""
 PRIMARY = "train"
-"""The primary configuration of sdtrain, where no --config-name names another."""
+"""The primary configuration of sdtrain, unless --config-name names another."""
 
 
 def compose_config(name: str, overrides: list[str], flags: Sequence[Flag] = ()) -> dict:
-    """configs/NAME.yaml with the overrides, resolved. Raises what Hydra and OmegaConf raise.
+    """Compose configs/NAME.yaml with the overrides and resolve it.
 
-    flags: of the command line; those that change what is composed are followed.
+    flags: of the command line; those that change the composition are applied. Raises the errors of
+    Hydra and OmegaConf.
     """
     GlobalHydra.instance().clear()
     try:
         _initialize(flags)
-        composed = compose(value_of(flags, CONFIG_NAME) or name, overrides)
+        composed = compose(flag_value(flags, CONFIG_NAME) or name, overrides)
     finally:
         GlobalHydra.instance().clear()
-    return resolved(composed, overrides, [*(flag.word for flag in flags), *overrides])
+    return resolve_config(composed, overrides, [*flag_words(flags), *overrides])
 
 
-def resolved(
+def resolve_config(
     config: DictConfig, overrides: Iterable[str], composition: Iterable[str] | None = None
 ) -> dict:
-    """The configuration with every reference resolved; the sizes of the autoencoder that are null
-    are those of its folder, or of the first stage that trains it.
+    """Return the configuration as a dict, with every reference and every size resolved.
 
-    overrides: what the user typed. composition: the words that say where configurations are; those
-    of the running command unless given. Raises UserError where there is no autoencoder.
+    Sizes of the autoencoder that are null are read from its folder, or from the configuration of
+    the first stage that will train it. Raises UserError if there is no autoencoder.
+
+    Args:
+        config: as Hydra composed it.
+        overrides: those that the user typed.
+        composition: arguments that say where config files are; by default those of the running
+            command.
     """
     node = OmegaConf.select(config, "model.autoencoder")
     if not isinstance(node, DictConfig) or node.get("_target_") != AUTOENCODER:
         return OmegaConf.to_container(config, resolve=True)
-    missing = [name for name in ("latent_channels", "downsampling") if node.get(name, 0) is None]
-    if missing and not OmegaConf.is_missing(node, "path"):  # that is reported where it is checked
+    missing = []
+    for name in ("latent_channels", "downsampling"):
+        if node.get(name, 0) is None:
+            missing.append(name)
+    if missing and not OmegaConf.is_missing(node, "path"):  # a missing path is reported later
         config = copy.deepcopy(config)
         if composition is None:
-            composition = current_composition()
+            composition = current_composition_arguments()
         sizes = _autoencoder_sizes(config, list(overrides), list(composition))
         for name in missing:
             config.model.autoencoder[name] = sizes[name]
@@ -66,22 +83,23 @@ def resolved(
 def _autoencoder_sizes(
     config: DictConfig, overrides: list[str], composition: list[str]
 ) -> dict[str, int]:
+    """Return latent_channels and downsampling. Raises UserError if there is no autoencoder."""
     stage = config.get("first_stage")
-    if stage and not typed_keys(overrides) & BRINGS_AUTOENCODER:
-        flags, words = read_flags(where_to_look(composition))
+    if stage and not typed_keys(overrides) & AUTOENCODER_KEYS:
+        flags, words = read_flags(first_stage_composition(composition))
         words.append(f"experiment={stage.experiment}")
         model = compose_config(PRIMARY, words, flags)["model"]
         halvings = len(model["block_channels"]) - 1
         return {"latent_channels": model["latent_channels"], "downsampling": 2**halvings}
-    found = read_autoencoder_folder(config.model.autoencoder.path)
-    return {"latent_channels": found.latent_channels, "downsampling": found.downsampling}
+    folder = read_autoencoder_folder(config.model.autoencoder.path)
+    return {"latent_channels": folder.latent_channels, "downsampling": folder.downsampling}
 
 
 def _initialize(flags: Sequence[Flag]) -> None:
-    """Hydra, looking where its own command line would look."""
+    """Initialize Hydra with the search path that its own command line would use."""
     version.setbase("1.3")
-    path = create_config_search_path(value_of(flags, CONFIG_PATH) or str(config_dir()))
-    folder = value_of(flags, CONFIG_DIR)
+    path = create_config_search_path(flag_value(flags, CONFIG_PATH) or str(config_dir()))
+    folder = flag_value(flags, CONFIG_DIR)
     if folder is not None:
         if not os.path.isdir(folder):
             raise SearchPathException(f"Additional config directory '{folder}' not found")
@@ -91,60 +109,73 @@ def _initialize(flags: Sequence[Flag]) -> None:
 
 
 def known_keys(name: str) -> list[str]:
-    """Every key of configs/NAME.yaml as it is without overrides."""
+    """Return every key of configs/NAME.yaml, composed without overrides."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return [key for key, _ in flat(OmegaConf.to_container(compose(name)))]
+        return [key for key, _ in flatten(OmegaConf.to_container(compose(name)))]
 
 
 def current_overrides() -> list[str]:
-    """What the user typed, inside a running Hydra command."""
-    # Not resolved: an override may hold ${...} of its own.
+    """Return the overrides that the user typed for the running Hydra command."""
+    # Not resolved, because an override may itself contain ${...}.
     return OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
 
 
-def current_composition() -> list[str]:
-    """composition_words of the running Hydra command; none outside of one."""
-    return composition_words(HydraConfig.get()) if HydraConfig.initialized() else []
+def current_composition_arguments() -> list[str]:
+    """Return composition_arguments of the running Hydra command; empty outside of one."""
+    return composition_arguments(HydraConfig.get()) if HydraConfig.initialized() else []
 
 
-def where_to_look(composition: list[str]) -> list[str]:
-    """Those of a run's words by which its first stage finds the user's own configurations. Its
-    primary configuration is sdtrain's: what the user's says is the run's.
-    """
-    flags, overrides = read_flags(composition)
-    folder = value_of(flags, CONFIG_DIR) or value_of(flags, CONFIG_PATH)
-    found = [Flag(CONFIG_DIR, folder).word] if folder else []
-    return found + [word for word in overrides if is_search_path(word)]
+def composition_arguments(hydra: DictConfig) -> list[str]:
+    """Return the arguments with which another process composes the same configuration.
 
+    They name the primary configuration, if it is not sdtrain's, and the folders of config files.
 
-def composition_words(hydra: DictConfig) -> list[str]:
-    """The words by which another process composes as this one does, for the `hydra` node of a
-    configuration: its primary configuration, and where configurations are looked for.
+    hydra: the node `hydra` of a configuration.
     """
     name = hydra.job.config_name
     primary = [] if name == PRIMARY else [Flag(CONFIG_NAME, name).word]
-    return primary + search_words(hydra)
+    return primary + search_path_arguments(hydra)
 
 
-def search_words(hydra: DictConfig) -> list[str]:
-    """Those of them that say where to look: they name the user's own folders."""
+def search_path_arguments(hydra: DictConfig) -> list[str]:
+    """Return the arguments that name the user's own folders of config files."""
     flags = []
     for source in hydra.runtime.config_sources:
-        place = source.path if source["schema"] == "file" else f"{source['schema']}://{source.path}"
+        path = source.path if source["schema"] == "file" else f"{source['schema']}://{source.path}"
         if source.provider == "command-line":
-            flags.append(Flag(CONFIG_DIR, place))
-        elif source.provider == "main" and place != str(config_dir()):
-            flags.append(Flag(CONFIG_PATH, place))
+            flags.append(Flag(CONFIG_DIR, path))
+        elif source.provider == "main" and path != str(config_dir()):
+            flags.append(Flag(CONFIG_PATH, path))
     typed = OmegaConf.to_container(hydra.overrides.hydra, resolve=False)
-    return [flag.word for flag in flags] + [word for word in typed if is_search_path(word)]
+    search_paths = [word for word in typed if is_search_path(word)]
+    return flag_words(flags) + search_paths
 
 
-def is_search_path(word: str) -> bool:
-    """Whether an override says where configurations are looked for."""
-    return word.lstrip("+").startswith("hydra.searchpath=")
+def first_stage_composition(composition: list[str]) -> list[str]:
+    """Return the arguments with which the first stage of a run finds the user's config files.
+
+    The first stage always uses sdtrain's primary configuration, since the user's own one is about
+    the run. The user's folder is therefore passed as --config-dir.
+
+    composition: the composition arguments of the run.
+    """
+    flags, overrides = read_flags(composition)
+    arguments = []
+    folder = flag_value(flags, CONFIG_DIR) or flag_value(flags, CONFIG_PATH)
+    if folder:
+        arguments.append(Flag(CONFIG_DIR, folder).word)
+    for override in overrides:
+        if is_search_path(override):
+            arguments.append(override)
+    return arguments
 
 
-def is_of_this_moment(node: DictConfig) -> bool:
-    """Whether the folder of a hydra.run or hydra.sweep is named by the time at which it begins."""
+def is_search_path(override: str) -> bool:
+    """Whether an override sets the folders in which Hydra searches for config files."""
+    return override.lstrip("+").startswith("hydra.searchpath=")
+
+
+def folder_has_timestamp(node: DictConfig) -> bool:
+    """Whether the folder in hydra.run or hydra.sweep is named by the time of the start."""
     return "${now:" in str(OmegaConf.to_container(node, resolve=False)["dir"])

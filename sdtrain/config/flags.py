@@ -1,11 +1,11 @@
-"""Hydra's flags on a command line: each may be written in several ways, and has one meaning."""
+"""Hydra's flags on a command line. Each may be written in several ways; this reads all of them."""
 
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sdtrain.errors import UserError
-from sdtrain.paths import expanded
+from sdtrain.paths import expand_home
 
 CONFIG_PATH = "--config-path"
 CONFIG_NAME = "--config-name"
@@ -14,7 +14,7 @@ MULTIRUN = "--multirun"
 RERUN = "--experimental-rerun"
 INFO = "--info"
 
-TAKE_A_VALUE = {
+FLAGS_WITH_VALUE = {
     "--cfg": "-c",
     "--package": "-p",
     CONFIG_PATH: "-cp",
@@ -22,7 +22,7 @@ TAKE_A_VALUE = {
     CONFIG_DIR: "-cd",
     RERUN: None,
 }
-TAKE_NONE = {
+FLAGS_WITHOUT_VALUE = {
     "--help": "-h",
     "--hydra-help": None,
     "--version": None,
@@ -31,16 +31,19 @@ TAKE_NONE = {
     MULTIRUN: "-m",
     "--shell-completion": "-sc",
 }
-MAY_TAKE_A_VALUE = {INFO: "-i"}
-KINDS_OF_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
-SHORT = TAKE_A_VALUE | TAKE_NONE | MAY_TAKE_A_VALUE
-"""Each flag's long name -> its short one, or None."""
+FLAGS_WITH_OPTIONAL_VALUE = {INFO: "-i"}
+INFO_VALUES = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+SHORT_NAMES = FLAGS_WITH_VALUE | FLAGS_WITHOUT_VALUE | FLAGS_WITH_OPTIONAL_VALUE
+"""Long name of each flag -> its short name, or None."""
 
 
 @dataclass(frozen=True)
 class Flag:
-    """name: the long one; of a flag that Hydra does not know, as it was typed. value: None where it
-    has none.
+    """A flag on a command line.
+
+    Args:
+        name: its long name; a flag that Hydra does not have keeps the name that was typed.
+        value: None if it has none.
     """
 
     name: str
@@ -48,12 +51,12 @@ class Flag:
 
     @property
     def word(self) -> str:
-        """As one word of a command line, which means the same in any folder."""
+        """The flag as a single argument that means the same in any working directory."""
         return self.name if self.value is None else f"{self.name}={self.value}"
 
 
 def read_flags(arguments: Sequence[str]) -> tuple[list[Flag], list[str]]:
-    """(the flags, all other words)."""
+    """Split a command line into its flags and all other words."""
     flags = []
     words = []
     rest = list(arguments)
@@ -64,53 +67,61 @@ def read_flags(arguments: Sequence[str]) -> tuple[list[Flag], list[str]]:
             continue
         name, equals, value = argument.partition("=")
         name = _long_name(name)
-        if name not in SHORT:
+        if name not in SHORT_NAMES:
             flags.append(Flag(argument))
             continue
         if not equals:
-            value = rest.pop(0) if _takes_next(name, rest) else None
-        flags.append(Flag(name, _lasting(name, value)))
+            value = rest.pop(0) if _next_is_value(name, rest) else None
+        if name in (CONFIG_PATH, CONFIG_DIR) and value:
+            value = _absolute(value)
+        flags.append(Flag(name, value))
     return flags, words
 
 
+def flag_words(flags: Iterable[Flag]) -> list[str]:
+    """Return each flag as a single argument."""
+    return [flag.word for flag in flags]
+
+
 def refuse_rerun(flags: Iterable[Flag]) -> None:
-    """Raises UserError for the flag of Hydra's that sdtrain does not follow."""
+    """Raise UserError for --experimental-rerun, the one flag of Hydra that sdtrain lacks."""
     if any(flag.name == RERUN for flag in flags):
         raise UserError(
             f"{RERUN} reads a pickled configuration, and sdtrain unpickles nothing",
             key=RERUN,
-            remedy="Go on with a run by resume=auto hydra.run.dir=FOLDER.",
+            remedy="Resume a run with resume=auto hydra.run.dir=FOLDER.",
         )
 
 
-def value_of(flags: Iterable[Flag], name: str) -> str | None:
-    """What a flag was given last, as argparse has it; None where it was not given."""
-    found = None
+def flag_value(flags: Iterable[Flag], name: str) -> str | None:
+    """Return the last value of a flag, as argparse does; None if the flag is not there."""
+    value = None
     for flag in flags:
         if flag.name == name:
-            found = flag.value
-    return found
+            value = flag.value
+    return value
 
 
 def _long_name(typed: str) -> str:
-    """A flag may be short, or cut to what no other begins with."""
-    if typed in SHORT:
+    """Return the long name of a flag given by its short name or by an unambiguous prefix."""
+    if typed in SHORT_NAMES:
         return typed
-    for name, short in SHORT.items():
+    for name, short in SHORT_NAMES.items():
         if typed == short:
             return name
-    begun = [name for name in SHORT if typed.startswith("--") and name.startswith(typed)]
-    return begun[0] if len(begun) == 1 and len(typed) > 2 else typed
+    if not typed.startswith("--") or typed == "--":
+        return typed
+    candidates = [name for name in SHORT_NAMES if name.startswith(typed)]
+    return candidates[0] if len(candidates) == 1 else typed
 
 
-def _takes_next(name: str, rest: Sequence[str]) -> bool:
+def _next_is_value(name: str, rest: Sequence[str]) -> bool:
     """Whether the word after a flag is its value."""
-    if not rest or name in TAKE_NONE:
+    if not rest or name in FLAGS_WITHOUT_VALUE:
         return False
-    return name in TAKE_A_VALUE or rest[0] in KINDS_OF_INFO
+    return name in FLAGS_WITH_VALUE or rest[0] in INFO_VALUES
 
 
-def _lasting(name: str, value: str | None) -> str | None:
-    """A folder's whole path: another process may be started in another folder."""
-    is_folder = name in (CONFIG_PATH, CONFIG_DIR) and value and "://" not in value
-    return os.path.abspath(expanded(value)) if is_folder else value
+def _absolute(folder: str) -> str:
+    """Make a folder absolute, because another process may start in another one. URLs stay."""
+    return folder if "://" in folder else os.path.abspath(expand_home(folder))

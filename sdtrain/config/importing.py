@@ -1,4 +1,4 @@
-"""Why a user's class or function could not be imported."""
+"""Say why a user's class or function could not be imported."""
 
 import difflib
 import importlib
@@ -8,40 +8,43 @@ from pathlib import Path
 import hydra
 
 LONGEST = 600  # characters
+SIMILAR = 0.6  # least similarity of a suggested name
 
 
 def import_failure(error: BaseException) -> str:
-    """What the user's module has raised, and the line of it that did.
+    """Return what the user's module raised, and the line that raised it.
 
-    error: Hydra's, which tells it in a cause.
+    error: raised by Hydra, with the exception of the module as its cause.
     """
-    own = error.__cause__ or error
-    while isinstance(own.__context__, AttributeError) and own.__cause__ is None:
-        own = own.__context__  # the module is there, and Hydra took the name for a module's too
-    first = own
+    raised = error.__cause__ or error
+    while isinstance(raised.__context__, AttributeError) and raised.__cause__ is None:
+        # The module exists but lacks the name, and Hydra then tried the name as a module too.
+        raised = raised.__context__
+    first = raised
     while first.__cause__ is not None:
         first = first.__cause__
-    reason = _described(own)
-    if first is not own:
-        reason += f", because of {_described(first)}"
-    return f"{reason[:LONGEST]}{_place_of(first)}"
+    reason = _describe(raised)
+    if first is not raised:
+        reason += f", because of {_describe(first)}"
+    return f"{reason[:LONGEST]}{_location(first)}"
 
 
-def _described(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
+    """Return the type and the message of an exception, with the closest name that exists."""
     message = error.msg if isinstance(error, SyntaxError) else str(error)
-    described = f"{type(error).__name__}: {' '.join(str(message).split())}".rstrip(".: ")
+    description = f"{type(error).__name__}: {' '.join(str(message).split())}".rstrip(".: ")
     if isinstance(error, AttributeError) and error.name is not None:
-        close = difflib.get_close_matches(error.name, dir(error.obj), 1, 0.6)
-        described += f". Did you mean '{close[0]}'?" if close else ""
-    return described
+        close = difflib.get_close_matches(error.name, dir(error.obj), 1, SIMILAR)
+        description += f". Did you mean '{close[0]}'?" if close else ""
+    return description
 
 
-def _place_of(error: BaseException) -> str:
-    """The innermost line of a file that is neither Hydra's nor of the import itself."""
+def _location(error: BaseException) -> str:
+    """Return file and line of the innermost frame outside of Hydra and the import machinery."""
     if isinstance(error, SyntaxError) and error.filename:
         return f" ({error.filename}, line {error.lineno})"
-    searching = tuple(str(Path(module.__file__).parent) for module in (hydra, importlib))
+    machinery = tuple(str(Path(module.__file__).parent) for module in (hydra, importlib))
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not frame.filename.startswith(("<", *searching)):
+        if not frame.filename.startswith(("<", *machinery)):
             return f" ({frame.filename}, line {frame.lineno})"
     return ""

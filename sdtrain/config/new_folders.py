@@ -1,6 +1,4 @@
-"""Which folders Hydra makes for a run, so that one that is refused leaves those alone that were
-there before.
-"""
+"""Record which folders Hydra creates for a run, so that a refused run removes only those."""
 
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -12,30 +10,31 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from sdtrain.console import global_rank
-from sdtrain.files import missing_folders, removed_if_empty
+from sdtrain.files import missing_folders, remove_if_empty
 
 KEY = "new_folders"
 
 
 class NewFolders(Callback):
-    """Writes them into hydra.runtime, before Hydra makes them."""
+    """Writes the list of missing folders into hydra.runtime, before Hydra creates them."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        with suppress(OmegaConfBaseException, OSError):  # Hydra says so itself
+        with suppress(OmegaConfBaseException, OSError):  # Hydra reports these itself
             folder = Path(OmegaConf.select(config, "hydra.run.dir")).absolute()
             with open_dict(config.hydra.runtime):
-                config.hydra.runtime[KEY] = [str(path) for path in missing_folders(folder)]
+                config.hydra.runtime[KEY] = list(map(str, missing_folders(folder)))
 
 
-def removed_if_unused() -> AbstractContextManager[None]:
-    """Removes those afterwards that Hydra has made for this run, where nothing has been written
-    into them.
+def remove_if_unused() -> AbstractContextManager[None]:
+    """Return a context that finally removes the folders that Hydra created for this run, if they
+    are still empty.
 
-    A configuration of the user's own, without the callback, tells nothing of the folders around;
-    and a rank above 0 that a launcher has started has one that was made for it elsewhere.
+    Only the run folder itself is considered if the list is missing, because a primary configuration
+    of the user's lacks the callback, and on ranks above 0 that a launcher started, where the list
+    belongs to another process.
     """
     runtime = HydraConfig.get().runtime
-    found = runtime.get(KEY)
-    if found is None or global_rank() > 0:
-        found = [runtime.output_dir]
-    return removed_if_empty([Path(path) for path in found])
+    created = runtime.get(KEY)
+    if created is None or global_rank() > 0:
+        created = [runtime.output_dir]
+    return remove_if_empty(map(Path, created))

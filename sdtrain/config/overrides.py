@@ -1,19 +1,20 @@
-"""What a person types to what Hydra reads: values that may hold any character are quoted before
-Hydra parses them.
+"""Convert the arguments that a person types to those that Hydra reads.
+
+Values that may contain any character are quoted before Hydra parses them.
 """
 
 import re
 from collections.abc import Iterable, Sequence
 
-from sdtrain.config.flags import MULTIRUN, Flag, read_flags, refuse_rerun
-from sdtrain.config.path_keys import is_path, with_homes
+from sdtrain.config.flags import MULTIRUN, Flag, flag_words, read_flags, refuse_rerun
+from sdtrain.config.path_keys import expand_homes, is_path
 
 FREE_TEXT = {"prompt", "negative_prompt", "name", "logger.notes", "hydra.launcher.prefix"}
-"""Keys of text, beside those of paths."""
+"""Keys that hold text, in addition to the keys of paths."""
 TABLES = ("schedule.betas", "schedule.alphas_cumprod")
-"""Keys that take a file or a list."""
+"""Keys that hold the name of a file or a list."""
 GROUP_OF_KEY = {"metrics": "metric"}
-"""Keys that a user sets like a value, and the group whose options they choose."""
+"""Keys that a user sets like a value, and the config group whose options they choose."""
 IS_MULTIRUN = re.compile(r"[+]*hydra[.]mode=['\"]?MULTIRUN['\"]?", re.IGNORECASE)
 IS_SWEEP = re.compile(r"[+]*sweep=(?!(null|none)$).*", re.DOTALL)
 QUOTED = re.compile(r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\s*""", re.DOTALL)
@@ -21,100 +22,112 @@ QUOTED_LIST = re.compile(rf"\s*\[({QUOTED.pattern},)*{QUOTED.pattern}\]\s*", re.
 
 
 def quoted(value: str) -> str:
-    """`value` as a Hydra string: nothing in it is read as syntax, not even ${...}."""
-    # A quote, and the backslashes that run into it.
+    """Return `value` as a quoted Hydra string, in which nothing is syntax, not even ${...}."""
+    # Escape quotes, and double the backslashes directly before them.
     value = re.sub(r"(\\*)'", lambda match: match[1] * 2 + r"\'", value)
     value = re.sub(r"(\\+)\Z", lambda match: match[1] * 2, value)
-    # OmegaConf's own escape.
+    # Escape references in OmegaConf's own way.
     value = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", value)
     return f"'{value}'"
 
 
-def text_word(key: str, value: str) -> str:
-    """The word that sets a key of free text to `value`, as a user would type it: quoted only where
-    the text would be taken for something else.
+def text_override(key: str, value: str) -> str:
+    """Return the override that sets a key of free text, as a user would type it.
+
+    The value is quoted only if it would be misread without quotes.
     """
-    is_plain = _quoted_if_text(key, value, is_multirun=False) == quoted(value)
+    is_plain = _quote_free_text(key, value, is_multirun=False) == quoted(value)
     return f"{key}={value if is_plain else quoted(value)}"
 
 
 def is_free_text(key: str) -> bool:
-    """Whether the value of a key is text that may hold any character."""
+    """Whether the value of a key is text that may contain any character."""
     return key in FREE_TEXT or is_path(key) and key not in TABLES
 
 
 def is_table_file(key: str, value: str) -> bool:
-    """Whether a table of betas was given by the name of its file, and not as a list."""
+    """Whether a table of betas is given as the name of a file, and not as a list."""
     is_list = value.lstrip().startswith(("[", "'", '"'))
     return key in TABLES and not is_list
 
 
 def is_sweep(arguments: Sequence[str]) -> bool:
-    """Whether the words ask for several runs."""
+    """Whether the command line starts several runs."""
     flags, words = read_flags(arguments)
-    return _is_multirun(flags, words) or any(IS_SWEEP.fullmatch(word) for word in words)
+    return _is_multirun(flags, words) or _any_matches(IS_SWEEP, words)
 
 
 def _is_multirun(flags: Iterable[Flag], words: Iterable[str]) -> bool:
-    typed = any(flag.name == MULTIRUN for flag in flags)
-    return typed or any(IS_MULTIRUN.fullmatch(word) for word in words)
+    if any(flag.name == MULTIRUN for flag in flags):
+        return True
+    return _any_matches(IS_MULTIRUN, words)
 
 
-def prepared(arguments: list[str], repeatable: str | None = None) -> list[str]:
-    """The command line for Hydra.
+def _any_matches(pattern: re.Pattern, words: Iterable[str]) -> bool:
+    return any(pattern.fullmatch(word) for word in words)
 
-    Flags come first, because argparse wants all overrides in one block, and each in one form. A ~
-    that begins a path is expanded. Free text is quoted, unless it is quoted already or refers to
-    another key by ${...} in a folder name. `repeatable` may be given several times and becomes a
-    list.
+
+def prepare_arguments(arguments: list[str], repeatable: str | None = None) -> list[str]:
+    """Return the command line that Hydra reads.
+
+    * Flags come first, each in one form, because argparse wants all overrides in one block.
+    * A ~ at the beginning of a path is expanded.
+    * Free text is quoted, unless it is quoted already or, in the name of a folder, refers to
+      another key by ${...}.
+    * The values of `repeatable`, a key that may be set several times, become a list.
     """
     flags, words = read_flags(arguments)
     refuse_rerun(flags)
     is_multirun = _is_multirun(flags, words)
-    words = with_homes(words, are_several=is_multirun)
-    once = []
+    words = expand_homes(words, allow_lists=is_multirun)
+    others = []
     repeated = []
     for argument in words:
         key, equals, value = argument.partition("=")
         if equals:
-            value = _quoted_if_text(key.lstrip("+"), value, is_multirun)
+            value = _quote_free_text(key.lstrip("+"), value, is_multirun)
         if equals and key.lstrip("+") == repeatable:
             if value != "null":
                 repeated.append(value)
         else:
-            once.append(f"{key}{equals}{value}")
+            others.append(f"{key}{equals}{value}")
     if repeated:
-        once.append(f"{repeatable}=[{','.join(_list_items(value) for value in repeated)}]")
-    return [flag.word for flag in flags] + once
+        items = ",".join(_list_items(value) for value in repeated)
+        others.append(f"{repeatable}=[{items}]")
+    return flag_words(flags) + others
 
 
-def _quoted_if_text(name: str, value: str, is_multirun: bool) -> str:
-    """The value as Hydra is to see it."""
-    is_text = is_free_text(name) or is_table_file(name, value)
+def _quote_free_text(key: str, value: str, is_multirun: bool) -> str:
+    """Return the value of a key as Hydra should read it."""
+    is_text = is_free_text(key) or is_table_file(key, value)
     if not is_text or value in ("", "null"):
         return value
     if QUOTED.fullmatch(value) or QUOTED_LIST.fullmatch(value):
         return value.strip()
-    is_folder = name.startswith("hydra.")
+    is_folder = key.startswith("hydra.")
     refers_to_a_key = is_folder and "${" in value
     is_list_of_values = is_multirun and not is_folder and "," in value
     return value if refers_to_a_key or is_list_of_values else quoted(value)
 
 
 def _list_items(value: str) -> str:
-    """A value as items of a list: a list without its brackets, nothing as the empty text."""
+    """Return a value as items of a list: a list without its brackets, the empty text as ''."""
     if QUOTED_LIST.fullmatch(value):
         return value.strip()[1:-1]
     return value or "''"
 
 
 def typed_keys(overrides: Iterable[str]) -> set[str]:
-    """The keys and groups that overrides set."""
-    return {override.partition("=")[0].lstrip("+~").partition("@")[0] for override in overrides}
+    """Return the keys and groups that the overrides set."""
+    keys = set()
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("+~")
+        keys.add(key.partition("@")[0])
+    return keys
 
 
 def typed_values(arguments: Iterable[str]) -> dict[str, str]:
-    """{key: value} of the words that set a key, as they were typed."""
+    """Return {key: value} of the arguments that set a key, as they were typed."""
     values = {}
     for argument in arguments:
         key, equals, value = argument.partition("=")
@@ -123,18 +136,20 @@ def typed_values(arguments: Iterable[str]) -> dict[str, str]:
     return values
 
 
-def data_change(argument: str) -> str:
-    """The word that Hydra reads as a new key, for one that changes an argument of a run's data set,
-    as data.path=FOLDER: which there are is known once the run is read.
+def add_data_key(argument: str) -> str:
+    """Let an override of the run's data set, such as data.path=FOLDER, add a new key.
+
+    The keys of the data set are known only after the run is read. Any other argument is returned
+    as it is.
     """
     return f"++{argument}" if argument.startswith("data.") else argument
 
 
-def group_choice(argument: str) -> str:
-    """The word that Hydra reads as a choice of options, for one that names the key.
+def choose_options(argument: str) -> str:
+    """Convert an override of a key to the override of the config group that it stands for.
 
-    metrics=a becomes metric=[a]; any other word is returned as it is. A comma outside of brackets
-    stays, as alternatives to sweep over.
+    metrics=a becomes metric=[a]. A comma outside of brackets separates the values of a sweep and
+    stays. Any other argument is returned as it is.
     """
     key, equals, value = argument.partition("=")
     if not equals or key not in GROUP_OF_KEY:
@@ -147,16 +162,20 @@ def group_choice(argument: str) -> str:
     if "," in value and not is_list:
         return f"{group}={value}"
     names = value[1:-1] if is_list else value
-    once = dict.fromkeys(name.strip() for name in names.split(","))  # Hydra takes none twice
-    return f"{group}=[{','.join(once)}]"
+    unique = dict.fromkeys(name.strip() for name in names.split(","))  # Hydra refuses duplicates
+    return f"{group}=[{','.join(unique)}]"
 
 
-def repeated_choice(word: str) -> tuple[str, str | None]:
-    """(the key, what stands twice in a list of its values, or None)."""
-    key, _, value = word.partition("=")
-    for inside in re.findall(r"\[([^\[\]]*)\]", value):
-        names = [name.strip(" '\"") for name in inside.split(",")]
-        for name in names:
-            if name and names.count(name) > 1:
-                return key.lstrip("+"), name
-    return key.lstrip("+"), None
+def find_repeated_option(override: str) -> tuple[str, str | None]:
+    """Return the key of an override and the item that its list contains twice, or None."""
+    key, _, value = override.partition("=")
+    key = key.lstrip("+")
+    for items in re.findall(r"\[([^\[\]]*)\]", value):
+        seen = set()
+        for item in items.split(","):
+            name = item.strip(" '\"")
+            if name in seen:
+                return key, name
+            if name:
+                seen.add(name)
+    return key, None

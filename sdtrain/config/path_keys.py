@@ -1,12 +1,13 @@
-"""Keys whose value is a path. A ~ at its beginning is somebody's home, as in a shell: in words that
-were typed, which no shell expands after a =, and in yaml files.
+"""Keys that hold a path, and the expansion of a ~ at its beginning to a home folder, as in a shell.
+
+It applies to overrides, because no shell expands a ~ after a =, and to yaml files.
 """
 
 import re
 from collections.abc import Iterable
 from typing import Any
 
-from sdtrain.paths import expanded
+from sdtrain.paths import expand_home
 
 PATH_KEYS = {
     "prompt_file",
@@ -18,52 +19,53 @@ PATH_KEYS = {
     "hydra.run.dir",
     "hydra.sweep.dir",
 }
-PATH_ENDS = (".path", ".font", ".tokenizer")
+PATH_SUFFIXES = (".path", ".font", ".tokenizer")
 
 SEARCH_PATH = "hydra.searchpath"
-"""A list of folders, as [file://FOLDER,FOLDER]."""
+"""A list of folders, such as [file://FOLDER,FOLDER]."""
 
-ONE = re.compile(r"""^(\s*['"]?)(~[^/'"]*)""")
-SEVERAL = re.compile(r"""(?:^|(?<=,))(\s*\[?\s*['"]?(?:file://)?)(~[^/,'"\]]*)""")
-"""Where a ~ begins a path, in quotes or not: the only one, or one of a list."""
+HOME_IN_PATH = re.compile(r"""^(\s*['"]?)(~[^/'"]*)""")
+HOME_IN_LIST = re.compile(r"""(?:^|(?<=,))(\s*\[?\s*['"]?(?:file://)?)(~[^/,'"\]]*)""")
+"""A ~ at the beginning of a path, or of any path in a list; with or without quotes."""
 
 
 def is_path(key: str) -> bool:
     """Whether the value of a key is a path."""
-    return key in PATH_KEYS or key.endswith(PATH_ENDS)
+    return key in PATH_KEYS or key.endswith(PATH_SUFFIXES)
 
 
-def with_homes(words: Iterable[str], *, are_several: bool) -> list[str]:
-    """The words of a command line but its flags, with every ~ that begins a path expanded.
+def expand_homes(words: Iterable[str], *, allow_lists: bool) -> list[str]:
+    """Expand every ~ at the beginning of a path in the words of a command line, without its flags.
 
-    are_several: whether a comma stands between two paths, of a sweep, and not in a path.
+    allow_lists: whether a comma separates two paths, as it does in a sweep, or belongs to the path.
     """
-    found = []
+    expanded_words = []
     for word in words:
         key, equals, value = word.partition("=")
         name = key.lstrip("+")
         if equals and name == SEARCH_PATH:
-            word = f"{key}={_expanded_at(SEVERAL, value)}"
+            word = f"{key}={_expand_matches(HOME_IN_LIST, value)}"
         elif equals and is_path(name):
-            in_list = are_several and not key.startswith("hydra.")
-            word = f"{key}={_expanded_at(SEVERAL if in_list else ONE, value)}"
-        found.append(word)
-    return found
+            is_list = allow_lists and not key.startswith("hydra.")
+            pattern = HOME_IN_LIST if is_list else HOME_IN_PATH
+            word = f"{key}={_expand_matches(pattern, value)}"
+        expanded_words.append(word)
+    return expanded_words
 
 
-def _expanded_at(place: re.Pattern, value: str) -> str:
-    return place.sub(lambda match: f"{match[1]}{expanded(match[2])}", value)
+def _expand_matches(pattern: re.Pattern, value: str) -> str:
+    return pattern.sub(lambda match: f"{match[1]}{expand_home(match[2])}", value)
 
 
-def with_homes_in(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A copy of a configuration with every ~ that begins a path expanded."""
+def expand_homes_in_config(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a copy of a configuration with every ~ at the beginning of a path expanded."""
     copy = {}
     for name, value in node.items():
         key = f"{prefix}{name}"
         if isinstance(value, dict):
-            copy[name] = with_homes_in(value, f"{key}.")
+            copy[name] = expand_homes_in_config(value, f"{key}.")
         elif isinstance(value, str) and is_path(key):
-            copy[name] = expanded(value)
+            copy[name] = expand_home(value)
         else:
             copy[name] = value
     return copy

@@ -1,5 +1,6 @@
-"""The keys of each command, as dataclasses: a configuration is checked as a call of its class.
-Without torch.
+"""The keys of each command, as dataclasses. A configuration is checked as a call of its class.
+
+Needs no torch.
 """
 
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from typing import Literal
 
 from sdtrain.errors import UserError
 
-Accelerator = Literal["auto", "cpu", "gpu"]  # no MPS: it lacks the float64 that times are kept in
+Accelerator = Literal["auto", "cpu", "gpu"]  # no MPS: it lacks float64, which times need
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class FirstStage:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """What `sdtrain` takes. Nodes of type object are built by their own _target_."""
+    """The configuration of `sdtrain`. Nodes of type object are built by their own _target_."""
 
     name: str
     seed: int
@@ -56,8 +57,10 @@ class TrainConfig:
 class CheckpointSettings:
     """checkpoint: when weights are saved.
 
-    every: images seen between checkpoints. keep: the newest that stay. max_failed_saves: saves that
-    may fail in a row before the run ends.
+    Args:
+        every: images seen between two checkpoints.
+        keep: number of newest checkpoints that are kept.
+        max_failed_saves: consecutive saves that may fail before the run ends.
     """
 
     every: int
@@ -65,8 +68,8 @@ class CheckpointSettings:
     max_failed_saves: int
 
     def __post_init__(self) -> None:
-        at_least(self.every, 1, "checkpoint.every")
-        at_least(self.max_failed_saves, 0, "checkpoint.max_failed_saves")
+        check_at_least(self.every, 1, "checkpoint.every")
+        check_at_least(self.max_failed_saves, 0, "checkpoint.max_failed_saves")
         if self.keep < 2:
             raise UserError(
                 "must be at least 2: a damaged checkpoint needs a spare",
@@ -77,9 +80,10 @@ class CheckpointSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class LooksSettings:
-    """looks: what samples and validations may cost.
+    """looks: what sampling and validation during training may cost.
 
-    share: of the run's network evaluations, all looks together; None for no limit.
+    share: largest share of the run's network evaluations that all looks together may use; None for
+    no limit.
     """
 
     share: float | None = 0.05
@@ -93,9 +97,9 @@ class LooksSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerSettings:
-    """trainer: length, device and pace of a run. Budgets and intervals count images.
+    """trainer: length, device and precision of a run. Lengths and intervals are in images.
 
-    deterministic: torch's operations are chosen so that a GPU gives the same bits each time.
+    deterministic: restrict torch to operations that give the same bits each time on a GPU.
     """
 
     max_images: int
@@ -112,34 +116,34 @@ class TrainerSettings:
 
     def __post_init__(self) -> None:
         for name in ("max_images", "devices", "accumulate", "log_every"):
-            at_least(getattr(self, name), 1, f"trainer.{name}")
+            check_at_least(getattr(self, name), 1, f"trainer.{name}")
         if self.max_skipped is not None and self.max_skipped < 0:
             raise UserError(
                 "must be at least 0, or null", key="trainer.max_skipped", value=self.max_skipped
             )
         if self.precision == "16-mixed" and self.max_skipped is None:
-            # The loss scale of 16-mixed overflows now and then; that is how it is found.
+            # The loss scale is found by letting gradients overflow now and then.
             raise UserError(
-                "needs trainer.max_skipped: steps whose scaled gradient overflows are left out",
+                "needs trainer.max_skipped: steps whose scaled gradient overflows are skipped",
                 key="trainer.precision",
                 value=self.precision,
-                remedy="Set trainer.max_skipped, to 1000 say.",
+                remedy="Set trainer.max_skipped, for example to 1000.",
             )
         if self.max_minutes is not None and not self.max_minutes > 0:
             raise UserError(
-                "must be above 0, or null for no limit of time",
+                "must be above 0, or null for no time limit",
                 key="trainer.max_minutes",
                 value=self.max_minutes,
             )
         if self.threads is not None and self.threads < 1:
             raise UserError(
-                "must be at least 1, or null for the machine's number",
+                "must be at least 1, or null for the default of this machine",
                 key="trainer.threads",
                 value=self.threads,
             )
         if not self.gradient_clip > 0:
             raise UserError(
-                "must be above 0; .inf does not clip",
+                "must be above 0, or .inf to disable clipping",
                 key="trainer.gradient_clip",
                 value=self.gradient_clip,
             )
@@ -147,8 +151,10 @@ class TrainerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class DrawingConfig:
-    """What the commands take that draw with a trained model. data: {argument of the run's data set:
-    value} of what differs from the run's own.
+    """Keys that `sdtrain-sample` and `sdtrain-evaluate` have in common.
+
+    data: {argument of the run's data set: value}, for the arguments that should differ from those
+    of the run.
     """
 
     checkpoint: str
@@ -167,7 +173,7 @@ class DrawingConfig:
 
     def __post_init__(self) -> None:
         for name in ("num_images", "steps", "batch_size"):
-            at_least(getattr(self, name), 1, name)
+            check_at_least(getattr(self, name), 1, name)
         for name in ("sampler", "grid", "guidance"):
             if not getattr(self, name):
                 raise UserError(
@@ -177,7 +183,7 @@ class DrawingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig(DrawingConfig):
-    """What `sdtrain-sample` takes."""
+    """The configuration of `sdtrain-sample`."""
 
     prompt: list[str] | str | None
     prompt_file: str | None
@@ -189,7 +195,10 @@ class SampleConfig(DrawingConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(DrawingConfig):
-    """What `sdtrain-evaluate` takes. metrics: {name: node of configs/metric/NAME.yaml}."""
+    """The configuration of `sdtrain-evaluate`.
+
+    metrics: {name: node of configs/metric/NAME.yaml}.
+    """
 
     metrics: dict
     guidance_scale: float | None
@@ -203,19 +212,23 @@ class EvaluateConfig(DrawingConfig):
             )
 
 
-def at_least(value: int, least: int, key: str) -> None:
-    """Raises UserError for a value below `least`."""
+def check_at_least(value: int, least: int, key: str) -> None:
+    """Raise UserError for a value below `least`."""
     if value < least:
         raise UserError(f"must be at least {least}", key=key, value=value)
 
 
-def micro_batch(batch_size: int, world: int, accumulate: int) -> int:
-    """Pictures of one rank's micro-batch. UserError where the global batch cannot be divided so."""
-    size, rest = divmod(batch_size, world * accumulate)
+def micro_batch_size(batch_size: int, world_size: int, accumulate: int) -> int:
+    """Return the number of pictures in a micro-batch of one rank.
+
+    Raises UserError if the global batch cannot be divided evenly.
+    """
+    divisor = world_size * accumulate
+    size, rest = divmod(batch_size, divisor)
     if rest or size == 0:
         raise UserError(
             "is the global batch; it must be a multiple of trainer.devices x trainer.accumulate = "
-            f"{world} x {accumulate}",
+            f"{world_size} x {accumulate}",
             key="data.batch_size",
             value=batch_size,
             remedy="Change data.batch_size.",

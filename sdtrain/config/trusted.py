@@ -1,7 +1,7 @@
-"""What a configuration that was read from a file may build, and what its targets are called today.
+"""What a configuration that was read from a file may build, and how to upgrade an old one.
 
-A checkpoint may come from anybody: its configuration builds sdtrain's own parts only, and packages
-that the user names.
+A checkpoint may come from anybody. Its configuration may therefore build only sdtrain's own parts
+and classes of packages that the user allows.
 """
 
 import inspect
@@ -35,9 +35,9 @@ MOVED = {
     "sdtrain.callbacks.loggers.csv": "sdtrain.training.loggers.local.csv",
     "sdtrain.callbacks.loggers.tensorboard": "sdtrain.training.loggers.local.tensorboard",
 }
-"""Targets as earlier versions wrote them, and what they are called now."""
+"""Path of a target in earlier versions -> its path today."""
 
-TAKEN_ON = {
+ADDED_ARGUMENTS = {
     "sdtrain.data.images.Images": {
         "captions": "all",
         "shuffle_tags": False,
@@ -46,76 +46,85 @@ TAKEN_ON = {
         "upscale": False,
     },
 }
-"""Keys that earlier versions did not know, by target, and what those versions did."""
+"""Target -> {argument that earlier versions lacked: the value that does what they did}."""
 
-REMOVED = {
+REMOVED_ARGUMENTS = {
     "sdtrain.training.callbacks.noise_level_validation.NoiseLevelValidation": ("share",),
 }
-"""Arguments that earlier versions wrote for a target, and that it takes no more."""
+"""Target -> arguments that earlier versions took and that it no longer takes."""
 
 ROOMS = ("schedules", "diffusion", "models", "conditioning", "data", "latent_diffusion")
-"""Rooms of sdtrain whose classes a checkpoint's configuration may build; of `schedules` its
-functions too.
+"""Rooms of sdtrain whose classes a checkpoint's configuration may build; of `schedules` also the
+functions.
 """
 
 
-def renewed(node: Any) -> Any:
-    """A copy of a saved configuration in which every moved target has its present name, every key
-    that was taken on since then what was done without it, and none that it takes no more.
+def upgrade_config(node: Any) -> Any:
+    """Return a copy of a saved configuration as the present version would have written it.
+
+    Moved targets get their present path, missing arguments the value that keeps the earlier
+    behaviour, and removed arguments are dropped.
     """
-    if isinstance(node, dict):
-        copy = {key: renewed(value) for key, value in node.items()}
-        target = copy.get("_target_")
-        if isinstance(target, str):
-            copy["_target_"] = MOVED.get(target, target)
-            copy = TAKEN_ON.get(copy["_target_"], {}) | copy
-            for key in REMOVED.get(copy["_target_"], ()):
-                copy.pop(key, None)
-        return copy
     if isinstance(node, list):
-        return [renewed(value) for value in node]
-    return node
+        return [upgrade_config(value) for value in node]
+    if not isinstance(node, dict):
+        return node
+    copy = {key: upgrade_config(value) for key, value in node.items()}
+    target = copy.get("_target_")
+    if isinstance(target, str):
+        target = MOVED.get(target, target)
+        copy["_target_"] = target
+        copy = ADDED_ARGUMENTS.get(target, {}) | copy
+        for argument in REMOVED_ARGUMENTS.get(target, ()):
+            copy.pop(argument, None)
+    return copy
 
 
-def targets(node: Any) -> Iterator[str]:
-    """Every _target_ in a node and below it."""
+def iterate_targets(node: Any) -> Iterator[str]:
+    """Yield every _target_ in a node and below it."""
     if isinstance(node, dict):
         if "_target_" in node:
             yield str(node["_target_"])
         for value in node.values():
-            yield from targets(value)
+            yield from iterate_targets(value)
     elif isinstance(node, list):
         for value in node:
-            yield from targets(value)
+            yield from iterate_targets(value)
 
 
-def is_ours(target: str) -> bool:
-    """Whether `target` names a class of ROOMS, or a function that makes a schedule: not what they
-    import, such as os.
+def is_part_of_sdtrain(target: str) -> bool:
+    """Whether `target` names a class of ROOMS, or a function of `schedules`.
+
+    False for what these modules import, such as os.
     """
     rooms = tuple(f"sdtrain.{room}." for room in ROOMS)
     if not target.startswith(rooms):
         return False
     try:
-        found = get_object(target)
-    except Exception:  # it names nothing
+        imported = get_object(target)
+    except Exception:  # there is no such object
         return False
-    home = f"{getattr(found, '__module__', '')}."
-    if not home.startswith(rooms):
+    module = f"{getattr(imported, '__module__', '')}."
+    if not module.startswith(rooms):
         return False
-    return inspect.isclass(found) or home.startswith("sdtrain.schedules.")
+    return inspect.isclass(imported) or module.startswith("sdtrain.schedules.")
 
 
 def check_targets(node: Any, allow: Iterable[str]) -> None:
-    """Raises UserError for a target that is neither ours nor of a package in `allow`."""
+    """Raise UserError for a target that is neither a part of sdtrain nor of a package in `allow`.
+
+    `sdtrain` in `allow` has no effect.
+    """
     allowed = set(allow) - {"sdtrain"}
-    for target in targets(node):
+    for target in iterate_targets(node):
         package = target.partition(".")[0]
-        if package in allowed or is_ours(target):
+        if package in allowed or is_part_of_sdtrain(target):
             continue
-        trust = f"If you trust the package, add allow=[{package}]." if package != "sdtrain" else ""
+        remedy = ""
+        if package != "sdtrain":
+            remedy = f"If you trust the package, add allow=[{package}]."
         raise UserError(
             f"The checkpoint wants to build {target}, which is not a part that sdtrain builds",
             key="allow",
-            remedy=trust,
+            remedy=remedy,
         )

@@ -18,7 +18,7 @@ from sdtrain.evaluation.metric import CAPTIONS, REFERENCES, Measurement, Metric
 from sdtrain.evaluation.subject import Subject
 from sdtrain.files import check_writable, write_text
 from sdtrain.runs.layout import CheckpointFolder, EvaluationFolder, SweepFolder
-from sdtrain.runs.manifest import find_checkpoint, published, sha256_of
+from sdtrain.runs.manifest import find_checkpoint, list_checkpoints, sha256_of
 from sdtrain.runs.reader import read_evaluation, sweep_arms
 
 LoadSubject = Callable[[CheckpointFolder], Subject]
@@ -54,7 +54,7 @@ def evaluate(config: EvaluateConfig, load_subject: LoadSubject) -> None:
     failure = None
     for arm in _arms(folder):
         console.print(arm.name, soft_wrap=True)
-        if not published(arm):
+        if not list_checkpoints(arm):
             console.print("no checkpoint: not evaluated")
             continue
         own_output = f"{config.output}/{arm.name}" if config.output else config.output
@@ -65,7 +65,7 @@ def evaluate(config: EvaluateConfig, load_subject: LoadSubject) -> None:
         except UserError as error:  # the other arms may succeed
             console.print(f"not evaluated: {error}", soft_wrap=True)
             if failure is None:
-                failure = error.within(f"{arm.name} could not be evaluated")
+                failure = error.with_prefix(f"{arm.name} could not be evaluated")
     if failure:
         raise failure
 

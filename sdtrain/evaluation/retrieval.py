@@ -5,7 +5,7 @@ from PIL import Image
 from torch import Tensor
 
 from sdtrain import pictures
-from sdtrain.config.schema import at_least
+from sdtrain.config.schema import check_at_least
 from sdtrain.console import warn
 from sdtrain.errors import UserError
 from sdtrain.evaluation.metric import CAPTIONS, REFERENCES, Measurement, Metric, percent
@@ -34,7 +34,7 @@ class Retrieval(Metric):
     higher_is_better = True
 
     def __init__(self, *, max_pictures: int = 20000) -> None:
-        at_least(max_pictures, 1, "metrics.retrieval.max_pictures")
+        check_at_least(max_pictures, 1, "metrics.retrieval.max_pictures")
         self.max_pictures = max_pictures
 
     def check(self, subject: Subject) -> None:

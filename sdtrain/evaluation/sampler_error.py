@@ -1,11 +1,11 @@
 """Measure how far pictures of few steps are from those of many, to choose the number of steps."""
 
-from sdtrain.config.schema import at_least
+from sdtrain.config.schema import check_at_least
 from sdtrain.errors import UserError
 from sdtrain.evaluation.metric import Measurement, Metric, percent
 from sdtrain.evaluation.subject import Subject
 from sdtrain.generation.steps import compare_steps, draws_noise
-from sdtrain.plots import sampler_errors
+from sdtrain.plots import draw_sampler_errors
 
 KEY = "metrics.sampler_error"
 
@@ -24,8 +24,8 @@ class SamplerError(Metric):
     higher_is_better = False
 
     def __init__(self, *, steps: list[int], reference: int = 1000) -> None:
-        at_least(min(steps, default=0), 1, f"{KEY}.steps")
-        at_least(reference, 2, f"{KEY}.reference")
+        check_at_least(min(steps, default=0), 1, f"{KEY}.steps")
+        check_at_least(reference, 2, f"{KEY}.reference")
         self.steps = steps
         self.reference = reference
 
@@ -59,7 +59,7 @@ class SamplerError(Metric):
         comparison = compare_steps(
             subject.model, requests, subject.drawing, subject.image_size, self.steps_of(subject)
         )
-        sheet, curve = sampler_errors(comparison.pictures, comparison.distances, titles)
+        sheet, curve = draw_sampler_errors(comparison.pictures, comparison.distances, titles)
         columns = {"mean": {}, "largest": {}}
         for number, distances in comparison.distances.items():
             columns["mean"][f"{number} steps"] = distances.mean().item()

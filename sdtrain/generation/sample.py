@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sdtrain import pictures
 from sdtrain.conditioning.interface import Conditioner
-from sdtrain.config.reading import as_list
+from sdtrain.config.run_readers import as_list
 from sdtrain.config.schema import SampleConfig
 from sdtrain.console import warn
 from sdtrain.errors import UserError
@@ -73,7 +73,7 @@ def _write_samples(
     for number, (request, image) in enumerate(zip(requests, images, strict=True)):
         path = folder.picture(number, request.seed)
         metadata = _request_metadata(request, conditioner) | settings
-        pictures.write_png(pictures.picture(image), path, metadata)
+        pictures.write_png(pictures.to_image(image), path, metadata)
     # One row for each prompt, unless it would be too long.
     columns = config.num_images if 1 < config.num_images <= 8 else 4
     pictures.write_png(pictures.grid(images, titles, columns), folder.grid, settings)

@@ -6,7 +6,7 @@ from typing import Any
 
 from sdtrain.report.record import MeasuredRun
 from sdtrain.report.section import Section, Table
-from sdtrain.runs.resume import flat_leaves, is_hash
+from sdtrain.runs.resume import flatten_leaves, is_added_by_run
 
 
 def configuration_section(runs: list[MeasuredRun]) -> Section:
@@ -14,7 +14,7 @@ def configuration_section(runs: list[MeasuredRun]) -> Section:
     runs = [run for run in runs if run.config]  # one that has not begun has no configuration
     rows = []
     for key, values in differing_keys(runs).items():
-        if not is_hash(key):
+        if not is_added_by_run(key):
             cells = ["null" if value is None else str(value) for value in values]
             rows.append([key, *shorten_around_difference(cells)])
     table = Table(["key", *(run.name for run in runs)], rows)
@@ -26,7 +26,7 @@ def differing_keys(runs: list[MeasuredRun]) -> dict[str, list[Any]]:
 
     The value is "" for a run without the key.
     """
-    leaves = [flat_leaves(run.config) for run in runs]
+    leaves = [flatten_leaves(run.config) for run in runs]
     keys = {}
     for leaves_of_run in leaves:
         keys |= dict.fromkeys(leaves_of_run)

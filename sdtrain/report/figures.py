@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sdtrain.diffusion.effective_weight import EffectiveWeight
 from sdtrain.evaluation.noise_level_error import BITS, LEVELS, bits_over
-from sdtrain.plots import LOG_SNR, canvas, line_style, rendered
+from sdtrain.plots import LOG_SNR, line_style, new_figure, render
 from sdtrain.report.compare import Arm, Comparison, paired_errors
 from sdtrain.report.record import MeasuredRun
 from sdtrain.report.statistics import confidence_half_width, standard_errors_to_95_percent
@@ -56,7 +56,7 @@ def plot_error_by_level(comparison: Comparison) -> Image.Image:
 
     The error of the best linear denoiser is plotted for reference.
     """
-    figure, (error_axis, difference_axis) = canvas((WIDTH, 1.7 * HEIGHT), rows=2, share_x=True)
+    figure, (error_axis, difference_axis) = new_figure((WIDTH, 1.7 * HEIGHT), rows=2, share_x=True)
     base = comparison.baseline
     result = base.runs_used[0].last_validation.result
     linear = result.linear[: len(base.errors)].mean(0)
@@ -80,7 +80,7 @@ def plot_error_by_level(comparison: Comparison) -> Image.Image:
         title=f"Difference to {legend_label(name)}, 95 % intervals over {comparison.samples}",
     )
     add_legend(figure, error_axis)
-    return rendered(figure)
+    return render(figure)
 
 
 def _plot_difference(axis, arm: Arm, base: Arm, style: dict[str, str]) -> None:
@@ -102,7 +102,7 @@ def plot_learning_curves(comparison: Comparison) -> Image.Image:
     They are of the levels that all arms reach and the pictures that all validations have. The
     error bars are 95 % intervals of the difference to the baseline's run of the same seed.
     """
-    figure, axes = canvas((WIDTH, HEIGHT), columns=2)
+    figure, axes = new_figure((WIDTH, HEIGHT), columns=2)
     count = _common_picture_count(comparison.arms)
     weights = bits_over(comparison.common_levels)
     base_bits = {}
@@ -126,7 +126,7 @@ def plot_learning_curves(comparison: Comparison) -> Image.Image:
     if len(comparison.arms) > 1:
         axes[1].set(title="Bars: 95 % of the difference to the baseline")
     add_legend(figure, axes[0])
-    return rendered(figure)
+    return render(figure)
 
 
 def _common_picture_count(arms: list[Arm]) -> int:
@@ -169,7 +169,7 @@ def _minutes(run: MeasuredRun, bits: dict[int, Tensor]) -> list[float]:
 
 def plot_effective_weights(weights: dict[str, EffectiveWeight]) -> Image.Image:
     """Plot the effective weight of each named objective over log_snr."""
-    figure, axis = canvas((WIDTH, HEIGHT))
+    figure, axis = new_figure((WIDTH, HEIGHT))
     for number, (name, weight) in enumerate(weights.items()):
         style = line_style(number)
         axis.plot(weight.log_snr, weight.weight, label=legend_label(name), linewidth=1.6, **style)
@@ -181,4 +181,4 @@ def plot_effective_weights(weights: dict[str, EffectiveWeight]) -> Image.Image:
         ylim=(1e-4, None),
     )
     add_legend(figure, axis)
-    return rendered(figure)
+    return render(figure)

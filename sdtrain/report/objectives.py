@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from sdtrain.assemble.objective import build_objective
-from sdtrain.config.trusted import is_ours, targets
+from sdtrain.config.trusted import is_part_of_sdtrain, iterate_targets
 from sdtrain.diffusion.effective_weight import ComparedObjective, find_relations
 from sdtrain.errors import UserError
 from sdtrain.report import figures
@@ -53,8 +53,8 @@ def _build_objective(config: dict) -> ComparedObjective:
         if "_target_" not in nodes[group]:
             raise UserError(f"its configuration has no {group}", key=group)
     for group, node in nodes.items():
-        for target in targets(node):
-            if not is_ours(target):
+        for target in iterate_targets(node):
+            if not is_part_of_sdtrain(target):
                 raise UserError(f"{target} is not part of sdtrain", key=group)
     objective = build_objective(nodes)
     return ComparedObjective(objective, nodes["prediction"], nodes["loss"], nodes["noise"])

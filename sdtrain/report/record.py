@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdtrain.config.trusted import renewed
+from sdtrain.config.trusted import upgrade_config
 from sdtrain.evaluation.noise_level_error import LEVELS, NoiseLevelErrors
 from sdtrain.runs.reader import RunRecord
 
@@ -90,14 +90,14 @@ def read_validations(records: Iterable[RunRecord]) -> list[MeasuredRun]:
     """Return each record as a MeasuredRun, with its noise-level validations parsed."""
     runs = []
     for record in records:
-        values = vars(record) | {"config": renewed(record.config)}
+        values = vars(record) | {"config": upgrade_config(record.config)}
         runs.append(MeasuredRun(**values, validations=_usable_validations(record)))
     return runs
 
 
 def _usable_validations(record: RunRecord) -> list[ValidationRecord]:
     usable = []
-    for saved in record.looks:
+    for saved in record.raw_validations:
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, RuntimeError):
             validation = _parse_validation(saved)
             # A validation later than the end of a finished run was left by an earlier process,

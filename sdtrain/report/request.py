@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdtrain.errors import UserError
-from sdtrain.paths import expanded
+from sdtrain.paths import expand_home
 from sdtrain.runs.layout import ReportFolder, SweepFolder
 from sdtrain.runs.reader import RunRecord, find_runs
 
@@ -26,7 +26,7 @@ def read_request(folders: list[Path], baseline: str | None, output: Path | None)
 
     Raises UserError where the folders hold no run, or no run or arm with the baseline's name.
     """
-    folders = [Path(expanded(str(folder))) for folder in folders]
+    folders = [Path(expand_home(str(folder))) for folder in folders]
     runs = find_runs(folders)
     names = {run.name for run in runs} | {without_seed(run.name) for run in runs}
     if baseline is not None and baseline not in names:
@@ -36,7 +36,7 @@ def read_request(folders: list[Path], baseline: str | None, output: Path | None)
             allowed=", ".join(run.name for run in runs),
         )
     if output:
-        report_folder = ReportFolder(Path(expanded(str(output))))
+        report_folder = ReportFolder(Path(expand_home(str(output))))
     else:
         report_folder = SweepFolder(folders[0]).report
     return ReportRequest(runs, baseline, report_folder)

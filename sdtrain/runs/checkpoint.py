@@ -1,10 +1,11 @@
-"""The checkpoint folder: written beside, flushed, renamed; read back only if its manifest agrees
-(runs/manifest.py).
+"""Write and read the folder of a checkpoint.
 
     checkpoints/<images_seen>/  model.safetensors  ema.safetensors  trainer.pt  config.yaml
     manifest.json
 
-Plain tensors and text; trainer.pt is read with weights_only=True, so nothing is ever unpickled.
+It is written under a temporary name, flushed and renamed. It is only read if its files agree with
+its manifest (runs/manifest.py). It holds plain tensors and text; trainer.pt is read with
+weights_only=True, so nothing is ever unpickled.
 """
 
 import errno
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from sdtrain.errors import StorageError
 from sdtrain.files import atomic_folder
-from sdtrain.runs.config import unreadable
+from sdtrain.runs.config import unreadable_error
 from sdtrain.runs.layout import CheckpointFolder
 from sdtrain.runs.manifest import write_manifest
 
@@ -27,9 +28,7 @@ MEBIBYTE = 2**20
 
 
 def snapshot(state):
-    """A copy in the CPU's memory of everything in nested dicts and lists: what is trained on
-    meanwhile does not change it.
-    """
+    """Copy everything in nested dicts and lists to CPU memory, where training cannot change it."""
     if isinstance(state, Tensor):
         return state.detach().to("cpu", copy=True)
     if isinstance(state, dict):
@@ -39,19 +38,19 @@ def snapshot(state):
     return state
 
 
-def size_of(state) -> int:
-    """Bytes of all tensors in nested dicts and lists."""
+def tensor_bytes(state) -> int:
+    """Return the size of all tensors in nested dicts and lists, in bytes."""
     if isinstance(state, Tensor):
         return state.numel() * state.element_size()
     if isinstance(state, dict):
-        return sum(size_of(value) for value in state.values())
+        return sum(map(tensor_bytes, state.values()))
     if isinstance(state, list | tuple):
-        return sum(size_of(value) for value in state)
+        return sum(map(tensor_bytes, state))
     return 0
 
 
-def not_finite(tensors: dict[str, Tensor]) -> str | None:
-    """The name of a tensor that holds NaN or infinity."""
+def find_non_finite(tensors: dict[str, Tensor]) -> str | None:
+    """Return the name of the first tensor that contains NaN or infinity, or None."""
     for name, value in tensors.items():
         if value.is_floating_point() and not bool(value.isfinite().all()):
             return name
@@ -65,22 +64,27 @@ def write_checkpoint(
     trainer: dict,
     config: str,
 ) -> None:
-    """Publishes one checkpoint at `folder`. Raises StorageError where the disk refuses; then
-    nothing of it is left.
+    """Write a checkpoint to `folder`, atomically.
 
-    model and ema: parameters and buffers by name; trainer: plain state for an exact resume; config:
-    the run's yaml.
+    Raises StorageError if it cannot be written; then no part of it remains.
+
+    Args:
+        folder: of the new checkpoint.
+        model: parameters and buffers by name.
+        ema: their moving averages by name, None if there are none.
+        trainer: everything else that an exact resume needs, as plain values and tensors.
+        config: the yaml of the run.
     """
     try:
-        with atomic_folder(folder) as beside:
-            _check_room(beside, size_of([model, ema, trainer]) + MEBIBYTE)
-            files = CheckpointFolder(beside)
+        with atomic_folder(folder) as temporary:
+            _check_free_space(temporary, tensor_bytes([model, ema, trainer]) + MEBIBYTE)
+            files = CheckpointFolder(temporary)
             _save_tensors(model, files.model)
             if ema is not None:
                 _save_tensors(ema, files.ema)
             _save_state(trainer, files.trainer)
             files.config.write_text(config, encoding="utf-8")
-            write_manifest(beside)
+            write_manifest(temporary)
     except (OSError, SafetensorError) as error:
         raise StorageError(
             f"The checkpoint {folder} cannot be written: {error}",
@@ -89,7 +93,8 @@ def write_checkpoint(
         ) from error
 
 
-def _check_room(folder: Path, needed: int) -> None:
+def _check_free_space(folder: Path, needed: int) -> None:
+    """Raise OSError if the disk has less than `needed` bytes free."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         sizes = f"it takes {needed / MEBIBYTE:.0f} MiB and {free / MEBIBYTE:.0f} MiB are free"
@@ -97,7 +102,7 @@ def _check_room(folder: Path, needed: int) -> None:
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Writes each under its name. A tied weight, which has several names, is written for each."""
+    """Save each tensor under its name; a tied weight, which has several names, under each."""
     separate = {}
     storages = set()
     for name, value in tensors.items():
@@ -114,28 +119,32 @@ def _save_state(state: dict, path: Path) -> None:
     try:
         torch.save(state, path)
     except RuntimeError as error:
-        raise OSError(str(error)) from error  # torch's way to say that the disk refuses
+        raise OSError(str(error)) from error  # torch raises RuntimeError if the disk is full
 
 
 def read_trainer(folder: Path) -> dict:
-    """The state in trainer.pt. Raises StorageError where it holds anything but plain values and
-    tensors.
+    """Return the state in trainer.pt.
+
+    Raises StorageError if the file holds anything but plain values and tensors.
     """
     path = CheckpointFolder(folder).trainer
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise unreadable(path, error) from error
+        raise unreadable_error(path, error) from error
 
 
 def read_weights(folder: Path, name: str) -> dict[str, Tensor] | None:
-    """The tensors of model.safetensors or ema.safetensors (name: "model" or "ema"), None if there
-    is no such file.
+    """Return the tensors of model.safetensors or ema.safetensors; None if there is no such file.
 
-    Raises StorageError where it is something else.
+    Raises StorageError if the file is not a safetensors file.
+
+    Args:
+        folder: of the checkpoint.
+        name: "model" or "ema".
     """
     path = getattr(CheckpointFolder(folder), name)
     try:
         return load_file(path) if path.is_file() else None
     except SafetensorError as error:
-        raise unreadable(path, error) from error
+        raise unreadable_error(path, error) from error

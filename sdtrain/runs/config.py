@@ -1,4 +1,4 @@
-"""config.yaml of a run or of a checkpoint, read back as it was saved. Without torch."""
+"""Read the config.yaml of a run or of a checkpoint as it was saved. Needs no torch."""
 
 from pathlib import Path
 
@@ -10,23 +10,24 @@ from sdtrain.errors import StorageError
 
 
 def read_config(path: Path) -> dict:
-    """The configuration in the file, nothing of it resolved. Raises StorageError where it cannot be
-    read or is no plain mapping.
+    """Return the configuration in the file, without resolving references in it.
+
+    Raises StorageError if the file cannot be read or does not hold a mapping.
     """
     try:
         saved = OmegaConf.to_container(OmegaConf.load(path))
     except (YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError) as error:
-        raise unreadable(path, error) from error
+        raise unreadable_error(path, error) from error
     if not isinstance(saved, dict):
-        raise unreadable(path, TypeError("it is a list"))
+        raise unreadable_error(path, TypeError("it is a list"))
     return saved
 
 
-def unreadable(path: Path, error: Exception) -> StorageError:
-    """The file of a run is not what sdtrain writes."""
+def unreadable_error(path: Path, error: Exception) -> StorageError:
+    """Return the error to raise if a file of a run is not what sdtrain writes."""
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
     return StorageError(
-        f"{path} is not what sdtrain writes, and is not read: {reason[:300]}",
+        f"{path} is not a file that sdtrain wrote, and is not read: {reason[:300]}",
         key="checkpoint",
         remedy="Give another checkpoint, or remove this one.",
     )

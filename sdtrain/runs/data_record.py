@@ -1,5 +1,6 @@
-"""data.json of a run: what drawing and measuring need to know of the data, so that the pictures
-themselves are not needed. Without torch.
+"""data.json of a run: what sampling and evaluation need to know about the data.
+
+With it they do not need the pictures themselves. Needs no torch.
 """
 
 import json
@@ -11,18 +12,21 @@ from pydantic import TypeAdapter, ValidationError
 
 from sdtrain.errors import StorageError
 from sdtrain.files import write_text
-from sdtrain.runs.config import unreadable
+from sdtrain.runs.config import unreadable_error
 from sdtrain.runs.layout import RunFolder
 
 
 @dataclass(frozen=True)
 class DataRecord:
-    """What a run remembers of its data.
+    """What a run records about its data.
 
-    image_size: side of the pictures, in pixels. num_classes: of their labels. example_prompts:
-    captions, as varied at the beginning as in the whole; none where the model reads none.
-    working_directory: where the run was started, and its relative paths begin. untrained: labels of
-    which all pictures are held out.
+    Args:
+        image_size: side of the pictures, in pixels.
+        num_classes: number of class labels.
+        example_prompts: captions in random order, so that the first few are as varied as all of
+            them; empty if the model reads no captions.
+        working_directory: where the run was started; its relative paths begin there.
+        untrained: labels whose pictures are all held out for validation.
     """
 
     image_size: int
@@ -32,42 +36,43 @@ class DataRecord:
     untrained: Sequence[int] = ()
 
     def prompts(self, count: int) -> list[str]:
-        """`count` of the example prompts, in turn where there are fewer."""
-        known = self.example_prompts or [""]
-        return [known[i % len(known)] for i in range(count)]
+        """Return `count` of the example prompts, repeated if there are fewer."""
+        prompts = self.example_prompts or [""]
+        return [prompts[i % len(prompts)] for i in range(count)]
 
-    def resolved(self, path: str) -> Path:
-        """A path of the run's configuration, seen from where the run was started."""
+    def resolve_path(self, path: str) -> Path:
+        """Resolve a path of the run's configuration relative to where the run was started."""
         return Path(self.working_directory) / Path(path).expanduser()
 
 
 def write_data_record(run: RunFolder, record: DataRecord) -> None:
-    """Raises OSError."""
+    """Write data.json. Raises OSError."""
     text = json.dumps(asdict(record), indent=1, ensure_ascii=False)
-    # A caption may hold half a surrogate pair, which no UTF-8 can.
+    # A caption may contain a lone surrogate, which UTF-8 cannot encode.
     write_text(run.data_record, text.encode(errors="replace").decode() + "\n")
 
 
 def read_data_record(run: RunFolder) -> DataRecord | None:
-    """None of a run that an earlier version trained. Raises StorageError where the file is none
-    of ours.
+    """Return the record, or None for a run of an earlier version, which has none.
+
+    Raises StorageError if sdtrain did not write the file.
     """
     try:
         text = run.data_record.read_bytes()
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise _unreadable(run, error) from error
+        raise _unreadable_record_error(run, error) from error
     try:
         record = TypeAdapter(DataRecord).validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise _unreadable(run, ValueError(f"{place} {first['msg']}")) from error
+        field = ".".join(str(part) for part in first["loc"])
+        raise _unreadable_record_error(run, ValueError(f"{field} {first['msg']}")) from error
     if record.image_size < 1:
-        raise _unreadable(run, ValueError(f"image_size is {record.image_size}"))
+        raise _unreadable_record_error(run, ValueError(f"image_size is {record.image_size}"))
     return record
 
 
-def _unreadable(run: RunFolder, error: Exception) -> StorageError:
-    return unreadable(run.data_record, error)
+def _unreadable_record_error(run: RunFolder, error: Exception) -> StorageError:
+    return unreadable_error(run.data_record, error)

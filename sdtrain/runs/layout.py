@@ -1,4 +1,4 @@
-"""How the files of a run are called. No other module spells their names."""
+"""The names of all files in the folder of a run. No other module spells them out."""
 
 import re
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ CHECKPOINTS = "checkpoints"
 AUTOENCODER = "autoencoder"
 FIRST_STAGE = "first_stage"
 FIRST_STAGE_AUTOENCODER = f"{FIRST_STAGE}/{AUTOENCODER}"
-"""What a first stage leaves behind, as a path below the run that it was trained for."""
+"""The autoencoder that a first stage saves, as a path below the run that it was trained for."""
 DAMAGED = ".damaged"
-"""Suffix of a checkpoint that was set aside."""
+"""Suffix in the name of a checkpoint that was found damaged."""
 
 
 @dataclass(frozen=True)
@@ -26,62 +26,64 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        """The resolved configuration, yaml."""
+        """The resolved configuration as yaml."""
         return self.path / CONFIG
 
     @property
     def data_record(self) -> Path:
-        """What drawing needs to know of the data: see runs/data_record.py."""
+        """What sampling needs to know about the data: see runs/data_record.py."""
         return self.path / "data.json"
 
     @property
     def status(self) -> Path:
-        """State, process, images seen, exit code: see runs/status.py."""
+        """State, process id, images seen and exit code: see runs/status.py."""
         return self.path / "status.json"
 
     @property
     def metrics(self) -> Path:
-        """A line of JSON for each set of logged numbers, by images seen."""
+        """The logged numbers, one line of JSON for each time that they are logged."""
         return self.path / "metrics.jsonl"
 
     @property
     def samples(self) -> Path:
-        """Grids, strips and single pictures drawn while training."""
+        """Grids, strips and single pictures drawn during training."""
         return self.path / "samples"
 
     def sample(self, kind: str, images_seen: int | str) -> Path:
-        """A picture drawn at some point of the run; "*" for a pattern of all.
+        """A picture drawn during training.
 
-        kind: "grid", "strip", ...
+        Args:
+            kind: "grid", "strip", ...
+            images_seen: when it was drawn; "*" gives a glob pattern for all of them.
         """
-        seen = f"{images_seen:09d}" if isinstance(images_seen, int) else images_seen
-        return self.samples / f"{kind}-{seen}.png"
+        suffix = f"{images_seen:09d}" if isinstance(images_seen, int) else images_seen
+        return self.samples / f"{kind}-{suffix}.png"
 
     def pictures(self, images_seen: int | str) -> Path:
-        """Single pictures side by side in their own pixels; "*" for a pattern of all."""
+        """Single pictures side by side at their own resolution; "*" as in `sample`."""
         return self.sample("pictures", images_seen)
 
     @property
     def forward_row(self) -> Path:
-        """Forward diffusion of one training picture, drawn once."""
+        """The forward diffusion of one training picture, drawn once."""
         return self.samples / "forward.png"
 
     @property
     def validation(self) -> Path:
-        """Records and plots of the noise-level validation."""
+        """The records and plots of the noise-level validation."""
         return self.path / "validation"
 
     def validation_record(self, images_seen: int) -> Path:
-        """The error of every held-out picture at every noise level."""
+        """The error of every validation picture at every noise level."""
         return self.validation / f"{images_seen:012d}.json"
 
     def validation_plot(self, images_seen: int) -> Path:
-        """The same as curves, of the mean over the pictures."""
+        """A plot of these errors, averaged over the pictures."""
         return self.validation_record(images_seen).with_suffix(".png")
 
     @property
     def evaluation(self) -> "EvaluationFolder":
-        """Where sdtrain-evaluate writes unless told otherwise."""
+        """Where sdtrain-evaluate writes by default."""
         return EvaluationFolder(self.path / "evaluation")
 
     @property
@@ -93,48 +95,50 @@ class RunFolder:
 
     @property
     def first_stage(self) -> "RunFolder":
-        """The run that trains this one's autoencoder, where it brings one along."""
+        """The run that trains the autoencoder for this one, if it has a first stage."""
         return RunFolder(self.path / FIRST_STAGE)
 
     @property
     def is_first_stage(self) -> bool:
-        """Whether it lies in the folder of a run, or of a sweep, that goes on by itself."""
+        """Whether this run is the first stage of a run or sweep, which resumes it by itself."""
         return self.path.name == FIRST_STAGE
 
     @property
     def autoencoder(self) -> Path:
-        """The trained autoencoder in diffusers' layout, of a run that trains one."""
+        """The trained autoencoder in the layout of diffusers, if the run trains one."""
         return self.path / AUTOENCODER
 
     @property
     def autoencoder_config(self) -> Path:
-        """Where it is there, so is the whole autoencoder."""
+        """A file of the autoencoder; if it exists, the whole autoencoder does."""
         return self.autoencoder / "config.json"
 
-    def kept(self, part: str, argument: str) -> Path:
-        """Copies of the files that an argument of a part of the model names, see
-        assemble/kept_files.py. part: "conditioner", ...
+    def kept_files(self, part: str, argument: str) -> Path:
+        """Copies of the files that an argument of a part of the model names: see
+        assemble/kept_files.py.
+
+        part: "conditioner", ...
         """
         return self.path / "parts" / part / argument
 
     @property
     def csv(self) -> Path:
-        """Of logger=csv."""
+        """The files of logger=csv."""
         return self.path / "csv"
 
     @property
     def tensorboard(self) -> Path:
-        """Event files, of logger=tensorboard."""
+        """The event files of logger=tensorboard."""
         return self.path / "tensorboard"
 
     @property
     def wandb(self) -> Path:
-        """What wandb keeps of the run, and what waits for an upload."""
+        """The local files of wandb, including those that still have to be uploaded."""
         return self.path / "wandb"
 
     @property
     def wandb_id(self) -> Path:
-        """wandb's id of the run, under which a resumed one goes on."""
+        """The id of the run in wandb, which a resumed run keeps."""
         return self.wandb / "id"
 
     @property
@@ -143,32 +147,35 @@ class RunFolder:
 
     @property
     def trained_by(self) -> Path:
-        """The name of the arm whose weights this one was given, of arms that differ in sampling."""
+        """The name of the arm whose weights this one copied, if they differ only in sampling."""
         return self.path / "trained_by.txt"
 
     @property
     def output(self) -> Path:
-        """What an arm of a sweep has printed."""
+        """The output of the process of a sweep's arm."""
         return self.path / "output.txt"
 
     def error_log(self, rank: int = 0) -> Path:
-        """Its first line is the paragraph that was printed, the traceback follows."""
+        """The paragraph that was printed when the run failed, then the traceback."""
         return self.path / (f"error-rank-{rank}.log" if rank else "error.log")
 
     def stack(self, rank: int | str) -> Path:
-        """Where the stacks of a rank that hangs are written; "*" for a pattern of all."""
+        """The stack traces of a rank that hangs; "*" gives a glob pattern for all ranks."""
         return self.path / f"stuck-rank-{rank}.txt"
 
 
 def images_seen_of(path: Path) -> int | None:
-    """The images seen in the name of a file under samples/ or validation/: grid-000000064.png."""
+    """Return the images seen in the name of a file under samples/ or validation/.
+
+    For example 64 for grid-000000064.png; None for any other name.
+    """
     match = re.fullmatch(r"(?:[a-z_]+-)?(\d{9,})[.](?:json|png)", path.name)
     return int(match[1]) if match else None
 
 
 @dataclass(frozen=True)
 class CheckpointFolder:
-    """checkpoints/<images_seen>/ of a run."""
+    """The folder checkpoints/<images_seen>/ of a run."""
 
     path: Path
 
@@ -190,12 +197,12 @@ class CheckpointFolder:
 
     @property
     def manifest(self) -> Path:
-        """Size and sha256 of the other files."""
+        """The size and SHA-256 of each of the other files."""
         return self.path / "manifest.json"
 
     @property
     def images_seen(self) -> int:
-        """By the run, when it was saved."""
+        """The images that the run had seen when this was saved."""
         return int(self.path.name)
 
     @property
@@ -205,7 +212,7 @@ class CheckpointFolder:
 
 @dataclass(frozen=True)
 class EvaluationFolder:
-    """What sdtrain-evaluate leaves behind."""
+    """The folder that sdtrain-evaluate writes."""
 
     path: Path
 
@@ -214,45 +221,50 @@ class EvaluationFolder:
         return self.path / "evaluation.json"
 
     def picture(self, metric: str, name: str = "") -> Path:
-        """METRIC.png, or METRIC-NAME.png of a metric that draws several."""
+        """METRIC.png, or METRIC-NAME.png for a metric that draws several pictures."""
         return self.path / (f"{metric}-{name}.png" if name else f"{metric}.png")
 
 
 @dataclass(frozen=True)
 class PictureFolder:
-    """What sdtrain-sample leaves behind."""
+    """The folder that sdtrain-sample writes."""
 
     path: Path
 
     @property
     def grid(self) -> Path:
-        """All pictures in one, captioned."""
+        """A grid of all pictures with their captions."""
         return self.path / "grid.png"
 
     def picture(self, number: int, seed: int) -> Path:
-        """number: its place among the pictures of one call, from 0."""
+        """One picture.
+
+        number: its index among the pictures of one call, from 0.
+        """
         return self.path / f"{number:05d}-seed{seed}.png"
 
 
 @dataclass(frozen=True)
 class SweepFolder:
-    """The folder of a sweep; its arms are runs in it."""
+    """The folder of a sweep. Each arm is a run in it."""
 
     path: Path
 
     @property
     def record(self) -> Path:
-        """The words of the sweep and the names of its arms: see sweep/record.py."""
+        """The command line of the sweep and the names of its arms: see sweep/record.py."""
         return self.path / "sweep.json"
 
     @property
     def arm_configs(self) -> str:
-        """A pattern below the folder: the configurations of all that lies in it."""
+        """A glob pattern, relative to the folder, for the configurations of its runs."""
         return f"*/{CONFIG}"
 
     @property
     def hydra_record(self) -> Path:
-        """Hydra's own record, which is removed: it holds what an arm's config.yaml hides."""
+        """Hydra's own record. It is removed, because it holds secrets that an arm's config.yaml
+        hides.
+        """
         return self.path / "multirun.yaml"
 
     def arm(self, name: str) -> RunFolder:
@@ -260,29 +272,29 @@ class SweepFolder:
 
     @property
     def first_stage(self) -> RunFolder:
-        """The run that trains the autoencoder of all arms."""
+        """The run that trains the autoencoder that all arms share."""
         return RunFolder(self.path).first_stage
 
     @property
     def report(self) -> "ReportFolder":
-        """Where sdtrain-report writes unless told otherwise."""
+        """Where sdtrain-report writes by default."""
         return ReportFolder(self.path / "report")
 
 
 @dataclass(frozen=True)
 class ReportFolder:
-    """What sdtrain-report leaves behind."""
+    """The folder that sdtrain-report writes."""
 
     path: Path
 
     @property
     def page(self) -> Path:
-        """One page that needs nothing beside it."""
+        """A self-contained page."""
         return self.path / "report.html"
 
     @property
     def text(self) -> Path:
-        """The same as Markdown, with its pictures beside it."""
+        """The same as Markdown, with its pictures in separate files."""
         return self.path / "report.md"
 
     def picture(self, name: str) -> Path:

@@ -1,4 +1,6 @@
-"""One run per folder: a lock that ends with its process, however that ends."""
+"""The lock of a run folder, so that only one run uses it. It ends with the process that holds it,
+however the process ends.
+"""
 
 import contextlib
 import errno
@@ -13,12 +15,12 @@ from typing import TextIO
 
 from sdtrain.console import global_rank
 from sdtrain.errors import StorageError, UserError
-from sdtrain.files import removed_if_empty, restore_replaced
+from sdtrain.files import remove_if_empty, restore_replaced
 from sdtrain.runs.layout import RunFolder
 
 
 class _HeldError(Exception):
-    """Another process has the lock. holder: the line it has left in the file."""
+    """Another process holds the lock. holder: the line that it wrote into the file."""
 
     def __init__(self, holder: str) -> None:
         super().__init__(holder)
@@ -26,15 +28,15 @@ class _HeldError(Exception):
 
 
 class FolderHeldError(UserError):
-    """A run or a sweep is under way in the folder."""
+    """A run or a sweep is running in the folder."""
 
 
 class _NoLocksError(Exception):
-    """The file could be opened, and its file system refuses to lock it."""
+    """The file could be opened, but its file system does not support locks."""
 
 
-def left_behind(folder: Path) -> bool:
-    """Whether a process held the folder's lock, and has ended without removing it."""
+def has_stale_lock(folder: Path) -> bool:
+    """Whether a process held the folder's lock and ended without removing the file."""
     with contextlib.suppress(OSError), open(RunFolder(folder).lock, "r+", encoding="utf-8") as file:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
@@ -42,36 +44,40 @@ def left_behind(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def only_run(
-    folder: Path, report: Callable[[str], None], key: str = "hydra.run.dir"
+def hold_lock(
+    folder: Path, warn: Callable[[str], None], key: str = "hydra.run.dir"
 ) -> Iterator[None]:
-    """Holds the lock of a run's folder, or a sweep's. A dead run's lock is free, and a checkpoint
-    that it was about to replace has its name back.
+    """Hold the lock of the folder of a run or a sweep within the block.
 
-    Raises FolderHeldError where another process has it, which it names; StorageError where the
-    folder cannot be written.
+    The lock of a dead process is free. If that process died while it replaced a checkpoint, the old
+    checkpoint gets its name back.
 
-    report: takes a line for the user where the file system has no locks: then nothing is held.
-    key: where the folder is configured.
+    Raises FolderHeldError, which names the other process, if that holds the lock, and StorageError
+    if the folder cannot be written.
+
+    Args:
+        folder: of the run or sweep.
+        warn: prints a line; called if the file system has no locks, in which case none is held.
+        key: the key that sets the folder.
     """
     path = RunFolder(folder).lock
     file = None
     try:
-        file = _opened(path)
-        _sign(file)
-        # Before anybody looks for the newest checkpoint.
+        file = _open_and_lock(path)
+        _write_holder(file)
+        # Before anything searches for the newest checkpoint.
         restore_replaced(RunFolder(folder).checkpoints)
     except _HeldError as error:
-        who = error.holder or "another process"
+        holder = error.holder or "another process"
         raise FolderHeldError(
-            f"{folder} belongs to a run that is under way ({who})",
+            f"A run is already running in {folder} ({holder})",
             key=key,
-            remedy=f"Choose another {key}, or wait until it has ended.",
+            remedy=f"Choose another {key}, or wait until that run has ended.",
         ) from None
     except _NoLocksError as error:
-        report(
-            f"The file system of {folder} has no locks ({error}): take care that no second run is "
-            "started in it."
+        warn(
+            f"The file system of {folder} does not support locks ({error}): make sure that no "
+            "second run is started in it."
         )
         path.unlink(missing_ok=True)
     except OSError as error:
@@ -84,19 +90,19 @@ def only_run(
         yield
     finally:
         if file is not None:
-            path.unlink(missing_ok=True)  # before it is free
+            path.unlink(missing_ok=True)  # before the lock is released
             file.close()
 
 
-def _opened(path: Path) -> TextIO:
-    """The locked file at `path`.
+def _open_and_lock(path: Path) -> TextIO:
+    """Open the file at `path` and lock it.
 
-    Raises _HeldError, _NoLocksError, or OSError where it cannot be opened.
+    Raises _HeldError or _NoLocksError, or OSError if the file cannot be opened.
     """
     while True:
         file = open(path, "a+", encoding="utf-8")
         try:
-            # POSIX: not inherited by a loader's workers.
+            # A POSIX lock, because the workers of a data loader do not inherit it.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             file.seek(0)
@@ -105,21 +111,21 @@ def _opened(path: Path) -> TextIO:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise _HeldError(holder) from error
             raise _NoLocksError(error.strerror) from error
-        # A holder that leaves removes its file: what was opened before that has lost its name.
-        if _is_named(file, path):
+        # The previous holder may have removed the file after it was opened here. Then try again.
+        if _is_same_file(file, path):
             return file
         file.close()
 
 
-def _is_named(file: TextIO, path: Path) -> bool:
-    """Whether `path` still leads to the open file."""
+def _is_same_file(file: TextIO, path: Path) -> bool:
+    """Whether `path` still names the open file."""
     with contextlib.suppress(FileNotFoundError):
         return os.fstat(file.fileno()).st_ino == path.stat().st_ino
     return False
 
 
-def _sign(file: TextIO) -> None:
-    """Says whose lock it is."""
+def _write_holder(file: TextIO) -> None:
+    """Write into the file which process holds the lock."""
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}\n")
@@ -127,37 +133,41 @@ def _sign(file: TextIO) -> None:
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path, *, is_of_this_moment: bool) -> Iterator[RunFolder]:
-    """Holds the lock of a run's folder on rank 0, for all ranks of the run.
+def hold_run_folder(folder: Path, *, has_timestamp: bool) -> Iterator[RunFolder]:
+    """Hold the lock of a run's folder; rank 0 does so for all ranks of the run.
 
-    is_of_this_moment: see `hold_folder`.
+    has_timestamp: see `hold_folder`.
     """
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as stack:
         if global_rank() == 0:
-            folder = hold_folder(held, folder, is_of_this_moment=is_of_this_moment)
+            folder = hold_folder(stack, folder, has_timestamp=has_timestamp)
         yield RunFolder(folder)
 
 
 def hold_folder(
-    held: contextlib.ExitStack, folder: Path, *, is_of_this_moment: bool, key: str = "hydra.run.dir"
+    stack: contextlib.ExitStack, folder: Path, *, has_timestamp: bool, key: str = "hydra.run.dir"
 ) -> Path:
-    """Holds the lock of a folder until `held` ends, and returns the folder. Raises as `only_run`
-    does.
+    """Hold the lock of a folder until `stack` is closed, and return the folder. Raises as
+    `hold_lock` does.
 
-    is_of_this_moment: whether its name is the time, so that what lies there has begun in the same
-    second: then it is one beside it, with -2 at the end, or -3. Nothing is left of that where
-    nothing is written into it.
+    Args:
+        stack: to which the lock is added.
+        folder: of the run or sweep.
+        has_timestamp: whether the folder is named by the time of the start. Two runs may start in
+            the same second: if the folder is not empty, one named with -2 (or -3, ...) at the end
+            is held instead. It is removed at the end if nothing was written into it.
+        key: the key that sets the folder.
     """
-    if not is_of_this_moment:
-        held.enter_context(only_run(folder, print, key))
+    if not has_timestamp:
+        stack.enter_context(hold_lock(folder, print, key))
         return folder
     for number in itertools.count(1):
-        place = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
-        place.mkdir(parents=True, exist_ok=True)
-        with contextlib.ExitStack() as trial, contextlib.suppress(FolderHeldError):
-            trial.enter_context(removed_if_empty([place] if number > 1 else []))
-            trial.enter_context(only_run(place, print, key))
-            if all(path == RunFolder(place).lock for path in place.iterdir()):
-                held.push(trial.pop_all())
+        candidate = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        candidate.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as attempt, contextlib.suppress(FolderHeldError):
+            attempt.enter_context(remove_if_empty([candidate] if number > 1 else []))
+            attempt.enter_context(hold_lock(candidate, print, key))
+            if all(path == RunFolder(candidate).lock for path in candidate.iterdir()):
+                stack.push(attempt.pop_all())
                 break
-    return place
+    return candidate

@@ -1,5 +1,6 @@
-"""Which checkpoints of a run are whole: each is held against the sizes and hashes in its manifest.
-Without torch.
+"""Find the intact checkpoints of a run, whose files have the sizes and hashes in the manifest.
+
+Needs no torch.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ from sdtrain.runs.layout import CHECKPOINTS, DAMAGED, CheckpointFolder, RunFolde
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file's bytes, as hex."""
+    """Return the SHA-256 of a file's bytes, as hex."""
     with open(path, "rb") as file:
         if hasattr(hashlib, "file_digest"):
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -20,28 +21,28 @@ def sha256_of(path: Path) -> str:
 
 
 def write_manifest(folder: Path) -> None:
-    """Writes the manifest of the files that are in `folder`. Raises OSError."""
+    """Write the manifest of the files in `folder`. Raises OSError."""
     entries = {}
     for path in sorted(folder.iterdir()):
         entries[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
     CheckpointFolder(folder).manifest.write_text(json.dumps(entries, indent=1) + "\n")
 
 
-def damage(folder: Path) -> str | None:
-    """Why `folder` is no whole checkpoint, or None if it is one."""
+def find_damage(folder: Path) -> str | None:
+    """Return why `folder` is not an intact checkpoint, or None if it is one."""
     checkpoint = CheckpointFolder(folder)
     manifest = checkpoint.manifest.name
-    needed = {checkpoint.model.name, checkpoint.trainer.name, checkpoint.config.name}
+    required = {checkpoint.model.name, checkpoint.trainer.name, checkpoint.config.name}
     try:
         entries = json.loads(checkpoint.manifest.read_text())
-        missing = sorted(needed - set(entries))
+        missing = sorted(required - set(entries))
         if missing:
             return f"{manifest} does not list {missing[0]}"
-        for name, wanted in entries.items():
+        for name, entry in entries.items():
             path = folder / name
             if not path.is_file():
                 return f"{name} is missing"
-            if path.stat().st_size != wanted["bytes"] or sha256_of(path) != wanted["sha256"]:
+            if path.stat().st_size != entry["bytes"] or sha256_of(path) != entry["sha256"]:
                 return f"{name} does not agree with {manifest}"
     except FileNotFoundError:
         return f"it has no {manifest}"
@@ -50,61 +51,60 @@ def damage(folder: Path) -> str | None:
     return None
 
 
-def published(run: Path) -> list[Path]:
-    """The checkpoint folders of a run, oldest first, whole or not."""
+def list_checkpoints(run: Path) -> list[Path]:
+    """Return the checkpoint folders of a run, oldest first, intact or not."""
     folder = RunFolder(run).checkpoints
     if not folder.is_dir():
         return []
-    found = [path for path in folder.iterdir() if path.is_dir() and path.name.isdigit()]
-    return sorted(found, key=lambda path: CheckpointFolder(path).images_seen)
+    checkpoints = [path for path in folder.iterdir() if path.is_dir() and path.name.isdigit()]
+    return sorted(checkpoints, key=lambda path: CheckpointFolder(path).images_seen)
 
 
-def newest_whole(run: Path) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint of a run, and a line for each newer one that was passed over."""
-    passed_over = []
-    for folder in reversed(published(run)):
-        reason = damage(folder)
-        if reason is None:
-            return folder, passed_over
-        passed_over.append(f"{folder} is passed over: {reason}")
-    return None, passed_over
+def newest_intact(run: Path) -> tuple[Path | None, list[str]]:
+    """Return the newest intact checkpoint of a run, and a line about each newer damaged one."""
+    warnings = []
+    for folder in reversed(list_checkpoints(run)):
+        damage = find_damage(folder)
+        if damage is None:
+            return folder, warnings
+        warnings.append(f"{folder} is skipped: {damage}")
+    return None, warnings
 
 
-def set_aside(checkpoints: list[Path]) -> None:
-    """Renames them to NAME.damaged: they no longer count as checkpoints, neither to be found nor to
-    be kept.
-    """
+def mark_damaged(checkpoints: list[Path]) -> None:
+    """Rename the folders to NAME.damaged, so that they no longer count as checkpoints."""
     for folder in checkpoints:
-        aside = folder.with_name(f"{folder.name}{DAMAGED}")
-        shutil.rmtree(aside, ignore_errors=True)
-        folder.rename(aside)
+        renamed = folder.with_name(f"{folder.name}{DAMAGED}")
+        shutil.rmtree(renamed, ignore_errors=True)
+        folder.rename(renamed)
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The whole checkpoint that `path`, a run or a checkpoint, names. Raises UserError for the key
-    checkpoint.
+    """Return the checkpoint at `path`, or the newest intact one of the run at `path`.
+
+    Raises UserError for the key `checkpoint` if there is none or it is damaged.
     """
-    resolved = path.resolve()  # a name from inside the run leads to the run too
+    resolved = path.resolve()  # "." inside a run's folder should name the run too
     is_checkpoint = CheckpointFolder(resolved).manifest.is_file()
     if is_checkpoint or resolved.parent.name == CHECKPOINTS:
-        reason = damage(resolved)
-        if reason:
+        damage = find_damage(resolved)
+        if damage:
             raise UserError(
-                f"is not whole: {reason}",
+                f"is damaged: {damage}",
                 key="checkpoint",
                 value=str(path),
-                remedy="Give another checkpoint, or the run's folder for its newest whole one.",
+                remedy="Give another checkpoint, or the run's folder for its newest intact one.",
             )
         return resolved
-    folder, passed_over = newest_whole(resolved)
+    folder, warnings = newest_intact(resolved)
     if folder is None:
-        reason = f"is no run of sdtrain: {CHECKPOINTS}/ with a checkpoint in it is missing"
-        if passed_over:
-            reason = f"has no whole checkpoint, {passed_over[0]}"
+        problem = f"is not a run of sdtrain: {CHECKPOINTS}/ with a checkpoint in it is missing"
+        if warnings:
+            problem = f"has no intact checkpoint: {warnings[0]}"
         raise UserError(
-            reason,
+            problem,
             key="checkpoint",
             value=str(path),
-            remedy="Give the folder of a run, or of one checkpoint, in checkpoint.",
+            remedy="Set checkpoint to the folder of a run or of one checkpoint.",
         )
     return folder

@@ -1,4 +1,4 @@
-"""status.json: what has become of a run."""
+"""status.json: the state of a run."""
 
 import contextlib
 import json
@@ -14,8 +14,15 @@ State = Literal["running", "finished", "interrupted", "diverged", "failed"]
 
 @dataclass(frozen=True)
 class Status:
-    """state; the process that wrote it; images seen; its exit code, None while it runs; the command
-    it was started by.
+    """The contents of status.json.
+
+    Args:
+        state: of the run.
+        pid: of the process that wrote the file.
+        images_seen: by the run so far.
+        exit_code: of the process, None while it runs.
+        peak_memory_mb: largest memory that the run has used.
+        command: that started the run.
     """
 
     state: State
@@ -27,8 +34,9 @@ class Status:
 
 
 def write_status(run: RunFolder, status: Status) -> None:
-    """Raises StorageError where the disk refuses a beginning or an end. What else ends a run is
-    reported, and not hidden by this.
+    """Write status.json. Raises StorageError if that fails at the start or the end of a run.
+
+    In other states it fails silently, so that it does not hide the error that ended the run.
     """
     try:
         write_text(run.status, json.dumps(asdict(status), indent=1, ensure_ascii=False) + "\n")
@@ -42,12 +50,12 @@ def write_status(run: RunFolder, status: Status) -> None:
 
 
 def read_status(run: RunFolder) -> dict:
-    """What the file holds; nothing where it is missing or no file of ours."""
+    """Return the contents of the file; empty if it is missing or not written by sdtrain."""
     with contextlib.suppress(OSError, ValueError, TypeError):
         return dict(json.loads(run.status.read_text(encoding="utf-8")))
     return {}
 
 
 def is_finished(run: RunFolder) -> bool:
-    """Whether the run has come to its end, and can be read."""
+    """Whether the run has finished and its configuration is there."""
     return read_status(run).get("state") == "finished" and run.config.is_file()

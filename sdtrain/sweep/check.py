@@ -1,47 +1,49 @@
-"""All arms of a sweep are checked before the first starts."""
+"""Check every arm of a sweep completely before the first one starts."""
 
-from sdtrain.config.trusted import renewed
+from sdtrain.config.trusted import upgrade_config
 from sdtrain.errors import StorageError, UserError
 from sdtrain.redaction import redacted
 from sdtrain.runs.config import read_config
 from sdtrain.runs.layout import RunFolder
-from sdtrain.runs.resume import compare_arms, listed
+from sdtrain.runs.resume import compare_arm_configs, format_changes
 from sdtrain.sweep.arms import Arm
-from sdtrain.sweep.draft import SweepDraft, refused_in_arm
+from sdtrain.sweep.precheck import PrecheckedSweep, name_arm_in_errors
 from sdtrain.training.plan import make_plan
 
 
-def check_arms(sweep: SweepDraft) -> list[Arm]:
-    """The arms, ready to start.
+def make_arms(sweep: PrecheckedSweep) -> list[Arm]:
+    """Return the arms, checked and ready to start.
 
-    Raises UserError where one of them would be refused, or would train what another trains.
+    Raises UserError if an arm has an invalid configuration, if its folder holds a different run, or
+    if two arms have the same configuration.
     """
     arms = []
-    for name, draft in sweep.arms.items():
-        with refused_in_arm(name):
-            config = make_plan(draft).config
-        words = [*draft.overrides, *sweep.composition]
-        arms.append(Arm(name, sweep.folder.arm(name), words, config))
+    for name, prechecked in sweep.arms.items():
+        with name_arm_in_errors(name):
+            config = make_plan(prechecked).config
+        arguments = [*prechecked.overrides, *sweep.composition]
+        arms.append(Arm(name, sweep.folder.arm(name), arguments, config))
     for arm in arms:
-        _refuse_another_run(arm)
+        _refuse_different_run(arm)
     _refuse_duplicates(arms)
     return arms
 
 
-def _refuse_another_run(arm: Arm) -> None:
-    changes = changes_since_begun(arm.run, arm.config)
+def _refuse_different_run(arm: Arm) -> None:
+    changes = refused_changes(arm.run, arm.config)
     if changes:
         raise UserError(
-            f"{arm.run.path} holds a run with another configuration ({listed(changes)})",
+            f"{arm.run.path} holds a run with another configuration ({format_changes(changes)})",
             key=next(iter(changes)),
             remedy="Set it back, or choose another hydra.sweep.dir.",
         )
 
 
-def changes_since_begun(run: RunFolder, config: dict) -> dict[str, tuple]:
-    """{key: (old, new)} of what makes `config` another run than the one that lies in the folder.
+def refused_changes(run: RunFolder, config: dict) -> dict[str, tuple]:
+    """Return {key: (old, new)}: what differs between the run in a folder and `config`, apart from
+    what may change when a run is resumed.
 
-    Empty where no run lies there.
+    Empty if the folder holds no run.
     """
     try:
         saved = read_config(run.config)
@@ -50,16 +52,16 @@ def changes_since_begun(run: RunFolder, config: dict) -> dict[str, tuple]:
     allowed = list(config["resume_allow"])
     if config.get("first_stage"):
         allowed.append("model.autoencoder.path")  # the sweep itself sets it
-    return compare_arms(renewed(saved), redacted(config), allowed).refused
+    return compare_arm_configs(upgrade_config(saved), redacted(config), allowed).refused
 
 
 def _refuse_duplicates(arms: list[Arm]) -> None:
-    for place, arm in enumerate(arms):
-        for other in arms[:place]:
-            if other.config == arm.config:
+    for index, arm in enumerate(arms):
+        for earlier in arms[:index]:
+            if earlier.config == arm.config:
                 raise UserError(
-                    f"The arms {other.name} and {arm.name} have the same configuration, "
-                    "and would give the same weights",
+                    f"The arms {earlier.name} and {arm.name} have the same configuration and "
+                    "would end with the same weights",
                     key="hydra.sweeper.params",
                     remedy="Leave one out.",
                 )

@@ -1,6 +1,6 @@
-"""Runs the arms of a sweep, side by side where there are devices for it.
+"""Run the arms of a sweep, in parallel where there are several devices.
 
-Arms that have finished before are left as they are, those that were stopped go on.
+Arms that finished earlier are skipped; arms that were stopped are resumed.
 """
 
 import contextlib
@@ -25,56 +25,65 @@ from sdtrain.runs.reader import find_runs
 from sdtrain.runs.status import is_finished
 from sdtrain.signals import INTERRUPTING, Signals, exit_code_of
 from sdtrain.sweep.arms import Arm
-from sdtrain.sweep.check import check_arms
-from sdtrain.sweep.draft import SweepDraft
-from sdtrain.sweep.places import Places
-from sdtrain.sweep.record import recorded
-from sdtrain.sweep.sharing import hand_over, trained_by
+from sdtrain.sweep.check import make_arms
+from sdtrain.sweep.launcher_settings import LauncherSettings
+from sdtrain.sweep.precheck import PrecheckedSweep
+from sdtrain.sweep.record import record_sweep
+from sdtrain.sweep.shared_training import copy_newest_checkpoint, find_shared_training
 from sdtrain.training.first_stage import first_stage_done, train_first_stage
 
-POLL = 0.05  # seconds between two looks at the processes
+POLL_INTERVAL = 0.05  # seconds
 
 
-def run_sweep(sweep: SweepDraft) -> list[Arm]:
-    """Trains all arms.
+def run_sweep(sweep: PrecheckedSweep) -> list[Arm]:
+    """Train all arms.
 
-    Raises UserError before the first starts, SystemExit where not all of them have finished.
+    Raises UserError before the first one starts, and SystemExit if not all of them finish.
     """
     sweep.folder.path.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(OSError):
         sweep.folder.hydra_record.unlink()
     signals = Signals()
-    with contextlib.ExitStack() as held:
-        moment = sweep.is_of_this_moment
-        place = sweep.folder.path
-        place = hold_folder(held, place, is_of_this_moment=moment, key="hydra.sweep.dir")
-        folder = SweepFolder(place)
+    with contextlib.ExitStack() as stack:
+        path = hold_folder(
+            stack,
+            sweep.folder.path,
+            has_timestamp=sweep.has_timestamp,
+            key="hydra.sweep.dir",
+        )
+        folder = SweepFolder(path)
         sweep = replace(sweep, folder=folder)
-        with recorded(folder, list(sweep.arms)):
-            arms = check_arms(sweep)
-        with received_by(signals):
+        with record_sweep(folder, list(sweep.arms)):
+            arms = make_arms(sweep)
+        with handling_signals(signals):
             share_first_stage(folder, arms, signals)
-            ArmQueue(arms, sweep.places, signals).run()
-    leave_unless_finished(folder, arms, signals)
+            ArmQueue(arms, sweep.launcher, signals).run()
+    summarize(folder, arms, signals)
     return arms
 
 
 @contextlib.contextmanager
-def received_by(signals: Signals) -> Iterator[None]:
-    """Until the block ends, `signals` remembers a signal, on which arms save and leave."""
-    before = {number: signal.getsignal(number) for number in INTERRUPTING}
+def handling_signals(signals: Signals) -> Iterator[None]:
+    """Let `signals` record received signals within the block; restore the handlers afterwards.
+
+    The arms get the signal from ArmQueue, save and exit.
+    """
+    previous = {}
+    for number in INTERRUPTING:
+        previous[number] = signal.getsignal(number)
     signals.install()
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 def share_first_stage(folder: SweepFolder, arms: list[Arm], signals: Signals) -> None:
-    """Trains one autoencoder for all arms that would train the same one.
+    """Train one autoencoder for all arms, if all of them would train the same one.
 
-    With one each, their latents could not be compared. Raises SystemExit where its training fails.
+    If each arm trained its own, their latents could not be compared. Raises SystemExit if the
+    training fails.
     """
     first = arms[0]
     stage = first.config.get("first_stage")
@@ -85,97 +94,116 @@ def share_first_stage(folder: SweepFolder, arms: list[Arm], signals: Signals) ->
             return
     if not first_stage_done(RunFolder(folder.path)):
         print(f"First stage of all arms: sdtrain experiment={stage['experiment']}", flush=True)
-        code = train_first_stage(first.config, first.words, folder.path, signals)
-        if code:
-            raise SystemExit(code)
+        exit_code = train_first_stage(first.config, first.arguments, folder.path, signals)
+        if exit_code:
+            raise SystemExit(exit_code)
     autoencoder = str(folder.first_stage.autoencoder.resolve())
     for arm in arms:
-        arm.words.append(f"model.autoencoder.path={quoted(autoencoder)}")
+        arm.arguments.append(f"model.autoencoder.path={quoted(autoencoder)}")
         arm.config["model"]["autoencoder"]["path"] = autoencoder
 
 
-def device_sets(places: Places, configs: list[dict]) -> list[str | None]:
-    """CUDA_VISIBLE_DEVICES for each arm that may run at once, None where it is left as it is."""
-    if places.devices:
-        return [str(devices) for devices in places.devices][: places.parallel]
-    if places.prefix:
-        return [None] * (places.parallel or len(configs))
-    trainers = [config["trainer"] for config in configs]
-    each = max(trainer["devices"] for trainer in trainers)
-    on_cpu = any(trainer["accelerator"] == "cpu" for trainer in trainers)
-    count = 0 if on_cpu else torch.cuda.device_count() // each
-    all_devices = ",".join(str(number) for number in range(count * each))
+def device_slots(launcher: LauncherSettings, configs: list[dict]) -> list[str | None]:
+    """Return one entry per arm that may run at once: its CUDA_VISIBLE_DEVICES, or None to leave the
+    variable as it is.
+    """
+    if launcher.devices:
+        slots = list(map(str, launcher.devices))
+        return slots[: launcher.parallel]
+    if launcher.prefix:
+        return [None] * (launcher.parallel or len(configs))
+    slots = _divide_devices(configs)
+    if slots:
+        return slots[: launcher.parallel]
+    return [None] * (launcher.parallel or 1)
+
+
+def _divide_devices(configs: list[dict]) -> list[str]:
+    """Divide this machine's GPUs into as many CUDA_VISIBLE_DEVICES as the largest arm allows.
+
+    Empty if an arm trains on the CPU or there are too few GPUs.
+    """
+    per_arm = 1
+    for config in configs:
+        trainer = config["trainer"]
+        if trainer["accelerator"] == "cpu":
+            return []
+        per_arm = max(per_arm, trainer["devices"])
+    count = torch.cuda.device_count() // per_arm
+    all_devices = ",".join(map(str, range(count * per_arm)))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", all_devices).split(",")
-    shares = [",".join(visible[place * each : (place + 1) * each]) for place in range(count)]
-    return shares[: places.parallel] or [None] * (places.parallel or 1)
+    slots = []
+    for slot in range(count):
+        slots.append(",".join(visible[slot * per_arm : (slot + 1) * per_arm]))
+    return slots
 
 
 class ArmQueue:
-    """The arms that wait for a place, and those that run.
+    """The arms that wait for a free device slot, and those that run.
 
     Args:
         arms: in the order in which they start.
-        places: how many run at once, and where.
-        signals: what this process has received. It is handed on once to all that run, and no
-            more are started.
+        launcher: how many run at once, and where.
+        signals: what this process has received. The first signal is forwarded to all running arms
+            once, and no more arms are started.
     """
 
-    def __init__(self, arms: list[Arm], places: Places, signals: Signals) -> None:
-        self.prefix = places.prefix
+    def __init__(self, arms: list[Arm], launcher: LauncherSettings, signals: Signals) -> None:
+        self.prefix = launcher.prefix
         self.signals = signals
-        self.free = device_sets(places, [arm.config for arm in arms])
+        self.free_slots = device_slots(launcher, [arm.config for arm in arms])
         self.waiting = list(arms)
-        self.trained_by = trained_by(arms)
+        self.shared_training = find_shared_training(arms)
         self.running: list[Arm] = []
         self.forwarded = False
 
     def run(self) -> None:
-        """Until all arms have ended."""
-        self._pass_over_finished()
+        """Return when all arms have ended."""
+        self._skip_finished()
         while self.running or self._can_start():
-            while self.free and self._can_start():
+            while self.free_slots and self._can_start():
                 self._start_next()
             self._collect_ended()
             self._forward_signal()
-            time.sleep(POLL)
+            time.sleep(POLL_INTERVAL)
 
     def _can_start(self) -> bool:
         return self._next() is not None and not self.signals.received
 
     def _next(self) -> Arm | None:
-        """The first that waits for no other's training."""
+        """Return the first waiting arm that does not need the training of an unfinished one."""
         for arm in self.waiting:
-            first = self.trained_by.get(arm.name)
+            first = self.shared_training.get(arm.name)
             if first is None or first.exit_code is not None:
                 return arm
         return None
 
-    def _pass_over_finished(self) -> None:
+    def _skip_finished(self) -> None:
         for arm in list(self.waiting):
             if is_finished(arm.run):
                 self.waiting.remove(arm)
                 arm.exit_code = 0
-                print(f"{arm.name}: done before", flush=True)
+                print(f"{arm.name}: finished earlier", flush=True)
 
     def _start_next(self) -> None:
         arm = self._next()
         self.waiting.remove(arm)
-        first = self.trained_by.get(arm.name)
+        first = self.shared_training.get(arm.name)
         if first is not None and first.exit_code:
             arm.exit_code = first.exit_code
-            print(f"{arm.name}: not begun, {first.name} was to train for it", flush=True)
+            print(f"{arm.name}: not started: it needs the weights of {first.name}", flush=True)
             return
-        arm.devices = self.free.pop(0)
+        arm.devices = self.free_slots.pop(0)
         try:
             if first is not None:
-                hand_over(first, arm)
-                print(f"{arm.name}: draws with the weights of {first.name}", flush=True)
+                copy_newest_checkpoint(first, arm)
+                print(f"{arm.name}: samples with the weights of {first.name}", flush=True)
             arm.start(self.prefix)
-        except OSError as error:  # the others go on
+        except OSError as error:  # the other arms continue
             arm.exit_code = StorageError.exit_code
-            self.free.append(arm.devices)
-            place = f"{error.strerror}: {error.filename}"
-            print(f"{arm.name}: cannot start: {place}", flush=True)
+            self.free_slots.append(arm.devices)
+            reason = f"{error.strerror}: {error.filename}"
+            print(f"{arm.name}: cannot start: {reason}", flush=True)
             return
         self.running.append(arm)
 
@@ -184,9 +212,9 @@ class ArmQueue:
             if arm.process.poll() is None:
                 continue
             self.running.remove(arm)
-            self.free.append(arm.devices)
+            self.free_slots.append(arm.devices)
             arm.exit_code = arm.process.returncode
-            print(f"{arm.name}: {_how_it_ended(arm)}", flush=True)
+            print(f"{arm.name}: {_record_end(arm)}", flush=True)
 
     def _forward_signal(self) -> None:
         if self.signals.received and not self.forwarded:
@@ -195,27 +223,27 @@ class ArmQueue:
                 arm.process.send_signal(self.signals.received)
 
 
-def _how_it_ended(arm: Arm) -> str:
-    """One line on an arm whose process has ended.
+def _record_end(arm: Arm) -> str:
+    """Return one line on how an arm's process ended.
 
-    The exit code becomes 1 where the command has ended before the run.
+    Sets the exit code to 1 if the command succeeded although the run has not finished.
     """
     seconds = f"{time.monotonic() - arm.started:.0f} s"
     if arm.exit_code:
-        return f"left with {arm.exit_code} after {seconds}: {arm.failure_reason()}"
-    if not is_finished(arm.run):  # what was seen is the prefix's own exit code
+        return f"exited with {arm.exit_code} after {seconds}: {arm.failure_reason()}"
+    if not is_finished(arm.run):  # the exit code 0 came from the prefix, not from sdtrain
         arm.exit_code = 1
         return (
-            f"not finished after {seconds}, though its command has ended. "
-            "Give a hydra.launcher.prefix that waits."
+            f"not finished after {seconds}, although its command has ended. "
+            "Set hydra.launcher.prefix to a command that waits for the run."
         )
     return f"finished, {seconds}"
 
 
-def leave_unless_finished(folder: SweepFolder, arms: list[Arm], signals: Signals) -> None:
-    """Prints how the sweep has ended, and ranks its arms as sdtrain-report does.
+def summarize(folder: SweepFolder, arms: list[Arm], signals: Signals) -> None:
+    """Print how the sweep ended, with the finished arms ranked as in sdtrain-report.
 
-    Raises SystemExit after a signal, and with the code of the first arm that failed.
+    Raises SystemExit after a signal, and with the exit code of the first failed arm.
     """
     finished = [arm for arm in arms if arm.exit_code == 0]
     failed = [arm for arm in arms if arm.exit_code]
@@ -226,11 +254,11 @@ def leave_unless_finished(folder: SweepFolder, arms: list[Arm], signals: Signals
     count = f"{len(finished)} of {len(arms)} arms are finished"
     print(f"{count}. Compare them with: {command}", flush=True)
     if signals.received:
-        print("Interrupted: the same command goes on.", flush=True)
+        print("Interrupted: the same command resumes the sweep.", flush=True)
         raise SystemExit(exit_code_of(signals.received))
     if failed:
         names = ", ".join(f"{arm.name} ({arm.exit_code})" for arm in failed)
         line = f"Not finished: {names}. The same command tries them again."
         print(line, file=sys.stderr, flush=True)
-        code = failed[0].exit_code
-        raise SystemExit(code if code > 0 else 128 - code)
+        exit_code = failed[0].exit_code
+        raise SystemExit(exit_code if exit_code > 0 else 128 - exit_code)

@@ -1,53 +1,80 @@
-"""What the arms of a sweep are called: by the words in which they differ."""
+"""Names for the arms of a sweep, made of the overrides in which they differ."""
 
 import re
 from collections.abc import Sequence
 
-LONGEST_WITH_WHOLE_KEYS = 80  # characters
-LONGEST = 100  # of what a name may be without a number
+LONGEST_WITH_WHOLE_KEYS = 80  # characters; in longer names, keys are shortened to their last part
+LONGEST = 100  # characters; arms whose names are still longer are numbered
 
-Word = tuple[str, str]
+Override = tuple[str, str]
 """Key and value."""
 
 
-def arm_names(jobs: Sequence[Sequence[str]], first: int = 0) -> list[str]:
-    """A folder's name for each job: the words in which the jobs differ.
+def name_arms(jobs: Sequence[Sequence[str]], first_number: int = 0) -> list[str]:
+    """Return a folder name for each job, made of the overrides in which the jobs differ.
 
-    They are numbered, from `first` on, where the words do not tell them apart or are too long.
+    The jobs are numbered, from `first_number` on, if these overrides are too long or do not tell
+    the jobs apart.
 
     Args:
-        jobs: the words of each arm, KEY=VALUE, in the same order.
+        jobs: the overrides KEY=VALUE of each arm, in the same order for all arms.
+        first_number: number of the first job.
     """
-    pairs = [[_key_and_value(word) for word in job] for job in jobs]
-    differing = _differing_places(pairs)
-    names = [_joined(job, differing) for job in pairs]
+    parsed = [_split_overrides(job) for job in jobs]
+    positions = _differing_positions(parsed)
+    names = _folder_names(parsed, positions)
     if _longest(names) > LONGEST_WITH_WHOLE_KEYS:
-        short = [[(key.rpartition(".")[2], value) for key, value in job] for job in pairs]
-        names = [_joined(job, differing) for job in short]
-    if differing and len(set(names)) == len(names) and _longest(names) <= LONGEST:
+        names = _folder_names(parsed, positions, shorten_keys=True)
+    are_distinct = len(set(names)) == len(names)
+    if positions and are_distinct and _longest(names) <= LONGEST:
         return names
     numbered = []
-    for number, name in enumerate(names, first):
+    for number, name in enumerate(names, first_number):
         numbered.append(f"{number}_{name[:LONGEST_WITH_WHOLE_KEYS]}".rstrip("_"))
     return numbered
 
 
-def _key_and_value(word: str) -> Word:
-    key, _, value = word.lstrip("+").partition("=")
-    return key, value
+def _split_overrides(job: Sequence[str]) -> list[Override]:
+    overrides = []
+    for word in job:
+        key, _, value = word.lstrip("+").partition("=")
+        overrides.append((key, value))
+    return overrides
 
 
-def _differing_places(jobs: list[list[Word]]) -> list[int]:
-    """The places in a job's list of words at which not all jobs say the same."""
-    return [place for place in range(len(jobs[0])) if len({job[place] for job in jobs}) > 1]
+def _differing_positions(jobs: list[list[Override]]) -> list[int]:
+    """Return the positions at which the jobs' lists of overrides are not all equal."""
+    differing = []
+    for position, override in enumerate(jobs[0]):
+        if any(job[position] != override for job in jobs):
+            differing.append(position)
+    return differing
 
 
-def _joined(job: list[Word], places: list[int]) -> str:
-    """KEY=VALUE,KEY=VALUE in characters that every file system and shell takes."""
-    words = [f"{job[place][0]}={job[place][1]}" for place in places]
-    without_quotes = re.sub(r"""['"\[\]]""", "", ",".join(words))
+def _folder_names(
+    jobs: list[list[Override]], positions: list[int], *, shorten_keys: bool = False
+) -> list[str]:
+    """Return the name KEY=VALUE,KEY=VALUE of each job, made of the overrides at `positions`.
+
+    shorten_keys: keep only the last part of each key, so that model.unet.channels becomes channels.
+    """
+    names = []
+    for job in jobs:
+        words = []
+        for position in positions:
+            key, value = job[position]
+            if shorten_keys:
+                key = key.rpartition(".")[2]
+            words.append(f"{key}={value}")
+        names.append(_safe_name(",".join(words)))
+    return names
+
+
+def _safe_name(name: str) -> str:
+    """Replace characters that are not safe in every file system and shell."""
+    without_quotes = re.sub(r"""['"\[\]]""", "", name)
     return re.sub(r"[^\w.,=+-]+", "_", without_quotes)
 
 
 def _longest(names: list[str]) -> int:
-    return max(len(name) for name in names)
+    return max(map(len, names))

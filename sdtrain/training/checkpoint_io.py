@@ -15,15 +15,15 @@ from torch import Tensor
 
 from sdtrain.errors import DivergedError, StorageError
 from sdtrain.runs.checkpoint import (
-    not_finite,
+    find_non_finite,
     read_trainer,
     read_weights,
-    size_of,
     snapshot,
+    tensor_bytes,
     write_checkpoint,
 )
 from sdtrain.runs.layout import CheckpointFolder
-from sdtrain.runs.manifest import damage, published
+from sdtrain.runs.manifest import find_damage, list_checkpoints
 
 RETRY_AFTER = 1.0
 """Seconds between the two attempts of a save."""
@@ -86,7 +86,7 @@ class FolderIO(CheckpointIO):
         self.wait()
         folder = Path(path)
         weights, average, state = split_checkpoint(checkpoint)
-        bad = not_finite(weights) or not_finite(average or {})
+        bad = find_non_finite(weights) or find_non_finite(average or {})
         if bad:
             raise DivergedError(
                 f"{bad} is not finite at {folder.name} images: it is not saved",
@@ -94,7 +94,7 @@ class FolderIO(CheckpointIO):
                 remedy="Lower optimizer.lr, or check the data.",
             )
         parts = (weights, average, state)
-        if self.memory() < 2 * size_of(parts):
+        if self.memory() < 2 * tensor_bytes(parts):
             # Not enough memory for a copy: training waits while the tensors are written.
             self.publish(folder, parts)
             return
@@ -117,7 +117,7 @@ class FolderIO(CheckpointIO):
                 continue
             self.failure = None
             self.failures = 0
-            for old in published(CheckpointFolder(folder).run.path)[: -self.keep]:
+            for old in list_checkpoints(CheckpointFolder(folder).run.path)[: -self.keep]:
                 shutil.rmtree(old, ignore_errors=True)
             return
         self.failures += 1
@@ -148,13 +148,13 @@ class FolderIO(CheckpointIO):
 
     def load_checkpoint(self, path, map_location=None, weights_only=None) -> dict:
         folder = Path(path)
-        reason = damage(folder)
+        reason = find_damage(folder)
         if reason:
             raise StorageError(f"The checkpoint {folder} is not whole: {reason}", key="resume")
         state = read_trainer(folder)
         state["state_dict"] = read_weights(folder, "model")
         average = read_weights(folder, "ema")
-        bad = not_finite(state["state_dict"]) or not_finite(average or {})
+        bad = find_non_finite(state["state_dict"]) or find_non_finite(average or {})
         if bad:
             raise DivergedError(
                 f"{bad} in the checkpoint {folder} is not finite",

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Iterable
 
-from sdtrain.config.overrides import quoted, text_word
+from sdtrain.config.overrides import quoted, text_override
 from sdtrain.errors import UserError
 from sdtrain.paths import PACKAGE
 from sdtrain.runs.layout import RunFolder
@@ -49,7 +49,7 @@ def run_dir_override(run: RunFolder) -> str:
 
 def run_dir_for_shell(run: RunFolder) -> str:
     """Return the override that sets the run's folder, quoted for a shell."""
-    return shlex.quote(text_word("hydra.run.dir", str(run.path)))
+    return shlex.quote(text_override("hydra.run.dir", str(run.path)))
 
 
 def check_arm_digest(config: dict) -> None:

@@ -7,7 +7,7 @@ import lightning.pytorch as L
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from sdtrain.config.schema import micro_batch
+from sdtrain.config.schema import micro_batch_size
 from sdtrain.data.draws import Collate
 from sdtrain.data.order import Stream
 from sdtrain.data.skipped import Skipped
@@ -130,7 +130,7 @@ class DataModule(L.LightningDataModule):
 
     def micro_batch(self, world_size: int) -> int:
         """Return the number of pictures in one rank's micro-batch."""
-        return micro_batch(self.progress.batch_size, world_size, self.accumulate)
+        return micro_batch_size(self.progress.batch_size, world_size, self.accumulate)
 
     def train_dataloader(self) -> DataLoader:
         world_size = self.trainer.world_size if self.trainer else 1

@@ -9,15 +9,20 @@ import subprocess
 from pathlib import Path
 
 from sdtrain.assemble.model import try_networks
-from sdtrain.config.compose import PRIMARY, compose_config, current_composition, where_to_look
-from sdtrain.config.draft import check_draft
+from sdtrain.config.compose import (
+    PRIMARY,
+    compose_config,
+    current_composition_arguments,
+    first_stage_composition,
+)
 from sdtrain.config.flags import read_flags
 from sdtrain.config.launch import is_started_by_launcher
 from sdtrain.config.overrides import quoted
+from sdtrain.config.precheck import precheck_config
 from sdtrain.errors import UserError
 from sdtrain.runs.layout import RunFolder
-from sdtrain.runs.manifest import published
-from sdtrain.runs.start import nothing_to_resume
+from sdtrain.runs.manifest import list_checkpoints
+from sdtrain.runs.start import nothing_to_resume_error
 from sdtrain.signals import INTERRUPTED, Interrupted, Signals, exit_code_of
 from sdtrain.training.child import (
     child_environment,
@@ -54,7 +59,7 @@ def first_stage_words(config: dict, overrides: list[str]) -> list[str]:
     excluded_keys = {"_target_", "batch_size"}
     if data.get("on_error") == "fail":
         excluded_keys.add("max_skipped")  # it would have no effect
-    words = where_to_look(overrides)
+    words = first_stage_composition(overrides)
     words += [f"experiment={stage['experiment']}", "logger=none"]
     words += _section_overrides("data", {key: data[key] for key in data.keys() - excluded_keys})
     words.append(f"data.batch_size={min(RECIPE_BATCH, data['batch_size'])}")
@@ -135,7 +140,7 @@ def check_before_first_stage(plan: Plan, data: PictureData) -> None:
 def estimate_line(plan: Plan, overrides: list[str], data: PictureData) -> str:
     """Return a line with the estimated time of the first stage and of the run after it."""
     flags, words = read_flags(first_stage_words(plan.config, overrides))
-    stage = make_plan(check_draft(compose_config(PRIMARY, words, flags), words))
+    stage = make_plan(precheck_config(compose_config(PRIMARY, words, flags), words))
     first_images = stage.draft.trainer.max_images
     run_images = plan.draft.trainer.max_images
     return estimate(stage, plan, data).line(first_images, run_images)
@@ -150,8 +155,8 @@ def run_first_stage(plan: Plan, data: PictureData, run: Run) -> None:
     config = plan.config
     if not config.get("first_stage") or first_stage_done(run.folder):
         return
-    if config["resume"] == "must" and not published(run.folder.first_stage.path):
-        raise nothing_to_resume(run.folder, "must")
+    if config["resume"] == "must" and not list_checkpoints(run.folder.first_stage.path):
+        raise nothing_to_resume_error(run.folder, "must")
     if is_started_by_launcher():  # every rank would train it
         experiment = config["first_stage"]["experiment"]
         raise UserError(
@@ -161,13 +166,13 @@ def run_first_stage(plan: Plan, data: PictureData, run: Run) -> None:
             "model.autoencoder.path=RUN/autoencoder.",
         )
     run.console.print(f"First stage: sdtrain experiment={config['first_stage']['experiment']}")
-    composition = current_composition()
+    composition = current_composition_arguments()
     run.console.print(estimate_line(plan, composition, data), soft_wrap=True)
     write_config(run.folder, saved_config(plan))
     run.write_status("running")
     code = train_first_stage(config, composition, run.folder.path, run.signals)
     if code:
-        if published(run.folder.first_stage.path):
+        if list_checkpoints(run.folder.first_stage.path):
             run.write_status("failed", code)
         else:
             run.discard()

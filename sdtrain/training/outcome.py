@@ -16,11 +16,11 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from sdtrain.config.boundary import as_user_error
-from sdtrain.console import global_rank, report_failure, write_traceback
+from sdtrain.console import global_rank, print_failure, write_traceback
 from sdtrain.errors import DataError, DivergedError, UserError
 from sdtrain.redaction import redacted
 from sdtrain.runs.layout import FIRST_STAGE, RunFolder
-from sdtrain.runs.manifest import published
+from sdtrain.runs.manifest import list_checkpoints
 from sdtrain.runs.status import State, Status, write_status
 from sdtrain.signals import INTERRUPTED, Interrupted, Signals
 from sdtrain.training.child import run_dir_for_shell
@@ -54,7 +54,7 @@ class Run:
         self.progress = progress
         self.console = console
         self.signals = Signals()
-        self.owns_folder = not published(folder.path)
+        self.owns_folder = not list_checkpoints(folder.path)
         self.has_begun = False
         self.ranks: Ranks | None = None
 
@@ -98,7 +98,7 @@ class Run:
         self.write_status("interrupted" if exit_code in INTERRUPTED else "failed", exit_code)
         message = " ".join(paragraph.split())
         log = write_traceback(self.folder.error_log(global_rank()), message)
-        report_failure(message, log, aloud=self.reports_errors)
+        print_failure(message, log, on_every_rank=self.reports_errors)
         os._exit(exit_code)
 
 
@@ -128,7 +128,7 @@ def outcome_recorded(run: Run) -> Iterator[None]:
         failure = _as_run_error(error, run)
         interrupted = failure.exit_code in INTERRUPTED
         run.write_status("interrupted" if interrupted else "failed", failure.exit_code)
-        failure.aloud = run.reports_errors
+        failure.on_every_rank = run.reports_errors
         _write_log(failure, run.folder.error_log(global_rank()))
         raise failure from error
     finally:
@@ -146,9 +146,9 @@ def _interrupted_line(run: Run) -> str:
     if folder.path.name == FIRST_STAGE:
         what = f"The first stage was interrupted at {seen} images"
         folder = RunFolder(folder.path.parent)
-    elif not published(folder.path) and published(folder.first_stage.path):
+    elif not list_checkpoints(folder.path) and list_checkpoints(folder.first_stage.path):
         what = "Interrupted in the first stage"
-    has_checkpoint = published(folder.path) or published(folder.first_stage.path)
+    has_checkpoint = list_checkpoints(folder.path) or list_checkpoints(folder.first_stage.path)
     if not has_checkpoint:
         saved = "before a checkpoint was written"
     elif run.progress.ended:

@@ -10,7 +10,7 @@ from sdtrain.assemble.drawing import build_drawing
 from sdtrain.assemble.objective import build_schedule, choose_weighting, inline_table
 from sdtrain.config.build import build
 from sdtrain.config.check import Checker
-from sdtrain.config.draft import LOADER_KEYS, Draft
+from sdtrain.config.precheck import LOADER_KEYS, PrecheckedConfig
 from sdtrain.errors import UserError
 from sdtrain.generation.drawing import Drawing
 from sdtrain.training import optimisation
@@ -29,7 +29,7 @@ class Plan:
     autoencoder.
     """
 
-    draft: Draft
+    draft: PrecheckedConfig
     _config: dict = field(repr=False)
     notes: tuple[str, ...]
     drawing: Drawing | None
@@ -51,7 +51,7 @@ class Plan:
         )
 
 
-def make_plan(draft: Draft) -> Plan:
+def make_plan(draft: PrecheckedConfig) -> Plan:
     """Check all that needs torch but neither data nor weights, and return the plan.
 
     Raises UserError before anything is loaded or trained.
@@ -83,11 +83,11 @@ def _check_nodes(config: dict, checker: Checker) -> dict:
             continue
         own = {key: value for key, value in node.items() if key not in LOADER_KEYS}
         loader = {key: node[key] for key in LOADER_KEYS}
-        checked[name] = checker.node(own, name, beside=LOADER_KEYS) | loader
+        checked[name] = checker.node(own, name, other_keys=LOADER_KEYS) | loader
     return checked
 
 
-def _fit_lr_schedule(config: dict, draft: Draft) -> list[str]:
+def _fit_lr_schedule(config: dict, draft: PrecheckedConfig) -> list[str]:
     """Shorten a cosine schedule's warm-up to a tenth of the run in `config`, unless the user typed
     its length.
 
@@ -133,7 +133,7 @@ def _check_drawings(config: dict) -> Drawing:
         try:
             build_drawing(config | {"steps": steps}, schedule)
         except UserError as error:
-            raise error.within("callbacks.samples.sampler_steps") from error
+            raise error.with_prefix("callbacks.samples.sampler_steps") from error
     return build_drawing(config, schedule)
 
 

@@ -7,17 +7,17 @@ from omegaconf import OmegaConf
 
 from sdtrain.assemble.kept_files import SHA256
 from sdtrain.assemble.load import restore_old_defaults
-from sdtrain.config.draft import Draft
-from sdtrain.config.trusted import renewed
+from sdtrain.config.precheck import PrecheckedConfig
+from sdtrain.config.trusted import upgrade_config
 from sdtrain.console import global_rank
 from sdtrain.errors import StorageError, UserError
 from sdtrain.redaction import redacted
 from sdtrain.runs.checkpoint import read_weights
 from sdtrain.runs.config import read_config
 from sdtrain.runs.layout import CheckpointFolder, RunFolder
-from sdtrain.runs.manifest import newest_whole, published, set_aside
-from sdtrain.runs.resume import compare_configs, is_below, listed, may_go_on
-from sdtrain.runs.start import nothing_to_resume
+from sdtrain.runs.manifest import list_checkpoints, mark_damaged, newest_intact
+from sdtrain.runs.resume import compare_configs, format_changes, is_below, may_resume
+from sdtrain.runs.start import nothing_to_resume_error
 from sdtrain.runs.status import read_status
 from sdtrain.training.outcome import Run
 from sdtrain.training.parts import Parts
@@ -35,20 +35,20 @@ def checkpoint_to_resume(run: Run, plan: Plan, parts: Parts, config: str) -> Pat
     resume = plan.draft.resume
     if resume == "never":
         return None
-    checkpoints = published(run.folder.path)
-    newest, damage_lines = newest_whole(run.folder.path)
+    checkpoints = list_checkpoints(run.folder.path)
+    newest, damage_lines = newest_intact(run.folder.path)
     for line in damage_lines:
         run.console.print(line, soft_wrap=True)
     if newest is not None:
         _announce_resume(run, plan, parts, newest, config)
     elif resume == "must" or checkpoints:  # a new run would overwrite the damaged checkpoints
-        raise nothing_to_resume(run.folder, resume)
+        raise nothing_to_resume_error(run.folder, resume)
     else:
         run.console.print("resume=auto: there is nothing to resume, a new run starts.")
     run.take_over()
     if global_rank() == 0:
         last = -1 if newest is None else CheckpointFolder(newest).images_seen
-        set_aside([each for each in checkpoints if CheckpointFolder(each).images_seen > last])
+        mark_damaged([each for each in checkpoints if CheckpointFolder(each).images_seen > last])
     return newest
 
 
@@ -75,7 +75,7 @@ def check_changes(
     Raises UserError if a key that must not differ does and is not in `allowed`, or if the
     checkpoint's weights do not fit the changed model.
     """
-    saved = renewed(read_config(CheckpointFolder(checkpoint).config))
+    saved = upgrade_config(read_config(CheckpointFolder(checkpoint).config))
     if "latent_shift" in config["model"].get("autoencoder", {}):
         restore_old_defaults(saved["model"]["autoencoder"])
     changes = compare_configs(saved, config, allowed)
@@ -92,7 +92,7 @@ def check_changes(
 def _configuration_differs(
     checkpoint: Path, config: dict, refused: dict, allowed: list[str]
 ) -> UserError:
-    differences = listed(refused)
+    differences = format_changes(refused)
     if "data.sha256" in refused:
         has_folder = "path" in config["data"]
         what = "the pictures or captions in data.path" if has_folder else "the emoji of data.font"
@@ -131,7 +131,7 @@ def _shapes(weights: dict[str, torch.Tensor]) -> dict[str, list[int]]:
     return {name: list(tensor.shape) for name, tensor in weights.items()}
 
 
-def newest_unfinished(draft: Draft) -> Path | None:
+def newest_unfinished(draft: PrecheckedConfig) -> Path | None:
     """Return the folder of the newest run under runs/NAME that has a checkpoint, has not finished
     and may be resumed with this configuration.
 
@@ -152,7 +152,7 @@ def newest_unfinished(draft: Draft) -> Path | None:
 
 
 def _has_checkpoint(run: RunFolder) -> bool:
-    return bool(published(run.path) or published(run.first_stage.path))
+    return bool(list_checkpoints(run.path) or list_checkpoints(run.first_stage.path))
 
 
 def _is_resumable(run: RunFolder, config: dict, allowed: list[str]) -> bool:
@@ -160,7 +160,7 @@ def _is_resumable(run: RunFolder, config: dict, allowed: list[str]) -> bool:
     if read_status(run).get("state", "finished") == "finished":
         return False
     try:
-        saved = renewed(read_config(run.config))
+        saved = upgrade_config(read_config(run.config))
     except StorageError:
         return False  # not a configuration that sdtrain has written
-    return may_go_on(saved, config, allowed)
+    return may_resume(saved, config, allowed)

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from sdtrain.assemble.model import build_data
-from sdtrain.config.draft import Draft
+from sdtrain.config.precheck import PrecheckedConfig
 from sdtrain.console import global_rank, warn
 from sdtrain.runs.layout import CheckpointFolder, RunFolder
 from sdtrain.training.callbacks.assembly import build_callbacks
@@ -31,7 +31,7 @@ from sdtrain.training.summary import print_plan, print_result
 from sdtrain.training.trainer import build_strategy, check_devices, make_trainer
 
 
-def train(draft: Draft, run_dir: Path) -> None:
+def train(draft: PrecheckedConfig, run_dir: Path) -> None:
     """Train one run, whose folder the caller has locked.
 
     Raises UserError or Interrupted if it does not finish; once training has begun, status.json

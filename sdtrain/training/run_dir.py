@@ -5,10 +5,10 @@ resume.
 import tempfile
 
 from sdtrain.config.compose import compose_config
-from sdtrain.config.draft import check_draft
 from sdtrain.config.flags import read_flags
-from sdtrain.config.launch import is_started_by_launcher, settled_rank, typed_rank
+from sdtrain.config.launch import is_started_by_launcher, rank_before_config, rank_for_config
 from sdtrain.config.overrides import quoted, typed_values
+from sdtrain.config.precheck import precheck_config
 
 
 def run_dir_overrides(arguments: list[str]) -> list[str]:
@@ -25,13 +25,13 @@ def run_dir_overrides(arguments: list[str]) -> list[str]:
         return []
     folder = None
     if typed.get("resume", "auto" if flags else "never") != "never":
-        draft = check_draft(compose_config("train", words, flags), words)
+        draft = precheck_config(compose_config("train", words, flags), words)
         if draft.resume != "never":
             # Lightning reads the launchers' environment variables when it is imported.
-            settled_rank(draft.trainer.devices, is_one_process=draft.is_one_process)
+            rank_for_config(draft.trainer.devices, is_one_process=draft.is_one_process)
             from sdtrain.training.resume import newest_unfinished
 
             folder = newest_unfinished(draft)
-    if folder is None and is_started_by_launcher() and typed_rank(typed) > 0:
+    if folder is None and is_started_by_launcher() and rank_before_config(typed) > 0:
         folder = tempfile.mkdtemp()
     return [f"hydra.run.dir={quoted(str(folder))}"] if folder else []

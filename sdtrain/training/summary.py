@@ -7,10 +7,10 @@ from rich.console import Console
 from rich.text import Text
 from torch import nn
 
-from sdtrain.config.overrides import text_word
+from sdtrain.config.overrides import text_override
 from sdtrain.latent_diffusion import LatentDiffusion
 from sdtrain.runs.layout import RunFolder
-from sdtrain.runs.manifest import published
+from sdtrain.runs.manifest import list_checkpoints
 from sdtrain.training.callbacks.assembly import CallbackSet
 from sdtrain.training.optimisation import Cosine
 from sdtrain.training.outcome import Run
@@ -78,7 +78,7 @@ def print_result(run: Run, plan: Plan, parts: Parts, callbacks: CallbackSet, lef
             break
     if run.progress.ends_at <= run.progress.images_seen < run.progress.max_images:
         rows.append(("time is up", _ended_early(run.progress, parts)))
-    saved = published(run.folder.path)
+    saved = list_checkpoints(run.folder.path)
     if saved:
         rows.append(("checkpoint", str(saved[-1])))
     command = _next_command(run, plan, parts, averaged=callbacks.ema is not None)
@@ -125,12 +125,12 @@ def _next_command(run: Run, plan: Plan, parts: Parts, averaged: bool) -> str | N
     reads = parts.module.model.conditioner.reads
     if "depth" in reads:
         return None
-    words = ["sdtrain-sample", text_word("checkpoint", str(folder.path))]
+    words = ["sdtrain-sample", text_override("checkpoint", str(folder.path))]
     if "caption" in reads:
-        words.append(text_word("prompt", parts.data.example_prompts(1)[0]))
+        words.append(text_override("prompt", parts.data.example_prompts(1)[0]))
     if "label" in reads:
         names = parts.module.model.conditioner.class_names
-        words.append(text_word("label", names[0]) if names else "label=0")
+        words.append(text_override("label", names[0]) if names else "label=0")
     if not averaged:
         words.append("ema=false")
     return shlex.join([*words, "output=samples"])
@@ -146,10 +146,10 @@ def _diffusion_command(folder: RunFolder, plan: Plan) -> str | None:
     data = plan.config["data"]
     module = data["_target_"].removeprefix("sdtrain.data.").partition(".")[0]
     words = [f"data={module}"] if data["_target_"].startswith("sdtrain.data.") else []
-    words.append(text_word("model.autoencoder.path", str(folder.autoencoder)))
+    words.append(text_override("model.autoencoder.path", str(folder.autoencoder)))
     for key in ("path", "image_size"):
         if key in data:
-            words.append(text_word(f"data.{key}", str(data[key])))
+            words.append(text_override(f"data.{key}", str(data[key])))
     return shlex.join(["sdtrain", *words])
 
 

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from sdtrain.config.build import build
-from sdtrain.config.schema import TrainerSettings, at_least
+from sdtrain.config.schema import TrainerSettings, check_at_least
 from sdtrain.errors import UserError
 from sdtrain.training.checkpoint_io import FolderIO
 from sdtrain.training.stopping import disable_lightning_signals
@@ -34,7 +34,7 @@ def ddp(*, timeout: int, find_unused_parameters: bool = False) -> DDPStrategy:
     timeout: seconds that a step may take, see sdtrain.training.ranks. find_unused_parameters:
     whether each step searches for trained parameters that did not contribute to its loss.
     """
-    at_least(timeout, 1, "strategy.timeout")
+    check_at_least(timeout, 1, "strategy.timeout")
     return DDPStrategy(
         timeout=collectives_limit(timeout),
         gradient_as_bucket_view=True,
@@ -56,7 +56,7 @@ def build_strategy(node: dict) -> str | Strategy:
     if node["_target_"].startswith("sdtrain."):
         return build(node, "strategy")
     timeout = step_timeout(node)
-    at_least(timeout, 1, "strategy.timeout")
+    check_at_least(timeout, 1, "strategy.timeout")
     strategy = build(node, "strategy", timeout=collectives_limit(timeout))
     if isinstance(strategy, Strategy):
         return strategy

@@ -14,7 +14,7 @@ from sdtrain.assemble.load import load
 from sdtrain.errors import StorageError, UserError
 from sdtrain.paths import find_folder
 from sdtrain.runs.layout import CheckpointFolder, RunFolder
-from sdtrain.runs.manifest import find_checkpoint, published
+from sdtrain.runs.manifest import find_checkpoint, list_checkpoints
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def doctored(tiny_run, tmp_path):
     def change(*keys_and_node) -> str:
         *keys, node = keys_and_node
         shutil.copytree(tiny_run, tmp_path / "run", dirs_exist_ok=True)
-        for folder in published(tmp_path / "run"):
+        for folder in list_checkpoints(tmp_path / "run"):
             inner = cfg = yaml.safe_load((folder / "config.yaml").read_text())
             for key in keys[:-1]:
                 inner = inner[key]

@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 from sdtrain.runs.layout import CheckpointFolder
-from sdtrain.runs.manifest import published, write_manifest
+from sdtrain.runs.manifest import list_checkpoints, write_manifest
 
 SMALL = [
     "model/autoencoder=pixels",
@@ -50,7 +50,7 @@ def elsewhere(trained, tmp_path):
     path is relative, as typed, and as earlier versions wrote it.
     """
     folder = shutil.copytree(trained, tmp_path / "elsewhere")
-    for checkpoint in published(folder / "run"):
+    for checkpoint in list_checkpoints(folder / "run"):
         files = CheckpointFolder(checkpoint)
         saved = yaml.safe_load(files.config.read_text())
         saved["data"]["path"] = "pics"

@@ -254,7 +254,7 @@ def test_log_snr_rises_to_the_right(monkeypatch):
     """From noise to data, in both plots over it and in the table, as in the plots of a report."""
     entries = make_entries(read_request(["schedule=cosine"]).combinations)
     figures = []
-    monkeypatch.setattr(plot, "rendered", figures.append)
+    monkeypatch.setattr(plot, "render", figures.append)
     plot.plot_entries(entries)
     over_log_snr = [axes for axes in figures[0].axes if axes.get_xlabel() == LOG_SNR]
     assert len(over_log_snr) == 2

@@ -16,9 +16,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 from reading import unfinished_by
 
-from sdtrain.config.overrides import prepared
+from sdtrain.config.overrides import prepare_arguments
 from sdtrain.paths import find_folder
-from sdtrain.runs.manifest import published
+from sdtrain.runs.manifest import list_checkpoints
 from sdtrain.training import first_stage  # noqa: F401  patched by `before`
 
 PROMPT = """a "large" red star, [on] {blue}: it's 50% = ${x} \\ ok, 星 🎨"""
@@ -81,7 +81,7 @@ def test_any_prompt_works(here, tiny_run, tmp_path):
         "sampler": {"name": "ddim", "eta": 0.0},
         "grid": {"name": "trailing"},
         "guidance": notes(written[-1])["guidance"],
-        "checkpoint": str(published(tiny_run)[-1]),
+        "checkpoint": str(list_checkpoints(tiny_run)[-1]),
         "config_sha256": hashlib.sha256((tiny_run / "config.yaml").read_bytes()).hexdigest(),
     }
     assert notes(written[-1])["guidance"]["name"] == "classifier_free"
@@ -107,7 +107,7 @@ def test_a_run_takes_any_folder_and_name(here, tiny, tmp_path):
     )
     assert result.code == 0, result.err
     (run,) = (tmp_path / "runs" / "a, [b]: 'c' = \"d\" é").iterdir()
-    assert published(run)
+    assert list_checkpoints(run)
     result = here(
         "sdtrain-sample", f"checkpoint={run}", "prompt=a star", *QUICK, f"output={tmp_path}/out"
     )
@@ -465,7 +465,8 @@ def test_a_folder_with_any_letters_reaches_the_first_stage(here, tiny, tmp_path,
     assert result.code == 7
     seen = (tmp_path / "seen").read_text().split("\0")[1:-1]
     words = {
-        o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(prepared(seen))
+        o.key_or_group: o.value()
+        for o in OverridesParser.create().parse_overrides(prepare_arguments(seen))
     }
     assert (
         words["data.path"] == str(folder)

@@ -15,7 +15,7 @@ from sdtrain.conditioning.interface import Conditioner, Inputs
 from sdtrain.errors import UserError
 from sdtrain.runs.checkpoint import read_weights
 from sdtrain.runs.layout import CheckpointFolder
-from sdtrain.runs.manifest import find_checkpoint, published
+from sdtrain.runs.manifest import find_checkpoint, list_checkpoints
 
 CONDITIONER = '''"""Depth beside x_t, and the caption's length as context."""
 
@@ -61,7 +61,7 @@ def test_a_conditioner_of_ones_own_trains_and_draws(here, tiny, tmp_path, own):
     words = [word for word in tiny() if not word.startswith("model.conditioner.")]
     result = here("sdtrain", *words, *own, f"hydra.run.dir={run}")
     assert result.code == 0, result.err
-    weights = read_weights(published(run)[-1], "model")
+    weights = read_weights(list_checkpoints(run)[-1], "model")
     assert weights["unet.net.conv_in.weight"].shape[1] == 4 + 1
     assert "conditioner.token" in weights
     saved = yaml.safe_load((run / "config.yaml").read_text())

@@ -10,7 +10,7 @@ import yaml
 
 from sdtrain.config.check import Checker
 from sdtrain.errors import UserError
-from sdtrain.runs.manifest import published
+from sdtrain.runs.manifest import list_checkpoints
 
 REFUSED = [  # what is typed, and what the paragraph must say
     ("modl=x", ["'modl'", "'model'"]),
@@ -205,7 +205,7 @@ def test_a_network_of_ones_own_trains_and_its_checkpoint_is_drawn_from_on_reques
         "latent_channels": 4,
         "width": 12,
     }
-    assert published(run)
+    assert list_checkpoints(run)
 
     asked = [
         "sdtrain-sample",

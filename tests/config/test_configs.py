@@ -16,16 +16,16 @@ from PIL import Image
 from sdtrain.assemble.drawing import build_drawing
 from sdtrain.assemble.objective import build_objective, build_schedule
 from sdtrain.config.build import build
-from sdtrain.config.check import Checker, target_of
-from sdtrain.config.draft import check_draft
-from sdtrain.config.trusted import targets
+from sdtrain.config.check import Checker, import_target
+from sdtrain.config.precheck import precheck_config
+from sdtrain.config.trusted import iterate_targets
 from sdtrain.data.emoji import find_fonts
 from sdtrain.diffusion.guidance import CONDITIONED, UNCONDITIONED
 from sdtrain.errors import UserError
 from sdtrain.paths import config_dir
 from sdtrain.randomness import KeyedRandom
-from sdtrain.runs.manifest import published
-from sdtrain.runs.resume import flat
+from sdtrain.runs.manifest import list_checkpoints
+from sdtrain.runs.resume import flatten
 from sdtrain.training.plan import make_plan
 
 FILES = sorted(
@@ -118,15 +118,15 @@ def test_the_walk_finds_them():
 @pytest.mark.parametrize("file", FILES)
 def test_every_target_exists(file):
     text = (config_dir() / f"{file}.yaml").read_text()
-    for target in targets(yaml.safe_load(text)):
+    for target in iterate_targets(yaml.safe_load(text)):
         assert target.startswith(("sdtrain.", "torch."))
-        target_of({"_target_": target}, file)
+        import_target({"_target_": target}, file)
 
 
 @pytest.mark.parametrize("option", [*LONG, *ELSEWHERE])  # the others are checked as they run
 def test_the_options_that_run_elsewhere_pass_the_check(option, composed, pictures):
     words = choice(option, pictures)
-    plan = make_plan(check_draft(composed(*words), words))
+    plan = make_plan(precheck_config(composed(*words), words))
     assert plan.notes == ()
 
 
@@ -140,7 +140,7 @@ def finishes(run, words, folder) -> None:
     )
     assert result.code == 0, result.err
     assert json.loads((folder / "status.json").read_text())["state"] == "finished"
-    assert [checkpoint.name for checkpoint in published(folder)] == ["000000000016"]
+    assert [checkpoint.name for checkpoint in list_checkpoints(folder)] == ["000000000016"]
 
 
 @pytest.mark.slow
@@ -276,7 +276,7 @@ CHANGED = {
 }
 
 
-def left_behind(run) -> dict[str, str]:
+def has_stale_lock(run) -> dict[str, str]:
     """What a run leaves behind, without clocks: name -> digest."""
     left = {}
     for path in sorted(run.rglob("*")):
@@ -297,7 +297,7 @@ def left_behind(run) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_every_key_has_an_effect(here, tiny, composed, tmp_path):
-    cfg = dict(flat(composed(*tiny())))
+    cfg = dict(flatten(composed(*tiny())))
     leaves = [
         key
         for key, value in cfg.items()
@@ -312,7 +312,7 @@ def test_every_key_has_an_effect(here, tiny, composed, tmp_path):
     def digest(name, *words):
         result = here("sdtrain", *tiny(*words), f"hydra.run.dir={tmp_path}/{name}")
         assert result.code == 0, (name, result.err)
-        return left_behind(tmp_path / name)
+        return has_stale_lock(tmp_path / name)
 
     straight = digest("straight")
     assert digest("again") == straight  # the twin: with nothing changed nothing changes

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from sdtrain.config.draft import check_draft
+from sdtrain.config.precheck import precheck_config
 from sdtrain.errors import UserError
 from sdtrain.training.plan import make_plan
 
@@ -83,7 +83,7 @@ def test_a_draft_and_a_plan_never_change(composed):
     words = ["data=images", "data.path=x", "weighting=edm", "schedule=cosine"]
     cfg = composed(*words)
     before = copy.deepcopy(cfg)
-    draft = check_draft(cfg, words)
+    draft = precheck_config(cfg, words)
     plan = make_plan(draft)
     assert cfg == before
     draft.config["seed"] = 5
@@ -97,19 +97,19 @@ def test_a_draft_and_a_plan_never_change(composed):
 def test_what_makes_way_is_in_the_plan_alone(composed):
     """An experiment's weighting that does not suit what was typed."""
     words = ["schedule=flow", "prediction=flow"]
-    draft = check_draft(composed(*words), words)
+    draft = precheck_config(composed(*words), words)
     plan = make_plan(draft)
     assert draft.config["weighting"]["_target_"].endswith("Debiased")
     assert plan.config["weighting"]["_target_"].endswith("Simple")
     assert len(plan.notes) == 1
     words.append("weighting=debiased")
     with pytest.raises(UserError):
-        make_plan(check_draft(composed(*words), words))
+        make_plan(precheck_config(composed(*words), words))
 
 
 def test_an_error_names_the_key_and_the_value(composed):
     with pytest.raises(UserError) as refused:
-        check_draft(composed("trainer.max_images=0"), ["trainer.max_images=0"])
+        precheck_config(composed("trainer.max_images=0"), ["trainer.max_images=0"])
     assert refused.value.key == "trainer.max_images"
     assert refused.value.value == 0
     assert str(refused.value) == "trainer.max_images=0 must be at least 1."
@@ -120,4 +120,7 @@ def test_a_yaml_of_an_earlier_version_finds_its_classes(composed):
     cfg["model"]["_target_"] = "sdtrain.module.DiffusionModule"
     cfg["callbacks"]["samples"]["_target_"] = "sdtrain.callbacks.sample_grid.SampleGrid"
     cfg["trainer"]["_target_"] = "sdtrain.cli.trainer.TrainerSettings"
-    assert make_plan(check_draft(cfg, [])).config == make_plan(check_draft(composed(), [])).config
+    assert (
+        make_plan(precheck_config(cfg, [])).config
+        == make_plan(precheck_config(composed(), [])).config
+    )

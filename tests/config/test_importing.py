@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sdtrain.config.check import target_of
+from sdtrain.config.check import import_target
 from sdtrain.errors import UserError
 from sdtrain.paths import PACKAGE
 from sdtrain.training.child import SCRIPT
@@ -31,7 +31,7 @@ def test_the_innermost_reason_is_said(tmp_path, monkeypatch, name):
     (tmp_path / f"broken_{name}.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError) as refused:
-        target_of({"_target_": f"broken_{name}.Networl"}, "model.unet")
+        import_target({"_target_": f"broken_{name}.Networl"}, "model.unet")
     assert refused.value.key == "model.unet._target_"
     message = str(refused.value)
     for word in wanted:
@@ -41,7 +41,7 @@ def test_the_innermost_reason_is_said(tmp_path, monkeypatch, name):
 
 def test_a_module_that_is_not_there_has_no_line(tmp_path):
     with pytest.raises(UserError) as refused:
-        target_of({"_target_": "not_there_at_all.Net"}, "model.unet")
+        import_target({"_target_": "not_there_at_all.Net"}, "model.unet")
     assert "No module named 'not_there_at_all'" in str(refused.value)
     assert "line" not in str(refused.value)
 

@@ -5,7 +5,13 @@ import socket
 
 import pytest
 
-from sdtrain.config.launch import MEETING_POINT, RANK_0, RANK_VARIABLES, settled_rank, typed_rank
+from sdtrain.config.launch import (
+    RANK_0,
+    RANK_VARIABLES,
+    RENDEZVOUS_VARIABLES,
+    rank_before_config,
+    rank_for_config,
+)
 from sdtrain.errors import UserError
 
 SRUN = {
@@ -31,7 +37,12 @@ def environment(monkeypatch):
     """environment({...}): these variables, and no others that tell of a rank."""
 
     def set_to(variables):
-        for name in (*RANK_VARIABLES, *MEETING_POINT, "SLURM_NTASKS_PER_NODE", "SLURM_NNODES"):
+        for name in (
+            *RANK_VARIABLES,
+            *RENDEZVOUS_VARIABLES,
+            "SLURM_NTASKS_PER_NODE",
+            "SLURM_NNODES",
+        ):
             monkeypatch.delenv(name, raising=False)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
@@ -42,21 +53,21 @@ def environment(monkeypatch):
 def test_a_rank_of_two_is_what_its_launcher_says(environment):
     for variables in (SRUN, TORCHRUN, OWN, SRUN | {"RANK": "0", "WORLD_SIZE": "1"}):
         environment(variables)
-        assert typed_rank({"strategy": "ddp"}) == 1
-        assert settled_rank(2, is_one_process=False) == 1
+        assert rank_before_config({"strategy": "ddp"}) == 1
+        assert rank_for_config(2, is_one_process=False) == 1
     environment({"MASTER_ADDR": "elsewhere", "SLURM_PROCID": "1", "RANK": "", "LOCAL_RANK": " "})
-    assert settled_rank(2, is_one_process=False) == 0
+    assert rank_for_config(2, is_one_process=False) == 0
     assert "MASTER_ADDR" not in os.environ
     environment({"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "interactive"})
-    assert settled_rank(2, is_one_process=False) == 0
+    assert rank_for_config(2, is_one_process=False) == 0
 
 
 def test_one_process_is_rank_0_and_no_library_is_misled(environment):
     """Whatever is left over, and as a task of a job array's that is no rank of ours."""
     for variables in (SRUN, OWN, TORCHRUN | {"WORLD_SIZE": "1"}, {"RANK": ""}, {"RANK": "x"}):
         environment(variables)
-        assert typed_rank({}) == 0
-        assert settled_rank(1, is_one_process=True) == 0
+        assert rank_before_config({}) == 0
+        assert rank_for_config(1, is_one_process=True) == 0
         assert not set(RANK_VARIABLES) & os.environ.keys()
 
 
@@ -85,10 +96,10 @@ def test_one_process_is_rank_0_and_no_library_is_misled(environment):
 def test_what_does_not_fit_two_ranks_is_named_by_every_process(environment, variables, named):
     environment(variables)
     with pytest.raises(UserError) as refused:
-        settled_rank(2, is_one_process=False)
+        rank_for_config(2, is_one_process=False)
     assert named in str(refused.value)
     assert refused.value.key in ("strategy", "trainer.devices")
-    assert refused.value.aloud
+    assert refused.value.on_every_rank
 
 
 def test_a_torchrun_that_is_gone_is_not_waited_for(environment):
@@ -96,9 +107,9 @@ def test_a_torchrun_that_is_gone_is_not_waited_for(environment):
         port = str(server.getsockname()[1])
         variables = {"TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_PORT": port}
         environment(TORCHRUN | variables)
-        assert settled_rank(2, is_one_process=False) == 1
+        assert rank_for_config(2, is_one_process=False) == 1
     with pytest.raises(UserError) as refused:
-        settled_rank(2, is_one_process=False)
+        rank_for_config(2, is_one_process=False)
     assert "TORCHELASTIC_RUN_ID" in str(refused.value)
 
 

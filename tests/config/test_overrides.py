@@ -9,10 +9,16 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from sdtrain.config.draft import check_draft
-from sdtrain.config.flags import SHORT, TAKE_NONE
-from sdtrain.config.overrides import QUOTED, QUOTED_LIST, group_choice, is_sweep, prepared
+from sdtrain.config.flags import FLAGS_WITHOUT_VALUE, SHORT_NAMES
+from sdtrain.config.overrides import (
+    QUOTED,
+    QUOTED_LIST,
+    choose_options,
+    is_sweep,
+    prepare_arguments,
+)
 from sdtrain.config.path_keys import is_path
+from sdtrain.config.precheck import precheck_config
 from sdtrain.paths import config_dir
 
 NASTY = [
@@ -87,9 +93,9 @@ def test_a_value_arrives_as_typed(value):
         if not (key.startswith("hydra.") and "${" in value):  # there ${now:...} keeps its meaning
             if value == "~" and key in ("data.path", "hydra.run.dir"):
                 continue  # a home
-            (word,) = prepared([f"{key}={value}"])
+            (word,) = prepare_arguments([f"{key}={value}"])
             assert word.startswith(f"{key}=") and arriving(word) == value
-    (word,) = prepared([f"prompt={value}"], repeatable="prompt")
+    (word,) = prepare_arguments([f"prompt={value}"], repeatable="prompt")
     assert arriving(word) == [value]
 
 
@@ -107,7 +113,7 @@ def test_any_value_arrives_as_typed():
     wrong = {
         value: word
         for value in values
-        if (word := prepared([f"prompt={value}"])[0]) and _arriving_or_error(word) != value
+        if (word := prepare_arguments([f"prompt={value}"])[0]) and _arriving_or_error(word) != value
     }
     assert not wrong
 
@@ -135,24 +141,26 @@ def _arriving_or_error(word: str) -> object:
     ],
 )
 def test_repeated_prompts_become_one_list(words, prompts):
-    found = [word for word in prepared(words, repeatable="prompt") if word.startswith("prompt=")]
+    found = [
+        word for word in prepare_arguments(words, repeatable="prompt") if word.startswith("prompt=")
+    ]
     assert len(found) == 1 and arriving(found[0]) == prompts
 
 
 def test_no_prompt_is_no_prompt(composed):
     assert composed(
-        *prepared(["checkpoint=x", "prompt=null"], repeatable="prompt"), config="sample"
+        *prepare_arguments(["checkpoint=x", "prompt=null"], repeatable="prompt"), config="sample"
     )["prompt"] in (None, [])
 
 
 @pytest.mark.parametrize("value", ["'a, b'", '"a, b"', " 'a, b' ", "'a, b'\n"])
 def test_a_quoted_value_stays_quoted(value):
-    assert arriving(prepared([f"prompt={value}"])[0]) == "a, b"
+    assert arriving(prepare_arguments([f"prompt={value}"])[0]) == "a, b"
 
 
 def test_flags_come_first_and_other_words_stay_as_they_are():
     words = ["a=1,2", "-m", "optimizer.lr=choice(1,2)", "~callbacks.ema", "--help"]
-    assert prepared(words) == [
+    assert prepare_arguments(words) == [
         "--multirun",
         "--help",
         "a=1,2",
@@ -162,8 +170,8 @@ def test_flags_come_first_and_other_words_stay_as_they_are():
 
 
 def test_a_sweep_over_prompts_stays_a_sweep_and_a_folder_keeps_its_interpolation():
-    assert prepared(["-m", "prompt=a,b"]) == ["--multirun", "prompt=a,b"]
-    assert prepared(["hydra.run.dir=runs/${now:%H}"]) == ["hydra.run.dir=runs/${now:%H}"]
+    assert prepare_arguments(["-m", "prompt=a,b"]) == ["--multirun", "prompt=a,b"]
+    assert prepare_arguments(["hydra.run.dir=runs/${now:%H}"]) == ["hydra.run.dir=runs/${now:%H}"]
 
 
 def test_a_home_is_where_a_path_begins(monkeypatch):
@@ -185,7 +193,7 @@ def test_a_home_is_where_a_path_begins(monkeypatch):
             ("a,~/b", "a,~/b"),
             ("a~", "a~"),
         ):
-            (word,) = prepared([f"{key}={value}"])
+            (word,) = prepare_arguments([f"{key}={value}"])
             assert arriving(word) == meant, word
     for typed, read in (
         (["-m", "data.path=~/a,~/b"], ["--multirun", "data.path=/h/a,/h/b"]),
@@ -194,7 +202,7 @@ def test_a_home_is_where_a_path_begins(monkeypatch):
         (["--config-dir=~/c", "-cd", "~/d"], ["--config-dir=/h/c", "--config-dir=/h/d"]),
         (["name=~/x", "prompt=~"], ["name='~/x'", "prompt='~'"]),
     ):
-        assert prepared(typed) == read
+        assert prepare_arguments(typed) == read
 
 
 def test_a_home_in_a_yaml_is_one_too(composed, monkeypatch, tmp_path):
@@ -203,7 +211,7 @@ def test_a_home_in_a_yaml_is_one_too(composed, monkeypatch, tmp_path):
     (tmp_path / "b").write_text("0.001 0.002")
     config = composed("schedule=table", "schedule.betas='~/b'")
     config["model"]["autoencoder"]["path"] = "~/c"
-    found = check_draft(config | {"data": config["data"] | {"path": "~/a"}}, ()).config
+    found = precheck_config(config | {"data": config["data"] | {"path": "~/a"}}, ()).config
     assert found["data"]["path"] == f"{tmp_path}/a"
     assert found["schedule"]["betas"] == f"{tmp_path}/b"
     assert found["model"]["autoencoder"]["path"] == f"{tmp_path}/c"
@@ -229,10 +237,10 @@ def test_a_flag_means_the_same_however_it_is_written(tmp_path, monkeypatch):
         "-m -cn=own seed=1,2 --config-d ./conf",
         f"--config-dir={tmp_path}/conf --config-n=own --multirun seed=1,2",
     ):
-        assert sorted(prepared(words.split())) == sorted(wanted)
+        assert sorted(prepare_arguments(words.split())) == sorted(wanted)
         assert is_sweep(words.split())
     assert is_sweep(["hydra.mode=MULTIRUN"]) and not is_sweep(["--config-name", "-m"])
-    assert prepared(["--info", "searchpath", "--info", "a=1"]) == [
+    assert prepare_arguments(["--info", "searchpath", "--info", "a=1"]) == [
         "--info=searchpath",
         "--info",
         "a=1",
@@ -246,8 +254,8 @@ def test_the_flags_are_those_of_hydra():
         if action.option_strings:
             long, *short = action.option_strings
             found[long] = short[0] if short else None
-            assert (action.nargs == 0) == (long in TAKE_NONE)
-    assert found == SHORT
+            assert (action.nargs == 0) == (long in FLAGS_WITHOUT_VALUE)
+    assert found == SHORT_NAMES
 
 
 def test_a_pickled_configuration_is_refused(here, tmp_path):
@@ -277,11 +285,14 @@ def test_flags_in_any_place(here, tiny, tmp_path):
     ],
 )
 def test_metrics_are_chosen_by_their_key(typed, read):
-    assert group_choice(typed) == read
+    assert choose_options(typed) == read
 
 
 def test_chosen_metrics_are_composed_in_their_order(composed):
-    words = [group_choice("metrics=[sampler_error,retrieval]"), "metrics.retrieval.max_pictures=3"]
+    words = [
+        choose_options("metrics=[sampler_error,retrieval]"),
+        "metrics.retrieval.max_pictures=3",
+    ]
     metrics = composed(*words, "checkpoint=RUN", config="evaluate")["metrics"]
     assert list(metrics) == ["sampler_error", "retrieval"]
     assert metrics["retrieval"]["max_pictures"] == 3

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sdtrain.config.trusted import MOVED, check_targets, is_ours, renewed
+from sdtrain.config.trusted import MOVED, check_targets, is_part_of_sdtrain, upgrade_config
 from sdtrain.errors import UserError
 
 
@@ -16,7 +16,7 @@ from sdtrain.errors import UserError
     ],
 )
 def test_our_own_parts_are_ours(target):
-    assert is_ours(target)
+    assert is_part_of_sdtrain(target)
 
 
 @pytest.mark.parametrize(
@@ -33,14 +33,14 @@ def test_our_own_parts_are_ours(target):
     ],
 )
 def test_what_ours_import_is_not_ours(target):
-    assert not is_ours(target)
+    assert not is_part_of_sdtrain(target)
     with pytest.raises(UserError):
         check_targets({"x": [{"_target_": target}]}, allow=["sdtrain"])
 
 
 def test_moved_targets_are_renewed_wherever_they_stand():
     node = {"a": [{"_target_": old} for old in MOVED], "_target_": "other.Thing"}
-    found = renewed(node)
+    found = upgrade_config(node)
     assert [each["_target_"] for each in found["a"]] == list(MOVED.values())
     assert found["_target_"] == "other.Thing"
     assert node["a"][0]["_target_"] in MOVED  # a copy

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from sdtrain.config.trusted import TAKEN_ON, renewed
+from sdtrain.config.trusted import ADDED_ARGUMENTS, upgrade_config
 from sdtrain.data.caption_draw import CaptionDraw
 from sdtrain.data.decode import PIXEL_LIMIT
 from sdtrain.data.headers import Headers, Unusable
@@ -152,7 +152,7 @@ def test_keep_tags_alone_has_no_effect_and_is_refused(folder):
 def test_a_run_of_an_earlier_version_has_todays_defaults(composed):
     today = composed("data=images", "data.path=x")["data"]
     target = today["_target_"]
-    assert {key: today[key] for key in TAKEN_ON[target]} == TAKEN_ON[target]
-    before = {key: value for key, value in today.items() if key not in TAKEN_ON[target]}
-    assert renewed({"data": before})["data"] == today
-    assert renewed({"data": before | {"captions": "one"}})["data"]["captions"] == "one"
+    assert {key: today[key] for key in ADDED_ARGUMENTS[target]} == ADDED_ARGUMENTS[target]
+    before = {key: value for key, value in today.items() if key not in ADDED_ARGUMENTS[target]}
+    assert upgrade_config({"data": before})["data"] == today
+    assert upgrade_config({"data": before | {"captions": "one"}})["data"]["captions"] == "one"

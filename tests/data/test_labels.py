@@ -6,9 +6,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from sdtrain.config.draft import check_draft
+from sdtrain.config.precheck import precheck_config
 from sdtrain.data.images import Images
-from sdtrain.runs.resume import LEFT_TO_THE_DATA, may_go_on
+from sdtrain.runs.resume import FILLED_FROM_DATA, may_resume
 
 WORDS = [
     "model/conditioner=class_label",
@@ -107,12 +107,12 @@ def test_labels_of_a_column(tmp_path, values):
 def test_the_folder_is_kept_by_its_whole_path(composed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["data=images", "data.path=pictures"]
-    config = check_draft(composed(*words), words).config
+    config = precheck_config(composed(*words), words).config
     assert config["data"]["path"] == f"{tmp_path}/pictures"
     before = config | {"data": config["data"] | {"path": "pictures"}}
-    assert may_go_on(before, config)
+    assert may_resume(before, config)
     monkeypatch.chdir("/")
-    assert not may_go_on(before, config)
+    assert not may_resume(before, config)
 
 
 def test_labels_are_in_a_hash_of_their_own(tmp_path):
@@ -166,10 +166,10 @@ def test_classes_travel_with_the_run(here, tiny, tmp_path):
     assert result.code == 0 and "fox" in result.err and "cat" not in result.err
     # A configuration that is not built yet leaves the classes to the data.
     unbuilt = json.loads(json.dumps(saved))
-    for key in LEFT_TO_THE_DATA:
+    for key in FILLED_FROM_DATA:
         unbuilt["model"]["conditioner"].pop(key.rpartition(".")[2])
-    assert may_go_on(saved, unbuilt)
+    assert may_resume(saved, unbuilt)
     unbuilt["model"]["conditioner"]["num_classes"] = 4
-    assert not may_go_on(saved, unbuilt)
+    assert not may_resume(saved, unbuilt)
     again = here("sdtrain", *words, "trainer.max_images=16", "resume=must", f"hydra.run.dir={run}")
     assert again.code == 0, again.err

@@ -14,7 +14,7 @@ from sdtrain.evaluation.metric import Metric
 from sdtrain.evaluation.subject import Subject
 from sdtrain.paths import config_dir
 from sdtrain.runs.layout import CheckpointFolder
-from sdtrain.runs.manifest import published, write_manifest
+from sdtrain.runs.manifest import list_checkpoints, write_manifest
 
 QUICK = ["num_images=2", "steps=2", "accelerator=cpu"]
 METRICS = sorted(path.stem for path in (config_dir() / "metric").glob("*.yaml"))
@@ -32,7 +32,7 @@ def test_every_metric_measures(here, tiny_run, tmp_path):
     assert result.code == 0, result.err
     found = numbers(tmp_path / "out")
     settings = {
-        "checkpoint": str(published(tiny_run)[-1]),
+        "checkpoint": str(list_checkpoints(tiny_run)[-1]),
         "config_sha256": hashlib.sha256((tiny_run / "config.yaml").read_bytes()).hexdigest(),
         "num_images": 2,
         "seed": 3,
@@ -62,7 +62,7 @@ def test_every_metric_measures(here, tiny_run, tmp_path):
 
 
 def test_what_another_checkpoint_was_measured_to_be_goes(here, tiny_run, tmp_path):
-    older, newest = published(tiny_run)
+    older, newest = list_checkpoints(tiny_run)
     out = tmp_path / "out"
     for checkpoint, metric in ((older, "retrieval"), (newest, "prompt_accuracy")):
         words = [f"checkpoint={checkpoint}", f"metrics={metric}", *QUICK, f"output={out}"]
@@ -81,7 +81,7 @@ def sweep(tiny_run, tmp_path) -> Path:
     (folder / "sweep.json").write_text(json.dumps({"words": [], "arms": arms}))
     for name in ("a", "raw", "z"):
         shutil.copytree(tiny_run, folder / name)
-    for checkpoint in published(folder / "raw"):
+    for checkpoint in list_checkpoints(folder / "raw"):
         files = CheckpointFolder(checkpoint)
         files.ema.unlink()
         files.manifest.unlink()
@@ -95,7 +95,7 @@ def test_each_arm_of_a_sweep_is_measured(here, sweep, tmp_path):
     assert result.code == 2 and result.paragraph.startswith("raw "), result.err
     assert "ema=false" in result.paragraph
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a", "z"]
-    assert numbers(tmp_path / "out" / "a")["checkpoint"] == str(published(sweep / "a")[-1])
+    assert numbers(tmp_path / "out" / "a")["checkpoint"] == str(list_checkpoints(sweep / "a")[-1])
     assert "no checkpoint" in result.out
     # Unless told otherwise each is written into its own run.
     result = here("sdtrain-evaluate", f"checkpoint={sweep}", *QUICK, "ema=false")
@@ -113,7 +113,7 @@ def test_data_that_are_gone_are_reported_before_anything_is_drawn(here, tiny_run
     """By a metric that compares with them."""
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
-    (checkpoint,) = published(run)[-1:]
+    (checkpoint,) = list_checkpoints(run)[-1:]
     files = CheckpointFolder(checkpoint)
     files.config.write_text(files.config.read_text().replace("size: 64", "size: 0", 1))
     files.manifest.unlink()

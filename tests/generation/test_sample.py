@@ -18,7 +18,7 @@ from sdtrain.generation.drawing import Request, record_of
 from sdtrain.generation.sample import _request_metadata, build_requests
 from sdtrain.paths import config_dir
 from sdtrain.runs.layout import CheckpointFolder, RunFolder
-from sdtrain.runs.manifest import published, write_manifest
+from sdtrain.runs.manifest import list_checkpoints, write_manifest
 from sdtrain.schedules.laplace import laplace
 from sdtrain.schedules.linear import linear
 
@@ -129,7 +129,7 @@ def test_a_run_samples_where_its_data_are_not(here, tiny_run, tmp_path):
     stay the same."""
     run = tmp_path / "copied" / "run"
     shutil.copytree(tiny_run, run)
-    for checkpoint in published(run):
+    for checkpoint in list_checkpoints(run):
         files = CheckpointFolder(checkpoint)
         saved = yaml.safe_load(files.config.read_text())
         gone = {"_target_": "sdtrain.data.images.Images", "path": str(tmp_path / "gone")}

@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 from sdtrain.report import figures
 from sdtrain.report.compare import group_by_arm
 from sdtrain.report.configuration import differing_keys
-from sdtrain.runs.lock import only_run
+from sdtrain.runs.lock import hold_lock
 
 LEFT_BEHIND = """
 import pathlib, sys
-from sdtrain.runs.lock import left_behind
-sys.exit(left_behind(pathlib.Path(sys.argv[1])))
+from sdtrain.runs.lock import has_stale_lock
+sys.exit(has_stale_lock(pathlib.Path(sys.argv[1])))
 """
 WITHOUT_TORCH = """
 import sys
@@ -103,7 +103,7 @@ def test_a_run_whose_process_is_gone_was_killed(write, errors, report):
     sweep = write("a", errors(16, 1.0)).parent
     (write("b", errors(16, 1.0), state="running") / ".lock").touch()
     write("c", errors(16, 1.0), state="running")
-    with only_run(write("d", errors(16, 1.0), state="running"), print):
+    with hold_lock(write("d", errors(16, 1.0), state="running"), print):
         # Asked by another process, it is there.
         words = [sys.executable, "-c", LEFT_BEHIND, str(sweep / "d")]
         assert subprocess.run(words, check=False).returncode == 0

@@ -20,7 +20,7 @@ from reading import newest, same, status
 
 from sdtrain.errors import DivergedError, StorageError, UserError
 from sdtrain.runs.checkpoint import read_trainer, read_weights, write_checkpoint
-from sdtrain.runs.manifest import damage, find_checkpoint, newest_whole, published
+from sdtrain.runs.manifest import find_checkpoint, find_damage, list_checkpoints, newest_intact
 from sdtrain.training.checkpoint_io import FolderIO
 
 FILES = {"model.safetensors", "ema.safetensors", "trainer.pt", "config.yaml"}
@@ -54,11 +54,11 @@ def test_what_is_written_is_read_back(run):
     for name, entry in manifest.items():
         content = (folder / name).read_bytes()
         assert entry == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    assert newest_whole(run) == (folder, []) and not list(run.rglob("*.tmp"))
+    assert newest_intact(run) == (folder, []) and not list(run.rglob("*.tmp"))
 
 
 def names(run) -> list[str]:
-    return [folder.name for folder in published(run)]
+    return [folder.name for folder in list_checkpoints(run)]
 
 
 def truncate(path):
@@ -94,10 +94,10 @@ def zero(path):
 def test_a_damaged_one_is_passed_over_and_refused_by_name(run, name, harm, reason):
     harmed = run / "checkpoints" / "000000000048"
     older = run / "checkpoints" / "000000000032"
-    assert damage(harmed) is None
+    assert find_damage(harmed) is None
     harm(harmed / name)
-    assert reason in damage(harmed)
-    folder, (line,) = newest_whole(run)
+    assert reason in find_damage(harmed)
+    folder, (line,) = newest_intact(run)
     assert folder == older and str(harmed) in line and reason in line
     assert find_checkpoint(run) == older and find_checkpoint(older) == older
     with pytest.raises(UserError, match=reason) as caught:
@@ -106,12 +106,12 @@ def test_a_damaged_one_is_passed_over_and_refused_by_name(run, name, harm, reaso
 
 
 def test_where_none_is_whole_it_says_why(run, tmp_path):
-    for folder in published(run):
+    for folder in list_checkpoints(run):
         flip(folder / "model.safetensors")
-    assert newest_whole(run)[0] is None and len(newest_whole(run)[1]) == 3
+    assert newest_intact(run)[0] is None and len(newest_intact(run)[1]) == 3
     with pytest.raises(UserError, match=r"model\.safetensors"):
         find_checkpoint(run)
-    with pytest.raises(UserError, match="no run of sdtrain"):
+    with pytest.raises(UserError, match="not a run of sdtrain"):
         find_checkpoint(tmp_path)
 
 
@@ -157,18 +157,20 @@ def test_a_disk_that_refuses_leaves_the_older_ones_whole(run, refusal):
     with refusal, pytest.raises(StorageError, match=r"hydra\.run\.dir"):
         write(run, 64)
     assert names(run) == ["000000000016", "000000000032", "000000000048"]
-    assert all(damage(folder) is None for folder in published(run))
-    assert not [path for path in (run / "checkpoints").iterdir() if path not in published(run)]
+    assert all(find_damage(folder) is None for folder in list_checkpoints(run))
+    assert not [
+        path for path in (run / "checkpoints").iterdir() if path not in list_checkpoints(run)
+    ]
     write(run, 64)
-    assert newest_whole(run)[0].name == "000000000064"
+    assert newest_intact(run)[0].name == "000000000064"
 
 
 def test_a_refused_rewrite_keeps_the_one_that_was_there(run):
     with no_fsync(), pytest.raises(StorageError):
         write(run, 48)
-    assert newest_whole(run) == (run / "checkpoints" / "000000000048", [])
+    assert newest_intact(run) == (run / "checkpoints" / "000000000048", [])
     folder = write(run, 48, numbers=7)
-    assert len(read_weights(folder, "model")["a"]) == 7 and newest_whole(run)[1] == []
+    assert len(read_weights(folder, "model")["a"]) == 7 and newest_intact(run)[1] == []
 
 
 @pytest.mark.slow
@@ -179,7 +181,7 @@ def test_a_full_disk_ends_a_run_with_5_and_the_older_checkpoint_stays(
     """To its end, where the last save must hold, or until too many in a row have failed, seen when
     the next begins."""
     run = tmp_path / "run"
-    first = published(tiny_run)[0]
+    first = list_checkpoints(tiny_run)[0]
     shutil.copytree(first, run / "checkpoints" / first.name)
     words = tiny(
         "resume=must",
@@ -194,7 +196,7 @@ def test_a_full_disk_ends_a_run_with_5_and_the_older_checkpoint_stays(
     # Two have failed, and a third begins.
     reached = 96 if allowed == 9 else int(first.name) + 3 * 8
     assert status(run)["exit_code"] == 5 and status(run)["images_seen"] == reached
-    assert names(run) == [first.name] and newest_whole(run)[1] == []
+    assert names(run) == [first.name] and newest_intact(run)[1] == []
 
 
 def saver(**changed):
@@ -231,8 +233,8 @@ def test_what_training_does_meanwhile_is_not_in_the_checkpoint(tmp_path, memory)
             tensor.fill_(math.nan)  # at once, while the thread writes
     io.wait(last=True)
     assert names(tmp_path) == ["000000000016", "000000000024"]
-    for folder in published(tmp_path):
-        assert damage(folder) is None
+    for folder in list_checkpoints(tmp_path):
+        assert find_damage(folder) is None
         value = int(folder.name)
         read = io.load_checkpoint(folder)
         assert read["state_dict"]["a"].eq(value).all() and read["moments"][0].eq(value).all()
@@ -297,7 +299,7 @@ def test_free_space_is_looked_at_before_anything_is_written(run):
         write_checkpoint(run / "checkpoints" / "000000000064", huge, None, {}, "")
     assert caught.value.key == "hydra.run.dir" and caught.value.exit_code == 5
     assert not list((run / "checkpoints").glob(".*"))
-    assert newest_whole(run)[0].name == "000000000048"
+    assert newest_intact(run)[0].name == "000000000048"
 
 
 WRITER = """
@@ -334,7 +336,7 @@ def test_killed_at_any_moment_of_a_save_a_whole_one_is_found(tmp_path, attempt):
     writer.kill()
     printed = [1, *map(int, writer.stdout.read().split())]
     writer.wait()
-    found, passed_over = newest_whole(tmp_path)
+    found, passed_over = newest_intact(tmp_path)
     assert int(found.name) in (printed[-1], printed[-1] + 1) and passed_over == []
     assert read_weights(found, "model")["3"].eq(int(found.name)).all()
 
@@ -348,8 +350,8 @@ class Touch:
 
 
 def test_nothing_is_unpickled(run, tiny_run, tmp_path):
-    assert read_trainer(published(tiny_run)[-1])["DataModule"] == {"images_seen": 64}
-    folder = published(run)[-1]
+    assert read_trainer(list_checkpoints(tiny_run)[-1])["DataModule"] == {"images_seen": 64}
+    folder = list_checkpoints(run)[-1]
     torch.save({"steps": 48, "callbacks": Touch(str(tmp_path / "touched"))}, folder / "trainer.pt")
     with pytest.raises(Exception, match="weights_only|Weights only"):
         read_trainer(folder)
@@ -377,12 +379,12 @@ def test_resume_goes_on_from_the_newest_whole_one_and_names_the_damaged(
     drawn = tmp_path / "drawn"
     words = [f"checkpoint={harmed}", "prompt=a star", f"output={drawn}"]
     refused = here("sdtrain-sample", *words)
-    assert refused.code == 2 and "not whole" in refused.paragraph and not drawn.exists()
+    assert refused.code == 2 and "is damaged" in refused.paragraph and not drawn.exists()
     result = here("sdtrain", *tiny("resume=must"), f"hydra.run.dir={run}")
     assert result.code == 0, result.err
-    assert "passed over" in result.out and "model.safetensors" in result.out
+    assert "is skipped" in result.out and "model.safetensors" in result.out
     assert (harmed.parent / f"{harmed.name}.damaged").is_dir()
-    assert damage(newest(run)) is None and same(saved(tiny_run), saved(run))
+    assert find_damage(newest(run)) is None and same(saved(tiny_run), saved(run))
 
 
 @pytest.mark.slow
@@ -394,7 +396,7 @@ def test_unlooked_at_a_damaged_one_would_be_gone_on_with(
     shutil.copytree(tiny_run, run)
     flip(newest(run) / "model.safetensors")
     for module in ("runs.manifest", "training.checkpoint_io"):
-        monkeypatch.setattr(f"sdtrain.{module}.damage", lambda folder: None)
+        monkeypatch.setattr(f"sdtrain.{module}.find_damage", lambda folder: None)
     result = here("sdtrain", *tiny("resume=must", "trainer.max_images=72"), f"hydra.run.dir={run}")
-    assert result.code == 0 and "passed over" not in result.out, result.err
+    assert result.code == 0 and "is skipped" not in result.out, result.err
     assert not same(saved(tiny_run), saved(run))

@@ -56,11 +56,11 @@ def test_a_resumed_run_keeps_the_whole_lines_up_to_its_checkpoint(tmp_path):
     whole = '{"images_seen": 8,  "seconds": 1}\n{"images_seen": 16, "seconds": 2}\n'
     path.write_text(whole + '[1]\n{"seconds": 1}\n{"images_seen": 24}\n{"images_se')
     file = MetricsFile(path)
-    records = file.keep_until(16)
+    records = file.truncate_after(16)
     assert [record["images_seen"] for record in records] == [8, 16]
     assert path.read_text() == whole
-    assert file.keep_until(0) == [] and path.read_text() == ""
-    assert MetricsFile(tmp_path / "missing").keep_until(8) == []
+    assert file.truncate_after(0) == [] and path.read_text() == ""
+    assert MetricsFile(tmp_path / "missing").truncate_after(8) == []
 
 
 def test_lines_are_read_as_far_as_they_are_whole(tmp_path):
@@ -74,7 +74,7 @@ def test_a_file_that_cannot_be_cut_is_a_storage_error_and_stays(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(metrics_line(8, 0.0, {}, {}))
     with files_at_most(5), pytest.raises(StorageError) as caught:
-        MetricsFile(path).keep_until(8)
+        MetricsFile(path).truncate_after(8)
     assert caught.value.key == "hydra.run.dir" and caught.value.exit_code == 5
     assert written(path) == [8]
 

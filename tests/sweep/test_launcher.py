@@ -18,20 +18,20 @@ from wandb.sdk.launch.sweeps.utils import (
 )
 
 from sdtrain.config.compose import compose_config
-from sdtrain.config.draft import check_draft
 from sdtrain.config.flags import read_flags
+from sdtrain.config.precheck import precheck_config
 from sdtrain.evaluation.noise_level_error import BITS, LEVELS
 from sdtrain.paths import config_dir
 from sdtrain.runs.layout import RunFolder, SweepFolder
 from sdtrain.signals import Signals
-from sdtrain.sweep.arms import Arm, prefixed
+from sdtrain.sweep.arms import Arm, add_prefix
 from sdtrain.sweep.launcher import (
-    device_sets,
-    leave_unless_finished,
-    received_by,
+    device_slots,
+    handling_signals,
     share_first_stage,
+    summarize,
 )
-from sdtrain.sweep.places import Places
+from sdtrain.sweep.launcher_settings import LauncherSettings
 from sdtrain.training.child import CHECKED, SCRIPT, check_arm_digest
 from sdtrain.training.first_stage import first_stage_words
 from sdtrain.training.plan import make_plan
@@ -49,7 +49,7 @@ def test_what_an_agent_of_wandb_starts_is_accepted(composed):
             made = create_sweep_command_args({"args": {key: {"value": value}}})
             place = words.index("${args_no_hyphens}")
             typed = [*words[:place], *made["args_no_hyphens"], *words[place + 1 :]]
-            plan = make_plan(check_draft(composed(*typed), typed))
+            plan = make_plan(precheck_config(composed(*typed), typed))
             assert plan.config[key]["_target_"].endswith(f".{value}")
             assert plan.config["logger"]["_target_"].endswith(".wandb")
 
@@ -57,13 +57,13 @@ def test_what_an_agent_of_wandb_starts_is_accepted(composed):
 def test_places_for_arms():
     configs = [{"trainer": {"devices": 1, "accelerator": "cpu"}}] * 3
     for places, devices in [
-        (Places(), [None]),
-        (Places(parallel=2), [None] * 2),
-        (Places(prefix="srun"), [None] * 3),
-        (Places(devices=["0,1", "2,3"]), ["0,1", "2,3"]),
-        (Places(devices=["0", "1"], parallel=1), ["0"]),
+        (LauncherSettings(), [None]),
+        (LauncherSettings(parallel=2), [None] * 2),
+        (LauncherSettings(prefix="srun"), [None] * 3),
+        (LauncherSettings(devices=["0,1", "2,3"]), ["0,1", "2,3"]),
+        (LauncherSettings(devices=["0", "1"], parallel=1), ["0"]),
     ]:
-        assert device_sets(places, configs) == devices
+        assert device_slots(places, configs) == devices
 
 
 @pytest.mark.parametrize("path", OFFERED, ids=lambda path: path.stem)
@@ -74,7 +74,7 @@ def test_every_arm_of_a_sweep_that_is_offered_can_be_built(path, composed):
     for key, values in params.items():
         for value in values.split(","):
             words = [*constant, f"{key}={value}"] if "," in values else constant
-            make_plan(check_draft(composed(*words), words))
+            make_plan(precheck_config(composed(*words), words))
 
 
 def test_ssh_keeps_the_folder_and_the_words(tmp_path, monkeypatch):
@@ -96,7 +96,7 @@ def test_ssh_keeps_the_folder_and_the_words(tmp_path, monkeypatch):
         ("env -u WANDB_RUN_GROUP", None),
         ("", "then"),
     ):
-        command = prefixed(prefix, [sys.executable, "-c", code, *words], environment)
+        command = add_prefix(prefix, [sys.executable, "-c", code, *words], environment)
         ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         assert ended.stdout == f"{tmp_path}/a folder {group} {words}\n"
 
@@ -111,12 +111,12 @@ def test_a_sweep_still_hears_a_signal_after_the_first_stage_of_its_arms(tmp_path
     arm = Arm("a", RunFolder(tmp_path / "a"), [], config)
     before = signal.getsignal(signal.SIGTERM)
     signals = Signals()
-    with received_by(signals):
+    with handling_signals(signals):
         share_first_stage(SweepFolder(tmp_path), [arm], signals)
         assert heard == [signals]
         assert signal.getsignal(signal.SIGTERM) is signals
     assert signal.getsignal(signal.SIGTERM) is before
-    assert arm.words == [f"model.autoencoder.path='{tmp_path}/first_stage/autoencoder'"]
+    assert arm.arguments == [f"model.autoencoder.path='{tmp_path}/first_stage/autoencoder'"]
 
 
 @pytest.mark.parametrize("other", [{"first_stage": None}, {"data": {"size": 1}}])
@@ -126,13 +126,13 @@ def test_arms_of_other_data_share_no_first_stage(tmp_path, other):
     for name, own in (("a", config), ("b", config | other)):
         arms.append(Arm(name, RunFolder(tmp_path / name), [], own))
     share_first_stage(SweepFolder(tmp_path), arms, Signals())
-    assert [arm.words for arm in arms] == [[], []]
+    assert [arm.arguments for arm in arms] == [[], []]
 
 
 @pytest.mark.parametrize(
     ("code", "reason"),
     [
-        (-9, "killed, perhaps because memory was short"),
+        (-9, "killed, perhaps because memory ran out"),
         (143, "interrupted"),
         (3, "data.path=x is missing."),
         (1, "see {folder}/output.txt"),
@@ -158,7 +158,7 @@ def test_a_sweep_ends_with_the_lines_of_its_report(tmp_path, here, capsys):
         write_arm(arm.run, reach, scale)
         arms.append(arm)
     folder.record.write_text(json.dumps({"command": [], "arms": ["wide", "narrow"]}))
-    leave_unless_finished(folder, arms, Signals())
+    summarize(folder, arms, Signals())
     *ranking, last = capsys.readouterr().out.splitlines()
     report = here("sdtrain-report", str(tmp_path)).out.splitlines()
     assert ranking == report[:2] and ranking[0].startswith("1. narrow: ")
@@ -256,7 +256,7 @@ def test_the_users_own_configurations_reach_every_arm(here, tiny, tmp_path, monk
         config = compose_config("train", words, flags)  # in another folder
         assert config["seed"] == (0 if len(how) == 1 else 7)
         monkeypatch.setenv(CHECKED, digest)
-        check_arm_digest(make_plan(check_draft(config, words)).config)
+        check_arm_digest(make_plan(precheck_config(config, words)).config)
         assert CHECKED not in os.environ  # a first stage is another configuration
 
 

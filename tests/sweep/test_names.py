@@ -2,7 +2,7 @@
 
 import pytest
 
-from sdtrain.sweep.names import arm_names
+from sdtrain.sweep.names import name_arms
 
 LONG_KEYS = (
     "model.unet.norm_groups",
@@ -34,8 +34,8 @@ LONG_KEYS = (
     ],
 )
 def test_arms_are_named_by_the_words_in_which_they_differ(jobs, names):
-    assert arm_names(jobs) == names
+    assert name_arms(jobs) == names
 
 
 def test_numbers_of_arms_begin_where_hydra_begins():
-    assert arm_names([["a='x y'"], ["a='x/y'"]], first=5) == ["5_a=x_y", "6_a=x_y"]
+    assert name_arms([["a='x y'"], ["a='x/y'"]], first_number=5) == ["5_a=x_y", "6_a=x_y"]

@@ -6,10 +6,15 @@ import sys
 
 import pytest
 
-from sdtrain.config.overrides import is_sweep, prepared, quoted
+from sdtrain.config.overrides import is_sweep, prepare_arguments, quoted
 from sdtrain.errors import UserError
 from sdtrain.runs.layout import SweepFolder
-from sdtrain.sweep.record import earlier_sweep, recorded, sweep_folder, sweep_identity
+from sdtrain.sweep.record import (
+    extra_sweep_overrides,
+    find_earlier_sweep,
+    record_sweep,
+    sweep_identity,
+)
 
 WORDS = ["-m", "schedule=linear,cosine", "hydra.launcher.parallel=2"]
 
@@ -24,35 +29,35 @@ def test_a_sweep_is_found_again_by_its_words(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "runs" / "shapes" / "then"
     write_record(folder, [*WORDS, "hydra/launcher=process", "hydra.sweep.dir=x"])
-    assert earlier_sweep(WORDS) == folder
-    assert earlier_sweep(["schedule=linear,cosine", "-m"]) == folder
+    assert find_earlier_sweep(WORDS) == folder
+    assert find_earlier_sweep(["schedule=linear,cosine", "-m"]) == folder
     (tmp_path / "runs" / "a").mkdir()
     folder = folder.rename(tmp_path / "runs" / "a" / "b")  # a name may have slashes
-    assert earlier_sweep(WORDS) == folder
-    assert earlier_sweep([*WORDS, "seed=1"]) is None
+    assert find_earlier_sweep(WORDS) == folder
+    assert find_earlier_sweep([*WORDS, "seed=1"]) is None
     assert sweep_identity(WORDS) == ["--multirun", "schedule=linear,cosine"]
     (folder / "sweep.json").write_text("[")
-    assert earlier_sweep(WORDS) is None
+    assert find_earlier_sweep(WORDS) is None
 
 
 def test_what_a_sweep_is_given_beside_its_words(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert sweep_folder(WORDS) == ["hydra/launcher=process"]
-    assert sweep_folder([*WORDS, "hydra/launcher=basic"]) == []
+    assert extra_sweep_overrides(WORDS) == ["hydra/launcher=process"]
+    assert extra_sweep_overrides([*WORDS, "hydra/launcher=basic"]) == []
     folder = tmp_path / "runs" / "shapes" / "then"
     write_record(folder, WORDS)
-    assert sweep_folder(WORDS) == [
+    assert extra_sweep_overrides(WORDS) == [
         "hydra/launcher=process",
         f"hydra.sweep.dir={quoted(str(folder))}",
     ]
-    assert sweep_folder([*WORDS, "hydra.sweep.dir=x"]) == ["hydra/launcher=process"]
+    assert extra_sweep_overrides([*WORDS, "hydra.sweep.dir=x"]) == ["hydra/launcher=process"]
 
 
 def test_an_installation_without_the_launcher_is_named(monkeypatch):
     """As that of an editable checkout of an earlier version."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError) as raised:
-        sweep_folder(WORDS)
+        extra_sweep_overrides(WORDS)
     assert raised.value.key == "hydra/launcher"
 
 
@@ -60,7 +65,7 @@ def test_words_that_are_quoted_for_hydra_find_the_sweep_too(here, tiny, tmp_path
     """Its arms cannot start, where files lie in the place of their folders."""
     words = tiny("seed=0,1", "name=a b")
     folder = tmp_path / "runs" / "a b" / "then"
-    write_record(folder, prepared(["-m", *words]), ["seed=0", "seed=1"])
+    write_record(folder, prepare_arguments(["-m", *words]), ["seed=0", "seed=1"])
     for seed in (0, 1):
         (folder / f"seed={seed}").touch()
     result = here("sdtrain", "-m", *words, cwd=tmp_path)
@@ -70,13 +75,13 @@ def test_words_that_are_quoted_for_hydra_find_the_sweep_too(here, tiny, tmp_path
 
 def test_a_refused_sweep_leaves_the_record_as_it_was(tmp_path):
     folder = SweepFolder(tmp_path)
-    with pytest.raises(KeyboardInterrupt), recorded(folder, ["a"]):
+    with pytest.raises(KeyboardInterrupt), record_sweep(folder, ["a"]):
         assert json.loads(folder.record.read_text())["arms"] == ["a"]
         raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())
     earlier = b'{"arms": ["b"],   "command": []}'
     folder.record.write_bytes(earlier)
-    with pytest.raises(KeyboardInterrupt), recorded(folder, ["a"]):
+    with pytest.raises(KeyboardInterrupt), record_sweep(folder, ["a"]):
         assert json.loads(folder.record.read_text())["arms"] == ["b", "a"]
         raise KeyboardInterrupt
     assert folder.record.read_bytes() == earlier
@@ -87,7 +92,7 @@ def test_a_refused_sweep_leaves_the_record_as_it_was(tmp_path):
 def test_a_file_that_is_no_record_is_left_alone(tmp_path, content):
     folder = SweepFolder(tmp_path)
     folder.record.write_text(content)
-    with pytest.raises(UserError) as raised, recorded(folder, ["a"]):
+    with pytest.raises(UserError) as raised, record_sweep(folder, ["a"]):
         raise AssertionError
     assert raised.value.key == "hydra.sweep.dir"
     assert folder.record.read_text() == content

@@ -9,8 +9,8 @@ import pytest
 
 HOLDER = """
 import pathlib, sys
-from sdtrain.runs.lock import only_run
-with only_run(pathlib.Path(sys.argv[1]), print):
+from sdtrain.runs.lock import hold_lock
+with hold_lock(pathlib.Path(sys.argv[1]), print):
     print("holds", flush=True)
     input()
 """
@@ -25,14 +25,14 @@ with only_run(pathlib.Path(sys.argv[1]), print):
         ("schedule=linear,flow", "In the arm schedule=flow: prediction=epsilon"),
         ("hydra.launcher.parrallel=2 seed=0,1", "parrallel"),
         ("hydra.launcher.parallel=x seed=0,1", 'hydra.launcher.parallel="x"'),
-        ("hydra.launcher.parallel=0 seed=0,1", "Give 1 or more"),
+        ("hydra.launcher.parallel=0 seed=0,1", "hydra.launcher.parallel=0"),
         ("hydra.launcher.prefix=nowhere seed=0,1", "no command 'nowhere'"),
-        ("hydra.launcher.prefix='\"a' seed=0,1", "cannot be read: No closing quotation"),
+        ("hydra.launcher.prefix='\"a' seed=0,1", "No closing quotation"),
         ("hydra.launcher.devices={} seed=0,1", "hydra.launcher.devices"),
         ("optimizer.lr=0.1,x", "it should be a valid number. Change optimizer.lr"),
         (
             "sweep=schedules schedule=linear",
-            "sweep=schedules varies schedule, and schedule=linear leaves a single arm",
+            "sweep=schedules varies schedule, but schedule=linear leaves a single arm",
         ),
         ("seed=glob(*)", "The sweep has no arm"),
         ("sweep=schedules,weightings", "names several sweeps"),
@@ -42,7 +42,7 @@ with only_run(pathlib.Path(sys.argv[1]), print):
         ),
         ("schedule=linear,table schedule.betaz=1", "There is no key 'schedule.betaz'"),
         ("modifiers=[shift,shift],[clip]", "modifiers names shift twice"),
-        ("seed=0,1 seed=0", "seed is given twice"),
+        ("seed=0,1 seed=0", "seed is set twice"),
         (
             "optimizer.lr=0.001,-1",
             "In the arm optimizer.lr=-1: optimizer.lr=-1 must be at least 0.",
@@ -57,11 +57,11 @@ with only_run(pathlib.Path(sys.argv[1]), print):
         ("seed=0,1 hydra.run.dir=here", "Set hydra.sweep.dir"),
         ("seed=0,1 --cfg job", "--cfg and --info show one run"),
         ("seed=0,1 hydra.sweep.dir=", "hydra.sweep.dir= is empty"),
-        ("optimizer.lr=interval(0,1)", "Write them out, optimizer.lr=value,value"),
+        ("optimizer.lr=interval(0,1)", "Write them out: optimizer.lr=value,value"),
         (
             "callbacks=default,none",
-            "callbacks.samples.num_images is not a key of every option of callbacks=default,none: "
-            "default has it",
+            "Not every option of callbacks=default,none has the key callbacks.samples.num_images, "
+            "but default has it",
         ),
     ],
 )
@@ -103,7 +103,7 @@ def test_the_folder_of_something_else_takes_no_sweep(here, tiny, tiny_run, tmp_p
     record.write_text('{"foo": 1}')
     result = here("sdtrain", "-m", *tiny("seed=0,1", f"hydra.sweep.dir={tmp_path}"))
     assert result.code == 2
-    assert "is no record of a sweep" in result.paragraph
+    assert "sweep.json is not" in result.paragraph
     assert record.read_text() == '{"foo": 1}'
     result = here("sdtrain", "-m", *tiny("seed=0,1", f"hydra.sweep.dir={tiny_run}"))
     assert result.code == 2
@@ -122,7 +122,7 @@ def test_a_sweep_that_is_under_way_is_left_alone(here, tiny, tmp_path):
         result = here("sdtrain", "-m", *tiny("seed=0,1", f"hydra.sweep.dir={folder}"))
         holder.communicate("\n")
     assert result.code == 2
-    assert "under way" in result.paragraph
+    assert "already running" in result.paragraph
     assert "another hydra.sweep.dir" in result.paragraph
     assert not list(folder.glob("*/status.json"))
 
@@ -153,7 +153,7 @@ def test_a_run_of_an_earlier_version_is_taken_for_the_arm_that_it_is(
     (arm / "config.yaml").write_text(renamed)
     words = tiny("seed=0,1", f"hydra.sweep.dir={tmp_path}", "hydra.launcher.prefix=echo")
     result = here("sdtrain", "-m", *words)
-    assert "seed=0: done before" in result.out, result.err
+    assert "seed=0: finished earlier" in result.out, result.err
     assert "seed=1: not finished" in result.out
 
 
@@ -174,7 +174,7 @@ def test_a_command_that_leaves_before_its_arm_has_finished_is_not_believed(here,
     result = here("sdtrain", "-m", *words)
     assert result.code == 1
     assert "0 of 2 arms are finished" in result.out
-    assert "Give a hydra.launcher.prefix that waits" in result.out
+    assert "Set hydra.launcher.prefix" in result.out
 
 
 def test_a_place_that_cannot_be_made_is_the_sweeps(here, tiny):

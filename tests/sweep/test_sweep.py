@@ -76,7 +76,7 @@ def test_a_failed_arm_is_reported_while_others_go_on_and_the_same_command_finish
         "optimizer.lr=0.001": "finished",
         "optimizer.lr=1e+30": "diverged",
     }
-    assert "optimizer.lr=1e+30: left with 4 after" in printed
+    assert "optimizer.lr=1e+30: exited with 4 after" in printed
     assert "The loss or the gradient was not finite" in printed
     assert "Not finished: optimizer.lr=1e+30 (4)" in printed
     assert "1 of 2 arms are finished" in printed
@@ -84,7 +84,7 @@ def test_a_failed_arm_is_reported_while_others_go_on_and_the_same_command_finish
     before = done.stat().st_mtime_ns
     printed, code = run_sweep(tmp_path, *words)
     assert code == 4
-    assert "optimizer.lr=0.001: done before" in printed
+    assert "optimizer.lr=0.001: finished earlier" in printed
     assert done.stat().st_mtime_ns == before
     assert len(list(tmp_path.glob("runs/shapes/*"))) == 1
 
@@ -116,14 +116,14 @@ def test_two_arms_of_two_ranks_one_killed_and_finished_by_the_same_command(tiny,
         printed = running.communicate(timeout=300)[0]
         assert running.returncode == 137, printed
         assert states(tmp_path)["schedule=linear"] == "finished"
-        assert "schedule=cosine: left with -9" in printed
+        assert "schedule=cosine: exited with -9" in printed
     finally:
         with contextlib.suppress(ProcessLookupError):
             running.kill()
     printed, code = run_sweep(tmp_path, *words, WANDB_MODE="offline")
     assert code == 0, printed
     assert set(states(tmp_path).values()) == {"finished"}
-    assert "schedule=linear: done before" in printed
+    assert "schedule=linear: finished earlier" in printed
     for name, processes in (("linear", 1), ("cosine", 2)):
         (folder,) = tmp_path.glob(f"runs/*/*/schedule={name}")
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -151,7 +151,7 @@ def test_an_interrupted_sweep_goes_on_to_the_same_weights(tiny, saved, tmp_path)
     running.send_signal(signal.SIGHUP)
     printed = running.communicate(timeout=300)[0]
     assert running.returncode == 143, printed
-    assert "the same command goes on" in printed
+    assert "the same command resumes" in printed
     assert "seed=1: starts" not in printed
     assert run_sweep(tmp_path, *words)[1] == 0
     for seed in (0, 1):
@@ -170,7 +170,7 @@ def test_arms_that_differ_in_sampling_share_one_training(here, tiny, saved, tmp_
     words = [*tiny("callbacks.noise_levels.every=64"), f"hydra.sweep.dir={folder}"]
     out, code = run_sweep(tmp_path, *words, "sampler=ddim,heun")
     assert code == 0, out
-    assert "sampler=heun: draws with the weights of sampler=ddim" in out
+    assert "sampler=heun: samples with the weights of sampler=ddim" in out
     first = folder / "sampler=ddim"
     second = folder / "sampler=heun"
     assert same(saved(second), saved(first))

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from sdtrain.assemble.model import build_data
-from sdtrain.config.draft import check_draft
+from sdtrain.config.precheck import precheck_config
 from sdtrain.data.draws import Collate
-from sdtrain.runs.checkpoint import not_finite, snapshot
+from sdtrain.runs.checkpoint import find_non_finite, snapshot
 from sdtrain.training.datamodule import CollateBlock
 from sdtrain.training.parts import Parts, build_parts
 from sdtrain.training.plan import make_plan
@@ -33,7 +33,7 @@ def seconds(work) -> float:
 def default(composed, tmp_path_factory):
     """The parts of the default run, in one process with one thread."""
     words = ["trainer.accelerator=cpu", "trainer.threads=1", "logger=none"]
-    plan = make_plan(check_draft(composed(*words), words))
+    plan = make_plan(precheck_config(composed(*words), words))
     progress = Progress(plan.config["data"]["batch_size"], plan.draft.trainer.max_images)
     data = build_data(plan.config["data"])
     parts = build_parts(plan, data, tmp_path_factory.mktemp("costs"), progress)
@@ -81,7 +81,7 @@ def draws(collate: Collate, size: int) -> None:
 
 def look_at_what_is_saved(saved: dict) -> None:
     for name in ("model", "ema"):
-        not_finite(saved[name])
+        find_non_finite(saved[name])
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from torch import nn
 
 from sdtrain.errors import DivergedError
 from sdtrain.runs.checkpoint import read_trainer, read_weights
-from sdtrain.runs.manifest import damage
+from sdtrain.runs.manifest import find_damage
 from sdtrain.training.diverged import FinishedStep, MicroBatchLosses, bad_steps, divergence_error
 from sdtrain.training.optimisation import Optimisation
 from sdtrain.training.progress import Progress, StepResult
@@ -33,7 +33,7 @@ def test_divergence_ends_with_4_and_moves_no_weight_to_nan(here, tiny, tmp_path,
     assert result.code == 4, result.err
     assert "optimizer.lr" in result.paragraph and "not finite" in result.paragraph
     assert status(run)["state"] == "diverged"
-    assert damage(newest(run)) is None and finite_weights(newest(run))
+    assert find_damage(newest(run)) is None and finite_weights(newest(run))
     (line,) = (line for line in lines(run) if "train/loss" in line)
     # Before the next save, not at the next line.
     assert line["images_seen"] == int(newest(run).name) + 8 < 64

@@ -5,7 +5,7 @@ import torch
 from diffusers.models.autoencoders.vae import Decoder
 
 from sdtrain.assemble.model import build_data
-from sdtrain.config.draft import check_draft
+from sdtrain.config.precheck import precheck_config
 from sdtrain.models.unet import UNet
 from sdtrain.training import estimate as estimating
 from sdtrain.training.estimate import estimate, format_duration
@@ -13,7 +13,7 @@ from sdtrain.training.plan import make_plan
 
 
 def planned(composed, words):
-    return make_plan(check_draft(composed(*words), words))
+    return make_plan(precheck_config(composed(*words), words))
 
 
 @pytest.mark.parametrize("seconds_per_picture", [0.01, 2.0])

@@ -11,7 +11,7 @@ from mishaps import BATCH
 from reading import checkpoints, finite, flattened, newest, same, status, tensors
 
 from sdtrain.runs.checkpoint import read_trainer, read_weights, write_checkpoint
-from sdtrain.runs.manifest import damage
+from sdtrain.runs.manifest import find_damage
 
 pytestmark = pytest.mark.slow
 
@@ -47,7 +47,7 @@ def test_a_nan_ends_the_run_the_newest_checkpoint_is_the_state_before_and_it_goe
         assert words in result.paragraph, result.paragraph
     assert status(run)["state"] == "diverged" and status(run)["exit_code"] == 4
     assert int(newest(run).name) == 4 * BATCH
-    assert damage(newest(run)) is None and same_as(whole, newest(run))
+    assert find_damage(newest(run)) is None and same_as(whole, newest(run))
     assert train(run, "resume=must").code == 0 and ended_like(whole, run)
 
 
@@ -83,7 +83,7 @@ def test_a_learning_rate_of_1e9_ends_the_run_and_leaves_good_checkpoints(train, 
         "optimizer.lr (now 1e+09)",
     ):
         assert words in result.paragraph
-    assert finite(tensors(newest(run))) and damage(newest(run)) is None
+    assert finite(tensors(newest(run))) and find_damage(newest(run)) is None
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def poisoned(whole, tmp_path):
     average = read_weights(folder, "ema")
     config = (folder / "config.yaml").read_text()
     write_checkpoint(folder, model, average, read_trainer(folder), config)
-    assert damage(folder) is None
+    assert find_damage(folder) is None
     return run
 
 
@@ -153,7 +153,7 @@ def test_a_signal_at_any_moment_ends_the_run_between_two_steps_and_it_goes_on_bi
     assert (left["state"], left["exit_code"]) == ("interrupted", code)
     assert left["images_seen"] in [steps * BATCH for steps in seen]
     assert int(newest(run).name) == left["images_seen"]
-    assert damage(newest(run)) is None and same_as(whole, newest(run))
+    assert find_damage(newest(run)) is None and same_as(whole, newest(run))
     result = train(run, *LOOKING, "resume=must")
     assert result.code == 0 and ended_like(whole, run), result.err
 
@@ -171,7 +171,7 @@ def test_a_second_ctrl_c_in_the_midst_of_the_save_leaves_at_once_and_what_is_on_
     result = train(run, LATER, before=TWICE)
     assert result.code == -signal.SIGINT, result.err
     assert [int(folder.name) for folder in checkpoints(run)] == [3 * BATCH]
-    assert damage(newest(run)) is None
+    assert find_damage(newest(run)) is None
     assert list((run / "checkpoints").glob(".*.tmp"))  # the save was under way
     assert train(run, "resume=must").code == 0
     assert ended_like(whole, run) and not list((run / "checkpoints").glob(".*"))
@@ -181,7 +181,7 @@ def test_written_in_place_a_checkpoint_would_be_half_there(train, tmp_path):
     """The twin."""
     run = tmp_path / "run"
     assert train(run, LATER, before=f"{TWICE}, checkpoints_in_place()").code == -signal.SIGINT
-    assert damage(newest(run)) is not None
+    assert find_damage(newest(run)) is not None
 
 
 def test_unheard_a_sigterm_loses_the_steps_since_the_last_save(train, tmp_path):
@@ -197,7 +197,7 @@ def test_a_signal_to_rank_1_alone_ends_both_and_the_run_goes_on(train, whole, tm
     result = train(run, LATER, *RANKS, before=ON_RANK_1)
     assert result.code == 143, result.err
     assert status(run)["state"] == "interrupted"
-    assert int(newest(run).name) == 4 * BATCH and damage(newest(run)) is None
+    assert int(newest(run).name) == 4 * BATCH and find_damage(newest(run)) is None
     assert train(run, "resume=must").code == 0
     start = flattened(tensors(checkpoints(whole)[0]))
     end = flattened(tensors(newest(whole)))

@@ -7,7 +7,7 @@ import pytest
 from mishaps import BATCH
 from reading import checkpoints, lines, newest, same, status, tensors
 
-from sdtrain.runs.manifest import damage
+from sdtrain.runs.manifest import find_damage
 
 pytestmark = pytest.mark.slow
 
@@ -50,7 +50,7 @@ def test_on_a_full_disk_training_goes_on_the_older_checkpoints_stay_and_it_ends_
     assert "failed saves in a row: 1" in result.err
     assert [int(folder.name) for folder in checkpoints(run)] == [BATCH, 2 * BATCH]
     for folder in checkpoints(run):
-        assert damage(folder) is None and same_as(whole, folder)
+        assert find_damage(folder) is None and same_as(whole, folder)
     seen = lines_of_training(run)
     # As far as the last block goes, and no half a line.
     assert seen == [32 * (place + 1) for place in range(len(seen))] and len(seen) >= 2
@@ -67,7 +67,7 @@ def test_when_a_full_disk_has_room_again_nothing_is_missing_but_a_picture(train,
     ]
     result = train(run, *words, before=f"full_from_step_3({str(disk)!r}, until=5)")
     assert result.code == 0, result.err
-    assert "Training goes on without this picture" in result.err
+    assert "Training continues without this picture" in result.err
     assert lines_of_training(run) == [32, 64, 96, 128, 160, 192]
     assert status(run)["state"] == "finished"
     assert {path.name for path in (run / "samples").iterdir()} == {
@@ -78,7 +78,7 @@ def test_when_a_full_disk_has_room_again_nothing_is_missing_but_a_picture(train,
         "guidance-000000192.png",
     }
     assert newest(run).name == newest(whole).name
-    assert damage(newest(run)) is None and same_as(whole, newest(run))
+    assert find_damage(newest(run)) is None and same_as(whole, newest(run))
 
 
 def test_room_made_by_removing_the_older_ones_first_would_leave_none(train, disk):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from reading import lines, newest
 
-from sdtrain.config.draft import check_draft
+from sdtrain.config.precheck import precheck_config
 from sdtrain.errors import UserError
 from sdtrain.training.loggers import local
 from sdtrain.training.plan import make_plan
@@ -76,6 +76,6 @@ def test_tensorboard_is_refused_before_anything_is_loaded(composed, monkeypatch)
     monkeypatch.setattr(local, "find_spec", lambda name: None)
     words = ["logger=tensorboard"]
     with pytest.raises(UserError) as caught:
-        make_plan(check_draft(composed(*words), words))
+        make_plan(precheck_config(composed(*words), words))
     assert caught.value.key == "logger" and caught.value.exit_code == 2
     assert "sdtrain[tensorboard]" in caught.value.remedy

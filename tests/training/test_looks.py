@@ -13,12 +13,12 @@ from reading import lines, newest, numbers, same, status, unfinished_by
 
 from sdtrain.assemble.drawing import build_drawing
 from sdtrain.assemble.model import build_data
-from sdtrain.config.draft import check_draft
+from sdtrain.config.precheck import precheck_config
 from sdtrain.errors import UserError
 from sdtrain.generation.count_evaluations import count_evaluations
 from sdtrain.models.multiplications import multiplications
 from sdtrain.models.unet import UNet
-from sdtrain.runs.manifest import damage
+from sdtrain.runs.manifest import find_damage
 from sdtrain.schedules.linear import linear
 from sdtrain.training.callbacks import budget
 from sdtrain.training.callbacks.assembly import build_callbacks
@@ -98,7 +98,7 @@ def assert_stopped(run, result, code: int, seen: int) -> None:
     assert result.code == code, result.err
     left = status(run)
     assert (left["state"], left["exit_code"], left["images_seen"]) == ("interrupted", code, seen)
-    assert newest(run).name == f"{seen:012d}" and damage(newest(run)) is None
+    assert newest(run).name == f"{seen:012d}" and find_damage(newest(run)) is None
 
 
 def assert_same_run(run, whole, saved) -> None:
@@ -273,7 +273,7 @@ def default(composed, tmp_path_factory):
             f"looks.share={'null' if share is None else share}",
             *(f"{key}.every={every}" for key in LOOKING),
         ]
-        plan = make_plan(check_draft(composed(*words), words))
+        plan = make_plan(precheck_config(composed(*words), words))
         progress = Progress(32, max_images)
         parts = build_parts(plan, build_data(plan.config["data"]), folder, progress)
         found = build_callbacks(
@@ -326,7 +326,7 @@ def test_the_default_run_looks_well_for_its_share(default):
 def test_bad_shares(composed):
     for value in ("0", "1.5", "-1", ".nan", "many"):
         with pytest.raises(UserError) as caught:
-            check_draft(composed(f"looks.share={value}"), [])
+            precheck_config(composed(f"looks.share={value}"), [])
         assert caught.value.key == "looks.share" and caught.value.exit_code == 2
 
 
@@ -334,8 +334,8 @@ def test_a_share_of_noise_levels_is_of_an_earlier_version(composed, tiny, capsys
     """In a yaml it is told, on the command line it is refused."""
     cfg = composed(*tiny())
     cfg["callbacks"]["noise_levels"]["share"] = 0.02
-    draft = check_draft(cfg, [])
+    draft = precheck_config(cfg, [])
     assert "callbacks.noise_levels.share" in capsys.readouterr().err
     assert "share" not in draft.config["callbacks"]["noise_levels"]
     del cfg["looks"]
-    assert check_draft(cfg, []).looks.share == 0.05
+    assert precheck_config(cfg, []).looks.share == 0.05

@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from sdtrain.conditioning.class_label import ClassLabel
 from sdtrain.conditioning.interface import Conditioner
-from sdtrain.config.overrides import prepared
+from sdtrain.config.overrides import prepare_arguments
 from sdtrain.runs.layout import RunFolder
 from sdtrain.training.summary import _next_command
 
@@ -61,7 +61,7 @@ def test_any_prompt_and_folder_reach_the_command(tmp_path, prompt):
     folder = tmp_path / 'a "b" $c, d\'e'
     words = read_by_a_shell(next_command(Reading("caption"), prompt, folder))
     read = {}
-    for override in OverridesParser.create().parse_overrides(prepared(words, "prompt")):
+    for override in OverridesParser.create().parse_overrides(prepare_arguments(words, "prompt")):
         value = override.value()
         texts = value if isinstance(value, list) else [value]
         plain = [str(text.text if hasattr(text, "text") else text) for text in texts]

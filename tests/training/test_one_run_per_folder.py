@@ -11,10 +11,10 @@ import pytest
 from omegaconf import OmegaConf
 from reading import numbers, status
 
-from sdtrain.config.compose import is_of_this_moment
+from sdtrain.config.compose import folder_has_timestamp
 from sdtrain.errors import UserError
 from sdtrain.runs import lock
-from sdtrain.runs.manifest import published
+from sdtrain.runs.manifest import list_checkpoints
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_a_run_that_is_under_way_is_left_alone(start, here, tiny, tmp_path):
         first.code is None
         and (run / "config.yaml").read_text() == before
         and status(run)["state"] == "running"
-        and not published(run)
+        and not list_checkpoints(run)
     )
 
 
@@ -74,7 +74,7 @@ from sdtrain.commands import train
 from sdtrain.runs.layout import RunFolder
 
 if sys.argv.pop(1) == "unlocked":
-    train.alone_in = lambda folder, **_: contextlib.nullcontext(RunFolder(folder))
+    train.hold_run_folder = lambda folder, **_: contextlib.nullcontext(RunFolder(folder))
 print("ready", flush=True)
 sys.stdin.readline()
 train.main()
@@ -168,15 +168,15 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
 
     monkeypatch.setattr(lock.fcntl, "lockf", refuses)
     lines = []
-    with lock.only_run(tmp_path, lines.append):
+    with lock.hold_lock(tmp_path, lines.append):
         assert len(lines) == 1 and "No locks available" in lines[0] and str(tmp_path) in lines[0]
     assert not list(tmp_path.iterdir())
 
 
 HOLDER = """
 import pathlib, sys
-from sdtrain.runs.lock import only_run
-with only_run(pathlib.Path(sys.argv[1]), print):
+from sdtrain.runs.lock import hold_lock
+with hold_lock(pathlib.Path(sys.argv[1]), print):
     print("holds", flush=True)
     input()
 """
@@ -192,14 +192,14 @@ def test_what_begins_in_the_same_second_lies_beside_it(tmp_path):
     held = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", HOLDER, str(moment)], **held) as holder:
         assert holder.stdout.readline() == "holds\n"
-        with lock.alone_in(moment, is_of_this_moment=True) as run:
+        with lock.hold_run_folder(moment, has_timestamp=True) as run:
             assert run.path == tmp_path / f"{moment.name}-3"
             assert run.lock.exists()
-        with pytest.raises(UserError), lock.alone_in(moment, is_of_this_moment=False):
+        with pytest.raises(UserError), lock.hold_run_folder(moment, has_timestamp=False):
             raise AssertionError
         holder.communicate("\n")
     assert not run.path.exists()  # nothing was written into it
-    with lock.alone_in(moment, is_of_this_moment=True) as run:
+    with lock.hold_run_folder(moment, has_timestamp=True) as run:
         assert run.path == moment
 
 
@@ -207,4 +207,4 @@ def test_what_begins_in_the_same_second_lies_beside_it(tmp_path):
 def test_a_folder_is_of_this_moment_where_its_name_is_the_time(kind):
     for folder, expected in (("runs/a/${now:%H-%M}", True), ("runs/a", False)):
         node = OmegaConf.create({kind: {"dir": folder}})[kind]
-        assert is_of_this_moment(node) == expected
+        assert folder_has_timestamp(node) == expected

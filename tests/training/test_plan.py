@@ -4,13 +4,13 @@ import pytest
 import yaml
 
 from sdtrain.config.compose import compose_config
-from sdtrain.config.draft import check_draft
+from sdtrain.config.precheck import precheck_config
 from sdtrain.training.parts import saved_config
 from sdtrain.training.plan import make_plan
 
 
 def planned(*words: str):
-    return make_plan(check_draft(compose_config("train", list(words)), words))
+    return make_plan(precheck_config(compose_config("train", list(words)), words))
 
 
 def warm_up(plan) -> int:

@@ -12,7 +12,7 @@ import pytest
 from reading import checkpoints, lines, newest, status
 from torch import distributed as dist
 
-from sdtrain.runs.manifest import damage
+from sdtrain.runs.manifest import find_damage
 from sdtrain.training.ranks import lost_a_peer
 
 # The default experiment, its length apart.
@@ -155,7 +155,7 @@ def test_what_happens_to_one_rank_ends_the_run_and_is_reported_once(
     assert all(word in line for word in words), line
     assert (status(run)["state"], status(run)["exit_code"]) == ("failed", code)
     assert not processes_of(run)
-    assert all(damage(folder) is None for folder in checkpoints(run))
+    assert all(find_damage(folder) is None for folder in checkpoints(run))
     stacks = {path.name: path.read_text() for path in run.glob("stuck-rank-*.txt")}
     stuck = (0, 1) if HANG in line else ()
     with_stack = (0,) if "stopped" in what else stuck
@@ -185,7 +185,7 @@ def test_a_nan_on_one_rank_ends_both_before_the_next_checkpoint_and_its_sample_i
     # The second of the sixteen that are rank 1's in the fourth batch of 32.
     assert "first in step 4, which ended at 128 images (samples 113, t = " in line
     assert "gradient norm nan" in line
-    assert newest(run).name == f"{96:012d}" and damage(newest(run)) is None
+    assert newest(run).name == f"{96:012d}" and find_damage(newest(run)) is None
     assert status(run)["state"] == "diverged" and not processes_of(run)
 
 

@@ -12,7 +12,7 @@ from reading import checkpoints, flattened, lines, newest, status, tensors
 from sdtrain.data.draws import Collate
 from sdtrain.data.order import Stream
 from sdtrain.diffusion.noise import Gaussian
-from sdtrain.runs.manifest import damage
+from sdtrain.runs.manifest import find_damage
 from sdtrain.training.datamodule import CollateBlock
 from sdtrain.types import Row
 
@@ -229,7 +229,7 @@ def test_two_ranks_stopped_by_a_signal_go_on_as_one(
     send(running.pid, signal.SIGTERM)
     result = running.wait()
     assert result.code == 143, result.err
-    assert status(run)["state"] == "interrupted" and damage(newest(run)) is None
+    assert status(run)["state"] == "interrupted" and find_damage(newest(run)) is None
     assert not processes_of(run)
     assert here("sdtrain", *tiny(*STEPS, *words, "resume=must")).code == 0
     assert distance(saved, run, one_rank) < 1e-4

@@ -19,7 +19,7 @@ from lightning.pytorch.strategies import Strategy
 from reading import numbers, unfinished_by
 from torch import Tensor
 
-from sdtrain.runs.manifest import newest_whole, published
+from sdtrain.runs.manifest import list_checkpoints, newest_intact
 from sdtrain.runs.resume import compare_configs
 from sdtrain.training.callbacks.checkpoint import Checkpoints
 from sdtrain.training.callbacks.ema import EMACallback
@@ -31,7 +31,7 @@ from sdtrain.training.diffusion_module import DiffusionModule
 @pytest.fixture
 def middle(tiny_run, tmp_path):
     """A run folder that holds the middle checkpoint of `tiny_run` alone."""
-    first = published(tiny_run)[0]
+    first = list_checkpoints(tiny_run)[0]
     shutil.copytree(first, tmp_path / "run" / "checkpoints" / first.name)
     return tmp_path / "run"
 
@@ -77,7 +77,7 @@ def test_what_only_looks_is_applied_and_listed(here, tiny, middle):
         assert seen == ([48] if key == "validation/loss" else []) + [56, 64]
     grids = sorted(path.name for path in (middle / "samples").glob("grid-*"))
     assert grids == [f"grid-0000000{seen}.png" for seen in (48, 56, 64)]
-    assert [int(folder.name) for folder in published(middle)] == [48, 56, 64]
+    assert [int(folder.name) for folder in list_checkpoints(middle)] == [48, 56, 64]
 
 
 @pytest.mark.parametrize(
@@ -335,7 +335,7 @@ def test_killed_three_times_at_random_it_loses_an_interval_at_most(
         time.sleep(random.random() * 0.2)
         os.kill(running.pid, signal.SIGKILL)
         assert running.wait().code == -signal.SIGKILL
-        seen, (newest, _) = written(run)[-1], newest_whole(run)
+        seen, (newest, _) = written(run)[-1], newest_intact(run)
         assert (
             newest is not None and int(newest.name) >= seen // 64 * 64 - 64
         )  # one save may have been under way

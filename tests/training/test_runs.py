@@ -14,7 +14,7 @@ from reading import numbers, same, status
 from sdtrain.commands import train as train_command
 from sdtrain.config import boundary
 from sdtrain.pictures import read_notes
-from sdtrain.runs.manifest import damage, published
+from sdtrain.runs.manifest import find_damage, list_checkpoints
 
 
 def weights(tensors: dict) -> dict:
@@ -38,7 +38,10 @@ def losses(run) -> list[float]:
 def test_a_run_leaves_what_it_says(tiny_run):
     own = {"command": "", "pid": 0, "peak_memory_mb": 0}
     assert status(tiny_run) | own == {"state": "finished", "images_seen": 64, "exit_code": 0} | own
-    assert [folder.name for folder in published(tiny_run)] == ["000000000048", "000000000064"]
+    assert [folder.name for folder in list_checkpoints(tiny_run)] == [
+        "000000000048",
+        "000000000064",
+    ]
     assert {path.name for path in (tiny_run / "samples").iterdir()} == {
         "forward.png",
         *(f"{kind}-{seen:09d}.png" for kind in ("grid", "strip", "pictures") for seen in (32, 64)),
@@ -85,7 +88,7 @@ def test_a_run_may_be_as_long_as_a_time(run_of):
     assert (
         status(run)["state"] == "finished"
         and seen < 100_000
-        and published(run)[-1].name == f"{seen:012d}"
+        and list_checkpoints(run)[-1].name == f"{seen:012d}"
     )
     at_the_end = set().union(*(line for line in lines if line["images_seen"] == seen))
     assert (
@@ -127,7 +130,9 @@ def test_callbacks_change_no_weight(run_of, tiny_run, saved):
 
 def middle_of(run, folder):
     """A new run folder that holds the middle checkpoint of `run` alone."""
-    shutil.copytree(published(run)[0], folder / "checkpoints" / published(run)[0].name)
+    shutil.copytree(
+        list_checkpoints(run)[0], folder / "checkpoints" / list_checkpoints(run)[0].name
+    )
     return folder
 
 
@@ -144,7 +149,7 @@ def test_resumed_from_other_weights_it_does_not(run_of, tiny_run, saved, tmp_pat
     from sdtrain.runs.checkpoint import read_trainer, read_weights, write_checkpoint
 
     for part in ("ema", "optimizer"):
-        folder = published(middle_of(tiny_run, tmp_path / part))[0]
+        folder = list_checkpoints(middle_of(tiny_run, tmp_path / part))[0]
         model, ema, state = (
             read_weights(folder, "model"),
             read_weights(folder, "ema"),
@@ -227,7 +232,7 @@ def test_the_first_line_of_a_resumed_run_is_of_all_images_since_the_last(run_of,
 def test_a_run_without_a_whole_checkpoint_is_not_written_over(here, tiny, tiny_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
-    for folder in published(run):
+    for folder in list_checkpoints(run):
         (folder / "model.safetensors").write_bytes(b"")
     before = {
         path: path.read_bytes()
@@ -239,7 +244,7 @@ def test_a_run_without_a_whole_checkpoint_is_not_written_over(here, tiny, tiny_r
         assert (
             result.code == 5
             and f"resume={resume}, but none of the 2 checkpoints" in result.paragraph
-            and "is passed over: " in result.out
+            and "is skipped: " in result.out
         )
     assert all(path.read_bytes() == content for path, content in before.items())
 
@@ -251,7 +256,7 @@ def test_one_process_is_rank_0_whatever_has_started_it(here, tiny, tmp_path, mon
     """
     monkeypatch.setenv("SLURM_PROCID", "1")
     if not guarded:
-        monkeypatch.setattr(train_command, "settled_rank", lambda devices, **_: 1)
+        monkeypatch.setattr(train_command, "rank_for_config", lambda devices, **_: 1)
     assert (
         here(
             "sdtrain",
@@ -398,12 +403,15 @@ def test_stopped_by_a_signal_and_resumed_in_a_new_process(
         and status(run)["exit_code"] == code
         and 48 <= seen < 160
     )
-    assert published(run)[-1].name == f"{seen:012d}" and damage(published(run)[-1]) is None
+    assert (
+        list_checkpoints(run)[-1].name == f"{seen:012d}"
+        and find_damage(list_checkpoints(run)[-1]) is None
+    )
     result = command(
         "sdtrain", *tiny(*LONGER, "resume=must", "data.num_workers=2"), f"hydra.run.dir={run}"
     )
     assert result.code == 0, result.err
-    assert str(published(straight)[-1].name) == published(run)[-1].name and same(
+    assert str(list_checkpoints(straight)[-1].name) == list_checkpoints(run)[-1].name and same(
         saved(run), saved(straight)
     )
     assert numbers(run) == numbers(straight) and status(run)["state"] == "finished"
@@ -413,7 +421,7 @@ def test_stopped_by_a_signal_and_resumed_in_a_new_process(
 def test_killed_and_found_again_without_its_folder(start, command, tiny, saved, straight, tmp_path):
     assert stopped(start, tiny, tmp_path, signal.SIGKILL, cwd=tmp_path).code == -signal.SIGKILL
     (run,) = (tmp_path / "runs" / "shapes").iterdir()
-    assert status(run)["state"] == "running" and published(run)
+    assert status(run)["state"] == "running" and list_checkpoints(run)
     result = command("sdtrain", *tiny(*LONGER, "resume=auto"), cwd=tmp_path)
     assert result.code == 0 and "Resuming from" in result.out, result.err
     assert len(list((tmp_path / "runs" / "shapes").iterdir())) == 1

@@ -6,7 +6,7 @@ import lightning.pytorch as L
 
 from sdtrain.config.schema import CheckpointSettings
 from sdtrain.errors import UserError
-from sdtrain.files import remove_left_overs
+from sdtrain.files import remove_leftovers
 from sdtrain.runs.layout import RunFolder
 from sdtrain.training.progress import Progress, window_ended
 from sdtrain.training.stopping import Stopping
@@ -40,7 +40,7 @@ class Checkpoints(L.Callback):
         self.run = RunFolder(Path(trainer.strategy.broadcast(str(self.run.path))))
         if trainer.is_global_zero:
             for folder in (self.run.path, self.run.checkpoints, self.run.samples):
-                remove_left_overs(folder)
+                remove_leftovers(folder)
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict

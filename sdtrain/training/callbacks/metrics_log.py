@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import CSVLogger
 from sdtrain.console import warn
 from sdtrain.errors import StorageError
 from sdtrain.runs.layout import RunFolder
-from sdtrain.runs.manifest import published
+from sdtrain.runs.manifest import list_checkpoints
 from sdtrain.runs.metrics import MetricsFile, metrics_line, remove_later_files
 from sdtrain.training.callbacks.levels import EDGES, level_metrics
 from sdtrain.training.callbacks.loss_sums import LossSums
@@ -50,7 +50,7 @@ class MetricsLog(L.Callback):
         if not trainer.is_global_zero:
             return
         remove_later_files(self.run, seen)
-        records = self.file.keep_until(seen)
+        records = self.file.truncate_after(seen)
         if records:
             self.started -= records[-1].get("seconds", 0.0)
         for record in records:
@@ -160,7 +160,7 @@ class MetricsLog(L.Callback):
                 progress=module.progress,
                 lr=module.optimisation.lr,
                 world_size=trainer.world_size,
-                has_checkpoint=bool(published(self.run.path)),
+                has_checkpoint=bool(list_checkpoints(self.run.path)),
             )
 
 

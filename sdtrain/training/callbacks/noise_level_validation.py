@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sdtrain.conditioning.interface import Inputs
-from sdtrain.config.schema import at_least
+from sdtrain.config.schema import check_at_least
 from sdtrain.console import warn
 from sdtrain.evaluation.noise_level_error import (
     LEVELS,
@@ -24,8 +24,8 @@ from sdtrain.evaluation.noise_level_error import (
 from sdtrain.files import write_text
 from sdtrain.latent_diffusion import LatentDiffusion
 from sdtrain.models.modes import eval_mode
-from sdtrain.pictures import write_if_room
-from sdtrain.plots import LOG_SNR, curves
+from sdtrain.pictures import write_png_or_warn
+from sdtrain.plots import LOG_SNR, draw_curves
 from sdtrain.randomness import KeyedRandom
 from sdtrain.runs.layout import RunFolder
 from sdtrain.schedules import Schedule
@@ -112,8 +112,8 @@ class NoiseLevelValidation(L.Callback):
         run_dir: Path,
         ema: EMACallback | None,
     ) -> None:
-        at_least(every, 0, "callbacks.noise_levels.every")
-        at_least(num_images, 2, "callbacks.noise_levels.num_images")
+        check_at_least(every, 0, "callbacks.noise_levels.every")
+        check_at_least(num_images, 2, "callbacks.noise_levels.num_images")
         self.every = every
         self.num_images = num_images
         self.run = RunFolder(run_dir)
@@ -290,14 +290,14 @@ class NoiseLevelValidation(L.Callback):
             mean = each.errors.mean(0)
             lines[f"network, {weights} weights"] = torch.where(held_out.inside, mean, math.nan)
         lines["linear denoiser"] = first.linear.mean(0)
-        picture = curves(
+        picture = draw_curves(
             LEVELS,
             lines,
             x_label=LOG_SNR,
             y_label="mean squared error of epsilon",
             title=f"{seen} images seen, {count} pictures",
         )
-        write_if_room(picture, self.run.validation_plot(seen))
+        write_png_or_warn(picture, self.run.validation_plot(seen))
         for logger in trainer.loggers:
             log_picture(logger, "validation/noise_levels", picture, seen)
 

@@ -109,7 +109,7 @@ class Reconstructions(L.Callback):
         tiles = torch.cat([image, output], dim=2)
         title = f"{seen} images seen: held-out pictures over their reconstructions"
         picture = pictures.grid(tiles, captions, columns=8, title=title)
-        self.last_grid = pictures.write_if_room(picture, self.run.sample("grid", seen))
+        self.last_grid = pictures.write_png_or_warn(picture, self.run.sample("grid", seen))
         for logger in trainer.loggers:
             log_picture(logger, "samples/grid", picture, seen)
 

@@ -10,14 +10,14 @@ from PIL import Image
 from torch import Tensor
 
 from sdtrain import pictures
-from sdtrain.config.schema import at_least
+from sdtrain.config.schema import check_at_least
 from sdtrain.diffusion import add_noise
 from sdtrain.errors import UserError
 from sdtrain.generation.drawing import Drawing, Request
 from sdtrain.generation.generate import generate
 from sdtrain.generation.steps import compare_steps, draws_noise
 from sdtrain.models.modes import eval_mode
-from sdtrain.plots import sampler_errors
+from sdtrain.plots import draw_sampler_errors
 from sdtrain.randomness import KeyedRandom
 from sdtrain.runs.layout import RunFolder
 from sdtrain.runs.manifest import sha256_of
@@ -85,9 +85,9 @@ class SampleGrid(L.Callback):
         run_dir: Path,
         ema: EMACallback | None,
     ) -> None:
-        at_least(every, 0, f"{KEY}.every")
-        at_least(num_images, 1, f"{KEY}.num_images")
-        at_least(strip_steps, 2, f"{KEY}.strip_steps")
+        check_at_least(every, 0, f"{KEY}.every")
+        check_at_least(num_images, 1, f"{KEY}.num_images")
+        check_at_least(strip_steps, 2, f"{KEY}.strip_steps")
         check_guidance_scales(guidance_scales)
         check_sampler_steps(sampler_steps, drawing)
         self.every = every
@@ -227,7 +227,9 @@ class SampleGrid(L.Callback):
             request_notes.append({"prompt": prompt, "seed": request.seed})
             table.append([seen, prompt, request.seed, scale, picture])
         path = self.run.pictures(seen)
-        pictures.write_if_room(pictures.row(images), path, {"requests": request_notes} | notes)
+        pictures.write_png_or_warn(
+            pictures.side_by_side(images), path, {"requests": request_notes} | notes
+        )
         columns = ["images_seen", "prompt", "seed", "guidance_scale", "image"]
         for logger in trainer.loggers:
             log_table(logger, "samples/table", columns, table, seen)
@@ -247,7 +249,7 @@ class SampleGrid(L.Callback):
                 module.model, requests, drawing, size, on_evaluation=stopping.check_interrupted
             )
             title = f"guidance {drawing.guidance_scale:g}"
-            rows.append((title, [pictures.picture(image) for image in images]))
+            rows.append((title, [pictures.to_image(image) for image in images]))
         heads = [request.title(module.model.conditioner) for request in requests]
         self.log_picture(trainer, module, "guidance", pictures.strip_of_rows(rows, heads))
 
@@ -269,7 +271,7 @@ class SampleGrid(L.Callback):
             on_evaluation=stopping.check_interrupted,
         )
         heads = [request.title(module.model.conditioner) for request in requests]
-        sheet, plot = sampler_errors(compared.pictures, compared.distances, heads)
+        sheet, plot = draw_sampler_errors(compared.pictures, compared.distances, heads)
         self.log_picture(trainer, module, "steps", sheet)
         self.log_picture(trainer, module, "sampler_error", plot)
 
@@ -285,7 +287,7 @@ class SampleGrid(L.Callback):
         heads = [f"t = {time:.2f}" for time in t.tolist()]
         with eval_mode(model.autoencoder):
             decoded = ("x_t, decoded", model.autoencoder.decode(x))
-        return pictures.strip([decoded, ("x_t, latents", pictures.latents_as_colours(x))], heads)
+        return pictures.strip([decoded, ("x_t, latents", pictures.latents_as_rgb(x))], heads)
 
     def strip(
         self, module: L.LightningModule, steps: list[tuple[int, Tensor, Tensor]]
@@ -333,7 +335,7 @@ class SampleGrid(L.Callback):
         path: Path,
         notes: dict[str, object] | None = None,
     ) -> Path | None:
-        written_path = pictures.write_if_room(picture, path, notes)
+        written_path = pictures.write_png_or_warn(picture, path, notes)
         for logger in trainer.loggers:
             log_picture(logger, f"samples/{kind}", picture, module.progress.images_seen)
         return written_path

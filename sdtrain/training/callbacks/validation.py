@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import lightning.pytorch as L
 import torch
 
-from sdtrain.config.schema import at_least
+from sdtrain.config.schema import check_at_least
 from sdtrain.models.modes import eval_mode
 from sdtrain.training.callbacks.budget import Costs, affordable_count
 from sdtrain.training.callbacks.ema import EMACallback, averaged_weights
@@ -37,8 +37,8 @@ class Validation(L.Callback):
     on_all_ranks = False
 
     def __init__(self, *, every: int, num_images: int, ema: EMACallback | None) -> None:
-        at_least(every, 0, "validation.every")
-        at_least(num_images, 1, "validation.num_images")
+        check_at_least(every, 0, "validation.every")
+        check_at_least(num_images, 1, "validation.num_images")
         self.every = every
         self.num_images = num_images
         self.ema = ema

@@ -15,10 +15,10 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from sdtrain.config.build import build
-from sdtrain.config.check import target_of
+from sdtrain.config.check import import_target
 from sdtrain.redaction import redacted
 from sdtrain.runs.layout import CheckpointFolder, RunFolder
-from sdtrain.runs.manifest import published
+from sdtrain.runs.manifest import list_checkpoints
 from sdtrain.training.loggers.local import check_tensorboard, tensorboard
 from sdtrain.training.loggers.wandb import GuardedWandb, own_data_dir, wandb
 from sdtrain.training.loggers.wandb_variables import with_variables
@@ -27,7 +27,7 @@ from sdtrain.training.loggers.wandb_variables import with_variables
 def check_logger(node: dict | None, typed: Collection[str]) -> None:
     """Raise UserError if the logger cannot work, without building it."""
     settings = _with_environment(node, typed)
-    if settings and target_of(settings, "logger") is tensorboard:
+    if settings and import_target(settings, "logger") is tensorboard:
         check_tensorboard()
 
 
@@ -51,7 +51,7 @@ def make_logger(
 
 def _with_environment(node: dict | None, typed: Collection[str]) -> dict | None:
     """Return the logger's node, for wandb with the values of its environment variables."""
-    if node and target_of(node, "logger") is wandb:
+    if node and import_target(node, "logger") is wandb:
         return with_variables(node, typed)
     return node
 
@@ -62,7 +62,7 @@ def close_logger(logger: Logger, *, failed: bool) -> None:
     if not failed:  # otherwise Lightning has finalized it
         logger.finalize("success")
     if isinstance(logger, GuardedWandb):
-        saved = published(Path(logger.save_dir))
+        saved = list_checkpoints(Path(logger.save_dir))
         if logger.uploads_checkpoint and saved and not failed:
             logger.log_checkpoint(CheckpointFolder(saved[-1]))
         logger.finish(failed)

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from sdtrain.console import warn
 from sdtrain.files import write_text
-from sdtrain.paths import expanded
+from sdtrain.paths import expand_home
 from sdtrain.runs.layout import CheckpointFolder, RunFolder
 from sdtrain.training.loggers.wandb_variables import FOLDER, NAME, RESUME, RUN_ID
 
@@ -287,7 +287,7 @@ def _start_wandb(init_arguments: dict[str, Any], run_dir: Path, resumed: int) ->
     # Offline, id and resume are stored in the run's file, so that `wandb sync` uploads all sessions
     # as one run.
     run = library.init(
-        dir=expanded(os.environ.get(FOLDER) or str(run_dir)),
+        dir=expand_home(os.environ.get(FOLDER) or str(run_dir)),
         settings=settings,
         id=wandb_run_id(run_dir, resumed),
         resume=os.environ.get(RESUME) or "allow",

@@ -1,7 +1,7 @@
-"""hydra/launcher=process: Hydra's multirun with each arm of a sweep in a fresh process.
+"""hydra/launcher=process: Hydra's multirun with a new process for each arm of a sweep.
 
-Hydra imports this module whenever one of its programs starts: the rest of sdtrain is imported when
-a sweep does. It takes only classes that are defined here.
+Hydra imports this module whenever any Hydra program starts, so the rest of sdtrain is imported only
+when a sweep starts. Hydra accepts only launcher classes that are defined in this module itself.
 """
 
 import atexit
@@ -16,9 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 
 
 class ProcessLauncher(Launcher):
-    """Runs each arm by the command sdtrain, and goes on with what was stopped.
+    """Runs each arm with the command sdtrain, and resumes arms that were stopped.
 
-    Args: see sdtrain.sweep.places.Places.
+    Args: see sdtrain.sweep.launcher_settings.LauncherSettings.
     """
 
     def __init__(
@@ -40,35 +40,39 @@ class ProcessLauncher(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """Trains one arm for each list of words.
+        """Train one arm for each list of overrides.
 
-        Raises UserError before the first starts, SystemExit where not all of them have finished.
+        Raises UserError before the first one starts, and SystemExit if not all of them finish.
         """
-        from sdtrain.sweep.draft import draft_sweep
-        from sdtrain.sweep.places import Places
+        from sdtrain.sweep.launcher_settings import LauncherSettings
+        from sdtrain.sweep.precheck import precheck_sweep
 
-        places = Places(parallel=self.parallel, devices=self.devices, prefix=self.prefix)
-        sweep = draft_sweep(self.config, job_overrides, initial_job_idx, self._composed, places)
+        launcher = LauncherSettings(
+            parallel=self.parallel, devices=self.devices, prefix=self.prefix
+        )
+        sweep = precheck_sweep(
+            self.config, job_overrides, initial_job_idx, self._compose_arm, launcher
+        )
 
-        from sdtrain.sweep.launcher import run_sweep  # imports torch, which no refusal waits for
+        from sdtrain.sweep.launcher import run_sweep  # imports torch, too slow for the checks above
 
         returned = []
         for arm in run_sweep(sweep):
-            job = JobReturn(overrides=arm.words, working_dir=str(arm.run.path))
+            job = JobReturn(overrides=arm.arguments, working_dir=str(arm.run.path))
             job.cfg = OmegaConf.create(arm.config)
             job.status = JobStatus.COMPLETED
-            job.return_value = arm.bits_per_dimension()  # for sweepers that look for the best
+            job.return_value = arm.bits_per_dimension()  # for sweepers that optimize a value
             returned.append(job)
         return returned
 
-    def _composed(self, words: list[str]) -> dict:
-        """The configuration of one arm, resolved, without Hydra's own node."""
-        from sdtrain.config.compose import composition_words, resolved
+    def _compose_arm(self, overrides: list[str]) -> dict:
+        """Return the resolve_config configuration of one arm, without Hydra's own node."""
+        from sdtrain.config.compose import composition_arguments, resolve_config
 
-        config = self.context.config_loader.load_sweep_config(self.config, list(words))
+        config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
         keys = [key for key in config if key != "hydra"]
-        composition = composition_words(self.config.hydra)
-        return resolved(OmegaConf.masked_copy(config, keys), words, composition)
+        composition = composition_arguments(self.config.hydra)
+        return resolve_config(OmegaConf.masked_copy(config, keys), overrides, composition)
 
 
 ConfigStore.instance().store(

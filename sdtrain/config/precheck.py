@@ -1,5 +1,6 @@
-"""A training configuration, checked as far as that goes without torch: most mistakes are reported
-within a second.
+"""Check a training configuration as far as possible without torch.
+
+Most mistakes are therefore reported within a second. training/plan.py does the other checks.
 """
 
 import copy
@@ -9,23 +10,23 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from sdtrain.config.check import Checker, check_value, nearest
-from sdtrain.config.compose import BRINGS_AUTOENCODER
+from sdtrain.config.check import Checker, check_value, suggest
+from sdtrain.config.compose import AUTOENCODER_KEYS
 from sdtrain.config.overrides import typed_keys
-from sdtrain.config.path_keys import with_homes_in
-from sdtrain.config.plain import check_plain_values
+from sdtrain.config.path_keys import expand_homes_in_config
+from sdtrain.config.plain_values import check_plain_values
 from sdtrain.config.schema import (
     CheckpointSettings,
     LooksSettings,
     TrainConfig,
     TrainerSettings,
-    micro_batch,
+    micro_batch_size,
 )
-from sdtrain.config.trusted import renewed
+from sdtrain.config.trusted import upgrade_config
 from sdtrain.console import warn
 from sdtrain.errors import UserError
 from sdtrain.runs.layout import FIRST_STAGE_AUTOENCODER
-from sdtrain.runs.resume import flat, is_hash
+from sdtrain.runs.resume import flatten, is_added_by_run
 from sdtrain.runs.start import Resume
 
 DIFFUSION_ONLY = (
@@ -39,19 +40,23 @@ DIFFUSION_ONLY = (
     "grid",
     "guidance",
 )
-"""Groups that a diffusion model needs, and the training of an autoencoder has no use for."""
+"""Groups that the training of a diffusion model needs, and that of an autoencoder does not use."""
 
 LOADER_KEYS = {"batch_size": (int, 1), "num_workers": (int, 0), "timeout": (int, 1)}
 """Keys under `data` that the loader reads, whatever the data set: (type, least value)."""
 LOADER_DEFAULTS = {"timeout": 600}
-"""Of those that a user's own yaml may leave out."""
+"""Values of those that a user's own yaml may leave out."""
 
 
 @dataclass(frozen=True)
-class Draft:
-    """A checked configuration. It never changes; `config` is a fresh copy each time.
+class PrecheckedConfig:
+    """A configuration that has passed all checks that need no torch. Immutable.
 
-    overrides: the words the user typed. trainer, checkpoint, looks: those sections as objects.
+    Args:
+        overrides: those that the user typed.
+        trainer: the config section as an object.
+        checkpoint: the config section as an object.
+        looks: the config section as an object.
     """
 
     _config: dict = field(repr=False)
@@ -62,6 +67,7 @@ class Draft:
 
     @property
     def config(self) -> dict:
+        """A new copy of the configuration."""
         return copy.deepcopy(self._config)
 
     @property
@@ -83,47 +89,47 @@ class Draft:
 
     @property
     def resume_allow(self) -> list[str]:
-        """Keys and groups that may differ from a checkpoint's."""
+        """Keys and groups that may differ from those of the checkpoint."""
         return list(self._config["resume_allow"])
 
     @property
     def has_first_stage(self) -> bool:
-        """Whether its autoencoder is trained before it."""
+        """Whether an autoencoder is trained before the diffusion model."""
         return bool(self._config.get("first_stage"))
 
 
 def is_autoencoder(config: dict) -> bool:
-    """Whether a training configuration, a saved one too, is of an autoencoder and not of a
-    diffusion model.
+    """Whether a training configuration, new or saved, trains an autoencoder and not a diffusion
+    model.
     """
     model = config.get("model")
     return isinstance(model, dict) and str(model.get("_target_")).endswith("AutoencoderModule")
 
 
 def is_one_process(config: dict) -> bool:
-    """Whether strategy=single is chosen; of a configuration that is not checked yet, too."""
+    """Whether strategy=single is chosen. The configuration need not be checked yet."""
     strategy = config.get("strategy")
     return isinstance(strategy, dict) and str(strategy.get("_target_")).endswith(".single")
 
 
 def devices_of(config: dict) -> int:
-    """trainer.devices of a configuration that is not checked yet; 1 where it is no number."""
+    """Return trainer.devices of a configuration that is not checked yet; 1 if it is not a
+    number.
+    """
     trainer = config.get("trainer")
     devices = trainer.get("devices") if isinstance(trainer, dict) else None
     return devices if isinstance(devices, int) else 1
 
 
-def check_draft(config: dict, overrides: Iterable[str]) -> Draft:
-    """Checks a resolved configuration of `sdtrain`. Raises UserError; the configuration stays as it
-    is.
-    """
+def precheck_config(config: dict, overrides: Iterable[str]) -> PrecheckedConfig:
+    """Check a resolved configuration of `sdtrain`. Raises UserError; does not change `config`."""
     overrides = tuple(overrides)
     typed = typed_keys(overrides)
     _check_missing(config)
-    _check_removed(config, typed)
-    config = renewed(config)  # a copy, in which a yaml written for an earlier version is at home
-    config = with_homes_in(config)
-    # At the root, words that sdtrain fills in below (data, name, schedule) are keys of the user's.
+    _check_removed_arguments(config, typed)
+    config = upgrade_config(config)  # a copy; the yaml may be from an earlier version
+    config = expand_homes_in_config(config)
+    # Arguments that sdtrain fills in elsewhere (data, name, schedule) are user's keys at the root.
     checker = Checker(typed, filled_in=())
     checker.call(config, "", TrainConfig)
     checker.call(config["checkpoint"], "checkpoint", CheckpointSettings)
@@ -133,59 +139,63 @@ def check_draft(config: dict, overrides: Iterable[str]) -> Draft:
     _check_groups(config)
     _check_callbacks(config)
     check_plain_values(config)
-    _place_data(config["data"])
+    _make_data_path_absolute(config["data"])
     if config.get("first_stage"):
-        _place_first_stage(config, typed)
+        _connect_first_stage(config, typed)
     _check_loader(config["data"], typed)
     trainer = _trainer_settings(config["trainer"], checker)
     _check_precision(trainer, config["optimizer"])
-    micro_batch(config["data"]["batch_size"], trainer.devices, trainer.accumulate)
+    micro_batch_size(config["data"]["batch_size"], trainer.devices, trainer.accumulate)
     checkpoint = CheckpointSettings(**config["checkpoint"])
     looks = LooksSettings(**config["looks"])
-    draft = Draft(config, overrides, trainer, checkpoint, looks)
-    if draft.is_one_process and trainer.devices > 1:
+    prechecked = PrecheckedConfig(config, overrides, trainer, checkpoint, looks)
+    if prechecked.is_one_process and trainer.devices > 1:
         raise UserError(
             "needs strategy=ddp; strategy=single is one process on one device",
             key="trainer.devices",
             value=trainer.devices,
         )
-    return draft
+    return prechecked
 
 
-def _check_removed(config: dict, typed: set[str]) -> None:
-    """Says which arguments have no effect any more. UserError for one that was typed."""
+def _check_removed_arguments(config: dict, typed: set[str]) -> None:
+    """Warn of arguments that no longer have an effect. Raises UserError if one was typed."""
     for name, node in (config.get("callbacks") or {}).items():
-        gone = set(node or {}) - set(renewed(node) or {}) if isinstance(node, dict) else set()
-        for argument in sorted(gone):
+        if not isinstance(node, dict):
+            continue
+        for argument in sorted(set(node) - set(upgrade_config(node))):
             key = f"callbacks.{name}.{argument}"
-            problem = "has no effect any more: looks.share is the budget of all looks"
+            problem = "no longer has an effect: looks.share is the budget of all looks together"
             if key in typed:
                 raise UserError(problem, key=key, remedy="Remove it, and set looks.share.")
             warn(f"{key} {problem}.")
 
 
 def _check_missing(config: dict) -> None:
-    """Whether a value is left that only the user can give."""
-    for key, value in flat(config):
+    """Raise UserError for a mandatory value (???) that the user has not set."""
+    for key, value in flatten(config):
         if value == "???":
             raise UserError(f"{key} is missing", key=key, remedy=f"Set {key}=...")
 
 
 def _check_resume_allow(config: dict) -> None:
-    known = {key for key, _ in flat(config)}
-    for name in ("sha256", "files_sha256"):
-        known |= {f"{part}.{name}" for part in known if is_hash(f"{part}.{name}")}
+    """Raise UserError for a name in resume_allow that is neither a key nor a group."""
+    known = set(dict(flatten(config)))
+    for key in sorted(known):
+        for hash_key in (f"{key}.sha256", f"{key}.files_sha256"):
+            if is_added_by_run(hash_key):
+                known.add(hash_key)
     for key in config["resume_allow"]:
         if key not in known:
             raise UserError(
-                f"resume_allow={key}: there is no such key to change.{nearest(key, known)}",
+                f"resume_allow={key}: there is no such key to change.{suggest(key, known)}",
                 key="resume_allow",
                 remedy="Name keys or groups in resume_allow.",
             )
 
 
 def _check_groups(config: dict) -> None:
-    """Whether the groups are those of what is trained."""
+    """Raise UserError if a group is missing, or set although an autoencoder is trained."""
     if is_autoencoder(config):
         for key in (*DIFFUSION_ONLY, "first_stage"):
             if config.get(key):
@@ -201,53 +211,59 @@ def _check_groups(config: dict) -> None:
     autoencoder = config["model"].get("autoencoder") if isinstance(config["model"], dict) else None
     if isinstance(autoencoder, dict) and autoencoder.get("path") == MISSING:
         key = "model.autoencoder.path"
-        raise UserError(f"{key} is missing", key=key, remedy=f"Give a folder in {key}.")
+        raise UserError(f"{key} is missing", key=key, remedy=f"Set {key} to a folder.")
 
 
 def _check_callbacks(config: dict) -> None:
-    """Whether a callback draws what the model cannot give: samples, or reconstructions."""
-    unfit, fitting = "Reconstructions", "default"
+    """Raise UserError for a callback that needs the other kind of model: an autoencoder draws no
+    samples, a diffusion model no reconstructions.
+    """
+    unsuitable = "Reconstructions"
+    suitable_option = "default"
     if is_autoencoder(config):
-        unfit, fitting = "SampleGrid", "autoencoder"
+        unsuitable = "SampleGrid"
+        suitable_option = "autoencoder"
     for name, node in (config.get("callbacks") or {}).items():
-        if node and node["_target_"].endswith(f".{unfit}"):
+        if node and node["_target_"].endswith(f".{unsuitable}"):
             raise UserError(
-                f"callbacks.{name} cannot look at this model",
+                f"callbacks.{name} does not work with this model",
                 key=f"callbacks.{name}",
-                remedy=f"Choose callbacks={fitting}, or remove it with ~callbacks.{name}.",
+                remedy=f"Choose callbacks={suitable_option}, or remove it with ~callbacks.{name}.",
             )
 
 
-def _place_first_stage(config: dict, typed: set[str]) -> None:
-    """No first stage where the user brings an autoencoder; else the model reads the one that it
-    leaves behind.
+def _connect_first_stage(config: dict, typed: set[str]) -> None:
+    """Let the model read the autoencoder that the first stage will save.
+
+    If the user chose an autoencoder, remove the first stage instead.
     """
-    if typed & BRINGS_AUTOENCODER:
+    if typed & AUTOENCODER_KEYS:
         config["first_stage"] = None
     else:
         config["model"]["autoencoder"]["path"] = FIRST_STAGE_AUTOENCODER
 
 
-def _place_data(data: dict) -> None:
-    """The folder of pictures by its whole path: it is looked for from other places later."""
+def _make_data_path_absolute(data: dict) -> None:
+    """Make the path of a folder of pictures absolute: later commands run in other folders."""
     path = data.get("path")
     if data.get("_target_") == "sdtrain.data.images.Images" and isinstance(path, str) and path:
         data["path"] = os.path.abspath(os.path.expanduser(path))
 
 
 def _check_loader(data: dict, typed: set[str]) -> None:
-    for name, (kind, least) in LOADER_KEYS.items():
+    """Check the keys of the data loader, and fill in its defaults."""
+    for name, (value_type, least) in LOADER_KEYS.items():
         key = f"data.{name}"
         if name in LOADER_DEFAULTS:
             data.setdefault(name, LOADER_DEFAULTS[name])
         if name not in data:
             raise UserError(f"{key} is missing", key=key, remedy=f"Set +{key}=...")
-        check_value(data[name], kind, key)
+        check_value(data[name], value_type, key)
         if data[name] < least:
             raise UserError(f"must be at least {least}", key=key, value=data[name])
     if "data.max_skipped" in typed and data.get("on_error") == "fail":
         raise UserError(
-            "data.max_skipped has no effect with data.on_error=fail, which leaves none out",
+            "data.max_skipped has no effect with data.on_error=fail, which skips no picture",
             key="data.max_skipped",
             remedy="Set data.on_error=skip, or remove it.",
         )
@@ -257,19 +273,19 @@ def _trainer_settings(node: dict, checker: Checker) -> TrainerSettings:
     own = f"{TrainerSettings.__module__}.{TrainerSettings.__name__}"
     if node.get("_target_", own) != own:
         raise UserError(
-            "cannot be chosen: a trainer has sdtrain's own settings",
+            "cannot be replaced: the trainer always has sdtrain's own settings",
             key="trainer._target_",
             value=node["_target_"],
             remedy="Remove it.",
         )
     checker.call(node, "trainer", TrainerSettings)
-    return TrainerSettings(**{key: v for key, v in node.items() if key != "_target_"})
+    return TrainerSettings(**{key: value for key, value in node.items() if key != "_target_"})
 
 
 def _check_precision(trainer: TrainerSettings, optimizer: dict) -> None:
     if trainer.precision == "16-mixed" and optimizer.get("fused"):
-        # Lightning leaves unscaling to fused optimizers, after the clipping: gradients would be
-        # clipped while they are still scaled.
+        # Lightning leaves unscaling to fused optimizers, which do it after the clipping: gradients
+        # would be clipped while they are still scaled.
         raise UserError(
             "needs optimizer.fused=false",
             key="trainer.precision",

@@ -1,23 +1,26 @@
-"""Values of sdtrain's own parts that are wrong whatever else is chosen, found without torch: the
-constructors would find them ten seconds later, or after a first stage.
+"""Checks, without torch, of values that are wrong whatever else is chosen.
+
+The constructors of sdtrain's own parts would find them too, but ten seconds later or even after a
+first stage.
 """
 
 from pathlib import Path
 from typing import Any
 
-from sdtrain.config.schema import at_least
+from sdtrain.config.schema import check_at_least
 from sdtrain.errors import UserError
 
 
 def check_plain_values(config: dict) -> None:
-    """Raises UserError, which names the key. What has the wrong type is left to the check of
-    types.
+    """Raise UserError, which names the key, for a wrong value.
+
+    Values of a wrong type are ignored here: the check of types reports them.
     """
     if isinstance(config.get("steps"), int):
-        at_least(config["steps"], 1, "steps")
-    rate = config["optimizer"].get("lr")
-    if isinstance(rate, int | float) and not rate >= 0:
-        raise UserError("must be at least 0", key="optimizer.lr", value=rate)
+        check_at_least(config["steps"], 1, "steps")
+    learning_rate = config["optimizer"].get("lr")
+    if isinstance(learning_rate, int | float) and not learning_rate >= 0:
+        raise UserError("must be at least 0", key="optimizer.lr", value=learning_rate)
     model = config["model"]
     _check_channels(model, "model")
     _check_channels(model.get("unet"), "model.unet")
@@ -28,13 +31,13 @@ def check_plain_values(config: dict) -> None:
 
 
 def _check_channels(node: Any, key: str) -> None:
-    """A network of ours has at least one resolution, and channels at each."""
+    """Require at least one resolution with at least one channel each, in sdtrain's own networks."""
     if not isinstance(node, dict) or not str(node.get("_target_")).startswith("sdtrain."):
         return
     channels = node.get("block_channels", [1])
-    if isinstance(channels, list) and not all(isinstance(each, int) for each in channels):
+    if not isinstance(channels, list) or not all(isinstance(each, int) for each in channels):
         return
-    if isinstance(channels, list) and (not channels or min(channels) < 1):
+    if not channels or min(channels) < 1:
         raise UserError(
             "must be a list of at least one number, each at least 1",
             key=f"{key}.block_channels",
@@ -46,5 +49,5 @@ def _check_file(value: Any, key: str) -> None:
     if not isinstance(value, str):
         return
     path = Path(value).expanduser()
-    if not path.exists() or path.is_dir():  # a pipe will do
-        raise UserError("is no file", key=key, value=value, remedy=f"Change {key}.")
+    if not path.exists() or path.is_dir():  # not is_file(): a pipe is allowed
+        raise UserError("is not a file", key=key, value=value, remedy=f"Change {key}.")

@@ -1,0 +1,116 @@
+"""Check the configurations of the commands that read a run: sdtrain-sample and sdtrain-evaluate.
+
+The checks that need no torch come before the first one that imports it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sdtrain.config.check import Checker, import_target
+from sdtrain.config.overrides import typed_keys
+from sdtrain.config.path_keys import expand_homes_in_config
+from sdtrain.config.schema import EvaluateConfig, SampleConfig
+from sdtrain.console import warn
+from sdtrain.errors import UserError
+from sdtrain.runs.layout import SweepFolder
+from sdtrain.runs.manifest import find_checkpoint
+
+SAMPLING_NODES = ("sampler", "grid", "guidance")
+"""The nodes that say how a sample is drawn."""
+
+
+def check_sample(config: dict, overrides: Iterable[str]) -> SampleConfig:
+    """Check a resolved configuration of `sdtrain-sample`. Raises UserError.
+
+    In the returned one, `checkpoint` is the folder of an intact checkpoint, and `prompt` a list of
+    all prompts: those that were typed, then those of prompt_file.
+    """
+    typed = typed_keys(overrides)
+    config = expand_homes_in_config(config)
+    # Nothing is filled in at the root: there, these names are keys of the user's.
+    Checker(typed, filled_in=()).call(config, "", SampleConfig)
+    checked = SampleConfig(**config)
+    checked = replace(
+        checked,
+        checkpoint=str(find_checkpoint(Path(checked.checkpoint))),
+        prompt=as_list(checked.prompt) + _read_prompts(checked.prompt_file),
+        label=as_list(checked.label),
+    )
+    # From here on torch is imported, by the targets.
+    return replace(checked, **_check_nodes(config, SAMPLING_NODES, Checker(typed)))
+
+
+def check_evaluate(config: dict, overrides: Iterable[str]) -> EvaluateConfig:
+    """Check a resolved configuration of `sdtrain-evaluate`. Raises UserError.
+
+    In the returned one, `checkpoint` is the folder of a sweep or of an intact checkpoint.
+    """
+    typed = typed_keys(overrides)
+    config = expand_homes_in_config(config)
+    if "metric" in config:
+        raise UserError(
+            "There is no key 'metric': a yaml of configs/metric/ belongs under `metrics`",
+            key="metric",
+            remedy="Begin the yaml with the line `# @package metrics.NAME`.",
+        )
+    # As in check_sample.
+    Checker(typed, filled_in=()).call(config, "", EvaluateConfig)
+    checked = EvaluateConfig(**config)
+    folder = Path(checked.checkpoint)
+    if not SweepFolder(folder).record.is_file():
+        folder = find_checkpoint(folder)
+    checked = replace(checked, checkpoint=str(folder))
+    # From here on torch is imported, by the targets.
+    # A metric gets nothing from sdtrain, so all of its arguments can be configured.
+    metrics = _check_nodes(config, ["metrics"], Checker(typed, filled_in=()))
+    if "steps" in typed:
+        _check_steps_are_used(metrics["metrics"])
+    sampling = _check_nodes(config, SAMPLING_NODES, Checker(typed))
+    return replace(checked, **metrics, **sampling)
+
+
+def _check_steps_are_used(metrics: dict) -> None:
+    """Raise UserError if `steps` was typed but every metric has its own number of steps."""
+    for name, node in metrics.items():
+        if not getattr(import_target(node, f"metrics.{name}"), "own_steps", False):
+            return
+    raise UserError(
+        f"steps has no effect: {', '.join(metrics)} uses its own numbers of steps",
+        key="steps",
+        remedy=f"Set metrics.{next(iter(metrics))}.steps, or remove it.",
+    )
+
+
+def as_list(value: Any) -> list:
+    """Return the values of a key that may hold one value, several or null."""
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+def _read_prompts(prompt_file: str | None) -> list[str]:
+    """Return the lines of the file that are not empty."""
+    if prompt_file is None:
+        return []
+    try:
+        lines = Path(prompt_file).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"cannot be read as UTF-8 text: {error}",
+            key="prompt_file",
+            value=prompt_file,
+            remedy="Set it to a file with one prompt a line.",
+        ) from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _check_nodes(config: dict, names: Iterable[str], checker: Checker) -> dict[str, Any]:
+    """Return {name: checked copy of the node}, and print the checker's notes as warnings."""
+    checked = {}
+    for name in names:
+        checked[name] = checker.node(config[name], name)
+    for note in checker.notes:
+        warn(note)
+    return checked
