@@ -123,8 +123,8 @@ def _held_out_lines(config: dict, data: PictureData) -> list[str]:
 def _diffusion_parts(
     config: dict, plan: Plan, data: PictureData, run_dir: Path, progress: Progress
 ) -> Parts:
-    config_of_copies = use_copies(config, RunFolder(run_dir), always=False)
-    model = build_model(config_of_copies, run_dir, data)
+    config_with_copies = use_copies(config, RunFolder(run_dir), always=False)
+    model = build_model(config_with_copies, run_dir, data)
     module = DiffusionModule(model=model, optimisation=plan.optimisation(), progress=progress)
     collate = Collate(
         seed=config["seed"],
@@ -143,7 +143,7 @@ def _diffusion_parts(
     for note in (classes_line(model, data), truncated_captions_line(model, data)):
         if note:
             notes.append(note)
-    return Parts(data, module, datamodule, notes, config_additions(config_of_copies, model))
+    return Parts(data, module, datamodule, notes, config_additions(config_with_copies, model))
 
 
 def _autoencoder_module(config: dict, plan: Plan, progress: Progress) -> AutoencoderModule:

@@ -25,8 +25,8 @@ class Stopping(L.Callback):
 
     Args:
         signals: the signals that this process has received.
-        max_minutes: limit on the training time of all processes of the run together, one after
-            another; None for no limit.
+        max_minutes: limit on the training time, summed over all processes of a run that was
+            resumed; None for no limit.
         progress: progress of the run.
     """
 

@@ -82,7 +82,12 @@ class GuardedWandb(WandbLogger):
 
         Otherwise a run would write to a process that hangs until the socket's buffer is full.
         """
-        self.guarded(lambda: (call(), self.experiment.status()))
+
+        def call_and_ask() -> None:
+            call()
+            self.experiment.status()
+
+        self.guarded(call_and_ask)
 
     @rank_zero_only
     def log_hyperparams(self, params: dict) -> None:
