@@ -68,7 +68,7 @@ class GuardedWandb(WandbLogger):
     """Whether the last checkpoint is uploaded when the run has finished."""
     upload_limit = UPLOAD_LIMIT
 
-    def guarded(self, call: Callable[[], object], limit: float = CALL_LIMIT) -> None:
+    def run_guarded(self, call: Callable[[], object], limit: float = CALL_LIMIT) -> None:
         """Run `call`, and switch the logger off if it fails."""
         if self.is_off:
             return
@@ -77,8 +77,8 @@ class GuardedWandb(WandbLogger):
             self.is_off = True
             _switch_off(reason)
 
-    def guarded_with_answer(self, call: Callable[[], object]) -> None:
-        """Like `guarded`, but also requires an answer from wandb's process.
+    def run_guarded_with_answer(self, call: Callable[[], object]) -> None:
+        """Like `run_guarded`, but also requires an answer from wandb's process.
 
         Otherwise a run would write to a process that hangs until the socket's buffer is full.
         """
@@ -87,19 +87,21 @@ class GuardedWandb(WandbLogger):
             call()
             self.experiment.status()
 
-        self.guarded(call_and_ask)
+        self.run_guarded(call_and_ask)
 
     @rank_zero_only
     def log_hyperparams(self, params: dict) -> None:
-        self.guarded_with_answer(lambda: super(GuardedWandb, self).log_hyperparams(params))
+        self.run_guarded_with_answer(lambda: super(GuardedWandb, self).log_hyperparams(params))
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        self.guarded_with_answer(lambda: super(GuardedWandb, self).log_metrics(metrics, step))
+        self.run_guarded_with_answer(lambda: super(GuardedWandb, self).log_metrics(metrics, step))
 
     def log_guarded(self, make: Callable[[], dict], images_seen: int) -> None:
         """Log what `make` returns; it is called within the guard."""
-        self.guarded_with_answer(lambda: self.experiment.log(make() | {"images_seen": images_seen}))
+        self.run_guarded_with_answer(
+            lambda: self.experiment.log(make() | {"images_seen": images_seen})
+        )
 
     def log_checkpoint(self, checkpoint: CheckpointFolder) -> None:
         """Log a checkpoint as an artifact. wandb copies its files, as an upload may happen later,
@@ -108,7 +110,7 @@ class GuardedWandb(WandbLogger):
         files = sorted(path for path in checkpoint.path.rglob("*") if path.is_file())
         self.upload_limit += sum(file.stat().st_size for file in files) / SLOWEST_UPLOAD
 
-        def hand_over() -> None:
+        def log_artifact() -> None:
             import wandb
 
             artifact = wandb.Artifact(
@@ -120,7 +122,7 @@ class GuardedWandb(WandbLogger):
                 artifact.add_file(str(file), file.relative_to(checkpoint.path).as_posix())
             self.experiment.log_artifact(artifact)
 
-        self.guarded(hand_over, self.upload_limit)
+        self.run_guarded(log_artifact, self.upload_limit)
 
     def finish(self, failed: bool) -> None:
         """Finish the wandb run.
@@ -128,7 +130,7 @@ class GuardedWandb(WandbLogger):
         The remaining data are uploaded for up to `upload_limit` seconds if the run succeeded and
         both wandb's process and its host answer.
         """
-        self.guarded(self.experiment.status)
+        self.run_guarded(self.experiment.status)
         uploads = not failed and not self.is_off and not self.experiment.offline and reachable()
         if uploads:
             print(
@@ -136,7 +138,7 @@ class GuardedWandb(WandbLogger):
                 flush=True,
             )
         limit = self.upload_limit if uploads else CALL_LIMIT
-        self.guarded(lambda: self.experiment.finish(int(failed)), limit)
+        self.run_guarded(lambda: self.experiment.finish(int(failed)), limit)
 
 
 def _switch_off(reason: str) -> None:
