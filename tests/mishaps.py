@@ -54,7 +54,7 @@ GUARDS = {
     "masked": (Optimisation, "clip", unguarded_clip),
     "looked at": (checkpoint_io, "find_non_finite", nothing),
     "heard": (Signals, "install", nothing),
-    "agreed": (Stopping, "_agreed", lambda self: (self.signals.received, False)),
+    "agreed": (Stopping, "_agree", lambda self: (self.signals.received, False)),
 }
 
 
