@@ -235,16 +235,16 @@ class NoiseLevelValidation(L.Callback):
             return module.model.epsilon_error(x0, inputs, noise, log_snr.to(device))
 
         count = min(planned.count, len(held_out.x0))
-        mine = torch.arange(count)[trainer.global_rank :: trainer.world_size]
+        own_pictures = torch.arange(count)[trainer.global_rank :: trainer.world_size]
         inside = held_out.inside
         by_weights = {}
         for weights in planned.weights:
             ema = self.ema if weights == "ema" else None
             measured = torch.zeros(count, int(inside.sum()), dtype=torch.float64)
             with eval_mode(module), averaged_weights(ema, module):
-                measured[mine] = network_errors(
+                measured[own_pictures] = network_errors(
                     error,
-                    mine,
+                    own_pictures,
                     LEVELS[inside],
                     self.batch_size,
                     on_evaluation=stopping.check_interrupted,
