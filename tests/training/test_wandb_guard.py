@@ -76,7 +76,7 @@ from sdtrain.commands.train import main
 
 number = int(sys.argv.pop(1))
 guarded = sys.argv.pop(1) == "guarded"
-report = MetricsLog.report
+log_metrics = MetricsLog.log_metrics
 switch_off = loggers._switch_off
 logged_in = loggers.logged_in
 blocked = []
@@ -93,7 +93,7 @@ def hitting(self, trainer, progress, *numbers):
         process = wandb.setup()._connection._proc._process
         process.send_signal(number)
         block(process.pid)
-    report(self, trainer, progress, *numbers)
+    log_metrics(self, trainer, progress, *numbers)
 
 
 def starting():
@@ -107,7 +107,7 @@ def leaving(reason):
     print("warned", 0, time.monotonic(), flush=True)
 
 
-MetricsLog.report = hitting
+MetricsLog.log_metrics = hitting
 loggers._switch_off = leaving
 loggers.logged_in = starting
 if not guarded:
