@@ -39,7 +39,6 @@ LINES = [
 ]
 HEIGHT = {room: len(LINES) - number for number, line in enumerate(LINES) for room in line}
 ALONE = {"schedules", "diffusion", "samplers"}  # these need torch alone
-LIGHT = {"report", "audit"}  # these load no training and no networks
 
 
 def room_of(dotted: str) -> str | None:
@@ -192,12 +191,6 @@ def test_schedules_diffusion_and_samplers_need_torch_alone():
     brought = modules_after(ALONE)
     assert brought <= {"sdtrain", "torch", "numpy"}
     assert "sdtrain" in brought
-
-
-def test_report_and_audit_load_neither_lightning_nor_networks():
-    brought = modules_after(LIGHT)
-    assert not {"lightning", "diffusers", "transformers", "datasets", "wandb"} & brought
-    assert {"sdtrain", "jinja2"} <= brought
 
 
 # The house rules that a program can check: CONTRIBUTING.md has them.

@@ -7,6 +7,9 @@ import torch
 import yaml
 
 from sdtrain.evaluation.noise_level_error import BITS, LEVELS
+from sdtrain.report.compare import compare
+from sdtrain.report.page import render_markdown
+from sdtrain.report.ranking import summary_lines
 from sdtrain.report.record import read_validations
 from sdtrain.runs.layout import RunFolder
 from sdtrain.runs.reader import find_runs
@@ -103,6 +106,26 @@ def read():
         return read_validations(find_runs(list(folders)))
 
     return run
+
+
+@pytest.fixture(scope="session")
+def summary_of(read):
+    """summary_of(FOLDER, ...) -> the lines that sdtrain-report prints of the runs in them."""
+
+    def lines(*folders, baseline=None):
+        return summary_lines(compare(read(*folders), baseline))
+
+    return lines
+
+
+@pytest.fixture(scope="session")
+def text_of():
+    """text_of(SECTION, ...) -> what the report says there, in Markdown."""
+
+    def text(*sections):
+        return render_markdown("", list(sections))
+
+    return text
 
 
 @pytest.fixture

@@ -8,8 +8,10 @@ from itertools import pairwise
 import pytest
 import torch
 
+from sdtrain.errors import UserError
 from sdtrain.evaluation.noise_level_error import BITS, LEVELS, bits_over
 from sdtrain.report.compare import Arm, compare, difference, winners
+from sdtrain.report.ranking import left_out_section, ranking_section, summary_lines
 from sdtrain.report.statistics import T_QUANTILES, t_quantile
 
 
@@ -66,7 +68,7 @@ def test_over_seeds_there_is_an_interval_from_three_on(write, errors, read, seed
     )
 
 
-def test_arms_are_ranked_on_the_seeds_that_all_of_them_have(write, errors, read, report):
+def test_arms_are_ranked_on_the_seeds_that_all_of_them_have(write, errors, read, text_of):
     """b has one seed, an easy one: on that seed it is the worse arm."""
     for seed, name, scale in ((0, "a", 0.5), (1, "a", 1.0), (2, "a", 1.0), (0, "b", 0.6)):
         sweep = write(
@@ -77,8 +79,7 @@ def test_arms_are_ranked_on_the_seeds_that_all_of_them_have(write, errors, read,
     comparison = compare(read(sweep))
     assert [arm.name for arm in comparison.arms] == ["arm=a", "arm=b,seed=0"]
     assert comparison.arms[1].difference.mean > 0
-    report(sweep)
-    text = (sweep / "report" / "report.md").read_text()
+    text = text_of(ranking_section(comparison))
     assert re.search(r"seeds that all arms have.*\b0\b.*arm=b,seed=0", text)
 
 
@@ -108,7 +109,7 @@ def test_seeds_alone_are_one_arm_that_says_how_many(write, errors, read):
     assert [arm.name for arm in compare(read(sweep)).arms] == ["r0 and 2 other seeds", "s0"]
 
 
-def test_from_three_seeds_on_all_is_told_over_seeds(write, errors, read, report):
+def test_from_three_seeds_on_all_is_told_over_seeds(write, errors, read, report, text_of):
     """b is better on each picture, and with two seeds of three: over seeds nothing can be told."""
     for number, (mine, theirs) in enumerate(((1.0, 0.7), (1.0, 0.7), (1.0, 1.4))):
         sweep = write(
@@ -130,8 +131,8 @@ def test_from_three_seeds_on_all_is_told_over_seeds(write, errors, read, report)
     page = (sweep / "report" / "report.md").read_text()
     assert "no significant winner over seeds" in page
     assert "these trained networks" not in page
-    report(sweep / "arm=a,seed=0", sweep / "arm=b,seed=0", "--output", sweep / "one")
-    page = (sweep / "one" / "report.md").read_text()
+    one_seed = compare(read(sweep / "arm=a,seed=0", sweep / "arm=b,seed=0"))
+    page = text_of(ranking_section(one_seed))
     assert re.search("over pictures .* these trained networks", page)
 
 
@@ -170,7 +171,7 @@ def test_ranks_on_what_all_reach(write, errors, read):
     assert full["wide"]["stand_in_share"] == 0 < full["narrow"]["stand_in_share"]
 
 
-def test_what_is_worse_than_a_linear_denoiser_has_no_place(write, errors, read, report):
+def test_what_is_worse_than_a_linear_denoiser_has_no_place(write, errors, read, text_of):
     """b saves less than nothing over its own levels, although it is the best on those that all
     reach; and the first arm is no baseline where it is untrained."""
     b = torch.where(LEVELS < 4, 0.1, 40.0) * errors(16, 1.0)
@@ -184,18 +185,18 @@ def test_what_is_worse_than_a_linear_denoiser_has_no_place(write, errors, read, 
         untrained = comparison.arms[-1]
         assert untrained.is_untrained and untrained.common_bits < comparison.arms[0].common_bits
         assert {arm.name for arm in comparison.arms if arm.difference} == differences
-    said = report(sweep).splitlines()
+    said = summary_lines(compare(read(sweep)))
     assert [line.partition(":")[0] for line in said[:3]] == ["1. c", "2. a", "untrained"]
     assert "+-" not in said[2]
-    page = (sweep / "report" / "report.md").read_text()
+    page = text_of(ranking_section(compare(read(sweep))))
     (row,) = re.findall(r"^\| b \|.*untrained.*", page, re.MULTILINE)
     assert "+-" not in row
 
 
-def test_nothing_is_ranked_where_all_are_untrained(write, errors, read, report):
+def test_nothing_is_ranked_where_all_are_untrained(write, errors, summary_of):
     sweep = write("a", errors(16, 3.0)).parent
     write("b", errors(16, 4.0), config={"x": 1})
-    said = report(sweep).splitlines()
+    said = summary_of(sweep)
     assert [line.partition(",")[0] for line in said[:2]] == ["untrained: a", "untrained: b"]
 
 
@@ -208,7 +209,7 @@ def test_nothing_is_ranked_where_all_are_untrained(write, errors, read, report):
     ],
 )
 def test_what_has_no_number_to_compare_is_refused_with_the_reason(
-    write, errors, report, given, reason
+    write, errors, summary_of, given, reason
 ):
     sweep = write("a", errors(16, 1.0)).parent
     seen = given.get("seen")
@@ -217,19 +218,19 @@ def test_what_has_no_number_to_compare_is_refused_with_the_reason(
     write("c", errors(16, 0.9), config={"x": 2})
     if seen:
         (odd / "status.json").write_text(json.dumps({"state": "finished", "images_seen": seen}))
-    said = report(sweep)
+    said = "\n".join(summary_of(sweep))
     assert re.search(f"not compared: b, .*{reason}", said)
     assert re.search(r"^1\. c: ", said, re.MULTILINE)
     assert "nan" not in said
 
 
 @pytest.mark.parametrize("state", ["diverged", "running"])
-def test_a_baseline_that_cannot_be_compared_is_refused(write, errors, here, state):
+def test_a_baseline_that_cannot_be_compared_is_refused(write, errors, summary_of, state):
     sweep = write("a", errors(16, 1.0)).parent
     write("b", errors(16, 0.5), state=state)
-    result = here("sdtrain-report", str(sweep), "--baseline", "b")
-    assert result.code == 2
-    assert f"--baseline b cannot be compared: {state}" in result.paragraph
+    with pytest.raises(UserError, match=f"b cannot be compared: {state}") as refused:
+        summary_of(sweep, baseline="b")
+    assert refused.value.key == "--baseline"
 
 
 @pytest.mark.parametrize(
@@ -241,17 +242,20 @@ def test_a_baseline_that_cannot_be_compared_is_refused(write, errors, here, stat
         ({"pictures": [f"q{i}" for i in range(16)]}, "validation pictures"),
     ],
 )
-def test_what_cannot_be_compared_is_refused_with_the_reason(write, errors, report, change, reason):
+def test_what_cannot_be_compared_is_refused_with_the_reason(
+    write, errors, read, text_of, change, reason
+):
     sweep = write("a", errors(16, 1.0)).parent
     write("b", errors(16, 0.5), **change)
     write("c", errors(16, 0.9), state="diverged")
     write("d", errors(16, 0.9), config={"x": 1})
-    said = report(sweep)
+    comparison = compare(read(sweep))
+    said = "\n".join(summary_lines(comparison))
     assert re.search(f"not compared: b, .*{reason}.* as a$", said, re.MULTILINE)
     assert "not finished: c, diverged at 200 images" in said
     assert re.search(r"^1\. d: ", said, re.MULTILINE)
     assert re.search(r"^2\. a: ", said, re.MULTILINE)
-    page = (sweep / "report" / "report.md").read_text()
+    page = text_of(left_out_section(comparison))
     assert "not finished: diverged, exit code 4" in page
     assert reason in page
 

@@ -3,31 +3,32 @@
 import json
 import re
 
-import pytest
 from PIL import Image
 
 from sdtrain.pictures import write_png
 from sdtrain.report.compare import compare
-from sdtrain.report.configuration import shorten_around_difference
+from sdtrain.report.configuration import configuration_section, shorten_around_difference
 from sdtrain.report.loss_difference import first_loss_difference
+from sdtrain.report.objectives import build_objectives, objectives_section
 from sdtrain.report.page import render_html
+from sdtrain.report.ranking import ranking_section
 from sdtrain.report.samples import sample_sheet
 from sdtrain.report.section import Picture, Section, Table
 from sdtrain.runs.layout import RunFolder
 
+SECTIONS = [
+    "Ranking",
+    "Error by noise level",
+    "Bits per dimension during training",
+    "Training objectives",
+    "Differences in configuration",
+    "Speed and memory",
+    "Training losses of the two runs",
+]
+"""Of two runs that have drawn no pictures."""
 
-@pytest.fixture
-def text_of(report):
-    """text_of(FOLDER, ..., output=FOLDER) -> the report in Markdown."""
 
-    def run(*folders, output):
-        report(*folders, "--output", output)
-        return (output / "report.md").read_text()
-
-    return run
-
-
-def test_numbers_side_by_side_are_of_the_same_pictures(write, errors, text_of, tmp_path):
+def test_numbers_side_by_side_are_of_the_same_pictures(write, errors, read, text_of):
     """b has seen 16 pictures more, which are harder; and a has no average of its weights."""
     more = errors(32, 1.0)
     more[16:] *= 5
@@ -37,14 +38,14 @@ def test_numbers_side_by_side_are_of_the_same_pictures(write, errors, text_of, t
         record = json.loads(path.read_text())
         del record["errors"]["ema"]
         path.write_text(json.dumps(record))
-    text = text_of(sweep, output=tmp_path / "out")
+    text = text_of(ranking_section(compare(read(sweep))))
     rows = [line for line in text.splitlines() if line.startswith(("| a |", "| b |"))][:2]
     assert rows[0].split("|")[6:9] == rows[1].split("|")[6:9]
     assert "on the same 16 held-out pictures" in text
     assert "averaged weights: a." in text
 
 
-def test_prompt_accuracy_says_how_it_was_measured(write, errors, text_of, tmp_path):
+def test_prompt_accuracy_says_how_it_was_measured(write, errors, read, text_of):
     def measured(folder, value, **how):
         settings = {
             "checkpoint": "there/000000000200",
@@ -60,46 +61,47 @@ def test_prompt_accuracy_says_how_it_was_measured(write, errors, text_of, tmp_pa
         evaluation.path.mkdir(exist_ok=True)
         evaluation.numbers.write_text(json.dumps(numbers))
 
+    def text_now():
+        return text_of(ranking_section(compare(read(first.parent))))
+
     first = write("a", errors(16, 1.0), config={"x": "a"})
     second = write("b", errors(16, 1.0), config={"x": "b"})
     measured(first, 0.5)
     measured(second, 0.25)
-    text = text_of(first.parent, output=tmp_path / "out")
+    text = text_now()
     how = "num_images 8, steps 50, sampler ddim, last checkpoint."
     assert f"Prompt accuracy is of trained combinations: {how}" in text
     assert "colour 50.0 %" in text
     measured(second, 0.25, checkpoint="there/000000000100", steps=1)
-    text = text_of(first.parent, output=tmp_path / "out")
+    text = text_now()
     assert "different settings" in text
     assert "b: num_images 8, steps 1, sampler ddim, checkpoint at 100 images" in text
     # Two ways of sampling that share a function are two; older records have its path alone.
     measured(second, 0.25, sampler={"name": "ddim", "eta": 0.5}, grid={"name": "karras", "rho": 7})
-    text = text_of(first.parent, output=tmp_path / "out")
+    text = text_now()
     assert "b: num_images 8, steps 50, sampler ddim eta=0.5, grid karras rho=7, last" in text
 
 
-def test_prompt_accuracy_stands_beside_the_number(write, errors, text_of, tmp_path):
+def test_prompt_accuracy_stands_beside_the_number(write, errors, read, text_of):
     sweep = write("a", errors(16, 1.0)).parent
     evaluation = RunFolder(write("b", errors(16, 1.2), config={"x": 1})).evaluation
     evaluation.path.mkdir()
     found = {"trained": {"colour": 0.75}, "held_out": {"colour": 0.5}}
     evaluation.numbers.write_text(json.dumps({"num_images": 4, "prompt_accuracy": found}))
-    text = text_of(sweep, output=tmp_path / "out")
+    text = text_of(ranking_section(compare(read(sweep))))
     assert re.search(r"\| b \|.*\| colour 75.0 % \|\n", text)
 
 
-def test_two_runs_that_have_not_finished_are_told_by_what_they_train(
-    write, errors, text_of, tmp_path
-):
+def test_two_runs_that_have_not_finished_are_told_by_what_they_train(write, errors, read, text_of):
     min_snr = {"_target_": "sdtrain.diffusion.weighting.min_snr.MinSNR", "gamma": 5.0}
     first = write("a", errors(16, 1.0), state="interrupted")
     second = write("b", errors(16, 1.0), state="running", config={"weighting": min_snr})
-    text = text_of(first, second, output=tmp_path / "out")
+    text = text_of(objectives_section(build_objectives(compare(read(first, second)))))
     assert "![effective_weights]" in text
     assert "Duplicates" not in text
 
 
-def test_objectives_without_a_loss_are_compared(write, errors, text_of, tmp_path):
+def test_objectives_without_a_loss_are_compared(write, errors, read, text_of):
     """Of a version that had no such key: a square was meant."""
     v = {"_target_": "sdtrain.diffusion.prediction.V"}
     epsilon = {"_target_": "sdtrain.diffusion.weighting.epsilon.Epsilon"}
@@ -107,7 +109,7 @@ def test_objectives_without_a_loss_are_compared(write, errors, text_of, tmp_path
         folder = write(
             name, errors(16, 1.0), config={"loss": None, "weighting": epsilon} | prediction
         )
-    text = text_of(folder.parent, output=tmp_path / "out")
+    text = text_of(objectives_section(build_objectives(compare(read(folder.parent)))))
     assert "a: same objective with another prediction: b." in text
 
 
@@ -142,21 +144,23 @@ def test_the_page_needs_nothing_beside_it(write, errors, report, tmp_path, monke
     text = (tmp_path / "there" / "report.md").read_text()
     for name in re.findall(r"\]\(([^)]+)\)", text):
         assert (tmp_path / "there" / name).is_file()
+    assert re.findall("^## (.+)$", text, re.MULTILINE) == SECTIONS
     assert "| optimizer.lr | 0.002 | 0.02 |" in text
     # Duplicates by their objective, whatever the learning rate.
     assert re.search(r"^Duplicates .*: a; d\|e\.$", text, re.MULTILINE)
 
 
-def test_a_name_is_no_html(write, errors, report, tmp_path):
+def test_a_name_is_no_html(write, errors, read, text_of):
     sweep = write("<script>alert(1)<&>", errors(16, 1.0)).parent
     write('d"e', errors(16, 1.2), config={"x": "<b>&amp;"})
-    report(sweep, "--output", tmp_path / "there")
-    html = (tmp_path / "there" / "report.html").read_text()
+    runs = read(sweep)
+    sections = [ranking_section(compare(runs)), configuration_section(runs)]
+    html = render_html("", sections)
     assert "<script" not in html
     assert "<b>" not in html
     assert "&lt;script&gt;alert(1)&lt;&amp;&gt;" in html
     assert "&lt;b&gt;&amp;amp;" in html
-    text = (tmp_path / "there" / "report.md").read_text()
+    text = text_of(*sections)
     assert "<script" not in text
     assert "&lt;script>" in text
 
