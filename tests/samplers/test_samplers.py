@@ -3,6 +3,7 @@ our own, and diffusers.
 """
 
 import math
+from itertools import product
 
 import numpy as np
 import pytest
@@ -46,13 +47,16 @@ def configs(group):
     return {name: node.get(group, node) for name, node in nodes.items()}
 
 
-SAMPLERS, GRIDS, ORDERED = configs("sampler"), configs("grid"), deterministic_samplers()
+SAMPLERS = configs("sampler")
+GRIDS = configs("grid")
+ORDERED = deterministic_samplers()
 SCHEDULES = {
     "table": scaled_linear,
     "curve": cosine_log_snr,
     "flow": flow,
     "zero terminal SNR": lambda: zero_terminal_snr(scaled_linear()),
 }
+INDIRECT = ["sampler", "grid"]
 ALPHA_BAR = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))  # of linear(), made here
 RADIUS, WIDTH = 1.2, 0.2
 WEIGHTS = torch.tensor([0.3, 0.1, 0.2, 0.1, 0.05, 0.25], dtype=torch.float64)
@@ -63,6 +67,25 @@ CENTRES = RADIUS * torch.stack(
     ],
     1,
 )
+
+
+def paired(values):
+    """(sampler, grid, value) for each sampler on each grid. With up to six values, each of them
+    meets every sampler and every grid.
+    """
+    cases = []
+    for row, sampler in enumerate(SAMPLERS):
+        for column, grid in enumerate(GRIDS):
+            cases.append((sampler, grid, values[(row + column) % len(values)]))
+    return cases
+
+
+def test_each_pair_is_among_the_cases():
+    for values in ([1, 3], [1, 2, 7], list(SCHEDULES)):
+        cases = paired(values)
+        assert {(sampler, grid) for sampler, grid, _ in cases} == set(product(SAMPLERS, GRIDS))
+        assert {(sampler, value) for sampler, _, value in cases} == set(product(SAMPLERS, values))
+        assert {(grid, value) for _, grid, value in cases} == set(product(GRIDS, values))
 
 
 @pytest.fixture(params=SAMPLERS)
@@ -80,31 +103,22 @@ def generator():
     return torch.Generator().manual_seed(0)
 
 
-def epsilon(x, alpha, sigma):
-    """eps* of the ring: sigma sum_k r_k (x - alpha mu_k) / v, v = alpha^2 width^2 + sigma^2. x [B,
-    2].
-    """
-    v = alpha**2 * WIDTH**2 + sigma**2
-    offset = x[:, None] - alpha * CENTRES
-    r = (WEIGHTS.log() - offset.square().sum(2) / (2 * v)).softmax(1)
-    return sigma * (r[..., None] * offset).sum(1) / v
-
-
 def ring(schedule):
     """The exact denoiser of the ring, x [B, 2, 1, 1]: sum_k r_k (mu_k + alpha width^2 / v (x -
     alpha mu_k)), finite at alpha = 0. It asks the schedule for its level alone, in float64.
+
+    Of |x - alpha mu_k|^2 only the product 2 alpha x mu_k differs between modes, as all of them are
+    equally far from 0: r = softmax_k(ln w_k + alpha x mu_k / v).
     """
 
     def denoise(x, t):
         alpha, sigma = (c.item() for c in schedule.alpha_sigma(t, torch.float64))
         v = alpha**2 * WIDTH**2 + sigma**2
-        offset = x.flatten(1).double()[:, None] - alpha * CENTRES
-        r = (WEIGHTS.log() - offset.square().sum(2) / (2 * v)).softmax(1)
-        return (
-            (r[..., None] * (CENTRES + alpha * WIDTH**2 / v * offset))
-            .sum(1)[..., None, None]
-            .to(x.dtype)
-        )
+        point = x.flatten(1).double()
+        share = (WEIGHTS.log() + point @ CENTRES.T * (alpha / v)).softmax(1)
+        pull = alpha * WIDTH**2 / v
+        mean = share @ CENTRES * (1 - alpha * pull) + pull * point
+        return mean[..., None, None].to(x.dtype)
 
     return denoise
 
@@ -151,7 +165,7 @@ def test_the_ring_comes_out(sampler, generator):
     )  # 2 count squares: relative s.e. 1 / sqrt(count)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 7])
+@pytest.mark.parametrize(("sampler", "grid", "steps"), paired([1, 2, 7]), indirect=INDIRECT)
 def test_shape_of_the_walk(sampler, grid, steps, generator):
     """Each step is shown once, in order, beginning with the noise itself; the last x0 is the
     answer; float32 stays float32.
@@ -183,7 +197,7 @@ def test_shape_of_the_walk(sampler, grid, steps, generator):
     )
 
 
-@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize(("sampler", "grid", "steps"), paired([1, 3]), indirect=INDIRECT)
 def test_the_walk_lives_where_x_lives(sampler, grid, steps):
     """x on another device than the grid. torch's meta device checks shapes and devices, so no GPU
     is needed; and it has no numbers to read back, so a walk that waits for its device at every step
@@ -240,7 +254,7 @@ def test_the_stochastic_samplers_are_not_listed_as_deterministic():
     assert not {"ddpm", "euler_ancestral", "dpmpp_2m_sde"} & ORDERED.keys()
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize(("sampler", "grid", "name"), paired(list(SCHEDULES)), indirect=INDIRECT)
 def test_every_sampler_on_every_kind_of_schedule(sampler, grid, name, generator):
     """Finite from alpha = 0 on, in float32 too, and every sample within a mode of the ring: 3 % may
     stray at 40 steps.
