@@ -12,9 +12,14 @@ import numpy as np
 import pytest
 import torch
 
+from sdtrain.errors import StorageError, UserError
+from sdtrain.models.autoencoder import Autoencoder
 from sdtrain.paths import shipped_folder
 from sdtrain.redaction import redacted
+from sdtrain.runs.checkpoint import read_trainer, read_weights
+from sdtrain.runs.config import read_config
 from sdtrain.runs.manifest import list_checkpoints
+from sdtrain.schedules.table import table
 
 LOOK = ["prompt=a star", "num_images=1", "steps=2", "accelerator=cpu"]
 
@@ -55,13 +60,18 @@ def marker(tmp_path):
     return tmp_path / "marker"
 
 
-@pytest.fixture(params=PICKLES)
-def evil(request, marker) -> bytes:
-    """The bytes of such a pickle; loaded without care it does what it wants: the twin of every test
-    that asks for it."""
+@pytest.fixture
+def made(marker):
+    """made(FORMAT) -> the bytes of such a pickle; loaded without care it does what it wants: the
+    twin of every test that asks for it."""
     pickle.loads(pickle.dumps(Evil(marker)))
     marker.rmdir()
-    return PICKLES[request.param](Evil(marker))
+    return lambda name: PICKLES[name](Evil(marker))
+
+
+@pytest.fixture(params=PICKLES)
+def evil(request, made) -> bytes:
+    return made(request.param)
 
 
 def with_file(run, tmp_path, name, content):
@@ -92,70 +102,104 @@ def resumed(run, tiny) -> list[str]:
     return ["sdtrain", *words, f"hydra.run.dir={run}"]
 
 
+READERS = {
+    "trainer.pt": read_trainer,
+    "model.safetensors": lambda folder: read_weights(folder, "model"),
+    "ema.safetensors": lambda folder: read_weights(folder, "ema"),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_pickle_in_a_checkpoint_is_not_loaded(tmp_path, marker, evil, name):
+    (tmp_path / name).write_bytes(evil)
+    with pytest.raises(StorageError, match=name) as refused:
+        READERS[name](tmp_path)
+    assert refused.value.key == "checkpoint"
+    assert not marker.exists()
+
+
 def test_a_pickle_as_trainer_state_is_refused_on_resume_and_not_read_otherwise(
-    here, tiny, tiny_run, tmp_path, marker, evil
+    here, tiny, tiny_run, tmp_path, marker, made
 ):
-    run = with_file(tiny_run, tmp_path, "trainer.pt", evil)
+    run = with_file(tiny_run, tmp_path, "trainer.pt", made("zip"))
     result = here(*resumed(run, tiny))
-    assert result.code == 5 and "trainer.pt" in result.paragraph and not marker.exists()
-    assert here(*sampled(run, tmp_path)).code == 0 and not marker.exists()
+    assert result.code == 5
+    assert "trainer.pt" in result.paragraph
+    assert not marker.exists()
+    assert here(*sampled(run, tmp_path)).code == 0
+    assert not marker.exists()
 
 
 @pytest.mark.parametrize(
     "name", ["model.safetensors", pytest.param("ema.safetensors", marks=pytest.mark.slow)]
 )
-def test_a_pickle_as_weights_of_a_checkpoint_is_refused(
-    here, tiny, tiny_run, tmp_path, marker, evil, name
+def test_every_command_refuses_a_pickle_as_weights(
+    here, tiny, tiny_run, tmp_path, marker, made, name
 ):
-    run = with_file(tiny_run, tmp_path, name, evil)
+    run = with_file(tiny_run, tmp_path, name, made("zip"))
     for words in (sampled(run, tmp_path), evaluated(run, tmp_path), resumed(run, tiny)):
         result = here(*words)
-        assert result.code == 5 and name in result.paragraph and not marker.exists()
+        assert result.code == 5, words[0]
+        assert name in result.paragraph
+        assert not marker.exists()
 
 
-def test_a_pickle_given_as_checkpoint_is_refused(here, tmp_path, marker, evil):
-    file = tmp_path / "model.tar"
-    file.write_bytes(evil)
-    for words in (sampled(file, tmp_path), evaluated(file, tmp_path)):
-        result = here(*words)
-        assert result.code == 2 and "checkpoint=" in result.paragraph and not marker.exists()
+def test_a_pickle_given_as_checkpoint_is_refused(here, tmp_path, marker, made):
+    for name, words in (("zip", sampled), ("tar", sampled), ("plain", evaluated)):
+        file = tmp_path / f"{name}.tar"
+        file.write_bytes(made(name))
+        result = here(*words(file, tmp_path))
+        assert result.code == 2, name
+        assert "checkpoint=" in result.paragraph
+        assert not marker.exists()
 
 
 @pytest.mark.parametrize(
     "name", ["diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors"]
 )
-def test_a_pickle_as_weights_of_an_autoencoder_is_refused(here, tiny, tmp_path, marker, evil, name):
+def test_a_pickle_as_weights_of_an_autoencoder_is_refused(tmp_path, marker, evil, name):
     weights = shipped_folder("data", "README.md").rglob("diffusion_pytorch_model.safetensors")
-    folder = tmp_path / "autoencoder"
-    folder.mkdir()
-    shutil.copy(next(weights).with_name("config.json"), folder)
-    (folder / name).write_bytes(evil)
-    words = tiny(f"model.autoencoder.path={folder}")
-    result = here("sdtrain", *words, f"hydra.run.dir={tmp_path}/run")
-    assert result.code == 2 and "model.autoencoder.path" in result.paragraph and not marker.exists()
+    shutil.copy(next(weights).with_name("config.json"), tmp_path)
+    (tmp_path / name).write_bytes(evil)
+    with pytest.raises(UserError) as refused:
+        Autoencoder(path=str(tmp_path))
+    assert refused.value.key == "model.autoencoder.path"
+    assert not marker.exists()
 
 
 @pytest.mark.parametrize("key", ["betas", "alphas_cumprod"])
-def test_an_array_of_objects_as_table_is_refused(here, tiny, tmp_path, marker, key):
+def test_an_array_of_objects_as_table_is_refused(tmp_path, marker, key):
     file = tmp_path / "table.npy"
     np.save(file, np.array([Evil(marker)], dtype=object), allow_pickle=True)
     np.load(file, allow_pickle=True)  # the twin
     marker.rmdir()
-    words = tiny("schedule=table", f"schedule.{key}={file}")
-    result = here("sdtrain", *words, f"hydra.run.dir={tmp_path}/run")
-    assert result.code == 2 and f"schedule.{key}" in result.paragraph and not marker.exists()
+    with pytest.raises(UserError) as refused:
+        table(**{key: str(file)})
+    assert refused.value.key == f"schedule.{key}"
+    assert not marker.exists()
 
 
 @pytest.mark.parametrize(
     "text", ["schedule: !!python/object/apply:os.mkdir ['{marker}']\n", "- a list\n"]
 )
-def test_a_configuration_that_is_no_plain_mapping_is_refused(
-    here, tiny, tiny_run, tmp_path, marker, text
+def test_a_configuration_that_is_no_plain_mapping_is_not_read(tmp_path, marker, text):
+    file = tmp_path / "config.yaml"
+    file.write_text(text.format(marker=marker))
+    with pytest.raises(StorageError, match="config.yaml"):
+        read_config(file)
+    assert not marker.exists()
+
+
+def test_every_command_refuses_a_configuration_that_calls_code(
+    here, tiny, tiny_run, tmp_path, marker
 ):
-    run = with_file(tiny_run, tmp_path, "config.yaml", text.format(marker=marker).encode())
+    text = f"schedule: !!python/object/apply:os.mkdir ['{marker}']\n"
+    run = with_file(tiny_run, tmp_path, "config.yaml", text.encode())
     for words in (sampled(run, tmp_path), resumed(run, tiny)):
         result = here(*words)
-        assert result.code == 5 and "config.yaml" in result.paragraph and not marker.exists()
+        assert result.code == 5, words[0]
+        assert "config.yaml" in result.paragraph
+        assert not marker.exists()
 
 
 # With what yaml, json and a shell would each write in another way.
@@ -201,7 +245,9 @@ REDACTING = ("console", "training.parts", "training.outcome", "training.loggers.
 """Modules through which everything goes that a run writes and prints."""
 
 
-@pytest.mark.parametrize("guarded", [True, False], ids=["redacted", "twin"])
+@pytest.mark.parametrize(
+    "guarded", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["redacted", "twin"]
+)
 def test_no_secret_is_written(here, tiny, tmp_path, monkeypatch, guarded):
     """By ${oc.env:...} and typed, in what a run saves and in what it fails with."""
     monkeypatch.setenv("MY_TOKEN", TOKEN)
