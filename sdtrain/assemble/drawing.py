@@ -11,7 +11,7 @@ from sdtrain.config.build import build
 from sdtrain.diffusion.guidance import CONDITIONED, UNCONDITIONED
 from sdtrain.errors import UserError
 from sdtrain.generation.drawing import Drawing, record_of
-from sdtrain.samplers.grids import default, default_of
+from sdtrain.samplers.grids import default, default_grid
 from sdtrain.schedules import Schedule
 
 REMEDY = "Change sampler, grid, steps or guidance."
@@ -50,7 +50,7 @@ def _grid_record(node: dict, schedule: Schedule) -> dict[str, Any]:
     """Return the record of the grid; for grid=default, of the grid that this schedule uses."""
     if node["_target_"] != f"{default.__module__}.{default.__name__}":
         return record_of(node)
-    grid = default_of(schedule)
+    grid = default_grid(schedule)
     arguments = inspect.getfullargspec(grid).kwonlydefaults or {}
     return {"name": grid.__name__, **arguments}
 

@@ -6,7 +6,7 @@ from sdtrain.config.build import build
 from sdtrain.diffusion import Density, Objective, WeightingError
 from sdtrain.errors import UserError
 from sdtrain.schedules import Schedule
-from sdtrain.schedules.table import read
+from sdtrain.schedules.table import read_numbers
 
 DEFAULT_WEIGHTING = {"_target_": "sdtrain.diffusion.weighting.simple.Simple"}
 
@@ -66,5 +66,5 @@ def inline_table(schedule: dict) -> dict:
     inlined = dict(schedule)
     for name in ("betas", "alphas_cumprod"):
         if isinstance(schedule.get(name), str):
-            inlined[name] = read(schedule[name], f"schedule.{name}")
+            inlined[name] = read_numbers(schedule[name], f"schedule.{name}")
     return inlined

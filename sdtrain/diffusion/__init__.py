@@ -1,6 +1,6 @@
-"""Forward process, predictions, weights, times, noise, the objective; denoisers and guidance.
+"""Forward process, predictions, weightings, times, noise, objective, denoisers and guidance.
 
-Needs torch alone.
+Needs torch only.
 """
 
 from sdtrain.diffusion.denoiser import Denoise, Denoiser
@@ -10,7 +10,7 @@ from sdtrain.diffusion.guidance import classifier_free
 from sdtrain.diffusion.objective import Network, Objective, WeightingError
 from sdtrain.diffusion.prediction import Prediction
 from sdtrain.diffusion.times import Times
-from sdtrain.diffusion.weighting import Weighting, charge
+from sdtrain.diffusion.weighting import Weighting, output_weight
 
 __all__ = [
     "Denoise",
@@ -23,6 +23,6 @@ __all__ = [
     "Weighting",
     "WeightingError",
     "add_noise",
-    "charge",
     "classifier_free",
+    "output_weight",
 ]

@@ -1,4 +1,4 @@
-"""All that a sampler ever sees of a network: denoise(x, t) -> x0."""
+"""The interface between a network and the samplers: denoise(x, t) -> x0."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ Denoise = Callable[[Tensor, Tensor], Tensor]
 
 
 class Denoiser:
-    """Reads x0 from a network's output at (x, t), in float32 whatever the network's precision."""
+    """Computes x0 from a network's output at (x, t), in float32 whatever its precision."""
 
     def __init__(self, network: Network, schedule: Schedule, prediction: Prediction) -> None:
         self.network = network
@@ -22,9 +22,9 @@ class Denoiser:
         self.prediction = prediction
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """x0 of x [B, C, h, w] at the scalar time t."""
+        """Return the expected x0 of x [B, C, h, w] at the scalar time t."""
         t = t.to(x.device).expand(len(x))
         alpha, sigma = self.schedule.alpha_sigma(t, torch.promote_types(x.dtype, torch.float32))
-        seen = self.prediction.network_input(x, alpha, sigma)
-        output = self.network(seen, self.schedule.timestep(t)).to(x.dtype)
+        network_input = self.prediction.network_input(x, alpha, sigma)
+        output = self.network(network_input, self.schedule.timestep(t)).to(x.dtype)
         return self.prediction.x0(x, output, alpha, sigma)

@@ -1,4 +1,4 @@
-"""The effective weight of an objective, and which objectives train the same."""
+"""The effective weight of an objective, and the search for objectives that train the same."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,39 +13,39 @@ from sdtrain.diffusion.losses import MSE
 from sdtrain.diffusion.objective import Objective
 
 LOG_SNR_LIMIT = 20.0
-"""A log_snr beyond it, to either side, is neither compared nor drawn."""
+"""A log_snr with a larger absolute value is neither compared nor plotted."""
 
 POINTS = 1001
-"""At how many levels a weight is taken."""
+"""The number of levels at which an effective weight is computed."""
 
 
 @dataclass(frozen=True)
 class EffectiveWeight:
-    """The weight on squared error of epsilon, up to a factor.
+    """The weight on the squared error of epsilon, up to a factor.
 
     log_snr: [N] float64, rising, equally spaced.
-    weight: [N] float64, of unit integral over log_snr.
+    weight: [N] float64, with an integral of 1 over log_snr.
     """
 
     log_snr: Tensor
     weight: Tensor
 
     def is_close_to(self, other: "EffectiveWeight") -> bool:
-        """Whether both lie over the same levels with the same weight."""
+        """Return whether both have the same levels and the same weights."""
         same_levels = torch.allclose(self.log_snr, other.log_snr, atol=1e-6)
         return same_levels and torch.allclose(self.weight, other.weight, rtol=1e-6, atol=1e-12)
 
 
 def effective_weight(objective: Objective) -> EffectiveWeight | None:
-    """Density of log_snr under the base law times w, over the levels that training draws.
+    """Return the density of log_snr times the weight w, over the levels that training draws.
 
-    None where all of these lie beyond LOG_SNR_LIMIT.
+    Returns None if all of these lie beyond LOG_SNR_LIMIT.
     """
     schedule = objective.schedule
-    # A law may draw from a part of [0, 1] alone.
+    # A distribution of times may cover only a part of [0, 1].
     ends = torch.tensor([1.0, 0.0], dtype=torch.float64)
-    drawn = objective.times.quantile(ends, schedule)
-    low, high = schedule.log_snr(drawn).clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT).tolist()
+    end_times = objective.times.quantile(ends, schedule)
+    low, high = schedule.log_snr(end_times).clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT).tolist()
     if not low < high:
         return None
     log_snr = torch.linspace(low, high, POINTS, dtype=torch.float64)
@@ -59,9 +59,9 @@ def effective_weight(objective: Objective) -> EffectiveWeight | None:
 
 @dataclass(frozen=True)
 class ComparedObjective:
-    """An objective, and what it is compared by.
+    """An objective and the settings by which it is compared with others.
 
-    prediction, loss, noise: of any type; equal where the two settings are equal.
+    prediction, loss, noise: of any type; they are equal where the settings are equal.
     """
 
     objective: Objective
@@ -71,16 +71,16 @@ class ComparedObjective:
 
     @cached_property
     def weight(self) -> EffectiveWeight | None:
-        """As effective_weight says."""
+        """See effective_weight."""
         return effective_weight(self.objective)
 
 
 @dataclass(frozen=True)
 class Relations:
-    """Places, in the list that was searched, of the objectives that are like one.
+    """The indices, in the list that was searched, of the objectives that equal a given one.
 
-    duplicates: with the same prediction.
-    reparameterised: the same objective, with another prediction.
+    duplicates: those with the same prediction.
+    reparameterised: those with another prediction.
     """
 
     duplicates: list[int]
@@ -88,29 +88,29 @@ class Relations:
 
 
 def find_relations(compared: Sequence[ComparedObjective | None]) -> list[Relations]:
-    """Of each objective, which of the others train the same; None stands for one that is unknown.
+    """Return, for each objective, which of the others are the same; None is an unknown objective.
 
-    Two are alike if their effective weights, which count up to a factor that Adam ignores, their
-    loss, their noise and their number of timesteps are.
+    Two are the same if their loss, noise and number of timesteps are equal, and their effective
+    weights are equal up to a factor, which Adam ignores.
     """
-    found = []
-    for place, one in enumerate(compared):
+    all_relations = []
+    for index, one in enumerate(compared):
         relations = Relations([], [])
-        for other_place, other in enumerate(compared):
-            if place == other_place or one is None or other is None:
+        for other_index, other in enumerate(compared):
+            if index == other_index or one is None or other is None:
                 continue
-            if not _are_alike(one, other):
+            if not _is_same_objective(one, other):
                 continue
             if one.prediction == other.prediction:
-                relations.duplicates.append(other_place)
+                relations.duplicates.append(other_index)
             elif isinstance(one.objective.loss, MSE):
-                # Only a square turns from one output to another by a factor.
-                relations.reparameterised.append(other_place)
-        found.append(relations)
-    return found
+                # Only under a squared error do two outputs' errors differ by a factor.
+                relations.reparameterised.append(other_index)
+        all_relations.append(relations)
+    return all_relations
 
 
-def _are_alike(one: ComparedObjective, other: ComparedObjective) -> bool:
+def _is_same_objective(one: ComparedObjective, other: ComparedObjective) -> bool:
     if one.weight is None or other.weight is None:
         return False
     timesteps = one.objective.schedule.num_timesteps

@@ -1,4 +1,4 @@
-"""Guidance wraps denoisers in a denoiser."""
+"""Guidance combines a conditional and an unconditional denoiser into one."""
 
 import math
 from collections.abc import Mapping
@@ -10,10 +10,10 @@ from sdtrain.errors import UserError
 from sdtrain.schedules import Schedule
 
 CONDITIONED = "all"
-"""Key of the denoiser that is told every condition."""
+"""Key of the denoiser that is given every condition."""
 
 UNCONDITIONED = "none"
-"""Key of the denoiser that is told none, or a negative prompt in its place."""
+"""Key of the denoiser that is given no condition, or a negative prompt instead."""
 
 
 def classifier_free(
@@ -28,20 +28,20 @@ def classifier_free(
 ) -> Denoise:
     """x0 = x0_u + guidance_scale (x0_c - x0_u).
 
-    Ho and Salimans 2022, eq. 6, in the convention of Stable Diffusion: 1 is no guidance. The
-    formula for x0 equals the same formula for eps, because at one (x, t) the two differ by an
-    affine map. At 0 and 1 only one network is asked, and its answer is passed on untouched (but for
-    max_std). Raises UserError for an option outside its range.
+    Ho and Salimans 2022, eq. 6, in the convention of Stable Diffusion: a scale of 1 is no guidance.
+    Guiding x0 is the same as guiding eps, because at a given (x, t) the two are related by an
+    affine map. At scales 0 and 1 only one denoiser is evaluated, and its result is returned
+    unchanged (except for max_std). Raises UserError for an option outside its range.
 
     Args:
-        denoisers: by what they are told: CONDITIONED gives x0_c, UNCONDITIONED x0_u.
-        guidance_scale: weight of the difference that the condition makes.
-        schedule: for the log_snr of a time.
+        denoisers: CONDITIONED gives x0_c, UNCONDITIONED gives x0_u.
+        guidance_scale: the weight of the difference that the condition makes.
+        schedule: used to compute the log_snr of a time.
         rescale: in [0, 1], how far the guided x0 of each picture is brought back to the standard
             deviation of its conditional x0 (Lin et al. 2024, eq. 15-16).
-        log_snr_min, log_snr_max: outside of them there is no guidance and one network is asked
-            (Kynkaanniemi et al. 2024). None: no bound.
-        max_std: see `bounded`; None: no bound.
+        log_snr_min, log_snr_max: outside this range there is no guidance, and only the conditional
+            denoiser is evaluated (Kynkaanniemi et al. 2024). None: no bound.
+        max_std: see `with_bounded_std`; None: no bound.
     """
     low = -math.inf if log_snr_min is None else log_snr_min
     high = math.inf if log_snr_max is None else log_snr_max
@@ -55,7 +55,7 @@ def classifier_free(
     unconditional = denoisers[UNCONDITIONED]
 
     def guided(x: Tensor, t: Tensor) -> Tensor:
-        log_snr = schedule.log_snr(t).item()  # t is on the CPU: nothing waits for the device
+        log_snr = schedule.log_snr(t).item()  # t is on the CPU, so this does not wait for the GPU
         if not low <= log_snr <= high:
             return conditional(x, t)
         x0_u = unconditional(x, t)
@@ -65,27 +65,27 @@ def classifier_free(
         x0 = x0_u + guidance_scale * (x0_c - x0_u)
         if not rescale:
             return x0
-        wanted = x0_c.std((1, 2, 3), keepdim=True, correction=0)
-        factor = wanted / x0.std((1, 2, 3), keepdim=True, correction=0)
+        conditional_std = x0_c.std((1, 2, 3), keepdim=True, correction=0)
+        factor = conditional_std / x0.std((1, 2, 3), keepdim=True, correction=0)
         return x0 * (1 + rescale * (factor - 1))
 
     denoise = conditional if guidance_scale == 1 else guided
-    return denoise if max_std is None else bounded(denoise, max_std)
+    return denoise if max_std is None else with_bounded_std(denoise, max_std)
 
 
-def bounded(denoise: Denoise, max_std: float) -> Denoise:
-    """Scales the x0 of a picture down to the standard deviation max_std, where it is larger.
+def with_bounded_std(denoise: Denoise, max_std: float) -> Denoise:
+    """Return a denoiser that scales each x0 down where its standard deviation exceeds max_std.
 
-    Near alpha = 0 the x0 read from a predicted eps is its error over alpha, thousands of times the
-    size of any picture. Latents have unit variance and no fixed range, so it is their deviation
-    that is bounded (after the dynamic thresholding of Saharia et al. 2022, section 2.3). Raises
-    UserError for max_std <= 0.
+    Near alpha = 0 the x0 computed from a predicted eps is dominated by the error divided by alpha,
+    thousands of times the size of any picture. Latents have unit variance but no fixed range, so
+    their standard deviation is bounded (compare the dynamic thresholding of Saharia et al. 2022,
+    section 2.3). Raises UserError for max_std <= 0.
     """
     if not max_std > 0:
         raise UserError("must be above 0", key="guidance.max_std", value=max_std)
 
-    def within(x: Tensor, t: Tensor) -> Tensor:
+    def bounded(x: Tensor, t: Tensor) -> Tensor:
         x0 = denoise(x, t)
         return x0 * (max_std / x0.std((1, 2, 3), keepdim=True, correction=0)).clamp(max=1)
 
-    return within
+    return bounded

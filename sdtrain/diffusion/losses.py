@@ -1,4 +1,4 @@
-"""What an error of the output costs, element by element."""
+"""Losses as functions of the error target - output, element by element."""
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ class MSE:
 class Huber:
     """error^2 up to delta, beyond it 2 delta |error| - delta^2 (Huber 1964, times 2).
 
-    A few wild pixels pull no harder than others.
+    It limits the gradient of outliers.
     """
 
     def __init__(self, *, delta: float = 1.0) -> None:

@@ -1,9 +1,10 @@
-"""The noise of the forward process.
+"""The distributions of the noise in the forward process.
 
-Each law makes it of keyed standard normals, sample by sample, in the loader's workers. A law is a
-function of draw(shape, index) -> standard normal array, the same at every call with the same index,
-and of the shape (C, h, w) of the latents. It returns what the network is to predict, and what is
-added to the latents where that is something else.
+Each makes the noise of one sample from keyed standard normals, in the loader's workers. It is
+called with draw(shape, index), which returns a standard normal array, the same at every call with
+the same index, and with the shape (C, h, w) of the latents. It returns (the noise that the network
+predicts, the noise that is added to the latents), where None as the second means that both are the
+same.
 """
 
 from collections.abc import Callable
@@ -13,20 +14,21 @@ import numpy as np
 from sdtrain.errors import UserError
 
 Draw = Callable[[tuple[int, ...], int], np.ndarray]
-Drawn = tuple[np.ndarray, np.ndarray | None]
+NoisePair = tuple[np.ndarray, np.ndarray | None]
+"""(noise to predict, noise to add or None if it is the same)."""
 
 
 class Gaussian:
     """Standard normal noise."""
 
-    def __call__(self, draw: Draw, shape: tuple[int, int, int]) -> Drawn:
+    def __call__(self, draw: Draw, shape: tuple[int, int, int]) -> NoisePair:
         return draw(shape, 0), None
 
 
 class Offset:
     """Noise plus strength times one normal per channel, so that a picture's mean is noised too.
 
-    Its variance is 1 + strength^2 (Guttenberg 2023, "Diffusion with offset noise").
+    The variance is 1 + strength^2 (Guttenberg 2023, "Diffusion with offset noise").
     """
 
     def __init__(self, *, strength: float = 0.1) -> None:
@@ -38,14 +40,15 @@ class Offset:
             )
         self.strength = strength
 
-    def __call__(self, draw: Draw, shape: tuple[int, int, int]) -> Drawn:
+    def __call__(self, draw: Draw, shape: tuple[int, int, int]) -> NoisePair:
         return draw(shape, 0) + np.float32(self.strength) * draw((shape[0], 1, 1), 1), None
 
 
 class InputPerturbation:
-    """The latents get eps + gamma xi, the network is to predict eps.
+    """Add eps + gamma xi to the latents, while the network predicts eps.
 
-    So training sees what sampling's own errors do (Ning et al. 2023, algorithm 1).
+    It imitates in training the errors that the network meets in sampling (Ning et al. 2023,
+    algorithm 1).
     """
 
     def __init__(self, *, gamma: float = 0.1) -> None:
@@ -57,16 +60,17 @@ class InputPerturbation:
             )
         self.gamma = gamma
 
-    def __call__(self, draw: Draw, shape: tuple[int, int, int]) -> Drawn:
+    def __call__(self, draw: Draw, shape: tuple[int, int, int]) -> NoisePair:
         noise = draw(shape, 0)
         return noise, noise + np.float32(self.gamma) * draw(shape, 1)
 
 
 class MultiResolution:
-    """Noise plus discount^k times noise of 2^k as large squares, k = 1, 2, ..., of unit variance.
+    """Noise plus discount^k times noise in squares of side 2^k, k = 1, 2, ..., of unit variance.
 
-    Whitaker 2023, "Multi-resolution noise for diffusion model training". Squares, so that the
-    variance is 1 at every pixel; the variance is known, not measured.
+    Whitaker 2023, "Multi-resolution noise for diffusion model training". With constant squares
+    instead of interpolation the variance is the same at every pixel; the sum is divided by its
+    known standard deviation, not by a measured one.
     """
 
     def __init__(self, *, discount: float = 0.4) -> None:
@@ -74,7 +78,7 @@ class MultiResolution:
             raise UserError("must lie between 0 and 1", key="noise.discount", value=discount)
         self.discount = discount
 
-    def __call__(self, draw: Draw, shape: tuple[int, int, int]) -> Drawn:
+    def __call__(self, draw: Draw, shape: tuple[int, int, int]) -> NoisePair:
         channels, height, width = shape
         total = draw(shape, 0).copy()
         variance = 1.0

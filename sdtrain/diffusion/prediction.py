@@ -1,4 +1,4 @@
-"""What the network outputs, and how x0 and eps are read from it."""
+"""What the network predicts, and how x0 and eps are computed from its output."""
 
 import torch
 from torch import Tensor
@@ -17,53 +17,53 @@ class Prediction:
     x, x0, noise and output are [B, C, h, w]; alpha and sigma [B, 1, 1, 1].
     """
 
-    def mix(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """(p, q), each of alpha's shape."""
+    def coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (p, q), each in the shape of alpha."""
         raise NotImplementedError
 
     def determinant(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """d: where it is 0, x0 cannot be read from the output."""
-        p, q = self.mix(alpha, sigma)
+        """Return d; where it is 0, x0 cannot be recovered from the output."""
+        p, q = self.coefficients(alpha, sigma)
         return alpha * q - sigma * p
 
     def target(self, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """y, which the output is to equal."""
-        p, q = self.mix(alpha, sigma)
+        """Return y, the regression target of the output."""
+        p, q = self.coefficients(alpha, sigma)
         return p * x0 + q * noise
 
     def x0(self, x: Tensor, output: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """x0, read from the output at x."""
-        _, q = self.mix(alpha, sigma)
+        """Return the x0 that the output at x implies."""
+        _, q = self.coefficients(alpha, sigma)
         return (q * x - sigma * output) / self.determinant(alpha, sigma)
 
     def epsilon(self, x: Tensor, output: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """eps, read from the output at x."""
-        p, _ = self.mix(alpha, sigma)
+        """Return the eps that the output at x implies."""
+        p, _ = self.coefficients(alpha, sigma)
         return (alpha * output - p * x) / self.determinant(alpha, sigma)
 
     def jacobian(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """J = (d eps / d output)^2: squared error of epsilon per squared error of the output."""
+        """Return J = (d eps / d output)^2, squared error of epsilon per squared error of output."""
         return (alpha / self.determinant(alpha, sigma)) ** 2
 
     def network_input(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """What the network is shown of x."""
+        """Return the network's input for x."""
         return x
 
 
 class Epsilon(Prediction):
-    """The noise: x0 = (x - sigma eps) / alpha, which no output can give where alpha is 0.
+    """The noise: x0 = (x - sigma eps) / alpha, which cannot recover x0 at alpha = 0.
 
     Ho et al. 2020, eq. 12.
     """
 
-    def mix(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    def coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(alpha), torch.ones_like(alpha)
 
 
 class X0(Prediction):
-    """The data themselves: eps = (x - alpha x0) / sigma."""
+    """The clean data: eps = (x - alpha x0) / sigma."""
 
-    def mix(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    def coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         return torch.ones_like(alpha), torch.zeros_like(alpha)
 
     def x0(self, x: Tensor, output: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class V(Prediction):
     Salimans and Ho 2022, section 4.
     """
 
-    def mix(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    def coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         return -sigma, alpha
 
 
@@ -86,17 +86,17 @@ class Flow(Prediction):
     Lipman et al. 2023; Liu et al. 2022.
     """
 
-    def mix(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    def coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         return -torch.ones_like(alpha), torch.ones_like(alpha)
 
 
 class EDM(Prediction):
-    """F of Karras et al. 2022, table 1: D = c_skip y + c_out F with y = x / alpha, shown c_in y.
+    """F of Karras et al. 2022, table 1: D = c_skip y + c_out F(c_in y) with y = x / alpha.
 
     For latents of standard deviation sigma_data. With r^2 = sigma^2 + (alpha sigma_data)^2 the
-    three are one row: F = (sigma x0 / sigma_data - alpha sigma_data eps) / r, and the network is
-    shown x / r, of unit variance at every level. At sigma_data = 1 F is -v, and r is 1 where
-    alpha^2 + sigma^2 is.
+    three coefficients amount to F = (sigma x0 / sigma_data - alpha sigma_data eps) / r, and the
+    network's input is x / r, of unit variance at every level. At sigma_data = 1, F is -v, and r is
+    1 where alpha^2 + sigma^2 is 1.
     """
 
     def __init__(self, *, sigma_data: float = 1.0) -> None:
@@ -105,10 +105,10 @@ class EDM(Prediction):
         self.sigma_data = sigma_data
 
     def root(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """r, of alpha's shape."""
+        """Return r, in the shape of alpha."""
         return (sigma**2 + (alpha * self.sigma_data) ** 2).sqrt()
 
-    def mix(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    def coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         root = self.root(alpha, sigma)
         return sigma / (self.sigma_data * root), -alpha * self.sigma_data / root
 

@@ -1,9 +1,9 @@
-"""The base laws by which training draws t.
+"""The distributions from which training draws t.
 
-Each is a quantile function of the uniforms that travel with the batch.
+Each maps uniforms, which are part of the batch, through its quantile function.
 
-stratified is a proposal, not part of the law: the uniforms of one global batch are spread evenly
-over [0, 1), each still uniform by itself. They are made where the batch is made
+`stratified` does not change the distribution: the uniforms of one global batch are spread evenly
+over [0, 1), while each by itself is still uniform. They are drawn where the batch is made
 (sdtrain.data.draws), which reads this attribute.
 """
 
@@ -18,11 +18,11 @@ from sdtrain.schedules import Schedule
 
 
 class Times:
-    """Uniforms to times.
+    """A distribution of times.
 
     Args:
-        continuous: on a schedule that is a table, draw from all of [0, 1] instead of its points;
-            other schedules have no points.
+        continuous: for a schedule that is a table, draw from all of [0, 1] instead of its points;
+            it has no effect on other schedules.
         stratified: see above.
     """
 
@@ -31,20 +31,20 @@ class Times:
         self.stratified = stratified
 
     def __call__(self, u: Tensor, schedule: Schedule) -> Tensor:
-        """Uniforms u [B] in [0, 1) to times t [B], float64."""
+        """Map uniforms u [B] in [0, 1) to times t [B], float64."""
         t = self.quantile(u.double(), schedule)
-        return schedule.nearest_point(t) if self.on_points(schedule) else t
+        return schedule.snap_to_points(t) if self.draws_points(schedule) else t
 
-    def on_points(self, schedule: Schedule) -> bool:
-        """Whether training on this schedule draws its points alone."""
-        return schedule.points and not self.continuous
+    def draws_points(self, schedule: Schedule) -> bool:
+        """Return whether training on this schedule draws only the points of its table."""
+        return schedule.discrete and not self.continuous
 
     def quantile(self, u: Tensor, schedule: Schedule) -> Tensor:
-        """u in [0, 1] to t in [0, 1]."""
+        """Map probabilities u in [0, 1] to times t in [0, 1]."""
         raise NotImplementedError
 
     def cdf(self, t: Tensor, schedule: Schedule) -> Tensor:
-        """Its inverse: the share of the law below t."""
+        """Return the probability below t: the inverse of `quantile`."""
         raise NotImplementedError
 
 
@@ -59,7 +59,7 @@ class Uniform(Times):
 
 
 class Window(Times):
-    """t uniform on [low, high]: a network for some of the noise levels alone."""
+    """t uniform on [low, high], to train a network for a part of the noise levels."""
 
     def __init__(
         self, *, low: float, high: float, continuous: bool = False, stratified: bool = True
@@ -67,7 +67,9 @@ class Window(Times):
         super().__init__(continuous=continuous, stratified=stratified)
         if not 0 <= low < high <= 1:
             raise UserError(
-                f"and times.high={high:g} must be 0 <= low < high <= 1", key="times.low", value=low
+                f"and times.high={high:g} must satisfy 0 <= low < high <= 1",
+                key="times.low",
+                value=low,
             )
         self.low = low
         self.high = high
@@ -80,15 +82,15 @@ class Window(Times):
 
 
 def _check_normal(mean: float, std: float) -> None:
-    """Raises UserError for what is no mean or no standard deviation."""
+    """Raise UserError for a mean or standard deviation that a normal distribution cannot have."""
     if not math.isfinite(mean):
-        raise UserError("must be a number", key="times.mean", value=mean)
+        raise UserError("must be finite", key="times.mean", value=mean)
     if not 0 < std < math.inf:
         raise UserError("must be above 0, and finite", key="times.std", value=std)
 
 
 class LogitNormal(Times):
-    """ln(t / (1 - t)) normal (Esser et al. 2024, eq. 19)."""
+    """ln(t / (1 - t)) is normal (Esser et al. 2024, eq. 19)."""
 
     def __init__(
         self,
@@ -111,9 +113,9 @@ class LogitNormal(Times):
 
 
 class LogNormal(Times):
-    """ln(sigma / alpha) normal (Karras et al. 2022, table 1), cut to the schedule's range.
+    """ln(sigma / alpha) is normal (Karras et al. 2022, table 1), truncated to the schedule's range.
 
-    The same levels under every schedule.
+    It draws the same noise levels under every schedule.
     """
 
     def __init__(
@@ -132,25 +134,28 @@ class LogNormal(Times):
     def _normal_cdf(self, log_snr: Tensor | float) -> Tensor:
         return ndtr((-torch.as_tensor(log_snr, dtype=torch.float64) / 2 - self.mean) / self.std)
 
-    def _ends(self, schedule: Schedule) -> tuple[float, float]:
-        """The shares of the law below t = 0 and below t = 1. UserError where none lies between."""
+    def _end_probabilities(self, schedule: Schedule) -> tuple[float, float]:
+        """Return the probabilities below t = 0 and below t = 1 before truncation.
+
+        Raises UserError if nearly none lies between.
+        """
         low = self._normal_cdf(schedule.log_snr_max).item()
         high = self._normal_cdf(schedule.log_snr_min).item()
         if high - low < 1e-6:
             raise UserError(
-                f"lies so far from the levels of schedule={schedule.name} that none of the law is "
-                "left",
+                f"lies so far from the noise levels of schedule={schedule.name} that nothing of "
+                "the distribution is left",
                 key="times.mean",
                 value=self.mean,
-                remedy="Change it.",
+                remedy="Change times.mean.",
             )
         return low, high
 
     def quantile(self, u: Tensor, schedule: Schedule) -> Tensor:
-        low, high = self._ends(schedule)
+        low, high = self._end_probabilities(schedule)
         log_snr = -2 * (self.mean + self.std * ndtri(low + (high - low) * u))
         return schedule.time_of(log_snr, clamp=True)
 
     def cdf(self, t: Tensor, schedule: Schedule) -> Tensor:
-        low, high = self._ends(schedule)
+        low, high = self._end_probabilities(schedule)
         return (self._normal_cdf(schedule.log_snr(t)) - low) / (high - low)

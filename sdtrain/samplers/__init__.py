@@ -1,8 +1,5 @@
-"""Samplers walk from noise to data, one function per file; grids say which times they visit.
+"""Samplers, one function per file, and the grids of times that they visit. Needs torch only."""
 
-Needs torch alone.
-"""
-
-from sdtrain.samplers.walk import Noise, Sampler, Show
+from sdtrain.samplers.sampler import Noise, Sampler, Show
 
 __all__ = ["Noise", "Sampler", "Show"]

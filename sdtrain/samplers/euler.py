@@ -1,13 +1,13 @@
 """Euler's method and its ancestral form, as Karras et al. 2022 and k-diffusion write them.
 
-In x / alpha over sigma / alpha both are steps of ddim; configs/sampler puts them on the Karras
-grid.
+Written for x / alpha as a function of sigma / alpha, both are steps of ddim; configs/sampler puts
+them on the Karras grid.
 """
 
 from torch import Tensor
 
 from sdtrain.samplers.ddim import ddim
-from sdtrain.samplers.walk import Noise, Show
+from sdtrain.samplers.sampler import Noise, Show
 from sdtrain.schedules import Schedule
 
 
@@ -28,5 +28,5 @@ def euler_ancestral(
     *,
     eta: float = 1.0,
 ) -> Tensor:
-    """ddim with eta = 1: a step of Euler's to the level below, and fresh noise back up from it."""
+    """ddim with eta = 1: an Euler step to a lower noise level, then fresh noise back up."""
     return ddim(denoise, x, grid, schedule, noise, show, eta=eta)

@@ -1,8 +1,8 @@
 """Grids: the falling times that a sampler visits.
 
-Each is a function (steps, schedule) -> [steps] float64 that starts where its name says. trailing,
-leading and linspace are named as in Lin et al. 2024, "Common diffusion noise schedules", table 2,
-and visit timesteps. default is one of the others, by the kind of schedule.
+Each is a function (steps, schedule) -> times, float64 [steps]. trailing, leading and linspace visit
+timesteps, and are named as in Lin et al. 2024, "Common diffusion noise schedules", table 2. default
+is one of the others, depending on the kind of schedule.
 """
 
 import math
@@ -15,8 +15,8 @@ from sdtrain.errors import UserError
 from sdtrain.schedules import Schedule
 
 
-def check(steps: int, schedule: Schedule) -> None:
-    """Raises UserError for a number of steps that the schedule does not have."""
+def check_steps(steps: int, schedule: Schedule) -> None:
+    """Raise UserError for fewer than 1 step, or more steps than the schedule has timesteps."""
     most = schedule.num_timesteps
     if not 1 <= steps <= most:
         raise UserError(
@@ -27,39 +27,40 @@ def check(steps: int, schedule: Schedule) -> None:
 
 
 def default(steps: int, schedule: Schedule) -> Tensor:
-    """The grid that the schedule asks for, see `default_of`."""
-    return default_of(schedule)(steps, schedule)
+    """The grid that suits the schedule, see `default_grid`."""
+    return default_grid(schedule)(steps, schedule)
 
 
-def default_of(schedule: Schedule) -> Callable[[int, Schedule], Tensor]:
-    """`trailing` where the schedule's timesteps are evenly spread, else `uniform_log_snr`.
+def default_grid(schedule: Schedule) -> Callable[[int, Schedule], Tensor]:
+    """Return `trailing` for a schedule with even_timesteps, otherwise `uniform_log_snr`.
 
-    A table is made with its timesteps in mind, and the tools of Stable Diffusion visit them so. The
-    times of a curve lie where training is to look often: a narrow law leaves a few steps for most
-    of the noise, and so does a table that was shifted.
+    A table is designed with its timesteps in mind, and the tools of Stable Diffusion space their
+    steps evenly in them. The times of a curve are dense where training should draw often: if its
+    distribution is narrow, even spacing leaves only a few steps for most of the noise levels. The
+    same holds for a table that was shifted.
     """
     return trailing if schedule.even_timesteps else uniform_log_snr
 
 
 def trailing(steps: int, schedule: Schedule) -> Tensor:
-    """Evenly spaced in timesteps, from the last one (t = 1, pure noise) down."""
-    check(steps, schedule)
+    """Evenly spaced in timesteps, starting at the last one (t = 1, pure noise)."""
+    check_steps(steps, schedule)
     size = schedule.num_timesteps
     timesteps = torch.linspace(size, 0, steps + 1, dtype=torch.float64)[:-1].round() - 1
     return timesteps / (size - 1)
 
 
 def leading(steps: int, schedule: Schedule) -> Tensor:
-    """Evenly spaced in timesteps, ending at the first one (t = 0). Starts below t = 1."""
-    check(steps, schedule)
+    """Evenly spaced in timesteps, ending at the first one (t = 0); it starts below t = 1."""
+    check_steps(steps, schedule)
     size = schedule.num_timesteps
     timesteps = torch.arange(steps - 1, -1, -1, dtype=torch.float64) * (size // steps)
     return timesteps / (size - 1)
 
 
 def linspace(steps: int, schedule: Schedule) -> Tensor:
-    """Evenly spaced in timesteps from t = 1 to t = 0, both visited."""
-    check(steps, schedule)
+    """Evenly spaced in timesteps from t = 1 to t = 0, both included."""
+    check_steps(steps, schedule)
     last = schedule.num_timesteps - 1
     return torch.linspace(last, 0, steps, dtype=torch.float64).round() / last
 
@@ -72,10 +73,10 @@ def karras(
     sigma_min: float = 0.002,
     sigma_max: float = 80.0,
 ) -> Tensor:
-    """(sigma / alpha)^(1 / rho) evenly spaced (Karras et al. 2022, eq. 5).
+    """Evenly spaced in (sigma / alpha)^(1 / rho) (Karras et al. 2022, eq. 5).
 
-    Within sigma_min, sigma_max and the schedule's own ends. Starts at t = 1 whatever sigma_max is,
-    since that is where x is noise.
+    The range is [sigma_min, sigma_max] as far as the schedule reaches it. The grid starts at t = 1
+    whatever sigma_max is, because that is where x is noise.
     """
     if not 0 < rho < math.inf:
         raise UserError("must be above 0, and finite", key="grid.rho", value=rho)
@@ -85,20 +86,20 @@ def karras(
             key="grid.sigma_min",
             value=sigma_min,
         )
-    check(steps, schedule)
-    low, high = ends(schedule, -2 * math.log(sigma_max), -2 * math.log(sigma_min))
+    check_steps(steps, schedule)
+    low, high = reachable_bounds(schedule, -2 * math.log(sigma_max), -2 * math.log(sigma_min))
     first = math.exp(-low / 2 / rho)
     last = math.exp(-high / 2 / rho)
     roots = torch.linspace(first, last, steps, dtype=torch.float64)
-    return from_noise(-2 * rho * roots.log(), schedule)
+    return times_from_noise(-2 * rho * roots.log(), schedule)
 
 
 def uniform_log_snr(
     steps: int, schedule: Schedule, *, log_snr_min: float = -10.0, log_snr_max: float = 10.0
 ) -> Tensor:
-    """log_snr evenly spaced (Lu et al. 2022, section 3).
+    """Evenly spaced in log_snr (Lu et al. 2022, section 3), starting at t = 1.
 
-    Within the bounds and the schedule's own ends. Starts at t = 1.
+    The range is [log_snr_min, log_snr_max] as far as the schedule reaches it.
     """
     if not -math.inf < log_snr_min < log_snr_max < math.inf:
         raise UserError(
@@ -106,13 +107,18 @@ def uniform_log_snr(
             key="grid.log_snr_min",
             value=log_snr_min,
         )
-    check(steps, schedule)
-    low, high = ends(schedule, log_snr_min, log_snr_max)
-    return from_noise(torch.linspace(low, high, steps, dtype=torch.float64), schedule)
+    check_steps(steps, schedule)
+    low, high = reachable_bounds(schedule, log_snr_min, log_snr_max)
+    return times_from_noise(torch.linspace(low, high, steps, dtype=torch.float64), schedule)
 
 
-def ends(schedule: Schedule, log_snr_min: float, log_snr_max: float) -> tuple[float, float]:
-    """The bounds, as far as the schedule goes. UserError where nothing is left between them."""
+def reachable_bounds(
+    schedule: Schedule, log_snr_min: float, log_snr_max: float
+) -> tuple[float, float]:
+    """Return the bounds, moved in to the range of the schedule.
+
+    Raises UserError if nothing is left between them.
+    """
     low = max(log_snr_min, schedule.log_snr_min)
     high = min(log_snr_max, schedule.log_snr_max)
     if not low < high:
@@ -125,8 +131,8 @@ def ends(schedule: Schedule, log_snr_min: float, log_snr_max: float) -> tuple[fl
     return low, high
 
 
-def from_noise(log_snr: Tensor, schedule: Schedule) -> Tensor:
-    """Rising log_snr to times; the first is t = 1."""
+def times_from_noise(log_snr: Tensor, schedule: Schedule) -> Tensor:
+    """Return the falling times of a rising log_snr; the first is set to t = 1."""
     t = schedule.time_of(log_snr, clamp=True)
     t[0] = 1.0
     return t

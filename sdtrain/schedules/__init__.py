@@ -1,6 +1,6 @@
-"""Noise schedules: one curve per file. Needs torch alone.
+"""Noise schedules, one curve per file. Needs torch only.
 
-Only this room knows how alpha and sigma relate to time.
+No other room computes alpha and sigma from a time.
 """
 
 from sdtrain.schedules.schedule import Schedule

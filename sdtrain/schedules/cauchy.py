@@ -5,7 +5,7 @@ import math
 import torch
 
 from sdtrain.errors import UserError
-from sdtrain.schedules.laws import symmetric
+from sdtrain.schedules.distributions import symmetric
 from sdtrain.schedules.schedule import Schedule
 
 
@@ -17,15 +17,15 @@ def cauchy(
     log_snr_max: float = 10.0,
     num_timesteps: int = 1000,
 ) -> Schedule:
-    """log_snr = centre + scale tan(pi / 2 (1 - 2 t)): a Cauchy law, cut to its bounds.
+    """log_snr = centre + scale tan(pi / 2 (1 - 2 t)): a Cauchy distribution.
 
-    Hang and Gu 2024, table 1.
+    It is truncated to the bounds. Hang and Gu 2024, table 1.
     """
     if not scale > 0:
         raise UserError("must be above 0", key="schedule.scale", value=scale)
     return symmetric(
         "cauchy",
-        lambda share: scale / torch.tan(math.pi * share),
+        lambda p: scale / torch.tan(math.pi * p),
         lambda x: torch.atan2(torch.full_like(x, scale), x) / math.pi,
         centre=centre,
         log_snr_min=log_snr_min,

@@ -1,4 +1,4 @@
-"""The cosine schedule of Improved DDPM, a table."""
+"""The cosine schedule of Improved DDPM, as a table of betas."""
 
 import math
 
@@ -6,7 +6,7 @@ import torch
 
 from sdtrain.errors import UserError
 from sdtrain.schedules.schedule import Schedule
-from sdtrain.schedules.table import from_betas, timesteps
+from sdtrain.schedules.table import check_num_timesteps, from_betas
 
 
 def cosine(
@@ -19,7 +19,8 @@ def cosine(
     """
     if max_beta > 1:
         raise UserError("must be at most 1", key="schedule.max_beta", value=max_beta)
-    r = torch.linspace(0, 1, timesteps(num_timesteps) + 1, dtype=torch.float64)
+    check_num_timesteps(num_timesteps)
+    r = torch.linspace(0, 1, num_timesteps + 1, dtype=torch.float64)
     alpha_bar = torch.cos((r + offset) / (1 + offset) * math.pi / 2) ** 2
     return from_betas(
         "cosine",

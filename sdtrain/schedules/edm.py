@@ -1,11 +1,11 @@
-"""The noise levels of EDM."""
+"""The noise levels that EDM trains on."""
 
 import math
 
 import torch
 
 from sdtrain.errors import UserError
-from sdtrain.schedules.laws import symmetric
+from sdtrain.schedules.distributions import symmetric
 from sdtrain.schedules.schedule import Schedule
 
 
@@ -17,7 +17,7 @@ def edm(
     sigma_max: float = 80.0,
     num_timesteps: int = 1000,
 ) -> Schedule:
-    """ln(sigma / alpha) = -log_snr / 2 follows a normal law, cut to [sigma_min, sigma_max].
+    """ln(sigma / alpha) = -log_snr / 2 is normal, truncated to [sigma_min, sigma_max].
 
     Karras et al. 2022, table 1.
     """
@@ -31,7 +31,7 @@ def edm(
     std = 2 * log_sigma_std
     return symmetric(
         "edm",
-        lambda share: -std * torch.special.ndtri(share),
+        lambda p: -std * torch.special.ndtri(p),
         lambda x: torch.special.ndtr(-x / std),
         centre=-2 * log_sigma_mean,
         log_snr_min=-2 * math.log(sigma_max),

@@ -1,4 +1,4 @@
-"""Noise levels in geometric progression."""
+"""Noise levels in a geometric progression."""
 
 import math
 

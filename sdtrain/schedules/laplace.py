@@ -3,7 +3,7 @@
 import torch
 
 from sdtrain.errors import UserError
-from sdtrain.schedules.laws import symmetric
+from sdtrain.schedules.distributions import symmetric
 from sdtrain.schedules.schedule import Schedule
 
 
@@ -15,15 +15,15 @@ def laplace(
     log_snr_max: float = 10.0,
     num_timesteps: int = 1000,
 ) -> Schedule:
-    """log_snr = centre - scale sgn(1/2 - t) ln(1 - 2 |t - 1/2|): a Laplace law, cut to its bounds.
+    """log_snr = centre - scale sgn(1/2 - t) ln(1 - 2 |t - 1/2|).
 
-    Hang and Gu 2024, table 1.
+    A Laplace distribution, truncated to the bounds. Hang and Gu 2024, table 1.
     """
     if not scale > 0:
         raise UserError("must be above 0", key="schedule.scale", value=scale)
     return symmetric(
         "laplace",
-        lambda share: -scale * (2 * share).log(),
+        lambda p: -scale * (2 * p).log(),
         lambda x: torch.exp(-x / scale) / 2,
         centre=centre,
         log_snr_min=log_snr_min,

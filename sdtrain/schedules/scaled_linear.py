@@ -4,7 +4,7 @@ import torch
 
 from sdtrain.errors import UserError
 from sdtrain.schedules.schedule import Schedule
-from sdtrain.schedules.table import from_betas, timesteps
+from sdtrain.schedules.table import check_num_timesteps, from_betas
 
 
 def scaled_linear(
@@ -16,9 +16,8 @@ def scaled_linear(
     """
     for name, value in (("beta_start", beta_start), ("beta_end", beta_end)):
         if value < 0:
-            problem = "must lie between 0 and 1: its square root is taken"
+            problem = "must lie between 0 and 1, because its square root is taken"
             raise UserError(problem, key=f"schedule.{name}", value=value)
-    roots = torch.linspace(
-        beta_start**0.5, beta_end**0.5, timesteps(num_timesteps), dtype=torch.float64
-    )
+    check_num_timesteps(num_timesteps)
+    roots = torch.linspace(beta_start**0.5, beta_end**0.5, num_timesteps, dtype=torch.float64)
     return from_betas("scaled_linear", roots**2, "schedule.beta_start or schedule.beta_end")

@@ -1,4 +1,4 @@
-"""A schedule is log_snr as a function of time t in [0, 1]; alpha and sigma are views of it.
+"""A schedule is log_snr as a function of time t in [0, 1]; alpha and sigma follow from it.
 
 x_t = alpha x0 + sigma eps,  log_snr = ln(alpha^2 / sigma^2),  falling as t rises.
 """
@@ -11,35 +11,35 @@ from torch import Tensor
 from sdtrain.errors import UserError
 
 Curve = Callable[[Tensor], Tensor]
-"""float64 tensor of any shape to one of the same shape."""
+"""A function from a float64 tensor of any shape to one of the same shape."""
 
 
-def curve_error(problem: str, keys: str, or_else: str = "") -> UserError:
-    """The error of a curve that cannot be used.
+def curve_error(problem: str, keys: str, alternative: str = "") -> UserError:
+    """Return the error for a curve that cannot be used.
 
-    keys: as in Schedule; or_else: what would do beside changing them.
+    keys: as in Schedule. alternative: what the user can do instead of changing them, "or ...".
     """
-    remedy = f"Change {keys}, {or_else}." if or_else else f"Change {keys}."
+    remedy = f"Change {keys}, {alternative}." if alternative else f"Change {keys}."
     return UserError(problem, key=keys.partition(" ")[0], remedy=remedy)
 
 
 class Schedule:
-    """A curve, its inverse, and the relation of alpha to sigma.
+    """The curve log_snr(t), its inverse, and the relation between alpha and sigma.
 
-    Everything that the other rooms may ask of a schedule.
+    The other rooms use a schedule through this class only.
 
     Args:
-        name: for messages and tables.
-        log_snr: t in [0, 1] to log_snr, falling strictly; it may reach inf at t = 0 and -inf at t =
-            1. Anything else raises UserError.
-        time_of: its inverse.
-        num_timesteps: T >= 2; the network is fed t (T - 1).
-        points: training draws the T points t = i / (T - 1) alone, as for a table of betas.
-        even_timesteps: whether a sampler does well to visit evenly spaced timesteps, as in a table
-            whose author spread them so; else it spaces its steps by log_snr (`grids.default`).
-        straight: alpha + sigma = 1, the straight path of flow matching, instead of alpha^2 +
-            sigma^2 = 1.
-        keys: the configuration keys that the curve comes from, "a" or "a or b", for errors.
+        name: shown in messages and tables.
+        log_snr: maps t in [0, 1] to log_snr, strictly falling; it may be inf at t = 0 and -inf at
+            t = 1. Any other curve raises UserError.
+        time_of: the inverse of `log_snr`.
+        num_timesteps: T >= 2; the network's input for time t is t (T - 1).
+        discrete: whether training draws only the T points t = i / (T - 1), as for a table of betas.
+        even_timesteps: whether samplers should visit evenly spaced timesteps, as for a table that
+            was made for that; otherwise they space their steps by log_snr (`grids.default`).
+        straight: whether alpha + sigma = 1, the straight path of flow matching, instead of alpha^2
+            + sigma^2 = 1.
+        keys: the configuration keys that determine the curve, "a" or "a or b", for errors.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Schedule:
         time_of: Curve,
         *,
         num_timesteps: int = 1000,
-        points: bool = False,
+        discrete: bool = False,
         even_timesteps: bool = False,
         straight: bool = False,
         keys: str = "schedule",
@@ -58,13 +58,13 @@ class Schedule:
             raise UserError("must be at least 2", key="schedule.num_timesteps", value=num_timesteps)
         self.name = name
         self.num_timesteps = num_timesteps
-        self.points = points
+        self.discrete = discrete
         self.even_timesteps = even_timesteps
         self.straight = straight
         self._log_snr = log_snr
         self._time_of = time_of
         curve = self.log_snr(torch.linspace(0, 1, num_timesteps, dtype=torch.float64))
-        falls = bool((curve[1:] < curve[:-1]).all())  # NaN falls nowhere
+        falls = bool((curve[1:] < curve[:-1]).all())  # False where a value is NaN
         if not falls or not bool(curve[1:-1].isfinite().all()):
             raise curve_error(
                 f"schedule={name}: log_snr must fall from every timestep to the next, and be "
@@ -75,77 +75,79 @@ class Schedule:
         self.log_snr_min = curve[-1].item()
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """log_snr at times t in [0, 1], same shape, float64."""
+        """Return log_snr at times t in [0, 1], in the shape of t, float64."""
         return self._log_snr(t.double())
 
     def time_of(self, log_snr: Tensor, *, clamp: bool = False) -> Tensor:
-        """The inverse of log_snr, same shape, float64.
+        """Return the time at which the schedule has this log_snr, in the same shape, float64.
 
-        What lies outside the schedule's range raises ValueError; with clamp it is taken to its end.
+        Raises ValueError for a log_snr outside the schedule's range; with `clamp` it is clamped to
+        the range instead.
         """
-        wanted = log_snr.double()
+        log_snr = log_snr.double()
         if clamp:
-            wanted = wanted.clamp(self.log_snr_min, self.log_snr_max)
-        elif bool(((wanted > self.log_snr_max) | (wanted < self.log_snr_min)).any()):
+            log_snr = log_snr.clamp(self.log_snr_min, self.log_snr_max)
+        elif bool(((log_snr > self.log_snr_max) | (log_snr < self.log_snr_min)).any()):
             raise ValueError(
                 f"log_snr lies outside the range [{self.log_snr_min:.4f}, {self.log_snr_max:.4f}] "
                 f"of schedule={self.name}"
             )
-        t = self._time_of(wanted).clamp(0, 1)
-        # The ends exactly.
-        t = torch.where(wanted <= self.log_snr_min, 1.0, t)
-        return torch.where(wanted >= self.log_snr_max, 0.0, t)
+        t = self._time_of(log_snr).clamp(0, 1)
+        # The ends are exact.
+        t = torch.where(log_snr <= self.log_snr_min, 1.0, t)
+        return torch.where(log_snr >= self.log_snr_max, 0.0, t)
 
     def alpha_sigma(self, t: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-        """(alpha, sigma) at times t [B] or a scalar, each [B, 1, 1, 1].
+        """Return (alpha, sigma), each [B, 1, 1, 1], at times t [B] or at a scalar t.
 
-        Exactly (0, 1) where log_snr is -inf. Computed in float64: half precision would add no noise
-        at all at the first timesteps.
+        They are exactly (0, 1) where log_snr is -inf. The computation is in float64, because in
+        half precision the first timesteps would have no noise at all.
         """
-        alpha, sigma = self.split(self.log_snr(t).reshape(-1, 1, 1, 1))
+        alpha, sigma = self.alpha_sigma_of(self.log_snr(t).reshape(-1, 1, 1, 1))
         return alpha.to(dtype), sigma.to(dtype)
 
-    def split(self, log_snr: Tensor) -> tuple[Tensor, Tensor]:
-        """log_snr, float64, to (alpha, sigma) of the same shape.
+    def alpha_sigma_of(self, log_snr: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (alpha, sigma) at a float64 log_snr, in its shape.
 
-        alpha / sigma = exp(log_snr / 2), and alpha^2 + sigma^2 = 1, or alpha + sigma = 1 where
-        straight.
+        alpha / sigma = exp(log_snr / 2), and alpha^2 + sigma^2 = 1, or alpha + sigma = 1 for a
+        straight path.
         """
         if self.straight:
             return (log_snr / 2).sigmoid(), (-log_snr / 2).sigmoid()
         return log_snr.sigmoid().sqrt(), (-log_snr).sigmoid().sqrt()
 
     def timestep(self, t: Tensor) -> Tensor:
-        """What the network is fed for t: t (T - 1), float32."""
+        """Return the network's input for time t: t (T - 1), float32."""
         return (t * (self.num_timesteps - 1)).float()
 
-    def nearest_point(self, t: Tensor) -> Tensor:
-        """Times in [0, 1] to the T points: floor(t T) / (T - 1).
+    def snap_to_points(self, t: Tensor) -> Tensor:
+        """Map times in [0, 1] to the T points: floor(t T) / (T - 1).
 
-        An equal stretch of time goes to each point.
+        Intervals of equal length are mapped to each point.
         """
         last = self.num_timesteps - 1
         return (t * self.num_timesteps).floor().clamp(max=last) / last
 
     def modified(
         self,
-        how: str,
+        modifier: str,
         log_snr: Curve,
         time_of: Curve,
         keys: str,
         *,
         even_timesteps: bool = False,
     ) -> "Schedule":
-        """The same in everything but the curve.
+        """Return a schedule with another curve that is otherwise the same.
 
-        even_timesteps: whether those of a schedule that has them stay evenly spread.
+        modifier: appended to the name. even_timesteps: whether the modifier leaves evenly spaced
+        timesteps a good choice.
         """
         return Schedule(
-            f"{self.name}+{how}",
+            f"{self.name}+{modifier}",
             log_snr,
             time_of,
             num_timesteps=self.num_timesteps,
-            points=self.points,
+            discrete=self.discrete,
             even_timesteps=self.even_timesteps and even_timesteps,
             straight=self.straight,
             keys=keys,

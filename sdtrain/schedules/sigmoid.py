@@ -5,7 +5,7 @@ import math
 import torch
 
 from sdtrain.errors import UserError
-from sdtrain.schedules.laws import cut
+from sdtrain.schedules.distributions import truncated
 from sdtrain.schedules.schedule import Schedule
 
 
@@ -20,8 +20,8 @@ def sigmoid(
 ) -> Schedule:
     """alpha^2 = (S(e) - S(u)) / (S(e) - S(s)),  u = s + t (e - s),  S the logistic function.
 
-    s = start / temperature, e = end / temperature; cut to its bounds. Jabri et al. 2022, algorithm
-    of appendix B; Chen 2023, "On the importance of noise scheduling", algorithm 1.
+    s = start / temperature, e = end / temperature; truncated to the bounds. Jabri et al. 2022,
+    algorithm of appendix B; Chen 2023, "On the importance of noise scheduling", algorithm 1.
     """
     if not start < end:
         raise UserError(f"must lie below schedule.end={end:g}", key="schedule.start", value=start)
@@ -31,8 +31,8 @@ def sigmoid(
     e = end / temperature
 
     def log_snr_of(above, below):
-        # S(a) - S(b) = sinh((a - b) / 2) / (2 cosh(a / 2) cosh(b / 2)): nothing cancels near the
-        # ends.
+        # S(a) - S(b) = sinh((a - b) / 2) / (2 cosh(a / 2) cosh(b / 2)), which does not cancel near
+        # the ends.
         width = (e - s) / 2
         return (
             torch.sinh(below * width).log()
@@ -40,16 +40,16 @@ def sigmoid(
             + math.log(math.cosh(s / 2) / math.cosh(e / 2))
         )
 
-    def shares(log_snr):
+    def tails(log_snr):
         first = 1 / (1 + math.exp(-s))
         last = 1 / (1 + math.exp(-e))
         u = torch.logit(first + (last - first) * (-log_snr).sigmoid())
         return (u - s) / (e - s), (e - u) / (e - s)
 
-    return cut(
+    return truncated(
         "sigmoid",
         log_snr_of,
-        shares,
+        tails,
         log_snr_min=log_snr_min,
         log_snr_max=log_snr_max,
         num_timesteps=num_timesteps,

@@ -1,4 +1,4 @@
-"""Schedules made of a table: T betas, or their cumulative products."""
+"""Schedules made of a table: T betas, or the cumulative products of 1 - beta."""
 
 import json
 import re
@@ -11,18 +11,17 @@ from sdtrain.errors import UserError
 from sdtrain.schedules.schedule import Schedule, curve_error
 
 
-def timesteps(number: int) -> int:
-    """`number`, if a table can have that many points. Raises UserError below 2."""
-    if number < 2:
-        raise UserError("must be at least 2", key="schedule.num_timesteps", value=number)
-    return number
+def check_num_timesteps(num_timesteps: int) -> None:
+    """Raise UserError for fewer than the 2 points that a table needs."""
+    if num_timesteps < 2:
+        raise UserError("must be at least 2", key="schedule.num_timesteps", value=num_timesteps)
 
 
-class Points:
-    """log_snr at T points, point i at t = i / (T - 1).
+class InterpolatedTable:
+    """log_snr at T points, point i at t = i / (T - 1), interpolated linearly between them.
 
-    Exact there, and interpolated linearly between. Where the last point is -inf, alpha is
-    interpolated in the last interval, so that it falls to 0 continuously.
+    Where the last point is -inf, alpha is interpolated in the last interval instead, so that it
+    falls to 0 continuously.
     """
 
     def __init__(self, log_snr: Tensor) -> None:
@@ -31,65 +30,65 @@ class Points:
         self.tables = {torch.device("cpu"): log_snr}
 
     def table(self, device: torch.device) -> Tensor:
-        """log_snr at the points, on a device."""
+        """Return log_snr at the points, on a device."""
         if device not in self.tables:
-            # Kept per device: a copy in every step would wait for the host.
+            # Cached per device, because a copy in every step would make the GPU wait for the CPU.
             self.tables[device] = self.tables[torch.device("cpu")].to(device)
         return self.tables[device]
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """log_snr at times t in [0, 1], float64."""
+        """Return log_snr at times t in [0, 1], float64."""
         table = self.table(t.device)
-        place = t * self.last
-        low = place.floor().clamp(0, self.last - 1).long()
+        position = t * self.last
+        low = position.floor().clamp(0, self.last - 1).long()
         start = table[low]
         end = table[low + 1]
-        share = place - low
+        fraction = position - low
         if not self.ends_in_zero:
-            return torch.lerp(start, end, share)
-        alpha = start.sigmoid().sqrt() * (1 - share)
+            return torch.lerp(start, end, fraction)
+        alpha = start.sigmoid().sqrt() * (1 - fraction)
         to_zero = 2 * alpha.log() - torch.log1p(-(alpha**2))
-        in_last = torch.where(share == 0, start, to_zero)
-        elsewhere = torch.lerp(start, end.clamp(min=-1e300), share)
+        in_last = torch.where(fraction == 0, start, to_zero)
+        elsewhere = torch.lerp(start, end.clamp(min=-1e300), fraction)
         return torch.where(low == self.last - 1, in_last, elsewhere)
 
     def time_of(self, log_snr: Tensor) -> Tensor:
-        """The inverse of log_snr."""
+        """Return the time of each log_snr: the inverse of `log_snr`."""
         table = self.table(log_snr.device)
         low = (torch.searchsorted(-table, -log_snr.contiguous()) - 1).clamp(0, self.last - 1)
         start = table[low]
         end = table[low + 1]
-        share = (log_snr - start) / (end - start)
+        fraction = (log_snr - start) / (end - start)
         if self.ends_in_zero:
             in_last = 1 - ((log_snr.sigmoid() / start.sigmoid()).sqrt())
-            share = torch.where(low == self.last - 1, in_last, share)
-        return (low + share) / self.last
+            fraction = torch.where(low == self.last - 1, in_last, fraction)
+        return (low + fraction) / self.last
 
 
 def from_betas(name: str, betas: Tensor, keys: str) -> Schedule:
-    """alpha_bar_i = prod_{j <= i} (1 - beta_j) (Ho et al. 2020, eq. 4).
+    """Return the schedule of alpha_bar_i = prod_{j <= i} (1 - beta_j) (Ho et al. 2020, eq. 4).
 
-    betas [T], each in (0, 1], else UserError, which names `keys`.
+    betas: [T], each in (0, 1]. Raises UserError, which names `keys`, for other values.
     """
-    betas = _numbers(name, betas, keys)
+    betas = _as_vector(name, betas, keys)
     allowed = (betas > 0) & (betas <= 1)
     if not bool(allowed.all()):
         bad = betas[~allowed][0].item()
-        problem = f"schedule={name} has a beta of {bad:g}; every beta lies in (0, 1]"
+        problem = f"schedule={name} has a beta of {bad:g}; every beta must lie in (0, 1]"
         raise curve_error(problem, keys)
-    # ln(alpha_bar) by log1p, and ln(1 - alpha_bar) by expm1: nothing cancels where beta or
+    # ln(alpha_bar) by log1p and ln(1 - alpha_bar) by expm1, to avoid cancellation where beta or
     # alpha_bar is tiny.
     log_alpha_bar = torch.log1p(-betas).cumsum(0)
     return _schedule(name, log_alpha_bar - torch.log(-torch.expm1(log_alpha_bar)), keys)
 
 
 def from_alphas_cumprod(name: str, alphas_cumprod: Tensor, keys: str) -> Schedule:
-    """The schedule of alpha_bar_i = alphas_cumprod[i].
+    """Return the schedule of alpha_bar_i = alphas_cumprod[i].
 
-    alphas_cumprod [T], falling strictly from below 1 to 0 or more, else UserError, which names
-    `keys`.
+    alphas_cumprod: [T], strictly falling, within [0, 1). Raises UserError, which names `keys`, for
+    other values.
     """
-    alpha_bar = _numbers(name, alphas_cumprod, keys)
+    alpha_bar = _as_vector(name, alphas_cumprod, keys)
     in_range = bool(((alpha_bar >= 0) & (alpha_bar < 1)).all())
     if not in_range or not bool((alpha_bar.diff() < 0).all()):
         raise curve_error(
@@ -100,7 +99,8 @@ def from_alphas_cumprod(name: str, alphas_cumprod: Tensor, keys: str) -> Schedul
     return _schedule(name, alpha_bar.log() - torch.log1p(-alpha_bar), keys)
 
 
-def _numbers(name: str, values: Tensor, keys: str) -> Tensor:
+def _as_vector(name: str, values: Tensor, keys: str) -> Tensor:
+    """Return the values as float64 [T]. Raises UserError for another shape or T < 2."""
     values = torch.as_tensor(values, dtype=torch.float64)
     if values.ndim != 1 or len(values) < 2:
         raise curve_error(
@@ -111,22 +111,22 @@ def _numbers(name: str, values: Tensor, keys: str) -> Tensor:
 
 
 def _schedule(name: str, log_snr: Tensor, keys: str) -> Schedule:
-    points = Points(log_snr)
+    interpolated = InterpolatedTable(log_snr)
     return Schedule(
         name,
-        points.log_snr,
-        points.time_of,
+        interpolated.log_snr,
+        interpolated.time_of,
         num_timesteps=len(log_snr),
-        points=True,
+        discrete=True,
         even_timesteps=True,
         keys=keys,
     )
 
 
-def read(path: str, key: str) -> list[float]:
-    """The numbers in a text file, as a JSON list or one after the other.
+def read_numbers(path: str, key: str) -> list[float]:
+    """Return the numbers in a text file: a JSON list, or separated by spaces, commas or lines.
 
-    Raises UserError, which names the key.
+    Raises UserError, which names the key, for a file that cannot be read so.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -137,10 +137,10 @@ def read(path: str, key: str) -> list[float]:
         return [float(word) for word in words]
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
-            f"is no readable text file of numbers: {error}",
+            f"is not a readable text file of numbers: {error}",
             key=key,
             value=path,
-            remedy=f"Give a list, or a file, in {key}.",
+            remedy=f"Set {key} to a list or a file of numbers.",
         ) from error
 
 
@@ -150,36 +150,35 @@ def table(
     alphas_cumprod: list[float] | str | None = None,
     num_timesteps: int = 1000,
 ) -> Schedule:
-    """The user's own table: betas or alphas_cumprod, each a list or the name of a text file.
+    """Return a schedule from the user's own betas or alphas_cumprod, a list or a text file's path.
 
-    num_timesteps: of the model, as many as the table must have, else UserError; a network trained
-    on 1000 timesteps reads nothing sensible from a table of 50.
+    num_timesteps: the number of timesteps of the model. Raises UserError for a table of another
+    length, because a network trained on 1000 timesteps gives nonsense on a table of 50.
     """
     if (betas is None) == (alphas_cumprod is None):
         raise UserError(
-            "schedule=table takes one table",
+            "schedule=table needs exactly one table",
             key="schedule.betas",
-            remedy="Set schedule.betas or schedule.alphas_cumprod, a list of numbers or a file of "
-            "them.",
+            remedy="Set schedule.betas or schedule.alphas_cumprod to a list or a file of numbers.",
         )
     if betas is not None:
         key = "schedule.betas"
-        return from_betas("table", _values(betas, key, num_timesteps), key)
+        return from_betas("table", _read_values(betas, key, num_timesteps), key)
     key = "schedule.alphas_cumprod"
-    return from_alphas_cumprod("table", _values(alphas_cumprod, key, num_timesteps), key)
+    return from_alphas_cumprod("table", _read_values(alphas_cumprod, key, num_timesteps), key)
 
 
-def _values(given: list[float] | str, key: str, num_timesteps: int) -> Tensor:
-    """The user's numbers [num_timesteps], float64. Raises UserError for another number of them."""
-    numbers = read(given, key) if isinstance(given, str) else given
+def _read_values(setting: list[float] | str, key: str, num_timesteps: int) -> Tensor:
+    """Return the user's numbers, float64 [num_timesteps]. Raises UserError for another length."""
+    numbers = read_numbers(setting, key) if isinstance(setting, str) else setting
     values = torch.tensor(numbers, dtype=torch.float64)
     count = len(values)
     if count < 2:
-        raise UserError(f"{key} has {count} timesteps; a table has at least 2", key=key)
+        raise UserError(f"{key} has {count} timesteps; a table needs at least 2", key=key)
     if count != num_timesteps:
         raise UserError(
-            f"{key} has {count} timesteps, but the model is made for {num_timesteps}",
+            f"{key} has {count} timesteps, but schedule.num_timesteps is {num_timesteps}",
             key=key,
-            remedy=f"Give as many, or set schedule.num_timesteps={count}.",
+            remedy=f"Give {num_timesteps} numbers, or set schedule.num_timesteps={count}.",
         )
     return values

@@ -416,7 +416,7 @@ def test_every_key_of_the_mathematics_has_an_effect(option, composed):
     assert dead == (
         []
         if group != "times"
-        else [key for key in dead if key == "continuous" and not build_schedule(cfg).points]
+        else [key for key in dead if key == "continuous" and not build_schedule(cfg).discrete]
     )
 
 

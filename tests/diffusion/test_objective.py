@@ -19,7 +19,7 @@ from sdtrain.diffusion.times import Uniform
 from sdtrain.diffusion.weighting.simple import Simple
 from sdtrain.errors import UserError
 from sdtrain.paths import config_dir
-from sdtrain.samplers.walk import posterior_std, step_to
+from sdtrain.samplers.sampler import posterior_std, step_to
 from sdtrain.schedules.flow import flow
 from sdtrain.schedules.linear import linear
 from sdtrain.schedules.modifiers import zero_terminal_snr

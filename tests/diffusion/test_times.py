@@ -142,8 +142,8 @@ def test_realised_times_follow_the_law(name, law):
 def test_training_on_a_table_draws_its_points_with_the_laws_shares(name, law):
     """Point i has the law of [i / T, (i + 1) / T), the stretch of time that is its own."""
     schedule, times, count = schedule_of(name), made(TIMES[law]), 100000
-    assert times.on_points(schedule) == (schedule.points and not times.continuous)
-    if not schedule.points:
+    assert times.draws_points(schedule) == (schedule.discrete and not times.continuous)
+    if not schedule.discrete:
         torch.testing.assert_close(
             times(evenly(999), schedule), times.quantile(evenly(999), schedule), rtol=0, atol=0
         )

@@ -12,7 +12,7 @@ import torch
 import yaml
 from hydra.utils import get_object
 
-from sdtrain.diffusion import Density, Objective, WeightingError, charge
+from sdtrain.diffusion import Density, Objective, WeightingError, output_weight
 from sdtrain.diffusion.prediction import X0, Epsilon, Flow, V
 from sdtrain.diffusion.times import LogNormal, Uniform, Window
 from sdtrain.diffusion.weighting.debiased import Debiased
@@ -125,7 +125,7 @@ def test_what_is_charged_is_the_papers_weight_times_the_jacobian(name, changed, 
     weight = BY_HAND[name](
         (a / s) ** 2, **{key: value for key, value in node.items() if key != "_target_"}
     )
-    charged = charge(made(node), made(PREDICTIONS[prediction]), alpha, sigma)
+    charged = output_weight(made(node), made(PREDICTIONS[prediction]), alpha, sigma)
     assert charged.shape == alpha.shape and charged.dtype == torch.float64
     # exp(ln(snr)) loses |ln snr| / 2 ulp, 20 at most; the rest a few.
     np.testing.assert_allclose(charged.numpy(), weight * JACOBIAN[prediction](a, s), rtol=2e-14)
@@ -143,7 +143,7 @@ def test_min_snr_on_the_own_target_of_each_prediction():
     least = np.minimum(snr, gamma)
     for prediction, wanted in ((Epsilon(), least / snr), (X0(), least), (V(), least / (snr + 1))):
         np.testing.assert_allclose(
-            charge(MinSNR(gamma=gamma), prediction, alpha, sigma).flatten().numpy(),
+            output_weight(MinSNR(gamma=gamma), prediction, alpha, sigma).flatten().numpy(),
             wanted,
             rtol=1e-14,
         )
@@ -154,7 +154,7 @@ def test_min_snr_on_the_own_target_of_each_prediction():
 def test_simple_charges_one_everywhere(name, prediction):
     alpha, sigma = schedule_of(name).alpha_sigma(torch.linspace(0, 1, 1001), torch.float64)
     torch.testing.assert_close(
-        charge(Simple(), made(PREDICTIONS[prediction]), alpha, sigma),
+        output_weight(Simple(), made(PREDICTIONS[prediction]), alpha, sigma),
         torch.ones_like(alpha),
         rtol=0,
         atol=1e-15,
@@ -174,7 +174,7 @@ def test_edm_weights_make_an_untrained_network_cost_one():
         )
         variance = p**2 * sigma_data**2 + q**2
         torch.testing.assert_close(
-            charge(EDM(sigma_data=sigma_data), prediction, alpha, sigma) * variance,
+            output_weight(EDM(sigma_data=sigma_data), prediction, alpha, sigma) * variance,
             torch.ones_like(alpha),
             rtol=0,
             atol=1e-13,
@@ -207,7 +207,7 @@ def test_products_at_the_ends(weighting, prediction, at_noise, at_data):
     infinite one is 1e24, and a zero 1e-12 at most.
     """
     alpha = torch.tensor([0.0, 1.0], dtype=torch.float64).reshape(2, 1, 1, 1)
-    found = charge(weighting, prediction, alpha, 1 - alpha).flatten().tolist()
+    found = output_weight(weighting, prediction, alpha, 1 - alpha).flatten().tolist()
     for value, wanted in zip(found, (at_noise, at_data), strict=True):
         assert (
             value > 1e20
@@ -266,7 +266,7 @@ def grid(schedule, *inner):
 def test_density_integrates_to_one(name, law):
     schedule, times = schedule_of(name), made(TIMES[law])
     density = Density(schedule, times)
-    if schedule.points:  # sums over the points are trapezoid sums
+    if schedule.discrete:  # sums over the points are trapezoid sums
         log_snr = schedule.log_snr(torch.arange(1000, dtype=torch.float64) / 999)
         assert abs(-np.trapezoid(density(log_snr).numpy(), log_snr.numpy()) - 1) < 1e-12
         times.continuous = True  # and below, the same law over the whole interval
@@ -306,7 +306,7 @@ def test_density_is_that_of_the_realised_times(name, law):
     realised = np.sort(schedule.log_snr(times(u, schedule)).numpy())
     edges = (
         grid(schedule, 0.5)
-        if not schedule.points
+        if not schedule.discrete
         else np.sort(schedule.log_snr(torch.arange(1999, dtype=torch.float64) / 1998).numpy())
     )
     log_snr, weight = gauss_legendre(edges)
@@ -373,7 +373,7 @@ def expected_loss(schedule, times, t, weight, d):
     """The mean loss over a quadrature of times, through what the objective charges, the network the
     best for data N(0, d^2).
     """
-    charged = charge(
+    charged = output_weight(
         Flat(density=Density(schedule, times)), V(), *schedule.alpha_sigma(t, torch.float64)
     ).flatten()
     per_v = (
@@ -395,7 +395,7 @@ def test_flat_is_the_likelihood_whatever_the_schedule(name, d):
         else clip(schedule_of(name))
     )
     size = schedule.num_timesteps
-    if schedule.points:  # log_snr is linear between the points: 12 nodes each
+    if schedule.discrete:  # log_snr is linear between the points: 12 nodes each
         t, weight = gauss_legendre(np.linspace(0, 1, size))
         times = Uniform(continuous=True)
     else:
@@ -411,7 +411,9 @@ def test_flat_is_the_likelihood_whatever_the_schedule(name, d):
         times = Uniform()
     wanted = likelihood_difference(schedule.log_snr_min, schedule.log_snr_max, d)
     assert expected_loss(schedule, times, t, weight, d) / 2 == pytest.approx(wanted, rel=1e-9)
-    if schedule.points:  # as training draws them, each point 1 in T: the trapezoid sum over log_snr
+    if (
+        schedule.discrete
+    ):  # as training draws them, each point 1 in T: the trapezoid sum over log_snr
         points = torch.arange(size, dtype=torch.float64) / (size - 1)
         log_snr = schedule.log_snr(points)
         trapezoid = -np.trapezoid(mean_square(log_snr, d).numpy(), log_snr.numpy())
@@ -435,7 +437,7 @@ def test_flat_divides_the_law_of_the_times_out(name):
             ]
         )
     )[::-1]
-    if schedule.points:  # the corners are those of the table underneath
+    if schedule.discrete:  # the corners are those of the table underneath
         corners = schedule_of(name).log_snr(torch.arange(1000, dtype=torch.float64) / 999).numpy()
         edges = np.unique(np.concatenate([edges, corners[(corners > -4) & (corners < 5)]]))[::-1]
     inner = torch.from_numpy(edges.copy()).clamp(schedule.log_snr_min, schedule.log_snr_max)
@@ -538,7 +540,9 @@ def test_what_is_offered_is_finite_or_refused(name, prediction, weighting):
         )
         return
     t = times(torch.linspace(0, 1, 3001, dtype=torch.float64), schedule)
-    charged = charge(found.weighting, found.prediction, *schedule.alpha_sigma(t, torch.float64))
+    charged = output_weight(
+        found.weighting, found.prediction, *schedule.alpha_sigma(t, torch.float64)
+    )
     assert charged.isfinite().all() and (charged >= 0).all() and charged[t == 1].gt(1e-12).all()
 
 

@@ -64,7 +64,7 @@ def ideal(schedule, prediction):
         if prediction.network_input(torch.ones_like(alpha), alpha, sigma).ne(1).any():
             x = x / prediction.network_input(torch.ones_like(alpha), alpha, sigma)
         total = (alpha * STD) ** 2 + sigma**2
-        p, q = prediction.mix(alpha, sigma)
+        p, q = prediction.coefficients(alpha, sigma)
         return (p * alpha * STD**2 + q * sigma) * x / total
 
     return network

@@ -97,9 +97,9 @@ def test_every_modifier_over_every_schedule(modifier, name):
     torch.testing.assert_close(new.time_of(log_snr), t, rtol=0, atol=2e-14)
     assert new.time_of(log_snr[[0, -1]]).tolist() == [0, 1]
     assert new.time_of(torch.tensor([math.inf, -math.inf]), clamp=True).tolist() == [0, 1]
-    assert (new.num_timesteps, new.points, new.straight) == (
+    assert (new.num_timesteps, new.discrete, new.straight) == (
         old.num_timesteps,
-        old.points,
+        old.discrete,
         old.straight,
     )
     alpha, sigma = new.alpha_sigma(t, torch.float64)

@@ -224,10 +224,10 @@ def test_timestep(schedule):
 def test_nearest_point_gives_each_point_an_equal_stretch(schedule):
     size = schedule.num_timesteps
     u = (torch.arange(7 * size, dtype=torch.float64) + 0.5) / (7 * size)
-    place = schedule.nearest_point(u) * (size - 1)
+    place = schedule.snap_to_points(u) * (size - 1)
     torch.testing.assert_close(place, place.round(), rtol=0, atol=1e-9)
     assert (place.round().long().bincount(minlength=size) == 7).all()
-    assert schedule.nearest_point(
+    assert schedule.snap_to_points(
         torch.tensor([0, np.nextafter(1, 0), 1], dtype=torch.float64)
     ).tolist() == [0, 1, 1]
 

@@ -10,10 +10,10 @@ class Debiased:
     """w = min(1 / sqrt(SNR), max_weight) on squared error of epsilon.
 
     Yu et al. 2023, "Debias the Training of Diffusion Models", eq. 12. An error of epsilon is an
-    error of x0 that is 1 / sqrt(SNR) times as large. With weight one, a network that must say
-    "almost all of x is noise" to within a percent at the highest noise levels learns that last;
-    there the prompt decides what the picture will be. The bound is ours: a schedule that ends near
-    alpha = 0 would train on its last few levels alone.
+    error of x0 that is 1 / sqrt(SNR) times as large. With weight one, the network learns last what
+    little of the data is left at the highest noise levels, where the prompt decides what the
+    picture will be. The bound is an addition of ours: without it, a schedule that ends near
+    alpha = 0 would be trained on its last few levels only.
     """
 
     def __init__(self, *, max_weight: float = 20.0) -> None:

@@ -8,8 +8,9 @@ from sdtrain.errors import UserError
 class EDM:
     """w = 1 + sigma^2 / (alpha sigma_data)^2.
 
-    On the error of x0 that is (s^2 + sigma_data^2) / (s sigma_data)^2 at s = sigma / alpha (Karras
-    et al. 2022, table 1). sigma_data: the standard deviation of the latents.
+    As a weight on the squared error of x0 it is (s^2 + sigma_data^2) / (s sigma_data)^2 at
+    s = sigma / alpha (Karras et al. 2022, table 1).
+    sigma_data: the standard deviation of the latents.
     """
 
     def __init__(self, *, sigma_data: float = 1.0) -> None:

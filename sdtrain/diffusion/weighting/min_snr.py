@@ -6,7 +6,7 @@ from sdtrain.errors import UserError
 
 
 class MinSNR:
-    """w = min(1, gamma / SNR), which is min(SNR, gamma) on the error of x0.
+    """w = min(1, gamma / SNR), which is min(SNR, gamma) on the squared error of x0.
 
     Hang et al. 2023, section 3.4.
     """

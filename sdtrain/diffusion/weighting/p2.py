@@ -8,7 +8,7 @@ from sdtrain.errors import UserError
 class P2:
     """w = 1 / (k + SNR)^gamma (Choi et al. 2022, eq. 8).
 
-    Less weight at the low noise levels, where only imperceptible detail is learned.
+    It gives less weight to low noise levels, where only imperceptible detail is learned.
     """
 
     def __init__(self, *, gamma: float = 1.0, k: float = 1.0) -> None:

@@ -15,7 +15,7 @@ class Sigmoid:
 
     def __init__(self, *, bias: float = 2.0) -> None:
         if not math.isfinite(bias):
-            raise UserError("must be a number", key="weighting.bias", value=bias)
+            raise UserError("must be finite", key="weighting.bias", value=bias)
         self.bias = bias
 
     def __call__(self, log_snr: Tensor, jacobian: Tensor) -> Tensor:

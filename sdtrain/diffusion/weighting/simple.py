@@ -4,7 +4,7 @@ from torch import Tensor
 
 
 class Simple:
-    """w = 1 / J: what papers and other trainers call unweighted.
+    """w = 1 / J: the loss that papers and other trainers call unweighted.
 
     L_simple of Ho et al. 2020, eq. 14.
     """

@@ -1,4 +1,4 @@
-"""Min-SNR weights without the corner."""
+"""Min-SNR weights with a smooth transition instead of a corner."""
 
 import math
 
@@ -10,7 +10,7 @@ from sdtrain.errors import UserError
 class SoftMinSNR:
     """w = gamma / (SNR + gamma): `sigmoid` with bias ln(gamma).
 
-    On the error of x0 it is 1 / (1 / SNR + 1 / gamma) (Crowson et al. 2024, appendix).
+    On the squared error of x0 it is 1 / (1 / SNR + 1 / gamma) (Crowson et al. 2024, appendix).
     """
 
     def __init__(self, *, gamma: float = 4.0) -> None:
