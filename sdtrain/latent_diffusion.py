@@ -1,7 +1,7 @@
-"""The model as one module without Lightning: autoencoder, conditioner, unet and objective."""
+"""The whole model as one nn.Module without Lightning: autoencoder, conditioner, unet, objective."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,24 +14,25 @@ from sdtrain.types import Batch, Losses, Row
 
 
 def weights_hash(part: nn.Module) -> str | None:
-    """sha256 of names, shapes, types and bits of a part's parameters and persistent buffers; None
-    where it has none.
+    """Return the sha256 of names, shapes, types and bits of the parameters and persistent buffers.
+
+    None if the part has neither.
     """
     state = part.state_dict()
     digest = hashlib.sha256()
     for name, value in sorted(state.items()):
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
-        # As bytes: numpy does not know all types.
+        # As bytes, because numpy lacks some of the types.
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest() if state else None
 
 
 class LatentDiffusion(nn.Module):
-    """A noise predictor on latents, with what it takes to train it and to draw with it.
+    """A noise predictor on latents, with everything needed to train it and to sample with it.
 
-    Its parts are `unet`, `conditioner` and `autoencoder`. A part with a true attribute `frozen` is
-    not trained, nor is an autoencoder without that attribute: it stays in eval mode, needs no
-    gradient, and is neither in `trained_parameters` nor in `trained_state`.
+    Its parts are `unet`, `conditioner` and `autoencoder`. A part whose attribute `frozen` is true
+    is not trained, nor is an autoencoder without that attribute. A frozen part stays in eval mode,
+    needs no gradient, and is neither in `trained_parameters` nor in `trained_state`.
 
     Args:
         unet: forward(x [B, C + K, h, w], timestep [B], context [B, L, D]) -> [B, C, h, w], with K =
@@ -39,8 +40,8 @@ class LatentDiffusion(nn.Module):
         conditioner: Inputs -> Conditioning.
         autoencoder: pictures to latents and back, see sdtrain.models.autoencoder.
         objective: latents, noise and u to losses.
-        caption_dropout: share of samples that are trained without their condition, for
-            classifier-free guidance.
+        caption_dropout: share of samples trained without their condition, for classifier-free
+            guidance.
     """
 
     PARTS = ("unet", "conditioner", "autoencoder")
@@ -70,54 +71,60 @@ class LatentDiffusion(nn.Module):
     # Trained and frozen parts
 
     def frozen_parts(self) -> dict[str, nn.Module]:
-        found = {}
+        """Return the frozen parts by name."""
+        frozen = {}
         for name in self.PARTS:
             part = getattr(self, name)
             if getattr(part, "frozen", name == "autoencoder"):
-                found[name] = part
-        return found
+                frozen[name] = part
+        return frozen
 
     def frozen_hashes(self) -> dict[str, str]:
-        """{part: sha256 of its weights}, of the frozen parts that have any: no checkpoint holds
-        them. One that was read from a file may have its hash as `sha256`.
+        """Return {part: sha256 of its weights} of the frozen parts that have weights.
+
+        Checkpoints do not store these weights. A part that was read from a file may have the hash
+        of that file as its attribute `sha256`, which is then returned.
         """
-        found = {}
+        hashes = {}
         for name, part in self.frozen_parts().items():
             digest = getattr(part, "sha256", None) or weights_hash(part)
             if digest:
-                found[name] = digest
-        return found
+                hashes[name] = digest
+        return hashes
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
-        """Every parameter that training moves, by name."""
+        """Return every parameter that is trained, by name."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def trained_state(self) -> dict[str, Tensor]:
-        """Parameters and persistent buffers of the trained parts: what a checkpoint holds."""
-        frozen = self._prefixes(self.frozen_parts())
-        return {name: v for name, v in self.state_dict().items() if not name.startswith(frozen)}
+        """Return parameters and persistent buffers of the trained parts, for a checkpoint."""
+        return self._state(frozen=False)
 
     def load_trained_state(self, state: dict[str, Tensor]) -> None:
-        """The inverse of `trained_state`. Raises RuntimeError where names or shapes differ."""
-        frozen = self._prefixes(self.frozen_parts())
-        kept = {name: v for name, v in self.state_dict().items() if name.startswith(frozen)}
-        self.load_state_dict(kept | state)
+        """Load what `trained_state` returned. Raises RuntimeError if names or shapes differ."""
+        self.load_state_dict(self._state(frozen=True) | state)
 
-    def under_all_names(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Weights that are named as in `trained_parameters`, for `load_trained_state`: a tied
-        parameter has one name there, and several in the state.
+    def _state(self, *, frozen: bool) -> dict[str, Tensor]:
+        """Return the state of the frozen parts, or that of all others."""
+        prefixes = tuple(f"{name}." for name in self.frozen_parts())
+        state = {}
+        for name, value in self.state_dict().items():
+            if name.startswith(prefixes) == frozen:
+                state[name] = value
+        return state
+
+    def add_tied_names(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return weights named as in `trained_parameters` under all names in `trained_state`.
+
+        A tied parameter has one name in the former and several in the latter.
         """
         first_names = {parameter: name for name, parameter in self.named_parameters()}
-        found = dict(weights)
+        under_all_names = dict(weights)
         for name, parameter in self.named_parameters(remove_duplicate=False):
             first_name = first_names[parameter]
             if first_name in weights:
-                found[name] = weights[first_name]
-        return found
-
-    @staticmethod
-    def _prefixes(parts: Iterable[str]) -> tuple[str, ...]:
-        return tuple(f"{name}." for name in parts)
+                under_all_names[name] = weights[first_name]
+        return under_all_names
 
     def train(self, mode: bool = True) -> "LatentDiffusion":
         super().train(mode)
@@ -134,18 +141,18 @@ class LatentDiffusion(nn.Module):
     def latents(
         self, image: Tensor | None, moments: Tensor | None = None, noise: Tensor | None = None
     ) -> Tensor:
-        """x0 [B, C, h, w] of about unit variance: the one place where pictures become latents.
+        """Return latents x0 [B, C, h, w] of about unit variance: the only place that makes them.
 
-        image [B, 3, H, W] in [-1, 1]; where there are moments [B, 2, C, h, w] of the posterior, the
-        autoencoder is not asked. noise [B, C, h, w]: the draw from the posterior, None takes its
-        mean.
+        image: [B, 3, H, W] in [-1, 1]; not used if there are moments. moments: [B, 2, C, h, w] of
+        the autoencoder's posterior. noise: [B, C, h, w], the draw from the posterior; None takes
+        its mean.
         """
         if moments is not None:
             return self.autoencoder.latents_of(moments, noise)
         return self.autoencoder.encode(image, noise)
 
     def latents_of_rows(self, rows: Sequence[Row]) -> Tensor:
-        """x0 [N, C, h, w] of rows as a data set gives them, of the posterior's mean."""
+        """Return latents x0 [N, C, h, w] of rows of a data set, from the posterior's mean."""
         with eval_mode(self.autoencoder):
             if rows[0].moments is not None:
                 moments = torch.stack([row.moments for row in rows])
@@ -153,12 +160,12 @@ class LatentDiffusion(nn.Module):
             return self.latents(torch.stack([row.image for row in rows]).to(self.device))
 
     def inputs(self, batch: Batch, dropped: Tensor) -> Inputs:
-        """What the condition of a batch is made of; dropped [B] bool."""
+        """Return the inputs of the conditioner for a batch. dropped: [B] bool."""
         size = tuple(batch.noise.shape[-2:])
         return Inputs(batch.caption, batch.label, dropped, latent_size=size, depth=batch.depth)
 
     def network(self, conditioning: Conditioning) -> Network:
-        """(x, timestep) -> output: the one place where a conditioning reaches the unet."""
+        """Return (x, timestep) -> output: the only place that passes a conditioning to the unet."""
 
         def call(x: Tensor, timestep: Tensor) -> Tensor:
             if conditioning.channels is not None:
@@ -168,7 +175,7 @@ class LatentDiffusion(nn.Module):
         return call
 
     def losses(self, batch: Batch) -> Losses:
-        """The training loss per sample, at the batch's own draws."""
+        """Return the training loss per sample, for the random draws in the batch."""
         x0 = self.latents(batch.image, batch.moments, batch.posterior)
         conditioning = self.conditioner(self.inputs(batch, batch.drop < self.caption_dropout))
         network = self.network(conditioning)
@@ -176,12 +183,12 @@ class LatentDiffusion(nn.Module):
 
     @torch.no_grad()
     def epsilon_error(self, x0: Tensor, inputs: Inputs, noise: Tensor, log_snr: Tensor) -> Tensor:
-        """Mean squared error of epsilon [B] at levels log_snr [B] inside the schedule's range."""
+        """Return the mean squared error of epsilon [B] at log_snr [B] in the schedule's range."""
         network = self.network(self.conditioner(inputs))
         t = self.objective.schedule.time_of(log_snr)
         return self.objective.epsilon_error(network, x0, noise, t)
 
     def denoiser(self, conditioning: Conditioning) -> Denoiser:
-        """What a sampler sees of the model."""
+        """Return the denoiser that samplers call, for this conditioning."""
         objective = self.objective
         return Denoiser(self.network(conditioning), objective.schedule, objective.prediction)

@@ -115,7 +115,7 @@ def load(
     _check_frozen(model, cfg, folder)
     weights = read_weights(folder.path, "model")
     if ema:
-        weights |= model.under_all_names(_read_average(folder))
+        weights |= model.add_tied_names(_read_average(folder))
     model.load_trained_state(weights)
     training_data = TrainingData(cfg["data"], data or {}, allow, record)
     return LoadedCheckpoint(model.to(device).eval(), cfg, folder, training_data, record)

@@ -1,4 +1,4 @@
-"""A class label as condition."""
+"""Condition on a class label."""
 
 from collections.abc import Sequence
 
@@ -13,9 +13,11 @@ class ClassLabel(Conditioner):
     """One learned token per class, and one more for a dropped label. context [B, 1, D].
 
     Args:
-        num_classes: the data's number of classes; None is filled in.
+        num_classes: number of classes of the data; sdtrain replaces None by it.
         context_dim: width D.
-        class_names: what they are called, by label; None where they are only numbers.
+        class_names: names of the classes, by label; None if they have none.
+
+    Raises UserError if these do not fit together.
     """
 
     reads = frozenset({"label"})
@@ -44,14 +46,15 @@ class ClassLabel(Conditioner):
         self.embedding = nn.Embedding(num_classes + 1, context_dim)
 
     def forward(self, inputs: Inputs) -> Conditioning:
-        """labels in [0, num_classes)."""
+        """Return context [B, 1, D]. The labels must be in [0, num_classes)."""
         tokens = torch.where(inputs.dropped, self.num_classes, inputs.labels)
         return Conditioning(context=self.embedding(tokens)[:, None])
 
     def check_data(self, num_classes: int) -> None:
+        """Raise UserError if the data have another number of classes."""
         if self.num_classes != num_classes:
-            raise UserError(  # the embeddings of the others would stay untrained
-                f"is not the number of classes in the data, {num_classes}",
+            raise UserError(  # surplus embeddings would stay untrained
+                f"differs from the number of classes in the data, {num_classes}",
                 key="model.conditioner.num_classes",
                 value=self.num_classes,
                 remedy=f"Set model.conditioner.num_classes={num_classes}.",

@@ -1,4 +1,4 @@
-"""What a condition is made of, what the network is told, and the class between the two.
+"""The interface of a condition: its inputs, what the network gets, and the conditioner between.
 
 A new condition is one file with a subclass of Conditioner and one yaml in
 configs/model/conditioner/.
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 @dataclass
 class Inputs:
-    """All that the condition of B samples may be made of.
+    """The inputs of a conditioner for B samples.
 
-    captions: B strings. labels [B] int64. dropped [B] bool: samples that lose their condition, so
-    that the network also learns to do without it; training draws them from uniforms that travel
-    with the batch, by the share model.caption_dropout. latent_size: (h, w) of the latents, for
-    conditions that are laid beside them. depth [B, 1, H, W]: inverse depth at the picture's size, 1
-    nearest and 0 farthest; None where the data have none.
+    captions: B strings. labels: [B] int64. dropped: [B] bool, the samples that lose their
+    condition, so that the network also learns to work without one; in training a share of
+    model.caption_dropout, chosen by the uniforms in the batch. latent_size: (h, w) of the latents,
+    for conditions that are concatenated to them. depth: [B, 1, H, W], inverse depth at the
+    picture's size, 1 nearest and 0 farthest; None if the data have none.
     """
 
     captions: Sequence[str]
@@ -31,10 +31,10 @@ class Inputs:
 
 @dataclass
 class Conditioning:
-    """What the network is told beside x_t and the time.
+    """The condition in the form that the network takes, beside x_t and the time.
 
-    context [B, L, D]: the sequence that cross-attention reads. channels [B, K, h, w]: maps that are
-    laid beside x_t as further input channels, of the latents' size; None for K = 0.
+    context: [B, L, D], the sequence for cross-attention. channels: [B, K, h, w], maps of the
+    latents' size that are concatenated to x_t as further input channels; None for K = 0.
     """
 
     context: Tensor
@@ -42,56 +42,52 @@ class Conditioning:
 
 
 READABLE = frozenset({"caption", "label", "depth"})
-"""What a conditioner may read."""
+"""What a conditioner may have in `reads`."""
 
 
 class Conditioner(nn.Module):
-    """Inputs -> Conditioning. A subclass says what it reads, and overrides what differs from the
-    defaults here.
-    """
+    """Turns Inputs into a Conditioning. A subclass overrides what differs from the defaults."""
 
     reads: ClassVar[frozenset[str]] = frozenset()
-    """Of "caption", "label" and "depth": what it makes the condition of. Empty where there is no
-    condition.
-    """
+    """Which of "caption", "label" and "depth" it reads. Empty if there is no condition."""
 
     channels: int = 0
-    """K: how many input channels it lays beside x_t."""
+    """K: the number of channels that it concatenates to x_t."""
 
     context_dim: int
-    """D: width of the context."""
+    """D: the width of the context."""
 
     num_classes: int | None = None
-    """Of one that reads labels: it knows those in [0, num_classes). None leaves it to `forward` to
-    refuse others.
-    """
+    """The labels that it can read are in [0, num_classes). None leaves this check to `forward`."""
 
     class_names: Sequence[str] = ()
-    """What those classes are called, as far as that is known."""
+    """Names of the classes, by label; empty if they are not known."""
 
     frozen: bool = False
-    """Whether it is left as it is while the rest is trained. A frozen part is in no checkpoint; a
-    run remembers the hash of its weights.
+    """Whether it is excluded from training. Checkpoints do not store a frozen part; a run records
+    the hash of its weights.
     """
 
     kept_files: ClassVar[Mapping[str, Sequence[str]]] = {}
-    """Of the arguments that name a file, or a folder of files, which it reads beside its weights:
-    the patterns of those in the folder. They are small: a run keeps a copy, and their hash.
+    """{constructor argument: patterns}, for arguments that name a file, or a folder of files, that
+    it reads beside its weights; the patterns select files in the folder. A run keeps a copy of
+    these files, which should be small, and their hash.
     """
 
     def forward(self, inputs: Inputs) -> Conditioning:
+        """Return the conditioning of the inputs."""
         raise NotImplementedError
 
     def check_data(self, num_classes: int) -> None:
-        """Raises UserError where it cannot read data of so many classes."""
+        """Raise UserError if it cannot read data with this number of classes."""
 
     def count_truncated(self, captions: Sequence[str]) -> int:
-        """How many of the captions it reads only the beginning of."""
+        """Return how many of the captions it would truncate."""
         return 0
 
     @property
     def max_tokens(self) -> int | None:
-        """Tokens of a caption that it reads, with the two that mark begin and end; None where that
-        is no question.
+        """The number of tokens of a caption that it reads, with the two that mark begin and end;
+        None if it reads no captions or has no such limit.
         """
         return None

@@ -1,4 +1,4 @@
-"""No condition: unconditional diffusion."""
+"""No condition, for unconditional diffusion."""
 
 import torch
 
@@ -6,9 +6,7 @@ from sdtrain.conditioning.interface import Conditioner, Conditioning, Inputs
 
 
 class Nothing(Conditioner):
-    """A context of one zero token, for networks whose cross-attention needs a sequence. context [B,
-    1, D] is all zeros.
-    """
+    """Returns a context [B, 1, D] of zeros, as cross-attention needs a sequence of some length."""
 
     def __init__(self, *, context_dim: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A caption as condition, through a CLIP text model that is trained with the UNet."""
+"""Condition on a caption with a CLIP text model that is trained together with the UNet."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -11,24 +11,25 @@ from sdtrain.errors import UserError
 from sdtrain.paths import find_folder
 
 EMBEDDING_STD = 0.5
-"""CLIP's embeddings start at 0.02, meant for days of training: for the length of a short run all
-words and all positions would look alike. The layer norms set the scale of everything after them.
+"""Standard deviation of the initial embeddings. CLIP's own 0.02 is meant for days of training: in a
+short run all words and all positions would remain almost equal. Layer norms set the scale of all
+later activations.
 """
 
 
 class Text(Conditioner):
-    """A CLIP text model with random weights (Radford et al. 2021, section 2.4). context [B,
-    max_length, D] is its last hidden state.
+    """A CLIP text model with random initial weights (Radford et al. 2021, section 2.4).
 
-    A dropped caption is the empty one, so the unconditional context is what the empty prompt gives.
-    Every caption is padded to max_length: the context of one does not depend on the others in its
-    batch. Longer captions are cut.
+    context [B, max_length, D] is its last hidden state. A dropped caption is replaced by the empty
+    one, so the unconditional context is that of the empty prompt. Every caption is padded to
+    max_length, so that its context does not depend on the others in the batch. Longer captions are
+    truncated.
 
     Args:
         context_dim: width D of the text model and of the context.
-        layers, heads: of its transformer.
-        max_length: tokens of a caption, with the two that mark its begin and end.
-        tokenizer: folder of a CLIP tokenizer; "data/..." is also looked for in sdtrain's own data.
+        layers, heads: numbers of layers and attention heads.
+        max_length: number of tokens, with the two that mark begin and end.
+        tokenizer: folder of a CLIP tokenizer; "data/..." is also searched for in sdtrain's data.
     """
 
     reads = frozenset({"caption"})
@@ -73,11 +74,11 @@ class Text(Conditioner):
         return sum(len(each) > self.max_length for each in tokens)
 
     def forward(self, inputs: Inputs) -> Conditioning:
-        kept = []
+        captions = []
         for caption, dropped in zip(inputs.captions, inputs.dropped.tolist(), strict=True):
-            kept.append("" if dropped else caption)
+            captions.append("" if dropped else caption)
         tokens = self.tokenizer(
-            kept,
+            captions,
             padding="max_length",
             truncation=True,
             max_length=self.max_length,

@@ -1,9 +1,9 @@
-"""Makes the small CLIP tokenizer that lies in data/tokenizer: byte pairs learned from captions.
+"""Train the small CLIP tokenizer in data/tokenizer: byte pairs learned from captions.
 
     python -m sdtrain.conditioning.tokenizer FOLDER CAPTIONS.txt
 
-CAPTIONS.txt holds one caption a line; the names of Unicode's symbols are learned beside them. Bytes
-that no pair covers stay bytes, so every string has tokens.
+CAPTIONS.txt contains one caption a line; the names of Unicode's symbols are added to them. Bytes
+that no pair covers remain tokens of their own, so every string can be tokenized.
 """
 
 import json
@@ -16,15 +16,15 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
-MARKS = ["<|startoftext|>", "<|endoftext|>"]
-WORDS = (
+SPECIAL_TOKENS = ["<|startoftext|>", "<|endoftext|>"]
+WORD_PATTERN = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 )
-"""CLIP's own rule."""
+"""How CLIP splits text into words."""
 
 
 def symbol_names() -> list[str]:
-    """The lower-case names of Unicode's symbols, emoji among them."""
+    """Return the lower-case names of Unicode's symbols, including emoji."""
     names = []
     for code in range(0x2000, 0x20000):
         name = unicodedata.name(chr(code), "")
@@ -34,37 +34,40 @@ def symbol_names() -> list[str]:
 
 
 def train_tokenizer(captions: Iterable[str], vocabulary_size: int) -> CLIPTokenizer:
-    """A CLIP tokenizer of at most vocabulary_size tokens.
+    """Train a CLIP tokenizer of at most vocabulary_size tokens.
 
-    They are 256 bytes, each also as a word's end, two marks and the merged pairs.
+    They are 256 bytes, each also as the end of a word, two special tokens and the merged pairs.
     """
-    bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     learner.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
+            pre_tokenizers.Split(Regex(WORD_PATTERN), behavior="removed", invert=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     learner.train_from_iterator(
         captions,
         trainers.BpeTrainer(
-            vocab_size=vocabulary_size - 2 * len(bytes_),
-            initial_alphabet=bytes_,
+            vocab_size=vocabulary_size - 2 * len(alphabet),
+            initial_alphabet=alphabet,
             end_of_word_suffix="</w>",
             min_frequency=2,
             show_progress=False,
         ),
     )
     merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
-    words = bytes_ + [b + "</w>" for b in bytes_] + ["".join(pair) for pair in merges]
-    distinct = dict.fromkeys(words + MARKS)
-    return CLIPTokenizer(vocab={word: i for i, word in enumerate(distinct)}, merges=merges)
+    tokens = list(alphabet)
+    tokens += [byte + "</w>" for byte in alphabet]
+    tokens += map("".join, merges)
+    distinct = dict.fromkeys(tokens + SPECIAL_TOKENS)
+    vocabulary = dict(zip(distinct, range(len(distinct)), strict=True))
+    return CLIPTokenizer(vocab=vocabulary, merges=merges)
 
 
 def main() -> None:
-    """The command; see above."""
+    """Run the command that the docstring of this file describes."""
     folder = Path(sys.argv[1])
     captions = Path(sys.argv[2]).read_text(encoding="utf-8").splitlines()
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,4 +1,4 @@
-"""Autoencoders: pictures [B, 3, H, W] in [-1, 1] to latents [B, C, h, w], and back.
+"""Autoencoders: encode pictures [B, 3, H, W] in [-1, 1] to latents [B, C, h, w], and decode them.
 
 The latents have about unit variance.
 """
@@ -21,27 +21,26 @@ from sdtrain.models.autoencoder_folder import WEIGHTS, AutoencoderFolder, read_a
 class Autoencoder(nn.Module):
     """A frozen AutoencoderKL with its latent scale, read from a folder in diffusers' layout.
 
-    Its posterior's mean z becomes (z - mean) latent_scale / std and back, as diffusers' pipelines
-    have it: mean is the `shift_factor` of config.json (SD3, FLUX), or its `latents_mean`, and std
-    its `latents_std` (channel by channel); 0 and 1 where it has none.
+    The mean z of its posterior is normalised to (z - mean) latent_scale / std, as in diffusers'
+    pipelines. mean is the `shift_factor` (SD3, FLUX) or the `latents_mean` of config.json, and std
+    its `latents_std`, for each channel; without them mean is 0 and std is 1.
 
     Args:
-        path: the folder, or one of a pipeline that has it as vae/; with config.json and
-            safetensors, whole or in parts, in full or half precision; "data/..." is also looked for
-            in sdtrain's own data.
-        latent_channels, downsampling: what the folder must hold; a disagreement raises UserError,
-            None takes what is there.
-        latent_scale: latents are multiplied by it; None takes the `scaling_factor` that lies with
-            the weights.
-        latent_shift: False leaves mean at 0 and std at 1, as earlier versions did.
-        sample_posterior: draw latents from the posterior, as Stable Diffusion does, or take its
-            mean.
-        sha256: of the weights, as a run's config.yaml holds it; None checks nothing.
+        path: the folder, or that of a pipeline with a subfolder vae/. It holds config.json and
+            safetensors, in one file or several, in full or half precision. "data/..." is also
+            searched for in sdtrain's own data.
+        latent_channels, downsampling: expected values; others in the folder raise UserError. None
+            accepts any.
+        latent_scale: factor of the latents; None takes the `scaling_factor` of config.json.
+        latent_shift: False keeps mean at 0 and std at 1, as earlier versions did.
+        sample_posterior: whether to draw latents from the posterior, as Stable Diffusion does, or
+            to take its mean.
+        sha256: expected hash of the weights, from a run's config.yaml; None checks nothing.
     """
 
     frozen = True
     has_unit_variance = True
-    """Whether its latents are meant to have unit variance, see `check_latent_scale`."""
+    """Whether its latents should have unit variance, see `check_latent_scale`."""
 
     def __init__(
         self,
@@ -55,24 +54,24 @@ class Autoencoder(nn.Module):
         sha256: str | None = None,
     ) -> None:
         super().__init__()
-        found = read_autoencoder_folder(path)
-        self.sha256 = found.sha256
+        folder = read_autoencoder_folder(path)
+        self.sha256 = folder.sha256
         if sha256 is not None and sha256 != self.sha256:
             raise UserError(
                 f"holds other weights (sha256 {self.sha256[:12]}) than the run was trained with "
-                f"({sha256[:12]}): its latents would not fit",
+                f"({sha256[:12]}), which have other latents",
                 key="model.autoencoder.path",
                 value=path,
-                remedy="Give the folder of the first ones in model.autoencoder.path.",
+                remedy="Set model.autoencoder.path to the folder of the original weights.",
             )
-        config = found.config
-        _check_size("latent_channels", latent_channels, found.latent_channels, path)
-        _check_size("downsampling", downsampling, found.downsampling, path)
-        self.files = found.files
-        self.files_sha256 = found.config_sha256
-        self.net = _read_autoencoder(found, path)
-        self.latent_channels = found.latent_channels
-        self.downsampling = found.downsampling
+        config = folder.config
+        _check_size("latent_channels", latent_channels, folder.latent_channels, path)
+        _check_size("downsampling", downsampling, folder.downsampling, path)
+        self.files = folder.files
+        self.files_sha256 = folder.config_sha256
+        self.net = _read_autoencoder(folder, path)
+        self.latent_channels = folder.latent_channels
+        self.downsampling = folder.downsampling
         self.sample_posterior = sample_posterior
         self.latent_scale = float(
             config["scaling_factor"] if latent_scale is None else latent_scale
@@ -84,9 +83,9 @@ class Autoencoder(nn.Module):
         self.register_buffer("latent_std", std, persistent=False)
 
     def latent_shape(self, image_size: int) -> tuple[int, int, int]:
-        """(C, h, w) for pictures of image_size x image_size.
+        """Return (C, h, w) for pictures of image_size x image_size.
 
-        Raises UserError where that is no multiple of the downsampling.
+        Raises UserError if that is not a multiple of the downsampling.
         """
         if image_size % self.downsampling:
             raise UserError(
@@ -99,14 +98,17 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def moments(self, image: Tensor) -> Tensor:
-        """[B, 2, C, h, w]: the posterior's mean and standard deviation, before the latent scale."""
+        """Return mean and standard deviation of the posterior, before the latent scale.
+
+        image: [B, 3, H, W] in [-1, 1]. The result is [B, 2, C, h, w].
+        """
         posterior = self.net.encode(image).latent_dist
         return torch.stack([posterior.mean, posterior.std], dim=1)
 
     def latents_of(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Latents [B, C, h, w] of the posterior's mean, or of mean + std noise.
+        """Return latents [B, C, h, w] of the posterior's mean, or of mean + std noise.
 
-        moments [B, 2, C, h, w]; noise [B, C, h, w], standard normal, or None.
+        moments: [B, 2, C, h, w]. noise: [B, C, h, w], standard normal, or None.
         """
         latents = moments[:, 0]
         if noise is not None:
@@ -116,12 +118,12 @@ class Autoencoder(nn.Module):
         return latents * self.latent_scale
 
     def encode(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Latents [B, C, h, w] of pictures [B, 3, H, W] in [-1, 1]; noise as in `latents_of`."""
+        """Encode pictures [B, 3, H, W] in [-1, 1] to latents; noise as in `latents_of`."""
         return self.latents_of(self.moments(image), noise)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W], clamped to [-1, 1]."""
+        """Decode latents [B, C, h, w] to pictures [B, 3, H, W], clamped to [-1, 1]."""
         latents = latents / self.latent_scale
         if self.latent_shift:
             latents = latents * self.latent_std + self.latent_mean
@@ -129,7 +131,7 @@ class Autoencoder(nn.Module):
 
 
 class Pixels(nn.Module):
-    """No autoencoder: diffusion in pixel space. The picture is its own latent."""
+    """No autoencoder, for diffusion in pixel space: the latents are the picture itself."""
 
     frozen = True
     has_unit_variance = False
@@ -141,7 +143,7 @@ class Pixels(nn.Module):
         super().__init__()
         if latent_channels != 3:
             raise UserError(
-                "is not possible: in pixel space it is 3, the colours",
+                "must be 3, the number of colours, in pixel space",
                 key="model.autoencoder.latent_channels",
                 value=latent_channels,
             )
@@ -163,10 +165,10 @@ class Pixels(nn.Module):
 
 
 def check_latent_scale(autoencoder: Autoencoder | Pixels, latents: Tensor) -> float:
-    """Standard deviation of the latents [N, C, h, w] of a calibration batch.
+    """Return the standard deviation of the latents [N, C, h, w] of a calibration batch.
 
-    Raises UserError outside [0.7, 1.4]: the schedule's noise levels are meant for latents of unit
-    variance. In pixel space nothing is checked: a picture's own contrast is no mistake.
+    Raises UserError outside [0.7, 1.4], because the schedule's noise levels are meant for latents
+    of unit variance. Pixel space is not checked: the contrast of pictures is theirs.
     """
     std = latents.std().item()
     if getattr(autoencoder, "has_unit_variance", True) and not 0.7 <= std <= 1.4:
@@ -176,7 +178,7 @@ def check_latent_scale(autoencoder: Autoencoder | Pixels, latents: Tensor) -> fl
             f"{std:.3g}; between 0.7 and 1.4 is needed. model.autoencoder.latent_scale is "
             f"{scale:.4g}",
             key="model.autoencoder.latent_scale",
-            remedy=f"model.autoencoder.latent_scale={scale / std:.4g} would make it 1.",
+            remedy=f"Set model.autoencoder.latent_scale={scale / std:.4g}, which makes it 1.",
         )
     return std
 
@@ -184,15 +186,17 @@ def check_latent_scale(autoencoder: Autoencoder | Pixels, latents: Tensor) -> fl
 def write_autoencoder(
     net: AutoencoderKL, latent_scale: float, folder: Path, measured: dict | None = None
 ) -> None:
-    """Writes an autoencoder in diffusers' layout, and measured.json.
+    """Write an autoencoder in diffusers' layout, with `measured` as measured.json.
 
-    config.json has the scaling_factor, the weights are in fp16. Raises StorageError where the disk
-    refuses; then nothing is left behind.
+    config.json contains the scaling_factor; the weights are in fp16. If writing fails, StorageError
+    is raised and nothing is left behind.
     """
     config = {key: value for key, value in net.config.items() if not key.startswith("_")}
     config["scaling_factor"] = latent_scale
     config["_class_name"] = "AutoencoderKL"
-    weights = {k: v.detach().half().cpu().contiguous() for k, v in net.state_dict().items()}
+    weights = {}
+    for name, value in net.state_dict().items():
+        weights[name] = value.detach().half().cpu().contiguous()
     try:
         with atomic_folder(folder) as beside:
             (beside / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
@@ -204,14 +208,14 @@ def write_autoencoder(
         raise StorageError(
             f"{folder} cannot be written: {reason}",
             key="hydra.run.dir",
-            remedy="Free space, and go on with resume=auto.",
+            remedy="Free space, then resume with resume=auto.",
         ) from error
 
 
 def latent_statistics(config: dict, path: str) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation [C or 1, 1, 1] that a config.json says its latents have.
+    """Return mean and standard deviation [C or 1, 1, 1] of the latents according to config.json.
 
-    Raises UserError where it says only half of it, or of another number of channels.
+    Raises UserError if only one of them is there, or their number of channels differs.
     """
     shift = config.get("shift_factor")
     mean = config.get("latents_mean")
@@ -223,17 +227,17 @@ def latent_statistics(config: dict, path: str) -> tuple[Tensor, Tensor]:
         fits = fits and min(std) > 0
     if not fits:
         raise UserError(
-            f"has a config.json whose shift_factor={shift}, latents_mean={mean} and "
-            f"latents_std={std} are no number, and no mean and standard deviation of its "
-            f"{channels} channels",
+            f"has a config.json with shift_factor={shift}, latents_mean={mean} and "
+            f"latents_std={std}; the first must be a number, the others lists of {channels} "
+            "numbers, one per channel, and the last positive",
             key="model.autoencoder.path",
             value=path,
-            remedy="Correct them, or give another folder in model.autoencoder.path.",
+            remedy="Correct them, or set model.autoencoder.path to another folder.",
         )
-    whole_shift = float(shift or 0)
+    scalar_shift = float(shift or 0)
     if mean is None:
-        return torch.full((1, 1, 1), whole_shift), torch.ones(1, 1, 1)
-    return torch.tensor(mean).view(-1, 1, 1) + whole_shift, torch.tensor(std).view(-1, 1, 1)
+        return torch.full((1, 1, 1), scalar_shift), torch.ones(1, 1, 1)
+    return torch.tensor(mean).view(-1, 1, 1) + scalar_shift, torch.tensor(std).view(-1, 1, 1)
 
 
 def _is_number(value: object) -> bool:
@@ -245,41 +249,41 @@ def _are_numbers(values: object, count: int) -> bool:
     return isinstance(values, list) and len(values) == count and all(map(_is_number, values))
 
 
-def _check_size(name: str, asked: int | None, found: int, path: str) -> None:
-    if asked not in (None, found):
+def _check_size(name: str, expected: int | None, actual: int, path: str) -> None:
+    if expected not in (None, actual):
         raise UserError(
-            f"is not what the autoencoder in {path} has, {found}",
+            f"differs from that of the autoencoder in {path}, which is {actual}",
             key=f"model.autoencoder.{name}",
-            value=asked,
-            remedy=f"Set model.autoencoder.{name}={found}, or null.",
+            value=expected,
+            remedy=f"Set model.autoencoder.{name}={actual}, or null.",
         )
 
 
-def _read_autoencoder(found: AutoencoderFolder, path: str) -> AutoencoderKL:
-    """The network in a folder, frozen, float32, from safetensors alone."""
+def _read_autoencoder(folder: AutoencoderFolder, path: str) -> AutoencoderKL:
+    """Load the network of a folder from safetensors alone: frozen, float32."""
     try:
         net, info = AutoencoderKL.from_pretrained(
-            found.folder,
+            folder.path,
             local_files_only=True,
             use_safetensors=True,
-            variant=found.variant,
+            variant=folder.variant,
             torch_dtype=torch.float32,
             low_cpu_mem_usage=False,
             output_loading_info=True,
         )
-    except Exception as error:  # whatever diffusers raises for sizes that do not belong together
+    except Exception as error:  # diffusers raises various classes for sizes that do not match
         first_line = (str(error).splitlines() or [""])[0]
-        raise _unfit_weights(found, path, first_line) from error
+        raise _weights_error(folder, path, first_line) from error
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
-        raise _unfit_weights(found, path, f"{len(missing)} are missing, as {missing[0]}")
+        raise _weights_error(folder, path, f"{len(missing)} are missing, such as {missing[0]}")
     return net.eval().requires_grad_(False)
 
 
-def _unfit_weights(found: AutoencoderFolder, path: str, reason: str) -> UserError:
+def _weights_error(folder: AutoencoderFolder, path: str, reason: str) -> UserError:
     return UserError(
-        f"{found.weights[0].name} in it does not hold the weights of its config.json: {reason}",
+        f"contains {folder.weights[0].name}, whose weights do not match its config.json: {reason}",
         key="model.autoencoder.path",
         value=path,
-        remedy="Give a folder that does in model.autoencoder.path.",
+        remedy="Set model.autoencoder.path to a folder with matching files.",
     )

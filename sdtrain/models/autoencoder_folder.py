@@ -1,5 +1,6 @@
-"""An autoencoder's folder in diffusers' layout: what lies in it, and what its config.json says.
-Without torch.
+"""Read an autoencoder's folder in diffusers' layout: config.json and the weight files.
+
+Does not import torch.
 """
 
 import hashlib
@@ -16,26 +17,31 @@ KEY = "model.autoencoder.path"
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 VARIANTS = (None, "fp16", "bf16")
-"""Names under which diffusers writes weights, None for those in full. The first that is there is
-read."""
+"""Variants in the names of weight files of diffusers, None for full precision. The first that
+exists is read."""
 
 
 @dataclass(frozen=True)
 class AutoencoderFolder:
-    """folder: with config.json. config: as it stands there. weights: the files that hold them.
-    variant: of VARIANTS.
+    """The files of an autoencoder.
+
+    path: the folder with config.json. config: its contents, with diffusers' defaults. weights: the
+    weight files. variant: one of VARIANTS.
     """
 
-    folder: Path
+    path: Path
     config: dict[str, Any]
     weights: tuple[Path, ...]
     variant: str | None
 
     @property
     def files(self) -> list[Path]:
-        """All that is read of it."""
-        index = self.folder / _index_name(self.variant)
-        return [self.folder / CONFIG, *self.weights, *([index] if index.is_file() else [])]
+        """All files that are read."""
+        files = [self.path / CONFIG, *self.weights]
+        index = self.path / _index_name(self.variant)
+        if index.is_file():
+            files.append(index)
+        return files
 
     @property
     def latent_channels(self) -> int:
@@ -43,27 +49,32 @@ class AutoencoderFolder:
 
     @property
     def downsampling(self) -> int:
-        """Each block after the first halves the resolution."""
+        """Side of a picture over side of its latents: each block after the first halves it."""
         return 2 ** (len(self.config["block_out_channels"]) - 1)
 
     @cached_property
     def sha256(self) -> str:
-        """Of the weights: of the file, or of names and hashes of its parts."""
+        """Hash of the weights: of the single file, or of the names and hashes of several."""
         digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.weights]
         if len(digests) == 1:
             return digests[0]
-        lines = [f"{path.name} {each}\n" for path, each in zip(self.weights, digests, strict=True)]
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        of_all = hashlib.sha256()
+        for path, digest in zip(self.weights, digests, strict=True):
+            of_all.update(f"{path.name} {digest}\n".encode())
+        return of_all.hexdigest()
 
     @property
     def config_sha256(self) -> str:
-        """Of what config.json says, without diffusers' own remarks."""
-        said = {key: value for key, value in self.config.items() if not key.startswith("_")}
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+        """Hash of the configuration, without diffusers' private keys."""
+        public = {key: value for key, value in self.config.items() if not key.startswith("_")}
+        return hashlib.sha256(json.dumps(public, sort_keys=True).encode()).hexdigest()
 
 
 def read_autoencoder_folder(path: str) -> AutoencoderFolder:
-    """The autoencoder in a folder, or in the folder vae of a whole pipeline. Raises UserError."""
+    """Read the autoencoder in a folder, or in the subfolder vae/ of a pipeline's folder.
+
+    Raises UserError if there is none.
+    """
     folder = find_folder(path, KEY)
     if not (folder / CONFIG).is_file() and (folder / "vae").is_dir():
         folder = folder / "vae"
@@ -74,8 +85,8 @@ def read_autoencoder_folder(path: str) -> AutoencoderFolder:
         weights = _weights(folder, variant)
         if weights:
             return AutoencoderFolder(folder, config, weights, variant)
-    looked_for = " or ".join(_file_name(variant) for variant in VARIANTS)
-    raise _no_autoencoder(path, f"{looked_for} is missing beside its {CONFIG}")
+    names = " or ".join(_file_name(variant) for variant in VARIANTS)
+    raise _no_autoencoder(path, f"{names} is missing beside its {CONFIG}")
 
 
 def _read_config(file: Path, path: str) -> dict[str, Any]:
@@ -83,36 +94,35 @@ def _read_config(file: Path, path: str) -> dict[str, Any]:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise _no_autoencoder(path, f"its {CONFIG} cannot be read: {error}") from error
-    known = {"latent_channels": 4, "block_out_channels": [64], "scaling_factor": 0.18215}
-    if (
-        not isinstance(config, dict)
-        or config.get("_class_name", "AutoencoderKL") != "AutoencoderKL"
-    ):
-        found = config.get("_class_name") if isinstance(config, dict) else "no object"
-        raise _no_autoencoder(path, f"its {CONFIG} is not an AutoencoderKL's, but {found}")
-    given = {key: value for key, value in config.items() if value is not None}
-    config = known | given  # what diffusers takes where config.json leaves them out
+    if not isinstance(config, dict):
+        raise _no_autoencoder(path, f"its {CONFIG} is not a JSON object")
+    class_name = config.get("_class_name", "AutoencoderKL")
+    if class_name != "AutoencoderKL":
+        raise _no_autoencoder(path, f"its {CONFIG} is of class {class_name}, not AutoencoderKL")
+    defaults = {"latent_channels": 4, "block_out_channels": [64], "scaling_factor": 0.18215}
+    values = {key: value for key, value in config.items() if value is not None}
+    config = defaults | values  # diffusers' defaults for what config.json leaves out
     _check_config(config, path)
     return config
 
 
 def _check_config(config: dict[str, Any], path: str) -> None:
-    """Raises UserError where one of the sizes that are read here is no size."""
+    """Raise UserError for a bad value among those that are read here."""
     channels = config["latent_channels"]
     blocks = config["block_out_channels"]
     scale = config["scaling_factor"]
-    fits = {
+    is_valid = {
         "latent_channels": type(channels) is int and channels > 0,
         "block_out_channels": isinstance(blocks, list) and len(blocks) > 0,
         "scaling_factor": type(scale) in (int, float) and scale > 0,
     }
-    for name, is_right in fits.items():
-        if not is_right:
-            raise _no_autoencoder(path, f"its {CONFIG} says {name}={config[name]!r}")
+    for name, valid in is_valid.items():
+        if not valid:
+            raise _no_autoencoder(path, f"its {CONFIG} has {name}={config[name]!r}")
 
 
 def _weights(folder: Path, variant: str | None) -> tuple[Path, ...]:
-    """The file, or the parts that an index lists; () where not all of it is there."""
+    """Return the weight file, or the files that an index lists; () if one of them is missing."""
     whole = folder / _file_name(variant)
     if whole.is_file():
         return (whole,)
@@ -135,8 +145,8 @@ def _index_name(variant: str | None) -> str:
 
 def _no_autoencoder(path: str, reason: str) -> UserError:
     return UserError(
-        f"holds no autoencoder as diffusers writes it: {reason}",
+        f"holds no autoencoder in diffusers' layout: {reason}",
         key=KEY,
         value=path,
-        remedy=f"Give another folder in {KEY}.",
+        remedy=f"Set {KEY} to another folder.",
     )

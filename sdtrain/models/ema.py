@@ -1,4 +1,4 @@
-"""Exponential moving average of every trained parameter, kept in float32."""
+"""Exponential moving average (EMA) of every trained parameter, kept in float32."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +10,10 @@ from sdtrain.errors import UserError
 
 
 class EMA:
-    """weights = decay weights + (1 - decay) parameters after every optimizer step.
+    """Averages weights: weights = decay weights + (1 - decay) parameters after each optimizer step.
 
-    decay_n = min(decay, (1 + n) / (10 + n)) after n steps: the start, which is noise, is forgotten
-    quickly.
+    decay_n = min(decay, (1 + n) / (10 + n)) after n steps, so that the random initial weights are
+    forgotten quickly. Raises UserError for a decay outside [0, 1).
     """
 
     def __init__(self, parameters: dict[str, nn.Parameter], decay: float) -> None:
@@ -25,7 +25,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, parameters: dict[str, nn.Parameter]) -> None:
-        """Takes in the parameters after an optimizer step."""
+        """Add the parameters to the average, after an optimizer step."""
         self.steps += 1
         rate = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
         current = [parameters[name].detach().float() for name in self.weights]
@@ -33,9 +33,9 @@ class EMA:
 
     @contextmanager
     def applied(self, parameters: dict[str, nn.Parameter]) -> Iterator[None]:
-        """The parameters hold the average inside the block.
+        """Set the parameters to the average inside the `with` block.
 
-        After it they hold their own values again, the very same tensors.
+        Afterwards they have their own values again, in the same tensors as before.
         """
         own = {name: p.data for name, p in parameters.items()}
         try:
@@ -47,15 +47,16 @@ class EMA:
                 p.data = own[name]
 
     def state_dict(self) -> dict[str, int | dict[str, Tensor]]:
-        """The average and how many steps it has seen."""
+        """Return the average and the number of its steps."""
         return {"steps": self.steps, "weights": self.weights}
 
     def load_state_dict(self, state: dict) -> None:
-        """The inverse of `state_dict`. Raises ValueError where names or shapes differ."""
-        if missing := self.weights.keys() ^ state["weights"].keys():
+        """Restore what `state_dict` returned. Raises ValueError if names or shapes differ."""
+        differing = self.weights.keys() ^ state["weights"].keys()
+        if differing:
             raise ValueError(
-                f"the stored average and the model differ in {len(missing)} parameters, "
-                f"the first is {min(missing)}"
+                f"the stored average and the model differ in {len(differing)} parameters, "
+                f"the first is {min(differing)}"
             )
         for name, value in state["weights"].items():
             if value.shape != self.weights[name].shape:

@@ -1,4 +1,4 @@
-"""Train and eval mode."""
+"""Switch modules between training mode and eval mode."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,23 +8,25 @@ from torch import nn
 
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Puts a module and all below it into eval mode, and each back into its own mode afterwards."""
-    modes = [(each, each.training) for each in module.modules()]
+    """Put a module and its submodules into eval mode, and restore each one's mode afterwards."""
+    modes = [(submodule, submodule.training) for submodule in module.modules()]
     module.eval()
     try:
         yield
     finally:
-        # Parents first, and by `train`, which a network may have given more to do.
-        for each, training in modes:
-            if each.training != training:
-                each.train(training)
+        # Parents first, and through `train`, which a network may override.
+        for submodule, training in modes:
+            if submodule.training != training:
+                submodule.train(training)
 
 
 def begin_training(module: nn.Module) -> None:
-    """Calls `train`, as a training loop does before its first step: a network may put parts of
-    itself into eval mode there. What is in eval mode already stays in it.
+    """Call `train`, as a training loop does before its first step.
+
+    A network may put some of its submodules into eval mode there. Submodules that are in eval mode
+    already stay in it.
     """
-    in_eval_mode = [each for each in module.modules() if not each.training]
+    in_eval_mode = [submodule for submodule in module.modules() if not submodule.training]
     module.train()
-    for each in in_eval_mode:
-        each.training = False
+    for submodule in in_eval_mode:
+        submodule.training = False

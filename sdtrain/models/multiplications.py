@@ -1,4 +1,4 @@
-"""The work of a network, counted from its layers: the same on every machine."""
+"""Count the work of a network from its layers; the count is the same on every machine."""
 
 from collections.abc import Callable
 
@@ -6,14 +6,14 @@ from torch import Tensor, nn
 
 
 def multiplications(net: nn.Module, call: Callable[[], object]) -> float:
-    """Multiplications of the convolutions and linear layers of `net` while `call` runs.
+    """Count the multiplications in the convolutions and linear layers of `net` while `call` runs.
 
-    Each weight is used once at each place of the layer's output. What has no such layers, as the
-    products within attention, is not counted.
+    Each weight is used once at each position of the layer's output. Products outside such layers,
+    as in attention, are not counted.
     """
     total = 0.0
 
-    def count(layer: nn.Module, given: tuple, output: Tensor) -> None:
+    def count(layer: nn.Module, inputs: tuple, output: Tensor) -> None:
         nonlocal total
         total += layer.weight.numel() * output.numel() / layer.weight.shape[0]
 

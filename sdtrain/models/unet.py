@@ -1,4 +1,4 @@
-"""The noise predictor: diffusers' UNet2DConditionModel with forward(x, timestep, context)."""
+"""The noise predictor: diffusers' UNet2DConditionModel, called with (x, timestep, context)."""
 
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
@@ -11,17 +11,18 @@ class UNet(nn.Module):
 
     Args:
         latent_channels: channels of x_t and of the output.
-        condition_channels: input channels that a conditioner lays beside those of x_t; sdtrain
-            fills it in.
+        condition_channels: further input channels for a conditioner's maps; set by sdtrain.
         context_dim: width D of the conditioning sequence.
         block_channels: channels at each resolution, from the finest to the coarsest.
         layers_per_block: residual blocks at each resolution.
         attention: for each resolution, whether it has self- and cross-attention.
         head_dim: channels of an attention head.
-        norm_groups: groups of the group norms; divides every entry of block_channels.
-        pooled_context: adds an attention-pooled context to the time embedding, beside the
-            cross-attention (Saharia et al. 2022, section D.1): the way to every pixel for what
-            concerns the whole picture, such as a background's colour.
+        norm_groups: groups of the group norms; must divide every entry of block_channels.
+        pooled_context: whether to add an attention-pooled context to the time embedding, beside the
+            cross-attention (Saharia et al. 2022, section D.1). It carries what concerns the whole
+            picture, such as a background's colour, to every pixel.
+
+    Raises UserError if these do not fit together.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class UNet(nn.Module):
                 f"model.unet.attention has {len(attention)} entries, "
                 f"model.unet.block_channels {len(block_channels)}",
                 key="model.unet.attention",
-                remedy="Give one per resolution.",
+                remedy="Give one entry per resolution.",
             )
         for channels in block_channels:
             if channels % norm_groups or channels % head_dim:
@@ -66,11 +67,11 @@ class UNet(nn.Module):
             resnet_time_scale_shift="scale_shift",
             addition_embed_type="text" if pooled_context else None,
             addition_embed_type_num_heads=max(1, context_dim // head_dim),
-            # diffusers reads `attention_head_dim` as the number of heads, one entry per resolution
-            # (its own comment says so).
+            # diffusers takes `attention_head_dim` as the number of heads, one entry per resolution,
+            # as a comment in its source says.
             attention_head_dim=tuple(c // head_dim for c in block_channels),
         )
 
     def forward(self, x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
-        """x [B, C, h, w], timestep [B] float, context [B, L, D] -> [B, C, h, w]."""
+        """Predict [B, C, h, w] from x [B, C, h, w], timestep [B] float and context [B, L, D]."""
         return self.net(x, timestep, encoder_hidden_states=context).sample
