@@ -10,7 +10,7 @@ from sdtrain.errors import UserError
 
 
 class ClassLabel(Conditioner):
-    """One learned token per class, and one more for a dropped label. context [B, 1, D].
+    """Gives a context [B, 1, D]: one learned token per class, and one more for dropped labels.
 
     Args:
         num_classes: number of classes of the data; sdtrain replaces None by it.

@@ -165,8 +165,8 @@ def _clean_caption(caption: str) -> str:
 
 def _clean_captions(captions: Sequence[str]) -> tuple[str, ...]:
     """Return the cleaned captions that are not empty, or a single "" if none is left."""
-    cleaned = map(_clean_caption, captions)
-    return tuple(caption for caption in cleaned if caption) or ("",)
+    cleaned = tuple(filter(None, map(_clean_caption, captions)))
+    return cleaned or ("",)
 
 
 def _read_text(folder: str, name: str, listing: Listing) -> str:
@@ -246,11 +246,12 @@ def _parse_captions(value: Any, location: str) -> tuple[str, ...]:
 
     Raises DataError if one of them is not text.
     """
-    captions = value if isinstance(value, list) else [value]
-    for caption in captions:
+    captions = []
+    for caption in value if isinstance(value, list) else [value]:
         if not isinstance(caption, str | None) or SURROGATES.search(caption or ""):
             raise _line_error(f"{location}: the caption must be text, and is {caption!r}")
-    return _clean_captions([caption or "" for caption in captions])
+        captions.append(caption or "")
+    return _clean_captions(captions)
 
 
 def _caption_column(
@@ -261,13 +262,15 @@ def _caption_column(
     None if there is neither, but labels and missing_captions="empty". Otherwise a missing caption
     column raises DataError, and so does a row without file_name.
     """
+    columns: set[str] = set()
     for line, row in numbered_rows:
         if "file_name" not in row:
             raise _missing_columns_error(location, line, row)
+        columns.update(row)
     for column in ("text", "caption"):
-        if any(column in row for _, row in numbered_rows):
+        if column in columns:
             return column
-    if missing_captions == "empty" and any("label" in row for _, row in numbered_rows):
+    if missing_captions == "empty" and "label" in columns:
         return None
     line, row = numbered_rows[0] if numbered_rows else (1, {})
     raise _missing_columns_error(location, line, row)

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from itertools import chain
 
 import numpy as np
 import torch
@@ -64,12 +63,25 @@ class Collate:
             jitter, uniform = self.scalars.uniform(ordinal, 2)
             u.append(self.u(ordinal, jitter))
             drop.append(uniform)
+        images = []
+        captions = []
+        labels = []
+        depths = []
+        moments = []
+        skipped = []
+        for row in rows:
+            images.append(row.image)
+            captions.append(row.caption)
+            labels.append(row.label)
+            depths.append(row.depth)
+            moments.append(row.moments)
+            skipped += row.skipped
         noise, input_noise = self._noise(ordinals)
         return Batch(
-            image=_stack([row.image for row in rows]),
-            caption=[row.caption for row in rows],
-            label=torch.tensor([row.label for row in rows]),
-            depth=_stack([row.depth for row in rows]),
+            image=_stack(images),
+            caption=captions,
+            label=torch.tensor(labels),
+            depth=_stack(depths),
             noise=noise,
             input_noise=input_noise,
             posterior=self._posterior_draws(ordinals),
@@ -79,8 +91,8 @@ class Collate:
             stream_end=stream_end,
             # Keyed by the first ordinal, with which no other micro-batch of any rank begins.
             network_seed=int(self.network.at(ordinals[0]).integers(1 << 63)),
-            moments=_stack([row.moments for row in rows]),
-            skipped=tuple(chain.from_iterable(row.skipped for row in rows)),
+            moments=_stack(moments),
+            skipped=tuple(skipped),
         )
 
     def _noise(self, ordinals: list[int]) -> tuple[Tensor, Tensor | None]:
@@ -104,6 +116,6 @@ class Collate:
         return torch.from_numpy(np.stack(draws))
 
 
-def _stack(parts: Sequence[Tensor | None]) -> Tensor | None:
+def _stack(tensors: Sequence[Tensor | None]) -> Tensor | None:
     """Stack the tensors of all rows; None if the first row has none."""
-    return None if parts[0] is None else torch.stack(list(parts))
+    return None if tensors[0] is None else torch.stack(list(tensors))

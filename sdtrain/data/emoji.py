@@ -137,8 +137,11 @@ def draw_emoji(path: str, background: Sequence[int]) -> dict[int, Image.Image]:
             "has no colour glyphs that can be drawn; it must be a colour emoji font with bitmaps "
             "or COLR version 0 (version 1 cannot be drawn)",
         )
-    square = max(max(glyph.size) for glyph in glyphs.values()) + 2 * MARGIN
-    return {code: _centred(glyph, square, background) for code, glyph in glyphs.items()}
+    largest = max(max(glyph.size) for glyph in glyphs.values())
+    squares = {}
+    for code, glyph in glyphs.items():
+        squares[code] = _centred(glyph, largest + 2 * MARGIN, background)
+    return squares
 
 
 def _draw(
@@ -169,8 +172,12 @@ def _centred(glyph: Image.Image, side: int, background: Sequence[int]) -> Image.
 
 
 class GlyphReader:
-    """Resizes glyphs, looked up by name in a tensor [N, 3, s, s], to uint8 [3, S, S], S =
-    image_size.
+    """Returns the glyph of a name, resized to uint8 [3, image_size, image_size].
+
+    Args:
+        names: N file names.
+        pictures: the glyphs in the same order, uint8 [N, 3, s, s].
+        image_size: in pixels.
     """
 
     def __init__(self, names: Sequence[str], pictures: Tensor, image_size: int) -> None:
@@ -217,22 +224,22 @@ class Emoji:
         # Pictures larger than the font draws them are enlarged only on access: all of them in
         # 512 x 512 would take a gigabyte.
         side = min(image_size, next(iter(squares.values())).width)
-        names = []
-        captions = []
+        rows = []
         # The hash covers which emoji a font has, and how large: it changes with the font, but not
         # with another rendering of the same one.
-        widths = []
-        small = []
+        hashed = []
+        pictures = []
         for code, square in squares.items():
-            names.append(file_name(code))
-            captions.append(caption_of(code))
-            widths.append(square.width)
+            row = PictureRow(file_name(code), [caption_of(code)])
+            rows.append(row)
+            hashed.append((row.name, caption_of(code), square.width))
             resized = square.resize((side, side), Image.Resampling.LANCZOS)
-            small.append(F.pil_to_tensor(resized))
-        self.sha256 = rows_hash(zip(names, captions, widths, strict=True))
+            pictures.append(F.pil_to_tensor(resized))
+        self.sha256 = rows_hash(hashed)
+        names = [row.name for row in rows]
         self._splits = make_splits(
-            rows=[PictureRow(name, [text]) for name, text in zip(names, captions, strict=True)],
-            read=GlyphReader(names, torch.stack(small), image_size),
+            rows=rows,
+            read=GlyphReader(names, torch.stack(pictures), image_size),
             fraction=validation_fraction,
             training=Transform(image_size=image_size, crop="center", flip=False, seed=seed),
             seed=seed,

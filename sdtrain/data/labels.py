@@ -24,14 +24,20 @@ def labels_of(pictures: Sequence[CaptionedPicture]) -> tuple[list[int], Classes]
 
 def _from_metadata(pictures: Sequence[CaptionedPicture]) -> tuple[list[int], Classes]:
     """Take labels 0, 1, 2, ... as they are, and number classes that have names."""
-    values = [_parse_number(picture.label) for picture in pictures]
-    for picture, value in zip(pictures, values, strict=True):
+    values = []
+    kinds = set()
+    for picture in pictures:
+        value = _parse_number(picture.label)
         if value is None or isinstance(value, bool) or not isinstance(value, int | str):
             reason = (
                 f"the label of {picture.name} is {picture.label!r}, neither a number nor a name"
             )
             return _no_classes(pictures, reason)
-    if all(isinstance(value, int) for value in values):
+        values.append(value)
+        kinds.add(type(value))
+    if len(kinds) > 1:
+        return _no_classes(pictures, "the column label mixes numbers and names")
+    if kinds == {int}:
         count = max(values) + 1
         distinct = set(values)
         # Counted instead of compared with range(count), because a label may be any huge number.
@@ -42,8 +48,6 @@ def _from_metadata(pictures: Sequence[CaptionedPicture]) -> tuple[list[int], Cla
         if count == 1:
             return _no_classes(pictures, "all labels are 0")
         return values, Classes(count)
-    if not all(isinstance(value, str) for value in values):
-        return _no_classes(pictures, "the column label mixes numbers and names")
     return _number_names(values, "the column label")
 
 
@@ -54,21 +58,22 @@ def _from_folders(pictures: Sequence[CaptionedPicture]) -> tuple[list[int], Clas
         return _no_classes(pictures, "all pictures lie in the same folder")
     # A folder that contains all pictures is not a class.
     common = os.path.commonpath(folders) if all(folders) else ""
-    below = [posixpath.relpath(folder or ".", common or ".") for folder in folders]
-    values = [folder.split("/")[0] for folder in below]
-    for picture, value in zip(pictures, values, strict=True):
-        if value == ".":
+    names = []
+    for picture, folder in zip(pictures, folders, strict=True):
+        below = posixpath.relpath(folder or ".", common or ".")
+        if below == ".":
             reason = f"{picture.name} lies in no subfolder, or in the only one"
             return _no_classes(pictures, reason)
-    return _number_names(values, "the subfolders")
+        names.append(below.split("/")[0])
+    return _number_names(names, "the subfolders")
 
 
 def _number_names(values: list[str], source: str) -> tuple[list[int], Classes]:
     """Number class names in sorted order, numerically if all of them are numbers."""
     names = sorted(set(values))
-    if all(name.isdecimal() for name in names):
+    if all(map(str.isdecimal, names)):
         names.sort(key=int)
-    label_of_name = {name: label for label, name in enumerate(names)}
+    label_of_name = dict(zip(names, range(len(names)), strict=True))
     if len(names) < 2:
         return [0] * len(values), Classes(why_none=f"{source} name only one class, {names[0]!r}")
     return [label_of_name[value] for value in values], Classes(len(names), tuple(names))

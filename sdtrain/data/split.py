@@ -50,7 +50,7 @@ def hold_out_count(pictures: int, fraction: float) -> int:
 
 
 def held_out_notes(pictures: int, fraction: float) -> list[str]:
-    """Return a line that says why another share is held out than the user set, if it is."""
+    """Return a line with the reason if the share held out is not the one that the user set."""
     requested = round(pictures * fraction)
     count = hold_out_count(pictures, fraction)
     if count == requested:
@@ -142,11 +142,11 @@ class PictureSplit:
     ) -> None:
         from datasets import Dataset  # here, because the import takes a second
 
-        columns = {
-            "file_name": [row.name for row in rows],
-            "text": [list(row.captions) for row in rows],
-            "label": [row.label for row in rows],
-        }
+        columns = {"file_name": [], "text": [], "label": []}
+        for row in rows:
+            columns["file_name"].append(row.name)
+            columns["text"].append(list(row.captions))
+            columns["label"].append(row.label)
         self._rows = Dataset.from_dict(columns)
         self._distinct = len(set(columns["file_name"]))
         self._read = read
@@ -231,8 +231,11 @@ def make_splits(
     """
     held_out = hold_out([row.name for row in rows], fraction, seed)
     centred = Transform(image_size=training.image_size, crop="center", flip=False, seed=seed)
-    train = [row for row in rows if row.name not in held_out]
-    validation = [row for row in rows if row.name in held_out]
+    train = []
+    validation = []
+    for row in rows:
+        split = validation if row.name in held_out else train
+        split.append(row)
     splits = {}
     for name, rows_of_split, transform, chooser in (
         ("train", train, training, choose_caption),

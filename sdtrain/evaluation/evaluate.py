@@ -40,7 +40,7 @@ RESERVED_KEYS = (
 
 
 def evaluate(config: EvaluateConfig, load_subject: LoadSubject) -> None:
-    """Evaluate config.checkpoint: a complete checkpoint, or a sweep with such checkpoints.
+    """Evaluate config.checkpoint: a complete checkpoint, or the arms of a sweep that have one.
 
     If an arm cannot be evaluated, the others still are, and the first UserError is raised at the
     end.
@@ -216,4 +216,4 @@ def _caption(metric: Metric) -> str:
     """Return the unit, and whether higher or lower is better."""
     directions = {True: "higher is better", False: "lower is better", None: ""}
     parts = (metric.unit, directions[metric.higher_is_better])
-    return ", ".join(part for part in parts if part)
+    return ", ".join(filter(None, parts))

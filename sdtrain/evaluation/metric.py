@@ -55,7 +55,7 @@ class Metric:
     """Unit of the values, such as "share of the pictures"."""
 
     higher_is_better: ClassVar[bool | None] = None
-    """None if neither is better."""
+    """Whether higher values are better; None if neither direction is."""
 
     own_steps: ClassVar[bool] = False
     """Whether it chooses the numbers of steps itself and ignores the command's `steps`."""

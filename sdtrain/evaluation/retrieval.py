@@ -58,14 +58,20 @@ class Retrieval(Metric):
                 f"retrieval: num_images={subject.num_images}, but there are only {count} training "
                 "pictures: one sample is drawn for each."
             )
-        wanted = [number * len(rows) // count for number in range(count)]
-        requests = [Request(subject.seed + index, prompt=rows[index].caption) for index in wanted]
+        wanted = []
+        wanted_rows = []
+        requests = []
+        for number in range(count):
+            index = number * len(rows) // count
+            wanted.append(index)
+            wanted_rows.append(rows[index])
+            requests.append(Request(subject.seed + index, prompt=rows[index].caption))
         images = subject.draw(requests)
         model = subject.model
         drawn = model.latents(images.to(model.device)).cpu()
         shares = nearest_picture_share(drawn, latents_of(model, rows), torch.tensor(wanted))
         chance = {"top_1": 1 / len(rows), "top_5": min(1.0, 5 / len(rows))}
-        sheet = _sheet(model, [rows[index] for index in wanted], images)
+        sheet = _sheet(model, wanted_rows, images)
         return Measurement({"measured": shares, "chance": chance}, {"": sheet})
 
     def format(self, value: float) -> str:

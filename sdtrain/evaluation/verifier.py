@@ -71,8 +71,8 @@ class Verifier:
         colours = np.array([palette[name] for name in self._names], dtype=np.float32)
         self._rgb = colours / 127.5 - 1.0
         # Wider than the ranges, because a model may draw too small or too large. In steps of 10 %.
-        lowest = 0.7 * min(low for low, _ in radii.values())
-        highest = 1.3 * max(high for _, high in radii.values())
+        lowest = 0.7 * min(map(min, radii.values()))
+        highest = 1.3 * max(map(max, radii.values()))
         self._grid = lowest * 1.1 ** np.arange(1 + np.ceil(np.log(highest / lowest) / np.log(1.1)))
         self._banks: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 

@@ -115,28 +115,35 @@ def build_inputs(
     """
     device = model.device
     reads = model.conditioner.reads
-    labels = torch.tensor([request.label for request in requests], device=device)
+    prompts = []
+    negatives = []
+    class_labels = []
+    no_negative = []
+    for request in requests:
+        prompts.append(request.prompt)
+        negatives.append(request.negative_prompt)
+        class_labels.append(request.label)
+        no_negative.append(not request.negative_prompt or "caption" not in reads)
+    labels = torch.tensor(class_labels, device=device)
+    dropped = torch.tensor(no_negative, device=device)
+    none_dropped = torch.zeros_like(dropped)
     depth = _stack_depth(requests, device) if "depth" in reads else None
-    prompts = [request.prompt for request in requests]
-    negatives = [request.negative_prompt for request in requests]
-    no_drop = torch.zeros(len(requests), dtype=torch.bool, device=device)
-    if "caption" in reads:
-        drop = torch.tensor([not negative for negative in negatives], device=device)
-    else:
-        drop = ~no_drop
     return (
-        Inputs(prompts, labels, no_drop, latent_size, depth),
-        Inputs(negatives, labels, drop, latent_size, depth),
+        Inputs(prompts, labels, none_dropped, latent_size, depth),
+        Inputs(negatives, labels, dropped, latent_size, depth),
     )
 
 
 def _stack_depth(requests: Sequence[Request], device: torch.device) -> Tensor:
-    missing = [request for request in requests if request.depth is None]
-    if missing:
-        raise UserError(
-            "This model reads a depth map for each picture, but none is given",
-            key="checkpoint",
-            remedy="Give another checkpoint. During training, pictures of this one are drawn with "
-            "the depth maps of its data.",
-        )
-    return torch.stack([request.depth for request in requests]).to(device)
+    """Return the depth maps [B, 1, H, W]. Raises UserError if one is missing."""
+    maps = []
+    for request in requests:
+        if request.depth is None:
+            raise UserError(
+                "This model reads a depth map for each picture, but none is given",
+                key="checkpoint",
+                remedy="Give another checkpoint. During training, pictures of this one are drawn "
+                "with the depth maps of its data.",
+            )
+        maps.append(request.depth)
+    return torch.stack(maps).to(device)

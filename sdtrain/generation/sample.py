@@ -175,7 +175,7 @@ def _parse_label(value: int | str, conditioner: Conditioner) -> int:
     names = list(conditioner.class_names)
     if str(value) in names:
         return names.index(str(value))
-    if isinstance(value, str) or any(name.isdecimal() for name in names):
+    if isinstance(value, str) or any(map(str.isdecimal, names)):
         problem = "is not the name of a class" if names else "is a name, but the classes have none"
         raise UserError(problem, key="label", value=value, remedy=_known_classes(conditioner))
     count = conditioner.num_classes

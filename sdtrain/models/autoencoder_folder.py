@@ -85,7 +85,7 @@ def read_autoencoder_folder(path: str) -> AutoencoderFolder:
         weights = _weights(folder, variant)
         if weights:
             return AutoencoderFolder(folder, config, weights, variant)
-    names = " or ".join(_file_name(variant) for variant in VARIANTS)
+    names = " or ".join(map(_file_name, VARIANTS))
     raise _no_autoencoder(path, f"{names} is missing beside its {CONFIG}")
 
 
@@ -131,7 +131,7 @@ def _weights(folder: Path, variant: str | None) -> tuple[Path, ...]:
         parts = tuple(folder / Path(name).name for name in sorted(set(listed)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ()
-    return parts if all(part.is_file() for part in parts) else ()
+    return parts if all(map(Path.is_file, parts)) else ()
 
 
 def _file_name(variant: str | None) -> str:

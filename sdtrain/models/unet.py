@@ -53,8 +53,11 @@ class UNet(nn.Module):
                     f"norm_groups={norm_groups} and of head_dim={head_dim}",
                     key="model.unet.block_channels",
                 )
-        down = ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attention]
-        up = ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)]
+        down = []
+        up = []
+        for has_attention in attention:
+            down.append("CrossAttnDownBlock2D" if has_attention else "DownBlock2D")
+            up.insert(0, "CrossAttnUpBlock2D" if has_attention else "UpBlock2D")
         self.net = UNet2DConditionModel(
             in_channels=latent_channels + condition_channels,
             out_channels=latent_channels,
