@@ -138,11 +138,13 @@ def check_files(cfg: dict) -> None:
     for part, digest in file_hashes(cfg).items():
         trained = cfg["model"][part].get(SHA256)
         if trained not in (None, digest):
-            of_part = [kept for kept in kept_files(cfg) if kept.part == part]
-            paths = ", ".join(f"{kept.argument}={kept.path}" for kept in of_part)
+            paths = []
+            for kept in kept_files(cfg):
+                if kept.part == part:
+                    paths.append(f"{kept.argument}={kept.path}")
             raise UserError(
                 f"model.{part} reads other files (sha256 {digest[:12]}) than the run was trained "
-                f"with ({trained[:12]}): {paths}",
+                f"with ({trained[:12]}): {', '.join(paths)}",
                 key="checkpoint",
                 remedy="Restore those files.",
             )

@@ -53,7 +53,7 @@ def test_latents_have_unit_variance_and_a_wrong_scale_is_refused_with_the_right_
     with pytest.raises(UserError) as refused:
         check_latent_scale(wrong, wrong.encode(images))
     assert refused.value.key == "model.autoencoder.latent_scale"
-    assert re.search(r"model\.autoencoder\.latent_scale=0\.[89]\d* would", refused.value.remedy)
+    assert re.search(r"model\.autoencoder\.latent_scale=0\.[89]\d*", refused.value.remedy)
     # Scaling is undone by the decoder.
     torch.testing.assert_close(
         wrong.decode(wrong.encode(images[:4])),
@@ -144,7 +144,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(UserError) as refused:
         Autoencoder(path=str(folder), latent_channels=8, downsampling=4)
     assert refused.value.key == "model.autoencoder.latent_channels"
-    assert refused.value.value == 8 and "has, 4" in str(refused.value)
+    assert refused.value.value == 8 and "latent_channels=4" in str(refused.value)
     with pytest.raises(UserError, match="other weights .* than the run was trained with"):
         Autoencoder(**SHIPPED, sha256="0" * 64)
     with pytest.raises(UserError, match=r"data\.image_size=30 must be a multiple of 4"):
