@@ -56,8 +56,8 @@ def build_autoencoder(cfg: dict, run_dir: Path) -> torch.nn.Module:
     return _build_part(node, "model.autoencoder")
 
 
-def _build_part(node: dict, key: str, **given: Any) -> Any:
-    """Build a part of the model.
+def _build_part(node: dict, key: str, **more: Any) -> Any:
+    """Build a part of the model. more: arguments beside those of the node.
 
     In a saved configuration the node also holds two hashes. That of the part's files is left out
     here, that of a frozen part's weights is passed to a constructor with a `sha256` argument.
@@ -65,8 +65,8 @@ def _build_part(node: dict, key: str, **given: Any) -> Any:
     arguments = dict(node)
     arguments.pop(SHA256, None)
     if "sha256" in arguments:
-        given["sha256"] = arguments.pop("sha256")
-    return build(arguments, key, **given)
+        more["sha256"] = arguments.pop("sha256")
+    return build(arguments, key, **more)
 
 
 def build_model(cfg: dict, run_dir: Path, data: PictureData | None = None) -> LatentDiffusion:
@@ -223,7 +223,7 @@ def classes_line(model: LatentDiffusion, data: PictureData) -> str | None:
 
 
 def truncated_captions_line(model: LatentDiffusion, data: PictureData) -> str | None:
-    """Return a line that counts the captions that the conditioner truncates; None if it is none."""
+    """Return a line that counts the captions that the conditioner truncates, or None if none is."""
     captions = captions_of(data.split("train"))
     if not captions:
         return None
