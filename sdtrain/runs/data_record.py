@@ -67,7 +67,7 @@ def read_data_record(run: RunFolder) -> DataRecord | None:
         record = TypeAdapter(DataRecord).validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
+        field = ".".join(map(str, first["loc"]))
         raise _unreadable_record_error(run, ValueError(f"{field} {first['msg']}")) from error
     if record.image_size < 1:
         raise _unreadable_record_error(run, ValueError(f"image_size is {record.image_size}"))

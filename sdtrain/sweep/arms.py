@@ -132,6 +132,9 @@ def add_prefix(prefix: str, command: list[str], environment: dict[str, str]) -> 
     prefix_words = shlex.split(prefix)
     if not prefix_words or Path(prefix_words[0]).name != "ssh":
         return [*prefix_words, *command]
-    variables = [f"{key}={environment[key]}" for key in VARIABLES_OVER_SSH if key in environment]
+    variables = []
+    for key in VARIABLES_OVER_SSH:
+        if key in environment:
+            variables.append(f"{key}={environment[key]}")
     remote = shlex.join(["env", *variables, *command])
     return [*prefix_words, f"cd {shlex.quote(os.getcwd())} && exec {remote}"]

@@ -119,7 +119,7 @@ def _recorded_arms(path: Path, record: bytes | None) -> list[str]:
     if record is None:
         return []
     try:
-        return [str(name) for name in json.loads(record)["arms"]]
+        return list(map(str, json.loads(record)["arms"]))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is not the record of a sweep",

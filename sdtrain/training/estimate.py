@@ -78,13 +78,13 @@ def estimate(stage: Plan, plan: Plan, data: PictureData) -> Estimate:
     first_rate = _seconds_per_image(first, stage, first.latent_shape(size), data)
     run_rate = _seconds_per_image(module, plan, model.autoencoder.latent_shape(size), data)
     return Estimate(
-        first_stage=first_rate * stage.draft.trainer.max_images,
-        run=run_rate * plan.draft.trainer.max_images,
+        first_stage=first_rate * stage.prechecked.trainer.max_images,
+        run=run_rate * plan.prechecked.trainer.max_images,
     )
 
 
 def _progress(plan: Plan) -> Progress:
-    return Progress(plan.config["data"]["batch_size"], plan.draft.trainer.max_images)
+    return Progress(plan.config["data"]["batch_size"], plan.prechecked.trainer.max_images)
 
 
 def _seconds_per_image(
@@ -94,7 +94,7 @@ def _seconds_per_image(
 
     The first step is not counted, because it allocates memory.
     """
-    settings = plan.draft.trainer
+    settings = plan.prechecked.trainer
     batch_size = plan.config["data"]["batch_size"]
     micro_batch = max(1, batch_size // (settings.accumulate * settings.devices))
     device = torch.device(pick_device(settings.accelerator))

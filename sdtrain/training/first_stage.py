@@ -141,8 +141,8 @@ def estimate_line(plan: Plan, overrides: list[str], data: PictureData) -> str:
     """Return a line with the estimated time of the first stage and of the run after it."""
     flags, words = read_flags(first_stage_words(plan.config, overrides))
     stage = make_plan(precheck_config(compose_config(PRIMARY, words, flags), words))
-    first_images = stage.draft.trainer.max_images
-    run_images = plan.draft.trainer.max_images
+    first_images = stage.prechecked.trainer.max_images
+    run_images = plan.prechecked.trainer.max_images
     return estimate(stage, plan, data).line(first_images, run_images)
 
 

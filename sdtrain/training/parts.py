@@ -80,7 +80,7 @@ def build_parts(plan: Plan, data: PictureData, run_dir: Path, progress: Progress
     """
     config = plan.config
     notes = [*extras_of(data).notes, *_held_out_lines(config, data)]
-    if plan.draft.trains_autoencoder:
+    if plan.prechecked.trains_autoencoder:
         module = _autoencoder_module(config, plan, progress)
         collate = plain_collate(config, module.latent_shape(data.image_size))
         parts = Parts(data, module, _datamodule(plan, data, collate, progress), notes)
@@ -174,7 +174,7 @@ def _datamodule(plan: Plan, data: PictureData, collate: Collate, progress: Progr
         seed=config["seed"],
         collate=collate,
         progress=progress,
-        accumulate=plan.draft.trainer.accumulate,
+        accumulate=plan.prechecked.trainer.accumulate,
         skipped=None if limit is None else Skipped(limit=limit, warn=warn),
     )
 
@@ -211,7 +211,7 @@ def keep_files_for_sampling(folder: RunFolder, plan: Plan, parts: Parts) -> None
     """Write what sampling needs without the data into the run's folder, on rank 0: the data record,
     small files that the model reads, and a copy of the autoencoder. Raises StorageError.
     """
-    if global_rank() > 0 or plan.draft.trains_autoencoder:
+    if global_rank() > 0 or plan.prechecked.trains_autoencoder:
         return
     data = parts.data
     model = parts.module.model

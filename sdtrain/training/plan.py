@@ -24,12 +24,12 @@ from sdtrain.training.trainer import build_strategy
 class Plan:
     """What a run, or an arm of a sweep, is going to train. Immutable.
 
-    draft: the user's settings. notes: lines to print about keys that were adjusted to fit those
-    typed on the command line. drawing: how samples are drawn during training; None for an
+    prechecked: the user's settings. notes: lines to print about keys that were adjusted to fit
+    those typed on the command line. drawing: how samples are drawn during training; None for an
     autoencoder.
     """
 
-    draft: PrecheckedConfig
+    prechecked: PrecheckedConfig
     _config: dict = field(repr=False)
     notes: tuple[str, ...]
     drawing: Drawing | None
@@ -41,7 +41,7 @@ class Plan:
 
     def optimisation(self) -> Optimisation:
         """Build a new Optimisation from the configuration."""
-        trainer = self.draft.trainer
+        trainer = self.prechecked.trainer
         return Optimisation(
             optimizer=build(self._config["optimizer"], "optimizer"),
             lr_schedule=build(self._config["lr_schedule"], "lr_schedule"),
@@ -51,26 +51,26 @@ class Plan:
         )
 
 
-def make_plan(draft: PrecheckedConfig) -> Plan:
+def make_plan(prechecked: PrecheckedConfig) -> Plan:
     """Check all that needs torch but neither data nor weights, and return the plan.
 
     Raises UserError before anything is loaded or trained.
     """
-    checker = Checker(draft.typed)
-    config = _check_nodes(draft.config, checker)
-    notes = [*checker.notes, *_fit_lr_schedule(config, draft)]
+    checker = Checker(prechecked.typed)
+    config = _check_nodes(prechecked.config, checker)
+    notes = [*checker.notes, *_fit_lr_schedule(config, prechecked)]
     drawing = None
-    if not draft.trains_autoencoder:
+    if not prechecked.trains_autoencoder:
         config["schedule"] = inline_table(config["schedule"])
-        config["weighting"], note = choose_weighting(config, draft.typed)
+        config["weighting"], note = choose_weighting(config, prechecked.typed)
         if note:
             notes.append(note)
         drawing = _check_drawings(config)
-    plan = Plan(draft, config, tuple(notes), drawing)
+    plan = Plan(prechecked, config, tuple(notes), drawing)
     check_optimizer(plan.optimisation(), config, [torch.nn.Parameter(torch.zeros(2, 2))])
     build_strategy(config["strategy"])
-    check_callbacks(plan.config, drawing, draft.trainer)
-    check_logger(config.get("logger"), draft.typed)
+    check_callbacks(plan.config, drawing, prechecked.trainer)
+    check_logger(config.get("logger"), prechecked.typed)
     return plan
 
 
@@ -87,7 +87,7 @@ def _check_nodes(config: dict, checker: Checker) -> dict:
     return checked
 
 
-def _fit_lr_schedule(config: dict, draft: PrecheckedConfig) -> list[str]:
+def _fit_lr_schedule(config: dict, prechecked: PrecheckedConfig) -> list[str]:
     """Shorten a cosine schedule's warm-up to a tenth of the run in `config`, unless the user typed
     its length.
 
@@ -95,14 +95,14 @@ def _fit_lr_schedule(config: dict, draft: PrecheckedConfig) -> list[str]:
     a time limit that may end the run before its schedule.
     """
     node = config["lr_schedule"]
-    trainer = draft.trainer
+    trainer = prechecked.trainer
     name = node["_target_"].removeprefix(f"{optimisation.__name__}.")
     if name not in ("Constant", "Cosine"):
         return []  # a schedule of the user's
     notes = []
     tenth = trainer.max_images // 10
     warmup = node.get("warmup_images", 0)
-    if name == "Cosine" and warmup > tenth and "lr_schedule.warmup_images" not in draft.typed:
+    if name == "Cosine" and warmup > tenth and "lr_schedule.warmup_images" not in prechecked.typed:
         node["warmup_images"] = tenth
         notes.append(
             f"lr_schedule.warmup_images={tenth} is used instead of {warmup}: a tenth of "

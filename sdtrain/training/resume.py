@@ -32,7 +32,7 @@ def checkpoint_to_resume(run: Run, plan: Plan, parts: Parts, config: str) -> Pat
 
     config: this run's yaml.
     """
-    resume = plan.draft.resume
+    resume = plan.prechecked.resume
     if resume == "never":
         return None
     checkpoints = list_checkpoints(run.folder.path)
@@ -55,7 +55,7 @@ def checkpoint_to_resume(run: Run, plan: Plan, parts: Parts, config: str) -> Pat
 def _announce_resume(run: Run, plan: Plan, parts: Parts, checkpoint: Path, config: str) -> None:
     """Print the checkpoint and what has changed since it. Raises UserError if it does not fit."""
     new = OmegaConf.to_container(OmegaConf.create(config))
-    allowed = plan.draft.resume_allow
+    allowed = plan.prechecked.resume_allow
     for line in check_changes(checkpoint, new, parts.module, allowed):
         run.console.print(line, soft_wrap=True)
     run.console.print(f"Resuming from {checkpoint}", soft_wrap=True)
@@ -131,7 +131,7 @@ def _shapes(weights: dict[str, torch.Tensor]) -> dict[str, list[int]]:
     return {name: list(tensor.shape) for name, tensor in weights.items()}
 
 
-def newest_unfinished(draft: PrecheckedConfig) -> Path | None:
+def newest_unfinished(prechecked: PrecheckedConfig) -> Path | None:
     """Return the folder of the newest run under runs/NAME that has a checkpoint, has not finished
     and may be resumed with this configuration.
 
@@ -139,14 +139,14 @@ def newest_unfinished(draft: PrecheckedConfig) -> Path | None:
     reports that.
     """
     try:
-        plan = make_plan(draft)
+        plan = make_plan(prechecked)
     except UserError:
         return None
     config = redacted(plan.config)
     statuses = Path("runs", config["name"]).glob(f"*/{RunFolder(Path()).status.name}")
     for status in sorted(statuses, key=lambda path: path.stat().st_mtime, reverse=True):
         run = RunFolder(status.parent)
-        if _has_checkpoint(run) and _is_resumable(run, config, draft.resume_allow):
+        if _has_checkpoint(run) and _is_resumable(run, config, prechecked.resume_allow):
             return run.path.resolve()
     return None
 

@@ -31,7 +31,7 @@ from sdtrain.training.summary import print_plan, print_result
 from sdtrain.training.trainer import build_strategy, check_devices, make_trainer
 
 
-def train(draft: PrecheckedConfig, run_dir: Path) -> None:
+def train(prechecked: PrecheckedConfig, run_dir: Path) -> None:
     """Train one run, whose folder the caller has locked.
 
     Raises UserError or Interrupted if it does not finish; once training has begun, status.json
@@ -46,9 +46,9 @@ def train(draft: PrecheckedConfig, run_dir: Path) -> None:
         force_terminal=sys.stdout.isatty(),
     )
     set_lightning_rank()
-    plan = make_plan(draft)
+    plan = make_plan(prechecked)
     check_arm_digest(plan.config)
-    progress = Progress(plan.config["data"]["batch_size"], draft.trainer.max_images)
+    progress = Progress(plan.config["data"]["batch_size"], prechecked.trainer.max_images)
     run = Run(RunFolder(run_dir), progress, console)
     with outcome_recorded(run):
         train_plan(plan, run)
@@ -58,7 +58,7 @@ def train_plan(plan: Plan, run: Run) -> None:
     """Train the first stage, build data and model, choose the checkpoint to resume from, build the
     callbacks, and fit.
     """
-    settings = plan.draft.trainer
+    settings = plan.prechecked.trainer
     run.signals.install()
     for note in plan.notes:
         run.console.print(note)
@@ -83,9 +83,9 @@ def train_plan(plan: Plan, run: Run) -> None:
         signals=run.signals,
     )
     resumed = CheckpointFolder(checkpoint).images_seen if checkpoint else 0
-    logger = make_logger(plan.config, plan.draft.typed, run.folder, config, resumed)
+    logger = make_logger(plan.config, plan.prechecked.typed, run.folder, config, resumed)
     strategy = build_strategy(plan.config["strategy"])
-    saving = plan.draft.checkpoint
+    saving = plan.prechecked.checkpoint
     checkpoint_io = FolderIO(
         config=config, keep=saving.keep, max_failed_saves=saving.max_failed_saves, warn=warn
     )

@@ -25,13 +25,13 @@ def run_dir_overrides(arguments: list[str]) -> list[str]:
         return []
     folder = None
     if typed.get("resume", "auto" if flags else "never") != "never":
-        draft = precheck_config(compose_config("train", words, flags), words)
-        if draft.resume != "never":
+        prechecked = precheck_config(compose_config("train", words, flags), words)
+        if prechecked.resume != "never":
             # Lightning reads the launchers' environment variables when it is imported.
-            rank_for_config(draft.trainer.devices, is_one_process=draft.is_one_process)
+            rank_for_config(prechecked.trainer.devices, is_one_process=prechecked.is_one_process)
             from sdtrain.training.resume import newest_unfinished
 
-            folder = newest_unfinished(draft)
+            folder = newest_unfinished(prechecked)
     if folder is None and is_started_by_launcher() and rank_before_config(typed) > 0:
         folder = tempfile.mkdtemp()
     return [f"hydra.run.dir={quoted(str(folder))}"] if folder else []

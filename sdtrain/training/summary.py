@@ -25,7 +25,7 @@ Rows = list[tuple[str, str]]
 def print_plan(run: Run, plan: Plan, parts: Parts) -> None:
     """Print what is trained, on what, for how long, and where it is written."""
     config = plan.config
-    trainer = plan.draft.trainer
+    trainer = plan.prechecked.trainer
     train = len(parts.datamodule.train)
     held_out = len(parts.datamodule.validation)
     size = parts.data.image_size
@@ -41,7 +41,7 @@ def print_plan(run: Run, plan: Plan, parts: Parts) -> None:
 
 
 def _model_rows(plan: Plan, parts: Parts) -> Rows:
-    if plan.draft.trains_autoencoder:
+    if plan.prechecked.trains_autoencoder:
         return [("trains", f"AutoencoderKL {_count(parts.module.parameters())} parameters")]
     config = plan.config
     model: LatentDiffusion = parts.module.model
@@ -120,7 +120,7 @@ def _next_command(run: Run, plan: Plan, parts: Parts, averaged: bool) -> str | N
     None if sdtrain-sample cannot supply all conditions that the model reads.
     """
     folder = run.folder
-    if plan.draft.trains_autoencoder:
+    if plan.prechecked.trains_autoencoder:
         return _diffusion_command(folder, plan)
     reads = parts.module.model.conditioner.reads
     if "depth" in reads:

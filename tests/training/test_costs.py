@@ -34,14 +34,14 @@ def default(composed, tmp_path_factory):
     """The parts of the default run, in one process with one thread."""
     words = ["trainer.accelerator=cpu", "trainer.threads=1", "logger=none"]
     plan = make_plan(precheck_config(composed(*words), words))
-    progress = Progress(plan.config["data"]["batch_size"], plan.draft.trainer.max_images)
+    progress = Progress(plan.config["data"]["batch_size"], plan.prechecked.trainer.max_images)
     data = build_data(plan.config["data"])
     parts = build_parts(plan, data, tmp_path_factory.mktemp("costs"), progress)
     one_rank = SimpleNamespace(reduce=lambda value, **_: value)
     parts.module.trainer = SimpleNamespace(strategy=one_rank)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield parts, plan.draft.checkpoint.every
+    yield parts, plan.prechecked.checkpoint.every
     torch.set_num_threads(threads)
 
 

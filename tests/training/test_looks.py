@@ -278,7 +278,7 @@ def default(composed, tmp_path_factory):
         parts = build_parts(plan, build_data(plan.config["data"]), folder, progress)
         found = build_callbacks(
             plan.config,
-            plan.draft.trainer,
+            plan.prechecked.trainer,
             run_dir=folder,
             data=parts.data,
             drawing=plan.drawing,
@@ -334,8 +334,8 @@ def test_a_share_of_noise_levels_is_of_an_earlier_version(composed, tiny, capsys
     """In a yaml it is told, on the command line it is refused."""
     cfg = composed(*tiny())
     cfg["callbacks"]["noise_levels"]["share"] = 0.02
-    draft = precheck_config(cfg, [])
+    prechecked = precheck_config(cfg, [])
     assert "callbacks.noise_levels.share" in capsys.readouterr().err
-    assert "share" not in draft.config["callbacks"]["noise_levels"]
+    assert "share" not in prechecked.config["callbacks"]["noise_levels"]
     del cfg["looks"]
     assert precheck_config(cfg, []).looks.share == 0.05

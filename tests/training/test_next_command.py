@@ -45,7 +45,7 @@ def next_command(conditioner, prompt: str, folder, averaged: bool = True) -> str
     model = SimpleNamespace(conditioner=conditioner)
     data = SimpleNamespace(example_prompts=lambda count: [prompt] * count)
     parts = SimpleNamespace(module=SimpleNamespace(model=model), data=data)
-    plan = SimpleNamespace(draft=SimpleNamespace(trains_autoencoder=False))
+    plan = SimpleNamespace(prechecked=SimpleNamespace(trains_autoencoder=False))
     return _next_command(SimpleNamespace(folder=RunFolder(folder)), plan, parts, averaged)
 
 

@@ -23,7 +23,7 @@ def make_ranks(plan: Plan, run: Run, config: str) -> Ranks | None:
 
     config: the run's yaml, which must be the same on all ranks.
     """
-    if plan.draft.is_one_process:
+    if plan.prechecked.is_one_process:
         return None
     return Ranks(
         rank=global_rank(),
@@ -42,7 +42,7 @@ def make_input_watch(plan: Plan, run: Run) -> InputWatch:
     """
     return InputWatch(
         timeout=plan.config["data"]["timeout"],
-        signals=run.signals if plan.draft.is_one_process else None,
+        signals=run.signals if plan.prechecked.is_one_process else None,
         progress=run.progress,
         end_process=run.end_process,
     )
@@ -63,11 +63,11 @@ def order_callbacks(plan: Plan, run: Run, callbacks: CallbackSet) -> OrderedCall
     """
     stopping = Stopping(
         signals=run.signals,
-        max_minutes=plan.draft.trainer.max_minutes,
+        max_minutes=plan.prechecked.trainer.max_minutes,
         progress=run.progress,
     )
     checkpoints = Checkpoints(
-        settings=plan.draft.checkpoint,
+        settings=plan.prechecked.checkpoint,
         run_dir=run.folder.path,
         stopping=stopping,
         progress=run.progress,
@@ -75,7 +75,7 @@ def order_callbacks(plan: Plan, run: Run, callbacks: CallbackSet) -> OrderedCall
     bar = ProgressBar(metrics_log=callbacks.metrics_log, console=run.console)
     looks = Looks(
         looks=callbacks.looks,
-        share=plan.draft.looks.share,
+        share=plan.prechecked.looks.share,
         stopping=stopping,
         checkpoints=checkpoints,
         metrics_log=callbacks.metrics_log,

@@ -83,12 +83,12 @@ def test_a_draft_and_a_plan_never_change(composed):
     words = ["data=images", "data.path=x", "weighting=edm", "schedule=cosine"]
     cfg = composed(*words)
     before = copy.deepcopy(cfg)
-    draft = precheck_config(cfg, words)
-    plan = make_plan(draft)
+    prechecked = precheck_config(cfg, words)
+    plan = make_plan(prechecked)
     assert cfg == before
-    draft.config["seed"] = 5
+    prechecked.config["seed"] = 5
     plan.config["model"]["caption_dropout"] = 2.0
-    assert draft.config["seed"] == 0
+    assert prechecked.config["seed"] == 0
     assert plan.config["model"]["caption_dropout"] == 0.1
     with pytest.raises(AttributeError):
         plan.notes = ()
@@ -97,9 +97,9 @@ def test_a_draft_and_a_plan_never_change(composed):
 def test_what_makes_way_is_in_the_plan_alone(composed):
     """An experiment's weighting that does not suit what was typed."""
     words = ["schedule=flow", "prediction=flow"]
-    draft = precheck_config(composed(*words), words)
-    plan = make_plan(draft)
-    assert draft.config["weighting"]["_target_"].endswith("Debiased")
+    prechecked = precheck_config(composed(*words), words)
+    plan = make_plan(prechecked)
+    assert prechecked.config["weighting"]["_target_"].endswith("Debiased")
     assert plan.config["weighting"]["_target_"].endswith("Simple")
     assert len(plan.notes) == 1
     words.append("weighting=debiased")
