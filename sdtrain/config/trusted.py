@@ -124,7 +124,7 @@ def check_targets(node: Any, allow: Iterable[str]) -> None:
         if package != "sdtrain":
             remedy = f"If you trust the package, add allow=[{package}]."
         raise UserError(
-            f"The checkpoint wants to build {target}, which is not a part that sdtrain builds",
+            f"The checkpoint's configuration names {target}, which is not a part of sdtrain",
             key="allow",
             remedy=remedy,
         )

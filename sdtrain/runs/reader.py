@@ -157,7 +157,7 @@ def read_run(name: str, folder: Path) -> RunRecord:
         state = f"with a {files.config.name} that cannot be read"
     elif not config and state in ("unknown", "finished"):
         # A run that was refused when it was built has the state "failed" instead.
-        state = "not begun"
+        state = "not started"
     lines = read_metrics(files.metrics)
     images_seen = _number(status, "images_seen") or 0
     if state == "running":

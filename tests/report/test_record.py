@@ -151,7 +151,7 @@ def test_an_arm_that_has_never_begun_is_in_the_report(write, errors, read, summa
     sweep = write("a", errors(16, 1.0)).parent
     write("c", errors(16, 1.0), config={"x": 1})
     (sweep / "sweep.json").write_text(json.dumps({"command": [], "arms": ["a", "b", "c"]}))
-    assert "not finished: b, not begun at 0 images" in summary_of(sweep)
+    assert "not finished: b, not started at 0 images" in summary_of(sweep)
     differ = text_of(configuration_section(read(sweep)))
     assert "| x |" in differ
     assert "optimizer.lr" not in differ  # of b nothing is known: that is no difference
