@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from sdtrain.config.precheck import precheck_config
 from sdtrain.data.images import Images
 from sdtrain.data.skipped import Skipped
 from sdtrain.errors import DataError, UserError
@@ -174,8 +175,8 @@ def train(here, tiny, folder, tmp_path):
         "model/autoencoder=pixels",
         "data.image_size=16",
         "data.num_workers=0",
-        "callbacks.samples.every=0",
-        "validation.num_images=4",
+        "callbacks=none",
+        "validation=none",
         "data.validation_fraction=0.25",
     )
     return lambda *more, run="run": here(
@@ -259,15 +260,14 @@ def test_a_resumed_run_goes_on_counting_and_ends_in_the_same_weights(train, save
     )
 
 
-def test_a_bound_on_nothing_is_refused(train):
-    result = train("data.max_skipped=2")
-    assert (
-        result.code == 2
-        and "data.max_skipped has no effect with data.on_error=fail" in result.paragraph
-    )
+def test_a_bound_on_nothing_is_refused(composed, tmp_path):
+    words = ["data=images", f"data.path={tmp_path}", "data.max_skipped=2"]
+    with pytest.raises(UserError, match="no effect with data.on_error=fail") as refused:
+        precheck_config(composed(*words), words)
+    assert refused.value.key == "data.max_skipped"
 
 
-@pytest.mark.parametrize("bounded", [True, False])
+@pytest.mark.parametrize("bounded", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_run_with_too_many_ends(train, monkeypatch, bounded):
     """And the twin: without the bound it goes on."""
     if not bounded:
