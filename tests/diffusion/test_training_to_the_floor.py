@@ -111,13 +111,8 @@ def objective_of(schedule, prediction):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("schedule", "prediction", "close"),
-    [
-        (linear, Epsilon, 0.005),
-        (cosine_log_snr, V, 0.005),
-        (flow, Flow, 0.005),
-        (cosine_log_snr, X0, 0.02),
-    ],
-    ids=["linear-epsilon", "cosine_log_snr-v", "flow-flow", "cosine_log_snr-x0"],
+    [(linear, Epsilon, 0.005), (flow, Flow, 0.005)],
+    ids=["linear-epsilon", "flow-flow"],
 )
 def test_a_small_network_reaches_the_floor(schedule, prediction, close):
     """In mean squared error of the own target. The exact network is the floor: nothing lies below

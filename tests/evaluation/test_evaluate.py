@@ -97,6 +97,7 @@ def test_each_arm_of_a_sweep_is_measured(here, sweep, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a", "z"]
     assert numbers(tmp_path / "out" / "a")["checkpoint"] == str(list_checkpoints(sweep / "a")[-1])
     assert "no checkpoint" in result.out
+    assert "not evaluated: " in result.out
     # Unless told otherwise each is written into its own run.
     result = here("sdtrain-evaluate", f"checkpoint={sweep}", *QUICK, "ema=false")
     assert result.code == 0, result.err
