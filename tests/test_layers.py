@@ -1,6 +1,7 @@
 """A module imports only from lower lines; rooms on one line do not import each other."""
 
 import ast
+import functools
 import itertools
 import re
 import subprocess
@@ -61,6 +62,9 @@ def imported(tree: ast.AST, module: str, is_package: bool) -> Iterator[tuple[int
             yield from ((node.lineno, f"{origin}.{alias.name}") for alias in node.names)
 
 
+parsed = functools.cache(ast.parse)
+
+
 def imports(sources: dict[str, str]) -> Iterator[tuple[str, str | None, str, str]]:
     """(place, room that imports, room that is imported, dotted name) of every import between rooms.
 
@@ -71,7 +75,7 @@ def imports(sources: dict[str, str]) -> Iterator[tuple[str, str | None, str, str
         is_package = parts[-1] == "__init__"
         module = ".".join(["sdtrain", *(parts[:-1] if is_package else parts)])
         here = room_of(module)
-        for line, name in imported(ast.parse(text), module, is_package):
+        for line, name in imported(parsed(text), module, is_package):
             there = room_of(name)
             if there is None or there == here or (here is not None and there == "__version__"):
                 continue
@@ -90,6 +94,7 @@ def violations(sources: dict[str, str]) -> list[str]:
     return found
 
 
+@functools.cache
 def sources() -> dict[str, str]:
     return {
         path.relative_to(PACKAGE).as_posix(): path.read_text()
@@ -214,7 +219,7 @@ def too_large(sources: dict[str, str]) -> list[str]:
         most = LONGEST_COMMAND if path.startswith("commands/") else LONGEST_FILE
         if lines > most:
             found.append(f"{path}: {lines} lines")
-        for node in functions(ast.parse(text)):
+        for node in functions(parsed(text)):
             size = node.end_lineno - node.lineno + 1
             arguments = [each.arg for each in (*node.args.posonlyargs, *node.args.args)]
             arguments = [name for name in arguments if name not in ("self", "cls")]
