@@ -218,11 +218,13 @@ def test_a_run_of_an_earlier_version_is_taken_for_the_arm_that_it_is(
     renamed = renamed.replace("sdtrain.config.schema.", "sdtrain.cli.trainer.")
     assert renamed.count("sdtrain.optimisation.") == renamed.count("sdtrain.cli.trainer.") == 1
     (arm / "config.yaml").write_text(renamed)
+    before = (arm / "status.json").stat().st_mtime_ns
     with pytest.raises(SystemExit) as left:
         run_sweep(precheck(tmp_path, "seed=0", "seed=1", prefix="echo"))
     assert left.value.code == 1
     printed = capsys.readouterr().out
     assert "seed=0: finished earlier" in printed
+    assert (arm / "status.json").stat().st_mtime_ns == before
     assert "seed=1: not finished" in printed
     assert "Set hydra.launcher.prefix" in printed
     assert "1 of 2 arms are finished" in printed

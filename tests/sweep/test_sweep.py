@@ -39,56 +39,6 @@ def states(folder) -> dict[str, str]:
     return found
 
 
-def test_a_sweep_is_evaluated_arm_by_arm(here, tiny_run, tmp_path):
-    (tmp_path / "a").symlink_to(tiny_run)
-    record = tmp_path / "sweep.json"
-    record.write_text(json.dumps({"command": [], "arms": ["a", "b"]}))
-    words = [
-        "sdtrain-evaluate",
-        f"checkpoint={tmp_path}",
-        "num_images=2",
-        "steps=2",
-        f"output={tmp_path}/out",
-    ]
-    result = here(*words)
-    assert result.code == 0, result.err
-    assert re.search("b\nno checkpoint", result.out)
-    (tmp_path / "c" / "checkpoints" / "000000000008").mkdir(parents=True)
-    record.write_text(json.dumps({"command": [], "arms": ["c", "a"]}))
-    result = here(*words)
-    assert result.code == 2
-    assert "c could not be evaluated" in result.paragraph
-    assert "not evaluated" in result.out
-    assert "colour" in result.out
-    numbers = json.loads((tmp_path / "out" / "a" / "evaluation.json").read_text())
-    assert numbers["prompt_accuracy"]
-    assert not (tmp_path / "out" / "b").exists()
-
-
-@pytest.mark.slow
-def test_a_failed_arm_is_reported_while_others_go_on_and_the_same_command_finishes_the_rest(
-    tiny, tmp_path
-):
-    words = tiny("optimizer.lr=0.001,1e30", "callbacks.samples.every=0")
-    printed, code = run_sweep(tmp_path, *words)
-    assert code == 4, printed
-    assert states(tmp_path) == {
-        "optimizer.lr=0.001": "finished",
-        "optimizer.lr=1e+30": "diverged",
-    }
-    assert "optimizer.lr=1e+30: exited with 4 after" in printed
-    assert "The loss or the gradient was not finite" in printed
-    assert "Not finished: optimizer.lr=1e+30 (4)" in printed
-    assert "1 of 2 arms are finished" in printed
-    (done,) = tmp_path.glob("runs/*/*/optimizer.lr=0.001/status.json")
-    before = done.stat().st_mtime_ns
-    printed, code = run_sweep(tmp_path, *words)
-    assert code == 4
-    assert "optimizer.lr=0.001: finished earlier" in printed
-    assert done.stat().st_mtime_ns == before
-    assert len(list(tmp_path.glob("runs/shapes/*"))) == 1
-
-
 def wait_for_checkpoint(sweep: subprocess.Popen, folder, arm: str) -> None:
     while not list(folder.glob(f"runs/*/*/{arm}/checkpoints/[0-9]*/manifest.json")):
         assert sweep.poll() is None
@@ -135,31 +85,41 @@ def test_two_arms_of_two_ranks_one_killed_and_finished_by_the_same_command(tiny,
 
 
 @pytest.mark.slow
-def test_an_interrupted_sweep_goes_on_to_the_same_weights(tiny, saved, tmp_path):
+def test_an_interrupted_sweep_goes_on_to_the_same_weights_and_reports_a_failed_arm(
+    here, tiny, saved, tmp_path
+):
     words = tiny(
-        "seed=0,1",
+        "optimizer.lr=0.001,1e30",
         "trainer.max_images=320",
         "callbacks.samples.every=0",
         "callbacks.noise_levels.every=0",
         "validation.every=0",
     )
-    straight = tmp_path / "straight"
-    straight.mkdir()
-    assert run_sweep(straight, *words)[1] == 0
     running = start_sweep(tmp_path, *words)
-    wait_for_checkpoint(running, tmp_path, "seed=0")
+    wait_for_checkpoint(running, tmp_path, "optimizer.lr=0.001")
     running.send_signal(signal.SIGHUP)
     printed = running.communicate(timeout=300)[0]
     assert running.returncode == 143, printed
     assert "the same command resumes" in printed
-    assert "seed=1: starts" not in printed
-    assert run_sweep(tmp_path, *words)[1] == 0
-    for seed in (0, 1):
-        ours = saved(next(tmp_path.glob(f"runs/*/*/seed={seed}")))
-        theirs = saved(next(straight.glob(f"runs/*/*/seed={seed}")))
-        assert ours.keys() == theirs.keys()
-        for name, value in ours.items():
-            assert value.equal(theirs[name]), name
+    assert "optimizer.lr=1e+30: starts" not in printed
+    assert states(tmp_path) == {"optimizer.lr=0.001": "interrupted"}
+
+    printed, code = run_sweep(tmp_path, *words)
+    assert code == 4, printed
+    assert states(tmp_path) == {
+        "optimizer.lr=0.001": "finished",
+        "optimizer.lr=1e+30": "diverged",
+    }
+    assert "optimizer.lr=1e+30: exited with 4 after" in printed
+    assert "Not finished: optimizer.lr=1e+30 (4)" in printed
+    assert "1 of 2 arms are finished" in printed
+    assert len(list(tmp_path.glob("runs/shapes/*"))) == 1
+
+    straight = [word for word in words if not word.startswith("optimizer.lr=")]
+    result = here("sdtrain", *straight, "optimizer.lr=0.001", f"hydra.run.dir={tmp_path}/straight")
+    assert result.code == 0, result.err
+    (interrupted,) = tmp_path.glob("runs/*/*/optimizer.lr=0.001")
+    assert same(saved(interrupted), saved(tmp_path / "straight"))
 
 
 @pytest.mark.slow
