@@ -109,7 +109,7 @@ def pairs():
             yield schedule, predictions[(2 * place + step) % len(predictions)]
 
 
-@pytest.mark.parametrize(("schedule", "prediction"), pairs())
+@pytest.mark.parametrize(("schedule", "prediction"), list(pairs()))
 def test_the_ideal_denoiser_of_gaussian_latents_has_the_closed_form(schedule, prediction):
     schedule, prediction = made(SCHEDULES[schedule]), made(PREDICTIONS[prediction])
     try:
