@@ -2,6 +2,7 @@
 own (`command`)."""
 
 import contextlib
+import copy
 import functools
 import importlib
 import io
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from reading import newest, tensors
+from reading import SMALL, newest, tensors
 
 MODULES = {"sdtrain": "train"}
 """Of a command under sdtrain.commands, where it is not called alike."""
@@ -31,11 +32,7 @@ TINY = [
     "data.batch_size=8",
     "data.size=64",
     "data.validation_size=16",
-    "model.unet.block_channels=[16,16]",
-    "model.unet.norm_groups=8",
-    "model.unet.head_dim=8",
-    "model.conditioner.context_dim=16",
-    "model.conditioner.layers=1",
+    *SMALL,
     "model.block_channels=[8,8,8]",
     "model.norm_groups=4",
     "logger=none",
@@ -71,13 +68,67 @@ class Result:
 
 @pytest.fixture(scope="session")
 def composed():
-    """What a command's overrides make of its configuration."""
+    """What a command's overrides make of its configuration. Hydra is asked once for each."""
     from sdtrain.config.compose import compose_config
 
-    def cfg(*overrides: str, config: str = "train") -> dict:
+    @functools.cache
+    def cached(config: str, overrides: tuple[str, ...]) -> dict:
         return compose_config(config, list(overrides))
 
+    def cfg(*overrides: str, config: str = "train") -> dict:
+        return copy.deepcopy(cached(config, overrides))
+
     return cfg
+
+
+@pytest.fixture(scope="session")
+def planned(composed):
+    """planned("seed=1", ...) -> the plan of a run. config: instead of what the words compose."""
+    from sdtrain.config.precheck import precheck_config
+    from sdtrain.training.plan import make_plan
+
+    def plan(*words: str, config: dict | None = None):
+        return make_plan(precheck_config(config or composed(*words), words))
+
+    return plan
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory):
+    """built(PLAN) -> data, model and loaders, as a run builds them before it trains."""
+    from sdtrain.assemble.model import build_data
+    from sdtrain.training.parts import build_parts
+    from sdtrain.training.progress import Progress
+    from sdtrain.training.trainer import check_devices
+
+    folder = tmp_path_factory.mktemp("built")
+
+    def build(plan):
+        check_devices(plan.draft.trainer)
+        progress = Progress(plan.config["data"]["batch_size"], plan.draft.trainer.max_images)
+        return build_parts(plan, build_data(plan.config["data"]), folder, progress)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def refused(planned, built):
+    """refused("seed=x", ...) -> the error with which a run ends before it has begun. config:
+    instead of what the words compose."""
+    from sdtrain.config.boundary import CONFIGURATION_ERRORS, as_user_error
+    from sdtrain.config.compose import known_keys
+    from sdtrain.errors import UserError
+
+    def error_of(*words: str, config: dict | None = None) -> UserError:
+        try:
+            built(planned(*words, config=config))
+        except CONFIGURATION_ERRORS as error:
+            return as_user_error(error, lambda: known_keys("train"), words)
+        except UserError as error:
+            return error
+        raise AssertionError(f"{words} is not refused")
+
+    return error_of
 
 
 @pytest.fixture(scope="session")
@@ -256,6 +307,19 @@ def tiny_run(here, tiny, tmp_path_factory):
     run = tmp_path_factory.mktemp("tiny") / "run"
     result = here("sdtrain", *tiny(), f"hydra.run.dir={run}")
     assert result.code == 0, result.err
+    return run
+
+
+@pytest.fixture
+def run_of(here, tiny, tmp_path):
+    """run_of(NAME, "seed=1", ...) -> the folder of that name, in which a run has finished."""
+
+    def run(name: str, *words: str) -> Path:
+        folder = tmp_path / name
+        result = here("sdtrain", *tiny(*words), f"hydra.run.dir={folder}")
+        assert result.code == 0, result.err
+        return folder
+
     return run
 
 

@@ -34,6 +34,7 @@ BATCH = 32
 
 SIGINT = signal.SIGINT
 SIGTERM = signal.SIGTERM
+SIGKILL = signal.SIGKILL
 
 
 # Guards that are broken: for the twins of what is proven.

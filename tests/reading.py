@@ -1,11 +1,26 @@
-"""What a run has left behind, read back by the tests: not by the code that wrote it."""
+"""What a run has left behind, read back by the tests: not by the code that wrote it. And words
+and values of its configuration."""
 
+import copy
 import json
 from pathlib import Path
 
 import torch
+import yaml
 from safetensors.torch import load_file
 from torch import Tensor
+
+SMALL = [
+    "model.unet.block_channels=[16,16]",
+    "model.unet.norm_groups=8",
+    "model.unet.head_dim=8",
+    "model.conditioner.context_dim=16",
+    "model.conditioner.layers=1",
+]
+"""A network of a few thousand weights."""
+
+BARE = ["callbacks=none", "validation=none"]
+"""Of a run that nobody looks at."""
 
 
 def not_json(constant: str):
@@ -76,3 +91,18 @@ def unfinished_by(words: list[str]) -> Path | None:
     from sdtrain.training.resume import newest_unfinished
 
     return newest_unfinished(precheck_config(compose_config("train", words), words))
+
+
+def with_values(config: dict, *words: str) -> dict:
+    """A copy of a composed configuration with the plain values of KEY=VALUE. For keys that it has,
+    and to which no other key refers: what Hydra would compose, without asking it again."""
+    config = copy.deepcopy(config)
+    for word in words:
+        key, _, value = word.partition("=")
+        *parents, name = key.split(".")
+        node = config
+        for parent in parents:
+            node = node[parent]
+        assert name in node, key
+        node[name] = yaml.safe_load(value)
+    return config
