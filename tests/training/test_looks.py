@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from reading import lines, newest, numbers, same, status, unfinished_by
+from reading import lines, newest, numbers, same, status, unfinished_by, with_values
 
 from sdtrain.assemble.drawing import build_drawing
 from sdtrain.assemble.model import build_data
@@ -31,6 +31,8 @@ from sdtrain.training.progress import Progress
 from sdtrain.training.stopping import Stopping
 
 AT_THE_END = [
+    "trainer.max_images=16",
+    "trainer.log_every=8",
     "callbacks.samples.every=1000000",
     "callbacks.samples.guidance_scales=[1,2]",
     "callbacks.noise_levels.every=1000000",
@@ -38,8 +40,14 @@ AT_THE_END = [
     "validation.every=1000000",
     "checkpoint.keep=8",
 ]
-OFTEN = [*AT_THE_END, "callbacks.samples.every=24", "validation.every=24", "checkpoint.every=48"]
-"""Where there are looks at 24 and 48, a checkpoint at 48 alone."""
+OFTEN = [
+    *AT_THE_END,
+    "trainer.max_images=24",
+    "callbacks.samples.every=8",
+    "validation.every=8",
+    "checkpoint.every=16",
+]
+"""Where there are looks at 8, 16 and 24, and a checkpoint before the end at 16 alone."""
 
 
 def pictures_of(run) -> dict[str, bytes]:
@@ -121,7 +129,7 @@ def test_a_signal_ends_the_last_look_and_it_is_made_later(
     run = tmp_path / "runs" / "shapes" / "run"
     begun = signal_at(call, number)
     result = here("sdtrain", *tiny(*AT_THE_END), f"hydra.run.dir={run}")
-    assert_stopped(run, result, code, 64)
+    assert_stopped(run, result, code, 16)
     assert len(begun) == call - 1 and "after the last step" in result.out
     assert same(saved(run), saved(whole))
     unpatched.undo()
@@ -138,11 +146,11 @@ def test_a_signal_ends_the_last_look_and_it_is_made_later(
 def test_a_signal_in_mid_run_saves_and_the_look_is_made_later(
     here, tiny, saved, unpatched, tmp_path
 ):
-    """Where there is no checkpoint of its own (24), and where there is one (48)."""
+    """Where there is no checkpoint of its own (8), and where there is one (16, 24)."""
     whole = tmp_path / "whole"
     assert here("sdtrain", *tiny(*OFTEN), f"hydra.run.dir={whole}").code == 0
     go_on = Stopping.check_interrupted
-    for place, (call, seen) in enumerate([(3, 24), (11, 48), (20, 64)]):
+    for place, (call, seen) in enumerate([(3, 8), (11, 16), (20, 24)]):
         run = tmp_path / str(place)
         signal_at(call)
         assert_stopped(run, here("sdtrain", *tiny(*OFTEN), f"hydra.run.dir={run}"), 143, seen)
@@ -160,7 +168,7 @@ def test_killed_in_the_last_look_the_last_step_is_there(
     before = f"{__file__}:signal_at(16, signal.SIGKILL)"
     result = command("sdtrain", *tiny(*AT_THE_END), f"hydra.run.dir={run}", before=before)
     assert result.code == -signal.SIGKILL and status(run)["state"] == "running"
-    assert newest(run).name == f"{64:012d}" and same(saved(run), saved(whole))
+    assert newest(run).name == f"{16:012d}" and same(saved(run), saved(whole))
     result = here("sdtrain", *tiny(*AT_THE_END, "resume=must"), f"hydra.run.dir={run}")
     assert result.code == 0, result.err
     assert_same_run(run, whole, saved)
@@ -176,7 +184,7 @@ def test_a_signal_to_a_rank_that_waits_ends_the_look_of_another(command, tiny, s
         run = tmp_path / name[:6]
         before = f"{__file__}:{name}"
         result = command("sdtrain", *words, f"hydra.run.dir={run}", before=before)
-        assert_stopped(run, result, 143, 64)
+        assert_stopped(run, result, 143, 16)
     result = command("sdtrain", *words, "resume=must", f"hydra.run.dir={run}")
     assert result.code == 0, result.err
     assert_same_run(run, whole, saved)
@@ -214,8 +222,15 @@ def test_the_network_is_asked_no_more_than_the_share_allows(here, tiny, monkeypa
             asked.append(len(given[0]))
 
     run = tmp_path / "run"
-    words = ["looks.share=0.8", "callbacks.noise_levels.num_images=16", "model/autoencoder=pixels"]
-    words.append("data.image_size=16")
+    words = [
+        "looks.share=0.8",
+        "trainer.max_images=64",
+        "callbacks.samples.every=24",
+        "validation.every=24",
+        "callbacks.noise_levels.num_images=16",
+        "model/autoencoder=pixels",
+        "data.image_size=16",
+    ]
     hook = torch.nn.modules.module.register_module_forward_hook(count)
     try:
         result = here("sdtrain", *tiny(*OFTEN, *words), f"hydra.run.dir={run}")
@@ -326,8 +341,8 @@ def test_the_default_run_looks_well_for_its_share(default):
 def test_bad_shares(composed):
     for value in ("0", "1.5", "-1", ".nan", "many"):
         with pytest.raises(UserError) as caught:
-            precheck_config(composed(f"looks.share={value}"), [])
-        assert caught.value.key == "looks.share" and caught.value.exit_code == 2
+            precheck_config(with_values(composed(), f"looks.share={value}"), [])
+        assert caught.value.key == "looks.share" and caught.value.exit_code == 2, value
 
 
 def test_a_share_of_noise_levels_is_of_an_earlier_version(composed, tiny, capsys):
