@@ -2,12 +2,16 @@
 
 import json
 import shutil
+from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 import yaml
-from reading import status, unfinished_by
+from reading import BARE, status, with_values
 
+from sdtrain.config.precheck import precheck_config
 from sdtrain.paths import config_dir
+from sdtrain.training.resume import newest_unfinished
 from sdtrain.training.run_dir import run_dir_overrides
 
 NETWORK = """
@@ -33,38 +37,47 @@ def unfinished(tiny_run, tmp_path, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize(
-    "word",
-    [
-        "optimizer.lr=0.1",
-        "trainer.max_images=128",
-        "data.num_workers=1",
-        "steps=3",
-        "schedule=scaled_linear",
-    ],
-)
-def test_an_unfinished_run_is_found_again(tiny, unfinished, word):
-    assert unfinished_by(tiny(word)) == unfinished
+@pytest.fixture
+def found_by(composed, tiny):
+    """found_by("schedule=linear", ...) -> the run that resume=auto would go on with. values: of
+    keys, as with_values takes them."""
+
+    def found(*words: str, values: Iterable[str] = ()) -> Path | None:
+        config = with_values(composed(*tiny(*words)), *values)
+        return newest_unfinished(precheck_config(config, [*words, *values]))
+
+    return found
 
 
-@pytest.mark.parametrize(
-    "word",
-    [
-        "seed=1",
-        "data.seed=1",
-        "schedule=linear",
-        "times.continuous=true",
-        "weighting._target_=sdtrain.diffusion.Other",
-        "model.caption_dropout=0.2",
-        "model/autoencoder=pixels",
-        "model.autoencoder.path=data/../data/shapes_autoencoder",
-        "name=other",
-        "optimizer._target_=torch.optim.RMSprop",
-    ],
-)
-def test_a_run_that_could_not_be_gone_on_with_is_not_found(tiny, unfinished, word):
+def test_an_unfinished_run_is_found_again(found_by, unfinished):
+    """With other speed, another end and other looks; and with a default that is typed."""
+    values = ["optimizer.lr=0.1", "trainer.max_images=128", "data.num_workers=1", "steps=3"]
+    assert found_by("schedule=scaled_linear", values=values) == unfinished
+
+
+OTHER_RUNS = [
+    "schedule=linear",
+    "model/autoencoder=pixels",
+]
+OTHER_VALUES = [
+    "seed=1",
+    "data.seed=1",
+    "times.continuous=true",
+    "weighting._target_=sdtrain.diffusion.Other",
+    "model.caption_dropout=0.2",
+    "model.autoencoder.path=data/../data/shapes_autoencoder",
+    "name=other",
+    "optimizer._target_=torch.optim.RMSprop",
+]
+
+
+def test_a_run_that_could_not_be_gone_on_with_is_not_found(found_by, unfinished):
     """What resume would refuse is another run: then resume=auto starts anew."""
-    assert unfinished_by(tiny(word)) is None
+    for word in OTHER_RUNS:
+        assert found_by(word) is None, word
+    for word in OTHER_VALUES:
+        assert found_by(values=[word]) is None, word
+    assert found_by() == unfinished
 
 
 OWN_CONFIGURATION = [
@@ -89,31 +102,35 @@ def test_a_run_of_the_users_own_configuration_is_found_again(tiny, unfinished, w
 
 
 @pytest.mark.parametrize("part", ["autoencoder", "conditioner"])
-def test_the_hash_of_a_frozen_part_makes_no_other_run(tiny, unfinished, part):
+def test_the_hash_of_a_frozen_part_makes_no_other_run(found_by, unfinished, part):
     """A run writes it once the part is built; who looks for the run has not built it."""
     config = yaml.safe_load((unfinished / "config.yaml").read_text())
     config["model"][part]["sha256"] = "0" * 64
     (unfinished / "config.yaml").write_text(yaml.safe_dump(config))
-    assert unfinished_by(tiny()) == unfinished
+    assert found_by() == unfinished
     config["model"][part]["sha512"] = "0" * 64
     (unfinished / "config.yaml").write_text(yaml.safe_dump(config))
-    assert unfinished_by(tiny()) is None
+    assert found_by() is None
 
 
 @pytest.mark.parametrize("name", ["status.json", "config.yaml"])
-@pytest.mark.parametrize("content", [b"", b"[1]", b"\xff\xfe", b"a: [", b"{}"])
-def test_a_run_whose_files_are_broken_is_not_found(tiny, unfinished, name, content):
-    (unfinished / name).write_bytes(content)
-    assert unfinished_by(tiny()) is None
+def test_a_run_whose_files_are_broken_is_not_found(found_by, unfinished, name):
+    whole = (unfinished / name).read_bytes()
+    for content in (b"", b"[1]", b"\xff\xfe", b"a: [", b"{}"):
+        (unfinished / name).write_bytes(content)
+        assert found_by() is None, content
+    (unfinished / name).write_bytes(whole)
+    assert found_by() == unfinished
 
 
-def test_a_finished_run_and_one_without_a_checkpoint_are_not_found(tiny, unfinished):
-    (unfinished / "status.json").write_text(json.dumps(status(unfinished) | {"state": "finished"}))
-    assert unfinished_by(tiny()) is None
-    (unfinished / "status.json").write_text(json.dumps(status(unfinished) | {"state": "failed"}))
-    assert unfinished_by(tiny()) == unfinished
+def test_a_finished_run_and_one_without_a_checkpoint_are_not_found(found_by, unfinished):
+    left = status(unfinished)
+    (unfinished / "status.json").write_text(json.dumps(left | {"state": "finished"}))
+    assert found_by() is None
+    (unfinished / "status.json").write_text(json.dumps(left | {"state": "failed"}))
+    assert found_by() == unfinished
     shutil.rmtree(unfinished / "checkpoints")
-    assert unfinished_by(tiny()) is None
+    assert found_by() is None
 
 
 @pytest.mark.slow
@@ -123,9 +140,8 @@ def test_an_unfinished_run_with_a_network_of_ones_own_is_found_again(
     (tmp_path / "packages").mkdir()
     (tmp_path / "packages" / "plain_network.py").write_text(NETWORK)
     monkeypatch.syspath_prepend(tmp_path / "packages")
-    words = [
-        word for word in tiny("trainer.max_images=16") if not word.startswith("model.unet.")
-    ] + ["model.unet._target_=plain_network.Plain"]
+    kept = [word for word in tiny(*BARE) if not word.startswith("model.unet.")]
+    words = [*kept, "trainer.max_images=8", "model.unet._target_=plain_network.Plain"]
     assert here("sdtrain", *words, cwd=tmp_path).code == 0
     (run,) = (tmp_path / "runs" / "shapes").iterdir()
     run = run.rename(run.with_name("earlier"))
