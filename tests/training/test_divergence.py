@@ -3,7 +3,7 @@ becomes NaN."""
 
 import pytest
 import torch
-from reading import checkpoints, finite, lines, newest, status
+from reading import BARE, checkpoints, finite, lines, newest, status
 from torch import nn
 
 from sdtrain.errors import DivergedError
@@ -19,6 +19,7 @@ WILD = [
     "checkpoint.every=8",
     "checkpoint.keep=8",
     "callbacks.samples.every=0",
+    "validation=none",
 ]
 
 
@@ -26,7 +27,7 @@ def finite_weights(checkpoint) -> bool:
     return all(finite(read_weights(checkpoint, name)) for name in ("model", "ema"))
 
 
-@pytest.mark.parametrize("fused", ["true", "false"])
+@pytest.mark.parametrize("fused", ["true", pytest.param("false", marks=pytest.mark.slow)])
 def test_divergence_ends_with_4_and_moves_no_weight_to_nan(here, tiny, tmp_path, fused):
     run = tmp_path / "run"
     result = here("sdtrain", *tiny(*WILD, f"optimizer.fused={fused}"), f"hydra.run.dir={run}")
@@ -100,6 +101,7 @@ def test_one_sick_batch_may_be_left_out(here, sick_words, tmp_path):
     assert state["ema_steps"] == 7 and state["skipped_steps"] == 1
 
 
+@pytest.mark.slow
 def test_without_the_guard_they_would_be_nan(here, tiny, tmp_path, monkeypatch):
     """The twin. A second guard looks at what is written."""
 
@@ -114,9 +116,10 @@ def test_without_the_guard_they_would_be_nan(here, tiny, tmp_path, monkeypatch):
     assert result.code == 4 and "it is not saved" in result.paragraph, result.err
 
 
+@pytest.mark.slow
 def test_a_divergence_before_the_first_checkpoint_does_not_speak_of_one(here, tiny, tmp_path):
     run = tmp_path / "run"
-    words = tiny("optimizer.lr=1e30", "checkpoint.every=1000")
+    words = tiny(*BARE, "optimizer.lr=1e30", "checkpoint.every=1000")
     result = here("sdtrain", *words, f"hydra.run.dir={run}")
     assert result.code == 4 and not checkpoints(run), result.err
     assert "last checkpoint is good" not in result.paragraph
@@ -140,14 +143,11 @@ def test_the_error_names_the_samples_whose_own_loss_was_not_finite(times, named)
     steps = [finished(2, [1.0, 2.0], times), finished(4, [1.0, float("nan")], times)]
     bad = bad_steps(steps)
     assert [step.images_seen for step in bad] == [4] and not bad_steps([])
-    error = divergence_error(
-        bad,
-        len(steps),
-        progress=Progress(batch_size=2, max_images=8),
-        lr=0.5,
-        world_size=1,
-        has_checkpoint=False,
-    )
+    given = {"progress": Progress(batch_size=2, max_images=8), "lr": 0.5, "world_size": 1}
+    error = divergence_error(bad, len(steps), **given, has_checkpoint=False)
     assert isinstance(error, DivergedError) and error.key == "optimizer.lr"
     assert "1 of the last 2 optimizer steps, first in step 2, which ended at 4" in str(error)
     assert named in str(error) and "(now 0.5)" in error.remedy
+    assert "last checkpoint is good" not in str(error)
+    later = divergence_error(bad, len(steps), **given, has_checkpoint=True)
+    assert "last checkpoint is good" in str(later)
