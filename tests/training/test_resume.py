@@ -16,8 +16,7 @@ from random import Random
 import pytest
 import torch
 from lightning.pytorch.strategies import Strategy
-from reading import numbers, unfinished_by
-from torch import Tensor
+from reading import SMALL, flattened, newest, numbers, unfinished_by, with_values
 
 from sdtrain.runs.manifest import list_checkpoints, newest_intact
 from sdtrain.runs.resume import compare_configs
@@ -36,28 +35,40 @@ def middle(tiny_run, tmp_path):
     return tmp_path / "run"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("word", "allowed"),
-    [
-        ("weighting=min_snr", "weighting"),
-        ("schedule=linear", "schedule"),
-        ("data.batch_size=16", "data.batch_size"),
-        ("data.seed=4", "data"),
-        ("loss=huber", "loss"),
-        ("model.caption_dropout=0.2", "model.caption_dropout"),
-    ],
-)
-def test_what_would_be_another_run_goes_on_where_it_is_allowed(here, tiny, middle, word, allowed):
-    words = [*tiny(word, "resume=must"), f"hydra.run.dir={middle}"]
+ANOTHER_RUN = [  # what would make it one, and what allows it
+    ("weighting._target_=sdtrain.diffusion.weighting.flat.Flat", "weighting"),
+    ("schedule.beta_end=0.02", "schedule"),
+    ("data.batch_size=16", "data.batch_size"),
+    ("data.seed=4", "data"),
+    ("loss._target_=sdtrain.diffusion.losses.Huber", "loss"),
+    ("model.caption_dropout=0.2", "model.caption_dropout"),
+    ("seed=1", "seed"),
+]
+
+
+@pytest.mark.parametrize(("word", "allowed"), ANOTHER_RUN, ids=[key for _, key in ANOTHER_RUN])
+def test_what_would_be_another_run_is_refused_unless_it_is_allowed(composed, word, allowed):
+    old = composed()
+    new = with_values(old, word)
+    key = word.partition("=")[0]
+    assert list(compare_configs(old, new).refused) == [key]
+    changes = compare_configs(old, new, [allowed])
+    assert list(changes.changed) == [key] and not changes.refused
+
+
+def test_what_would_be_another_run_goes_on_where_it_is_allowed(here, tiny, middle):
+    unseen = ["callbacks.samples.every=0", "validation.every=0"]
+    other = ["weighting=min_snr", "data.batch_size=16"]
+    words = [*tiny(*other, *unseen, "resume=must"), f"hydra.run.dir={middle}"]
     refused = here("sdtrain", *words)
-    assert refused.code == 2 and f"resume_allow=[{allowed.partition('.')[0]}]" in refused.paragraph
-    result = here("sdtrain", *words, f"resume_allow=[{allowed}]")
-    assert (
-        result.code == 0
-        and f"changed since the checkpoint: {allowed.partition('.')[0]}" in result.out
-    ), result.err
+    assert refused.code == 2
+    assert re.search(r"resume_allow=\[(weighting,data|data,weighting)\]", refused.paragraph)
+    result = here("sdtrain", *words, "resume_allow=[weighting,data.batch_size]")
+    assert result.code == 0, result.err
+    for key in ("weighting", "data.batch_size"):
+        assert f"changed since the checkpoint: {key}" in result.out
     assert "resume" not in (middle / "config.yaml").read_text()
+    assert newest(middle).name == f"{64:012d}"
 
 
 def test_what_only_looks_is_applied_and_listed(here, tiny, middle):
@@ -85,7 +96,6 @@ def test_what_only_looks_is_applied_and_listed(here, tiny, middle):
     [
         (["model.unet.block_channels=[16,32]", "resume_allow=[model]"], "do not fit"),
         (["data.batch_size=32", "resume_allow=[data]"], "does not divide"),
-        (["resume_allow=[weightin]"], "Did you mean 'weighting'"),
         (["schedule=linear", "resume_allow=[weighting]"], "resume_allow=[weighting,schedule]"),
     ],
 )
@@ -118,8 +128,9 @@ def test_an_unfinished_run_is_found_again_with_what_is_allowed(
     assert unfinished_by(tiny("schedule=linear", "resume_allow=[schedule]")) == run
 
 
-# The default experiment, shorter: 12 steps of two micro-batches, three epochs.
+# The default experiment of a small network, shorter: 12 steps of two micro-batches, three epochs.
 SHORT = [
+    *SMALL,
     "trainer.max_images=384",
     "data.size=128",
     "data.validation_size=64",
@@ -217,20 +228,14 @@ def resumed_at(out: str) -> int:
 @pytest.mark.parametrize(
     ("lasts", "given", "seen"),
     [
-        ([15], [signal.SIGKILL], 192),
         ([11], [], 192),
-        ([10], [], 160),
-        ([8], [], 128),
         ([8, 8], [], 256),
         ([10, 3], [], 224),
         ([15, 9], [signal.SIGKILL], 320),
         ([1], [signal.SIGTERM, Validation, "look"], 96),
     ],
     ids=[
-        "killed in mid-window",
         "stopped in mid-window",
-        "mid-epoch",
-        "the last batch of an epoch",
         "the last of two epochs",
         "twice in one epoch",
         "killed twice",
@@ -240,7 +245,10 @@ def resumed_at(out: str) -> int:
 def test_interrupted_anywhere_it_ends_in_the_same_bits(
     command, signalled, saved, whole, tmp_path, lasts, given, seen
 ):
-    """lasts: micro-batches of each process, of 16 pictures; 8 are an epoch."""
+    """In mid-window, in mid-epoch, after the last batch of an epoch, and there again.
+
+    lasts: micro-batches of each process, of 16 pictures; 8 are an epoch.
+    """
     run = tmp_path / "run"
     for last in lasts:
         signalled(run, last, *given)
@@ -250,25 +258,10 @@ def test_interrupted_anywhere_it_ends_in_the_same_bits(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 2])
-def test_with_another_number_of_workers_too(command, saved, whole, interrupted, workers):
-    assert (
-        command(
-            "sdtrain",
-            *SHORT,
-            "resume=must",
-            f"data.num_workers={workers}",
-            f"hydra.run.dir={interrupted}",
-        ).code
-        == 0
-    )
+def test_without_workers_too(command, saved, whole, interrupted):
+    words = [*SHORT, "resume=must", "data.num_workers=0", f"hydra.run.dir={interrupted}"]
+    assert command("sdtrain", *words).code == 0
     assert digest(saved(interrupted)) == digest(saved(whole))
-
-
-def way(saved, run) -> Tensor:
-    return torch.cat(
-        [value.double().flatten() for key, value in saved(run).items() if key.startswith("model/")]
-    )
 
 
 @pytest.mark.slow
@@ -280,12 +273,12 @@ def way(saved, run) -> Tensor:
 def test_with_other_ranks_or_windows_it_ends_there_to_rounding(
     command, saved, whole, interrupted, words
 ):
-    middle, end = way(saved, interrupted), way(saved, whole)
+    middle, end = flattened(saved(interrupted)), flattened(saved(whole))
     result = command("sdtrain", *SHORT, *words, "resume=must", f"hydra.run.dir={interrupted}")
     assert result.code == 0 and [line["images_seen"] for line in numbers(interrupted)] == [
         line["images_seen"] for line in numbers(whole)
     ], result.err
-    assert (way(saved, interrupted) - end).norm() < 1e-4 * (end - middle).norm()
+    assert (flattened(saved(interrupted)) - end).norm() < 1e-4 * (end - middle).norm()
 
 
 BROKEN = {
@@ -324,21 +317,20 @@ def test_with_a_guard_broken_it_does_not(command, saved, whole, interrupted, gua
 
 
 @pytest.mark.slow
-def test_killed_three_times_at_random_it_loses_an_interval_at_most(
-    start, command, saved, whole, tmp_path
-):
-    run, random = tmp_path / "run", Random(0)
-    for _ in range(3):
+def test_killed_at_random_it_loses_an_interval_at_most(start, command, saved, whole, tmp_path):
+    run = tmp_path / "run"
+    random = Random(0)
+    for _ in range(2):
         running = start("sdtrain", *SHORT, "resume=auto", f"hydra.run.dir={run}")
         goal = (written(run) or [0])[-1] + random.randrange(32, 100)
         running.until(lambda goal=goal: (written(run) or [0])[-1] >= goal)
-        time.sleep(random.random() * 0.2)
+        time.sleep(random.random() * 0.1)
         os.kill(running.pid, signal.SIGKILL)
         assert running.wait().code == -signal.SIGKILL
-        seen, (newest, _) = written(run)[-1], newest_intact(run)
-        assert (
-            newest is not None and int(newest.name) >= seen // 64 * 64 - 64
-        )  # one save may have been under way
+        seen = written(run)[-1]
+        last, _ = newest_intact(run)
+        # One save may have been under way.
+        assert last is not None and int(last.name) >= seen // 64 * 64 - 64
     assert command("sdtrain", *SHORT, "resume=must", f"hydra.run.dir={run}").code == 0
     assert digest(saved(run)) == digest(saved(whole)) and numbers(run) == numbers(whole)
 
@@ -347,9 +339,6 @@ def written(run) -> list[int]:
     """images_seen of the whole lines of metrics.jsonl: the last may be half written."""
     if not (run / "metrics.jsonl").exists():
         return []
-    return [
-        int(seen)
-        for seen in re.findall(
-            r'^\{"images_seen": (\d+).*\}$', (run / "metrics.jsonl").read_text(), re.MULTILINE
-        )
-    ]
+    text = (run / "metrics.jsonl").read_text()
+    found = re.findall(r'^\{"images_seen": (\d+).*\}$', text, re.MULTILINE)
+    return [int(seen) for seen in found]
