@@ -1,5 +1,5 @@
-"""The default experiment, its budget shortened: whole, or with a mishap. And who still works on a
-run."""
+"""The default experiment, of a small network and shortened: whole, or with a mishap. And who still
+works on a run."""
 
 import subprocess
 import time
@@ -8,8 +8,10 @@ from pathlib import Path
 import mishaps
 import pytest
 from mishaps import BATCH
+from reading import SMALL
 
 SHORT = [
+    *SMALL,
     "trainer.accelerator=cpu",
     "trainer.threads=1",
     "logger=none",

@@ -13,11 +13,13 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def disk(tmp_path):
+def disk(whole, tmp_path):
     """A file system of its own with room for four checkpoints."""
     place = tmp_path / "disk"
     place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=360m", "none", str(place)]
+    files = [path for path in newest(whole).iterdir() if path.is_file()]
+    room = 4 * sum(path.stat().st_size for path in files) + 500_000
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={room}", "none", str(place)]
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("file systems can be mounted by root alone")
     yield place
