@@ -1,22 +1,29 @@
 """What happens to one of two ranks ends the run for both, and is reported once."""
 
-import contextlib
+import atexit
+import ctypes
+import hashlib
 import os
 import signal
-import subprocess
 import sys
 import time
-from types import SimpleNamespace
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
-from reading import checkpoints, lines, newest, status
+from lightning.pytorch.strategies import DDPStrategy
+from reading import SMALL, checkpoints, lines, newest, status
 from torch import distributed as dist
 
+from sdtrain.errors import DataError
+from sdtrain.latent_diffusion import LatentDiffusion
 from sdtrain.runs.manifest import find_damage
-from sdtrain.training.ranks import lost_a_peer
+from sdtrain.training.diffusion_module import DiffusionModule
+from sdtrain.training.ranks import Ranks, lost_a_peer
 
-# The default experiment, its length apart.
+# The default experiment, of a small network, its length apart.
 SHORT = [
+    *SMALL,
     "strategy=ddp",
     "trainer.devices=2",
     "trainer.accelerator=cpu",
@@ -40,90 +47,75 @@ def test_only_what_a_lost_peer_raises_is_taken_for_one():
     assert not lost_a_peer(ValueError("Connection closed"))
 
 
-SICK = '''
-"""sdtrain, where something happens to one rank in its fourth step: SICK="RANK WHAT"."""
+def sick(at: str) -> None:
+    """Something happens to one rank in its fourth step, or before its first: at="RANK WHAT"."""
+    rank, what = at.split()
+    if os.environ.get("LOCAL_RANK", "0") != rank:
+        return
+    if what == "differs":
+        sys.argv.append("optimizer.lr=0.5")
+    if what == "starts":
+        os.killpg(0, signal.SIGTERM)
+    step = DiffusionModule.training_step
 
-import ctypes
-import os
-import signal
-import sys
-import time
+    def sick_step(self, batch, batch_index):
+        if batch_index == 3:
+            happens(what, batch)
+        return step(self, batch, batch_index)
 
-from sdtrain.training.ranks import Ranks
-from sdtrain.commands.train import main
-from sdtrain.errors import DataError
-from sdtrain.training.diffusion_module import DiffusionModule
-
-rank, what = os.environ["SICK"].split()
-here = os.environ.get("LOCAL_RANK", "0") == rank
-step = DiffusionModule.training_step
-
-
-def sick_step(self, batch, batch_index):
-    if here and batch_index == 3:
-        if what == "hangs":
-            time.sleep(1e6)
-        if what == "holds":
-            # Foreign code that does not let go of the interpreter.
-            ctypes.PyDLL(None).sleep(1_000_000)
-        if what in ("killed", "stopped"):
-            os.kill(os.getpid(), signal.SIGKILL if what == "killed" else signal.SIGSTOP)
-        if what == "raises":
-            raise RuntimeError("something of its own")
-        if what == "nan":
-            batch.noise[1, 0, 0, 0] = float("nan")
-        if what == "data":
-            raise DataError("The picture x.png cannot be decoded.")
-        if what == "leaves":
-            os._exit(0)
-    return step(self, batch, batch_index)
+    DiffusionModule.training_step = sick_step
 
 
-DiffusionModule.training_step = sick_step
-if here and what == "differs":
-    sys.argv.append("optimizer.lr=0.5")
-if here and what == "starts":
-    os.killpg(0, signal.SIGTERM)
-if os.environ.get("UNGUARDED"):
+def happens(what: str, batch) -> None:
+    if what == "hangs":
+        time.sleep(1e6)
+    if what == "holds":
+        # Foreign code that does not let go of the interpreter.
+        ctypes.PyDLL(None).sleep(1_000_000)
+    if what in ("killed", "stopped"):
+        os.kill(os.getpid(), signal.SIGKILL if what == "killed" else signal.SIGSTOP)
+    if what == "raises":
+        raise RuntimeError("something of its own")
+    if what == "nan":
+        batch.noise[1, 0, 0, 0] = float("nan")
+    if what == "data":
+        raise DataError("The picture x.png cannot be decoded.")
+    if what == "leaves":
+        os._exit(0)
+
+
+def unwatched() -> None:
     Ranks._watch = lambda self: None
     Ranks.explain = lambda self, error: (1, "a bug")
-if __name__ == "__main__":
-    main()
-'''
+
+
+@dataclass
+class End:
+    """err: all of stderr. printed: sdtrain's lines in it."""
+
+    code: int
+    err: str
+    run: Path
+
+    @property
+    def printed(self) -> list[str]:
+        return [line for line in self.err.splitlines() if line.startswith("sdtrain: ")]
 
 
 @pytest.fixture
-def sick(tmp_path):
-    """sick("1 hangs", ...) -> (process of a run that this happens to, its folder)."""
-    processes = []
+def end_of(start, processes_of, tmp_path):
+    """end_of("1 hangs", "seed=1", ...) -> how a run ends to which this happens, and that the other
+    rank has ended too."""
 
-    def start(what, *words, **env):
-        script = tmp_path / "sick.py"
-        script.write_text(SICK)
+    def ended(at: str, *words: str) -> End:
         run = tmp_path / "run"
-        process = subprocess.Popen(
-            [sys.executable, str(script), *SHORT, *words, f"hydra.run.dir={run}"],
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-            env=os.environ | {"SICK": what, "OMP_NUM_THREADS": "1"} | env,
-            start_new_session=True,
-        )
-        processes.append(process)
-        return process, run
+        before = f"{__file__}:sick({at!r})"
+        running = start("sdtrain", *SHORT, *words, f"hydra.run.dir={run}", before=before)
+        code = running.wait().code
+        assert not processes_of(run)
+        return End(code, running.said("stderr"), run)
 
-    yield start
-    for process in processes:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-
-
-def ended(process) -> SimpleNamespace:
-    """code; err: all of stderr; printed: sdtrain's lines in it. Waits until the other rank has
-    closed its end too."""
-    _, err = process.communicate(timeout=120)
-    printed = [line for line in err.splitlines() if line.startswith("sdtrain: ")]
-    return SimpleNamespace(code=process.returncode, err=err, printed=printed)
+    return ended
 
 
 HANG = "No optimizer step has ended for 10 s"
@@ -133,9 +125,9 @@ HANG = "No optimizer step has ended for 10 s"
 @pytest.mark.parametrize(
     ("what", "code", "words"),
     [
-        ("1 hangs", 6, [f"{HANG}, at 96 images", "rank 1 at", "in sick_step", "strategy.timeout"]),
-        ("0 hangs", 6, ["rank 0 at", "in sick_step", "strategy.timeout"]),
-        ("1 holds", 6, ["rank 0 at", "rank 1 at", "in sick_step", "strategy.timeout"]),
+        ("1 hangs", 6, [f"{HANG}, at 96 images", "rank 1 at", "in happens", "strategy.timeout"]),
+        ("0 hangs", 6, ["rank 0 at", "in happens", "strategy.timeout"]),
+        ("1 holds", 6, ["rank 0 at", "rank 1 at", "in happens", "strategy.timeout"]),
         ("1 stopped", 6, [HANG, "rank 1", "strategy.timeout"]),
         ("1 killed", 6, ["Rank 1 was killed by SIGKILL at 96 images"]),
         ("1 raises", 6, ["on rank 1: RuntimeError: something of its own"]),
@@ -145,18 +137,14 @@ HANG = "No optimizer step has ended for 10 s"
         ("1 differs", 2, ["Rank 1", "than rank 0 (optimizer.lr: 0.002 -> 0.5)"]),
     ],
 )
-def test_what_happens_to_one_rank_ends_the_run_and_is_reported_once(
-    sick, processes_of, what, code, words
-):
-    process, run = sick(what, "strategy.timeout=10")
-    end = ended(process)
+def test_what_happens_to_one_rank_ends_the_run_and_is_reported_once(end_of, what, code, words):
+    end = end_of(what, "strategy.timeout=10")
     assert end.code == code, end.err
     (line,) = end.printed
     assert all(word in line for word in words), line
-    assert (status(run)["state"], status(run)["exit_code"]) == ("failed", code)
-    assert not processes_of(run)
-    assert all(find_damage(folder) is None for folder in checkpoints(run))
-    stacks = {path.name: path.read_text() for path in run.glob("stuck-rank-*.txt")}
+    assert (status(end.run)["state"], status(end.run)["exit_code"]) == ("failed", code)
+    assert all(find_damage(folder) is None for folder in checkpoints(end.run))
+    stacks = {path.name: path.read_text() for path in end.run.glob("stuck-rank-*.txt")}
     stuck = (0, 1) if HANG in line else ()
     with_stack = (0,) if "stopped" in what else stuck
     assert stacks.keys() == {f"stuck-rank-{rank}.txt" for rank in with_stack}
@@ -165,112 +153,93 @@ def test_what_happens_to_one_rank_ends_the_run_and_is_reported_once(
 
 
 @pytest.mark.slow
-def test_a_signal_to_the_group_while_a_rank_starts_is_an_interruption(sick, processes_of):
-    process, run = sick("1 starts")
-    end = ended(process)
+def test_a_signal_to_the_group_while_a_rank_starts_is_an_interruption(end_of):
+    end = end_of("1 starts")
     assert end.code == 143, end.err
     assert "Rank 1" in end.err
     assert "Traceback (most" not in end.err
-    assert status(run)["state"] == "interrupted" and not processes_of(run)
+    assert status(end.run)["state"] == "interrupted"
 
 
 @pytest.mark.slow
-def test_a_nan_on_one_rank_ends_both_before_the_next_checkpoint_and_its_sample_is_named(
-    sick, processes_of
-):
-    process, run = sick("1 nan", "checkpoint.every=32", "trainer.log_every=320")
-    end = ended(process)
+def test_a_nan_on_one_rank_ends_both_before_the_next_checkpoint_and_its_sample_is_named(end_of):
+    end = end_of("1 nan", "checkpoint.every=32", "trainer.log_every=320")
     assert end.code == 4, end.err
     (line,) = end.printed
     # The second of the sixteen that are rank 1's in the fourth batch of 32.
     assert "first in step 4, which ended at 128 images (samples 113, t = " in line
     assert "gradient norm nan" in line
-    assert newest(run).name == f"{96:012d}" and find_damage(newest(run)) is None
-    assert status(run)["state"] == "diverged" and not processes_of(run)
+    assert newest(end.run).name == f"{96:012d}" and find_damage(newest(end.run)) is None
+    assert status(end.run)["state"] == "diverged"
 
 
-INFINITE = '''
-"""sdtrain, where one loss on rank 1 is infinite in the fourth step, and its gradient finite.
+def infinite_on_rank_1(hashes: str, alone: bool) -> None:
+    """One loss on rank 1 is infinite in the fourth step, and its gradient finite. Each rank leaves
+    the hash of its weights in the folder. alone: ranks judge by their own loss."""
+    rank = os.environ.get("LOCAL_RANK", "0")
+    losses = LatentDiffusion.losses
+    step = DiffusionModule.training_step
+    steps = []
+    modules = []
 
-ALONE: ranks judge by their own loss.
-"""
+    def infinite(self, batch):
+        found = losses(self, batch)
+        if len(steps) == 4 and rank == "1":
+            found.per_sample.data[1] = float("inf")
+        return found
 
-import hashlib
-import os
-from pathlib import Path
+    def counted(self, batch, batch_index):
+        steps.append(batch_index)
+        modules[:] = [self]
+        return step(self, batch, batch_index)
 
-from lightning.pytorch.strategies import DDPStrategy
-
-from sdtrain.commands.train import main
-from sdtrain.latent_diffusion import LatentDiffusion
-from sdtrain.training.diffusion_module import DiffusionModule
-
-rank = os.environ.get("LOCAL_RANK", "0")
-losses = LatentDiffusion.losses
-step = DiffusionModule.training_step
-steps = []
-modules = []
-
-
-def infinite(self, batch):
-    found = losses(self, batch)
-    if len(steps) == 4 and rank == "1":
-        found.per_sample.data[1] = float("inf")
-    return found
-
-
-def counted(self, batch, batch_index):
-    steps.append(batch_index)
-    modules[:] = [self]
-    return step(self, batch, batch_index)
-
-
-LatentDiffusion.losses = infinite
-DiffusionModule.training_step = counted
-if os.environ.get("ALONE"):
-    DDPStrategy.reduce = lambda self, tensor, *given, **more: tensor
-if __name__ == "__main__":
-    try:
-        main()
-    finally:
+    def leave_hash() -> None:
         weights = b"".join(p.detach().numpy().tobytes() for p in modules[0].parameters())
-        Path(os.environ["HASHES"], rank).write_text(hashlib.sha256(weights).hexdigest())
-'''
+        Path(hashes, rank).write_text(hashlib.sha256(weights).hexdigest())
+
+    LatentDiffusion.losses = infinite
+    DiffusionModule.training_step = counted
+    if alone:
+        DDPStrategy.reduce = lambda self, tensor, *given, **more: tensor
+    atexit.register(leave_hash)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("alone", ["", "1"], ids=["", "judging alone"])
-def test_ranks_agree_on_a_step_that_only_one_of_them_would_leave_out(tmp_path, alone):
+@pytest.mark.parametrize("alone", [False, True], ids=["", "judging alone"])
+def test_ranks_agree_on_a_step_that_only_one_of_them_would_leave_out(
+    command, processes_of, tmp_path, alone
+):
     """And the twin, in which each judges by its own loss: their weights are not the same any
     more."""
-    script = tmp_path / "infinite.py"
-    script.write_text(INFINITE)
     run = tmp_path / "run"
-    words = [*SHORT, "trainer.max_images=192", "trainer.max_skipped=1", f"hydra.run.dir={run}"]
-    given = {"HASHES": str(tmp_path), "ALONE": alone, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(script), *words]
-    subprocess.run(command, check=True, timeout=120, env=os.environ | given)
+    words = [*SHORT, "trainer.max_images=160", "trainer.max_skipped=1", f"hydra.run.dir={run}"]
+    before = f"{__file__}:infinite_on_rank_1({str(tmp_path)!r}, {alone})"
+    result = command("sdtrain", *words, before=before)
+    assert result.code == 0 and not processes_of(run), result.err
     assert ((tmp_path / "0").read_text() == (tmp_path / "1").read_text()) == (not alone)
     skipped = [line["train/skipped_steps"] for line in lines(run) if "train/loss" in line]
     assert skipped[-1] == (0 if alone else 1)
 
 
 @pytest.mark.slow
-def test_when_rank_0_is_killed_another_reports_it(sick, processes_of):
-    process, run = sick("0 killed")
-    end = ended(process)
+def test_when_rank_0_is_killed_another_reports_it(end_of):
+    end = end_of("0 killed")
     assert end.code == -signal.SIGKILL
     assert "96 images" in end.err
-    assert status(run)["exit_code"] == 6 and not processes_of(run)
+    assert status(end.run)["exit_code"] == 6
 
 
 @pytest.mark.slow
-def test_unwatched_a_hung_rank_hangs_the_run_and_a_killed_one_is_a_bug(sick):
+def test_unwatched_a_hung_rank_hangs_the_run_and_a_killed_one_is_a_bug(start, tmp_path):
     """The twin."""
-    process, run = sick("1 killed", UNGUARDED="1")
-    assert process.wait(120) not in (0, 6)
-    process, run = sick("1 hangs", "strategy.timeout=2", "resume=auto", UNGUARDED="1")
-    while status(run)["pid"] != process.pid:
-        time.sleep(0.1)
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(40)
+    run = tmp_path / "run"
+    words = [*SHORT, f"hydra.run.dir={run}"]
+    killed = f"{__file__}:sick('1 killed'), unwatched()"
+    assert start("sdtrain", *words, before=killed).wait().code not in (0, 6)
+    hangs = f"{__file__}:sick('1 hangs'), unwatched()"
+    running = start("sdtrain", *words, "strategy.timeout=2", "resume=auto", before=hangs)
+    running.until(lambda: status(run)["pid"] == running.pid)
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        os.kill(running.pid, 0)  # it is there
+        time.sleep(0.5)
