@@ -1,71 +1,58 @@
 """Two runs never write into one folder, and a dead run's lock is free."""
 
+import contextlib
 import errno
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
-from reading import numbers, status
+from reading import BARE, numbers, status
 
 from sdtrain.config.compose import folder_has_timestamp
 from sdtrain.errors import UserError
 from sdtrain.runs import lock
-from sdtrain.runs.manifest import list_checkpoints
+from sdtrain.training.diffusion_module import DiffusionModule
+
+HOLDER = """
+import pathlib, sys
+from sdtrain.runs.lock import hold_lock
+with hold_lock(pathlib.Path(sys.argv[1]), print):
+    print("holds", flush=True)
+    input()
+"""
 
 
-@pytest.fixture
-def run_of(here, tiny, tmp_path):
-    def run(name, *words):
-        result = here("sdtrain", *tiny(*words), f"hydra.run.dir={tmp_path / name}")
-        assert result.code == 0, result.err
-        return tmp_path / name
-
-    return run
-
-
-LONGER = [
-    "trainer.max_images=1600",
-    "trainer.log_every=8",
-    "callbacks.samples.every=0",
-    "validation.every=0",
-    "checkpoint.every=1000",
-]
+@contextlib.contextmanager
+def held(folder: Path):
+    """Another process holds the lock of that folder."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], **pipes) as holder:
+        assert holder.stdout.readline() == "holds\n"
+        yield holder
+        holder.communicate("\n")
 
 
-def test_a_run_that_is_under_way_is_left_alone(start, here, tiny, tmp_path):
+def test_a_run_that_is_under_way_is_left_alone(here, tiny, tiny_run, tmp_path):
     """Two commands of one shell loop start in the same second: ${now:...} gives them the same
     folder.
     """
-    run = tmp_path / "run"
-    first = start(
-        "sdtrain",
-        *tiny(*LONGER),
-        f"hydra.run.dir={run}",
-    )
-    first.until(lambda: (run / "metrics.jsonl").exists())
-    before = (run / "config.yaml").read_text()
-    for resume in ("never", "auto"):
-        result = here(
-            "sdtrain",
-            *tiny("trainer.max_images=8", "seed=1", f"resume={resume}"),
-            f"hydra.run.dir={run}",
-        )
-        assert (
-            result.code == 2
-            and "hydra.run.dir" in result.paragraph
-            and f"process {first.pid} on" in result.paragraph
-        ), result.err
-    assert not (run / "error.log").exists() and (run / ".lock").exists()
-    assert (
-        first.code is None
-        and (run / "config.yaml").read_text() == before
-        and status(run)["state"] == "running"
-        and not list_checkpoints(run)
-    )
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    with held(run) as holder:
+        before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+        for resume in ("never", "auto"):
+            words = tiny("trainer.max_images=8", "seed=1", f"resume={resume}")
+            result = here("sdtrain", *words, f"hydra.run.dir={run}")
+            assert result.code == 2, result.err
+            assert "hydra.run.dir" in result.paragraph
+            assert f"process {holder.pid} on" in result.paragraph
+        after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+        assert after == before and run / ".lock" in after
 
 
 TOGETHER = """
@@ -145,21 +132,30 @@ def test_of_two_that_start_at_once_in_one_folder_one_trains(tiny, tmp_path, how)
     ]
 
 
-def test_a_dead_runs_lock_is_taken_over(run_of, tmp_path):
+def test_a_dead_runs_lock_is_taken_over_and_held_while_it_trains(here, tiny, tmp_path, monkeypatch):
     """Also where its process id belongs to a process that lives: the holder is who holds the lock,
     not who is named.
     """
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / ".lock").write_text(
-        f"process {os.getppid()} on {socket.gethostname()} since 2020-01-01 00:00:00\n"
-    )
-    (tmp_path / "run" / "status.json").write_text(
-        json.dumps({"state": "running", "pid": os.getppid(), "images_seen": 0})
-    )
-    assert (
-        status(run_of("run", "trainer.max_images=8"))["state"] == "finished"
-        and not (tmp_path / "run" / ".lock").exists()
-    )
+    run = tmp_path / "run"
+    run.mkdir()
+    named = f"process {os.getppid()} on {socket.gethostname()} since 2020-01-01 00:00:00\n"
+    (run / ".lock").write_text(named)
+    left = {"state": "running", "pid": os.getppid(), "images_seen": 0}
+    (run / "status.json").write_text(json.dumps(left))
+    step = DiffusionModule.training_step
+    others = []
+
+    def tried_by_another(*given):
+        other = [sys.executable, "-c", HOLDER, str(run)]
+        others.append(subprocess.run(other, input="\n", capture_output=True, text=True))
+        return step(*given)
+
+    monkeypatch.setattr(DiffusionModule, "training_step", tried_by_another)
+    words = tiny(*BARE, "trainer.max_images=8")
+    assert here("sdtrain", *words, f"hydra.run.dir={run}").code == 0
+    assert status(run)["state"] == "finished" and not (run / ".lock").exists()
+    (other,) = others
+    assert other.returncode and f"process {os.getpid()} on" in other.stderr
 
 
 def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
@@ -173,15 +169,6 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-HOLDER = """
-import pathlib, sys
-from sdtrain.runs.lock import hold_lock
-with hold_lock(pathlib.Path(sys.argv[1]), print):
-    print("holds", flush=True)
-    input()
-"""
-
-
 def test_what_begins_in_the_same_second_lies_beside_it(tmp_path):
     """A run or a sweep that is under way in a folder of this moment's name, or has ended there. A
     folder that was typed is no other's."""
@@ -189,15 +176,12 @@ def test_what_begins_in_the_same_second_lies_beside_it(tmp_path):
     moment.mkdir()
     (tmp_path / f"{moment.name}-2").mkdir()
     (tmp_path / f"{moment.name}-2" / "config.yaml").touch()
-    held = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", HOLDER, str(moment)], **held) as holder:
-        assert holder.stdout.readline() == "holds\n"
+    with held(moment):
         with lock.hold_run_folder(moment, has_timestamp=True) as run:
             assert run.path == tmp_path / f"{moment.name}-3"
             assert run.lock.exists()
         with pytest.raises(UserError), lock.hold_run_folder(moment, has_timestamp=False):
             raise AssertionError
-        holder.communicate("\n")
     assert not run.path.exists()  # nothing was written into it
     with lock.hold_run_folder(moment, has_timestamp=True) as run:
         assert run.path == moment
