@@ -7,12 +7,14 @@ import sys
 import pytest
 import torch
 import yaml
+from reading import BARE, with_values
 
 from sdtrain.config.check import Checker
 from sdtrain.errors import UserError
 from sdtrain.runs.manifest import list_checkpoints
+from sdtrain.training.parts import saved_config
 
-REFUSED = [  # what is typed, and what the paragraph must say
+COMPOSED = [  # what is typed, and what the paragraph must say
     ("modl=x", ["'modl'", "'model'"]),
     ("optimizer.lrr=1", ["'optimizer.lrr'", "'optimizer.lr'"]),
     ("+optimizer.lrr=1", ["'optimizer.lrr'", "'lr'"]),
@@ -25,6 +27,23 @@ REFUSED = [  # what is typed, and what the paragraph must say
     ("model/unet=smal", ["model/unet=smal", "'small'"]),
     ("schedule=cosin", ["schedule=cosin", "'cosine'"]),
     ("experiment=shaps", ["experiment=shaps", "'shapes'"]),
+    ("logger=wandb logger.mode=of", ["logger.mode=", "'offline'"]),
+    ("~model.caption_dropout", ["model.caption_dropout"]),
+    ("~lr_schedule.warmup_images", ["lr_schedule.warmup_images"]),
+    ("~optimizer", ["optimizer"]),
+    ("+callbacks.samples.run_dir=x", ["callbacks.samples.run_dir", "fills it in"]),
+    ("+model.objective=x", ["model.objective", "fills it in"]),
+    ("model.unet.block_channels=[16", ["model.unet.block_channels=[16"]),
+    ("seed", ["'seed'", "key=value"]),
+    ("model.unet.context_dim=${nope}", ["model.unet.context_dim", "nope"]),
+    ("schedule=none", ["schedule"]),
+    ("model/autoencoder=folder", ["model.autoencoder.path"]),
+    (
+        "callbacks.samples.sampler_steps=[50,100] sampler=ddpm",
+        ["callbacks.samples.sampler_steps", "sampler=ddim"],
+    ),
+]
+VALUES = [  # of keys that are there
     ("seed=abc", ['seed="abc"', "integer"]),
     ("seed=1.5", ["seed=1.5", "integer"]),
     ("seed=true", ["seed=true", "integer"]),
@@ -38,18 +57,7 @@ REFUSED = [  # what is typed, and what the paragraph must say
     ("resume=maybe", ['resume="maybe"', "'auto'"]),
     ("checkpoint.every=abc", ["checkpoint.every", "integer"]),
     ("data.batch_size=eight", ['data.batch_size="eight"', "integer"]),
-    ("logger=wandb logger.mode=of", ["logger.mode=", "'offline'"]),
-    ("~model.caption_dropout", ["model.caption_dropout"]),
-    ("~lr_schedule.warmup_images", ["lr_schedule.warmup_images"]),
-    ("~optimizer", ["optimizer"]),
-    ("+callbacks.samples.run_dir=x", ["callbacks.samples.run_dir", "fills it in"]),
-    ("+model.objective=x", ["model.objective", "fills it in"]),
-    ("model.unet.block_channels=[16", ["model.unet.block_channels=[16"]),
-    ("seed", ["'seed'", "key=value"]),
-    ("model.unet.context_dim=${nope}", ["model.unet.context_dim", "nope"]),
     ("model.unet._target_=nowhere.UNet", ["model.unet._target_", "nowhere.UNet"]),
-    ("schedule=none", ["schedule"]),
-    ("model/autoencoder=folder", ["model.autoencoder.path"]),
     ("trainer.max_images=0", ["trainer.max_images=0"]),
     ("checkpoint.keep=1", ["checkpoint.keep=1"]),
     ("steps=2000", ["steps=2000", "1000"]),
@@ -58,10 +66,6 @@ REFUSED = [  # what is typed, and what the paragraph must say
     ("callbacks.samples.every=-1", ["callbacks.samples.every=-1"]),
     ("callbacks.samples.sampler_steps=[50]", ["callbacks.samples.sampler_steps=[50]"]),
     ("callbacks.samples.sampler_steps=[50,5000]", ["callbacks.samples.sampler_steps", "5000"]),
-    (
-        "callbacks.samples.sampler_steps=[50,100] sampler=ddpm",
-        ["callbacks.samples.sampler_steps", "sampler=ddim"],
-    ),
     ("validation.num_images=0", ["validation.num_images=0"]),
     ("lr_schedule.warmup_images=-1", ["lr_schedule.warmup_images=-1"]),
     ("trainer.accelerator=tpu", ["trainer.accelerator", "'cpu'"]),
@@ -72,43 +76,46 @@ REFUSED = [  # what is typed, and what the paragraph must say
 ]
 
 
-@pytest.mark.parametrize(("word", "said"), REFUSED, ids=[word for word, _ in REFUSED])
-def test_refused_in_one_paragraph(here, tiny, tmp_path, word, said):
+def assert_says(error: UserError, said: list[str]) -> None:
+    assert error.exit_code == 2
+    for part in said:
+        assert part in str(error)
+
+
+@pytest.mark.parametrize(("words", "said"), COMPOSED, ids=[words for words, _ in COMPOSED])
+def test_words_that_fit_no_configuration_are_refused_with_the_nearest(refused, words, said):
+    assert_says(refused(*words.split()), said)
+
+
+@pytest.mark.parametrize(("word", "said"), VALUES, ids=[word for word, _ in VALUES])
+def test_a_value_that_does_not_fit_its_key_is_refused(refused, composed, tiny, word, said):
     if word == "trainer.accelerator=gpu" and torch.cuda.is_available():
         pytest.skip("this machine has one")
-    result = here("sdtrain", *tiny(*word.split()), f"hydra.run.dir={tmp_path}/run")
-    assert result.code == 2, result.err
-    assert all(part in result.paragraph for part in said), result.paragraph
-    assert not list(tmp_path.glob("run/checkpoints/*"))
+    assert_says(refused(word, config=with_values(composed(*tiny()), word)), said)
 
 
-def test_the_same_words_spelt_right_are_taken(here, tiny, tmp_path):
-    words = tiny(
-        "++model.unet.layers_per_block=2",
-        "optimizer.lr=1",
-        "seed=3",
-        "trainer.max_images=8",
-        "++steps=3",
+def test_the_same_words_spelt_right_are_taken(planned, tiny):
+    plan = planned(
+        *tiny("++model.unet.layers_per_block=2", "optimizer.lr=1", "seed=3", "++steps=3")
     )
-    result = here("sdtrain", *words, f"hydra.run.dir={tmp_path}/run")
-    assert result.code == 0, result.err
+    assert plan.config["model"]["unet"]["layers_per_block"] == 2
+    assert plan.config["optimizer"]["lr"] == 1
+    assert (plan.config["seed"], plan.config["steps"]) == (3, 3)
 
 
-def test_adding_a_key_that_is_there_says_so(here, tiny, tmp_path):
-    result = here("sdtrain", *tiny("+seed=3"), f"hydra.run.dir={tmp_path}/run")
-    assert (
-        result.code == 2
-        and "seed" in result.paragraph
-        and "There is no key" not in result.paragraph
-    )
+def test_adding_a_key_that_is_there_says_so(refused):
+    error = refused("+seed=3")
+    assert error.key == "seed" and "There is no key" not in str(error)
 
 
 @pytest.mark.parametrize(
     ("word", "said"), [("modl=x", "'model'"), ("optimizer.lr=abc", "optimizer.lr")]
 )
-def test_the_command_itself(command, word, said):
-    result = command("sdtrain", word, "logger=none")
+def test_the_command_refuses_in_one_paragraph(here, tmp_path, word, said):
+    """Composed wrong, and with a wrong value."""
+    result = here("sdtrain", word, "logger=none", cwd=tmp_path)
     assert result.code == 2 and said in result.paragraph
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_signature_is_a_schema():
@@ -180,37 +187,37 @@ def package(tmp_path, monkeypatch):
     sys.modules.pop("networks_of_mine", None)
 
 
+@pytest.fixture
+def of_mine(tiny, package):
+    """of_mine("seed=1", ...): a run of that network."""
+
+    def words(*more: str) -> list[str]:
+        short = tiny(*BARE, "trainer.max_images=8")
+        kept = [word for word in short if not word.startswith("model.unet.")]
+        return [*kept, f"model.unet._target_={package}.Mine", *more]
+
+    return words
+
+
 def test_a_network_of_ones_own_trains_and_its_checkpoint_is_drawn_from_on_request_alone(
-    here, tiny, tmp_path, package
+    here, of_mine, tmp_path, package
 ):
-    run, output = tmp_path / "run", tmp_path / "output"
-    words = [word for word in tiny() if not word.startswith("model.unet.")]
-    result = here(
-        "sdtrain",
-        *words,
-        f"model.unet._target_={package}.Mine",
-        "+model.unet.width=12",
-        f"hydra.run.dir={run}",
-    )
+    run = tmp_path / "run"
+    output = tmp_path / "output"
+    result = here("sdtrain", *of_mine("+model.unet.width=12"), f"hydra.run.dir={run}")
     assert result.code == 0, result.err
-    assert (
-        "model.unet" in result.out
-        and "context_dim" in result.out
-        and "block_channels" in result.out
-        and "left out" in result.out
-    )
+    for said in ("model.unet", "context_dim", "block_channels", "left out"):
+        assert said in result.out
     cfg = yaml.safe_load((run / "config.yaml").read_text())
-    assert cfg["model"]["unet"] == {
-        "_target_": f"{package}.Mine",
-        "latent_channels": 4,
-        "width": 12,
-    }
+    target = f"{package}.Mine"
+    assert cfg["model"]["unet"] == {"_target_": target, "latent_channels": 4, "width": 12}
     assert list_checkpoints(run)
 
     asked = [
         "sdtrain-sample",
         f"checkpoint={run}",
         "prompt=a red star",
+        "ema=false",
         "num_images=1",
         "steps=2",
         "accelerator=cpu",
@@ -226,43 +233,26 @@ def test_a_network_of_ones_own_trains_and_its_checkpoint_is_drawn_from_on_reques
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("word", "said"),
     [
-        (["+model.unet.widht=3"], ["'model.unet.widht'", "'width'"]),
-        (["model.unet.norm_groups=8"], ["'model.unet.norm_groups'"]),
-        (["+model.unet.width=wide"], ['model.unet.width="wide"', "integer"]),
-        (
-            ["model.unet._target_=networks_of_mine.Wrong"],
-            ["model.unet", "[2, 4, 8, 8]", "[2, 8, 8]"],
-        ),
-        (["model.unet._target_=networks_of_mine.Failing"], ["model.unet", "TypeError"]),
-        (["model.unet._target_=networks_of_mine.Nobody"], ["model.unet._target_", "Nobody"]),
-        (["model.unet._target_=networks_of_mine.torch.pi"], ["model.unet._target_"]),
+        ("+model.unet.widht=3", ["'model.unet.widht'", "'width'"]),
+        ("model.unet.norm_groups=8", ["'model.unet.norm_groups'"]),
+        ("+model.unet.width=wide", ['model.unet.width="wide"', "integer"]),
+        ("model.unet._target_=networks_of_mine.Wrong", ["[2, 4, 8, 8]", "[2, 8, 8]"]),
+        ("model.unet._target_=networks_of_mine.Failing", ["model.unet", "TypeError"]),
+        ("model.unet._target_=networks_of_mine.Nobody", ["model.unet._target_", "Nobody"]),
+        ("model.unet._target_=networks_of_mine.torch.pi", ["model.unet._target_"]),
     ],
 )
-def test_a_network_of_ones_own_that_does_not_fit_is_refused_before_training(
-    here, tiny, tmp_path, package, words, said
-):
-    first = [word for word in tiny() if not word.startswith("model.unet.")]
-    result = here(
-        "sdtrain",
-        *first,
-        f"model.unet._target_={package}.Mine",
-        *words,
-        f"hydra.run.dir={tmp_path}/run",
-    )
-    assert result.code == 2 and all(part in result.paragraph for part in said), result.err
-    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+def test_a_network_of_ones_own_that_does_not_fit_is_refused(refused, of_mine, word, said):
+    """Before anything is trained."""
+    assert_says(refused(*of_mine(word)), said)
 
 
-def test_another_optimizer_gets_what_it_takes(here, tiny, tmp_path):
-    result = here(
-        "sdtrain",
-        *tiny(
-            "optimizer._target_=torch.optim.SGD", "+optimizer.momentum=0.9", "trainer.max_images=16"
-        ),
-        f"hydra.run.dir={tmp_path}/run",
-    )
-    assert result.code == 0 and "SGD does not take betas" in result.out
-    cfg = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert "betas" not in cfg["optimizer"] and cfg["optimizer"]["momentum"] == 0.9
+def test_another_optimizer_gets_what_it_takes(planned):
+    plan = planned("optimizer._target_=torch.optim.SGD", "+optimizer.momentum=0.9")
+    assert any("SGD does not take betas" in note for note in plan.notes)
+    optimizer = plan.optimisation().configure([torch.nn.Parameter(torch.zeros(2))])
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert optimizer.param_groups[0]["momentum"] == 0.9
+    assert "betas" not in yaml.safe_load(saved_config(plan))["optimizer"]
