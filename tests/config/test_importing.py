@@ -46,22 +46,33 @@ def test_a_module_that_is_not_there_has_no_line(tmp_path):
     assert "line" not in str(refused.value)
 
 
-@pytest.mark.parametrize("how", ["installed command", "-m"])
-def test_a_module_in_the_working_directory_is_found_and_hides_no_other(tmp_path, how):
+SHOWS = """
+import sys, jinja2, own_network
+sys.exit(f'{jinja2.__file__} {own_network.__file__}')
+"""
+SEARCHING = """
+from sdtrain.paths import search_working_directory_last
+search_working_directory_last()
+import shows
+"""
+
+
+@pytest.mark.parametrize("started_as", ["installed command", "module"])
+def test_a_module_in_the_working_directory_is_found_and_hides_no_other(tmp_path, started_as):
+    """However Python is started: for a module it looks into the working directory first."""
     script = tmp_path / "bin" / "sdtrain-schedule"
     script.parent.mkdir()
-    script.write_text("from sdtrain.commands.schedule import main\nmain()\n")
-    start = ["-m", "sdtrain.commands.schedule"] if how == "-m" else [str(script)]
-    (tmp_path / "own_network.py").touch()
-    (tmp_path / "datasets.py").touch()
-    (tmp_path / "shows.py").write_text(
-        "import datasets, own_network, sys\n"
-        "sys.exit(f'{datasets.__file__} {own_network.__file__}')\n"
-    )
-    command = [sys.executable, *start, "schedule._target_=shows.Schedule", "schedule=cosine"]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    datasets, own_network = ended.stderr.split()
-    assert Path(datasets).parent != tmp_path
+    script.write_text(SEARCHING)
+    for name in ("own_network", "jinja2"):
+        (tmp_path / f"{name}.py").touch()
+    (tmp_path / "shows.py").write_text(SHOWS)
+    start = [str(script)]
+    if started_as == "module":
+        words = ["schedule=cosine", "schedule._target_=shows.Schedule"]
+        start = ["-m", "sdtrain.commands.schedule", *words]
+    ended = subprocess.run([sys.executable, *start], cwd=tmp_path, capture_output=True, text=True)
+    jinja2, own_network = ended.stderr.split()
+    assert Path(jinja2).parent != tmp_path
     assert Path(own_network).parent == tmp_path
 
 
