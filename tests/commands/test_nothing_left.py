@@ -60,7 +60,17 @@ def home(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("why", REFUSED)
+LIKE_ANOTHER = (
+    "labels",
+    "labels, before a first stage",
+    "network, before a first stage",
+    "quoted empty folder",
+)
+"""Refused where another of them is."""
+SLOW = [pytest.param(why, marks=pytest.mark.slow) for why in LIKE_ANOTHER]
+
+
+@pytest.mark.parametrize("why", [*sorted(REFUSED.keys() - set(LIKE_ANOTHER)), *SLOW])
 def test_whatever_is_refused(here, tiny, home, why):
     if why == "device" and torch.cuda.is_available():
         pytest.skip("there is one")
