@@ -104,8 +104,8 @@ def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("built")
 
     def build(plan):
-        check_devices(plan.draft.trainer)
-        progress = Progress(plan.config["data"]["batch_size"], plan.draft.trainer.max_images)
+        check_devices(plan.prechecked.trainer)
+        progress = Progress(plan.config["data"]["batch_size"], plan.prechecked.trainer.max_images)
         return build_parts(plan, build_data(plan.config["data"]), folder, progress)
 
     return build

@@ -27,7 +27,7 @@ print(json.dumps(answers))
 TRAIN = {
     "modl": "modl=x",
     "schedule=cosin": "schedule=cosin",
-    "trainer.max_images=0": "trainer.max_images=0",  # others like it: config/test_draft.py
+    "trainer.max_images=0": "trainer.max_images=0",  # others like it: config/test_precheck.py
     "hydra.run.dir": "hydra.run.dir=",
     "already holds a run": "hydra.run.dir=RUN",
     "trainer.max_images": "resume=auto trainer.max_images=0",
