@@ -133,7 +133,7 @@ def test_every_other_option_runs_two_steps(option, here, tiny, pictures, tmp_pat
 
 TOGETHER = [  # one option of each group of the mathematics, none of them the default
     "schedule=cosine",
-    "modifiers=[zero_terminal_snr]",
+    "modifiers=[shift]",
     "prediction=v",
     "weighting=min_snr",
     "loss=huber",
