@@ -52,16 +52,19 @@ def whole(train, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def processes_of():
-    """processes_of(RUN) -> command lines of the processes that still work on this run, a moment
+    """processes_of(RUN) -> command lines of the processes that still work on this run, up to 30 s
     later."""
 
     def found(run: Path) -> list[str]:
-        for _ in range(100):
-            listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
-            working = [line for line in listed.splitlines() if str(run) in line]
+        end = time.monotonic() + 30
+        while True:
+            # Without -ww, ps may cut long command lines off.
+            ps = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True)
+            working = [line for line in ps.stdout.splitlines() if str(run) in line]
             if not working:
                 return []
+            if time.monotonic() > end:
+                return working
             time.sleep(0.1)
-        return working
 
     return found
