@@ -14,9 +14,8 @@ from sdtrain.types import Batch, Losses, Row
 
 
 def weights_hash(part: nn.Module) -> str | None:
-    """Return the sha256 of names, shapes, types and bits of the parameters and persistent buffers.
-
-    None if the part has neither.
+    """Return the SHA-256 of the names, shapes, dtypes and bytes of a part's parameters and
+    persistent buffers, or None if it has neither.
     """
     state = part.state_dict()
     digest = hashlib.sha256()

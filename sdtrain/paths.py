@@ -16,7 +16,8 @@ PACKAGE = Path(__file__).resolve().parent
 def shipped_folder(name: str, marker: str) -> Path:
     """Return the folder `name` that contains the file `marker`.
 
-    The inside of the package comes first: what is beside an installed package may be anybody's.
+    Looks inside the package first, then beside it, as in a source checkout: a folder of that name
+    beside an installed package may belong to another project.
     """
     for folder in (PACKAGE / f"_{name}", PACKAGE.parent / name):
         if (folder / marker).is_file():

@@ -50,8 +50,7 @@ def ignore_signals() -> None:
 
 
 def exit_code_of(number: int) -> int:
-    """Return the exit code for a signal: 130 for SIGINT (Ctrl-C), 143 for a request to exit.
-
-    A request is SIGTERM, or the SIGUSR1 that schedulers send before it.
+    """Return the exit code for a signal: 130 for SIGINT (Ctrl-C), 143 for SIGTERM and for SIGUSR1,
+    which job schedulers send as a warning before SIGTERM.
     """
     return 130 if number == signal.SIGINT else 143

@@ -139,7 +139,7 @@ def composition_arguments(hydra: DictConfig) -> list[str]:
 
 
 def search_path_arguments(hydra: DictConfig) -> list[str]:
-    """Return the arguments that name the user's own folders of config files."""
+    """Return the command-line arguments that add the user's own folders of config files."""
     flags = []
     for source in hydra.runtime.config_sources:
         path = source.path if source["schema"] == "file" else f"{source['schema']}://{source.path}"

@@ -119,8 +119,8 @@ def _rank_of_several(devices: int) -> int:
             f"The environment has {assignments}, which would make this process one of several, but "
             "neither torchrun nor srun has started it",
             key="strategy",
-            remedy=f"Either {_unset(names)}, and sdtrain starts the {devices} ranks itself, or use "
-            f"torchrun --nproc-per-node={devices}.",
+            remedy=f"Either {_unset(names)} so that sdtrain starts the {devices} ranks itself, or "
+            f"use torchrun --nproc-per-node={devices}.",
         )
     _remove([*RANK_VARIABLES, *RENDEZVOUS_VARIABLES])
     return 0
@@ -131,11 +131,11 @@ def _rank_under_torchrun(devices: int) -> int:
     names = ["TORCHELASTIC_RUN_ID", *TORCHRUN_VARIABLES]
     if world_size != devices:
         raise UserError(
-            f"WORLD_SIZE={world_size} says that torchrun has started {world_size} processes, "
+            f"WORLD_SIZE={world_size} means that torchrun has started {world_size} processes, "
             f"but trainer.devices={devices}",
             key="trainer.devices",
-            remedy=f"Set trainer.devices={world_size}, or {_unset(names)}, and sdtrain starts the "
-            "ranks itself.",
+            remedy=f"Set trainer.devices={world_size}, or {_unset(names)} so that sdtrain starts "
+            "the ranks itself.",
         )
     if not 0 <= rank < world_size:
         raise UserError(
@@ -149,8 +149,8 @@ def _rank_under_torchrun(devices: int) -> int:
         raise UserError(
             f"TORCHELASTIC_RUN_ID is set, but there is no torchrun at {address}",
             key="strategy",
-            remedy=f"Start it with torchrun, or {_unset(names)}, and sdtrain starts the ranks "
-            "itself.",
+            remedy=f"Start it with torchrun, or {_unset(names)} so that sdtrain starts the "
+            "ranks itself.",
         )
     return rank
 
@@ -192,7 +192,7 @@ def _rank_under_slurm(devices: int) -> int:
             f"{problem}",
             key="trainer.devices",
             remedy=f"Start it with srun --nodes=1 --ntasks-per-node={devices}, or "
-            f"{_unset(['SLURM_NTASKS'])}, and sdtrain starts the ranks itself.",
+            f"{_unset(['SLURM_NTASKS'])} so that sdtrain starts the ranks itself.",
         )
     _remove(GENERIC_RANK_VARIABLES)  # left over from another launcher; Lightning would use them
     return rank

@@ -46,7 +46,7 @@ def is_free_text(key: str) -> bool:
 
 
 def is_table_file(key: str, value: str) -> bool:
-    """Whether a table of betas is given as the name of a file, and not as a list."""
+    """Return whether `key=value` gives a table of betas as a file name, and not as a list."""
     is_list = value.lstrip().startswith(("[", "'", '"'))
     return key in TABLES and not is_list
 

@@ -176,9 +176,8 @@ class DrawingConfig:
             check_at_least(getattr(self, name), 1, name)
         for name in ("sampler", "grid", "guidance"):
             if not getattr(self, name):
-                raise UserError(
-                    f"{name} is missing", key=name, remedy=f"Choose one with {name}=NAME."
-                )
+                remedy = f"Set {name}=NAME, a file of configs/{name}/."
+                raise UserError(f"{name} is missing", key=name, remedy=remedy)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -327,9 +327,9 @@ def _parse_csv(text: str, location: str) -> list[NumberedRow]:
         if None in row:
             fields = columns + len(row[None])
             raise DataError(
-                f"{location}, line {line}, has {fields} fields under {columns} columns",
+                f"{location}, line {line}, has {fields} fields, but the header has {columns}",
                 key="data.path",
-                remedy="Put captions with commas in double quotes, or change data.path.",
+                remedy="Put captions that contain commas in double quotes, or change data.path.",
             )
     return numbered_rows
 

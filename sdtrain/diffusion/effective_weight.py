@@ -31,7 +31,7 @@ class EffectiveWeight:
     weight: Tensor
 
     def is_close_to(self, other: "EffectiveWeight") -> bool:
-        """Return whether both have the same levels and the same weights."""
+        """Return whether `other` has the same noise levels and weights, up to rounding."""
         same_levels = torch.allclose(self.log_snr, other.log_snr, atol=1e-6)
         return same_levels and torch.allclose(self.weight, other.weight, rtol=1e-6, atol=1e-12)
 

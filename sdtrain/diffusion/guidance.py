@@ -74,12 +74,13 @@ def classifier_free(
 
 
 def with_bounded_std(denoise: Denoise, max_std: float) -> Denoise:
-    """Return a denoiser that scales each x0 down where its standard deviation exceeds max_std.
+    """Return a denoiser whose predicted x0 have a standard deviation of at most max_std each.
 
-    Near alpha = 0 the x0 computed from a predicted eps is dominated by the error divided by alpha,
-    thousands of times the size of any picture. Latents have unit variance but no fixed range, so
-    their standard deviation is bounded (compare the dynamic thresholding of Saharia et al. 2022,
-    section 2.3). Raises UserError for max_std <= 0.
+    An x0 with a larger standard deviation is scaled down to max_std. Near alpha = 0, an x0 computed
+    from a predicted eps contains the prediction error divided by alpha, which can be thousands of
+    times larger than the latents. Latents have no fixed range to clip to, but unit variance, so
+    their standard deviation is bounded (compare dynamic thresholding, Saharia et al. 2022, section
+    2.3). Raises UserError for max_std <= 0.
     """
     if not max_std > 0:
         raise UserError("must be above 0", key="guidance.max_std", value=max_std)

@@ -61,7 +61,10 @@ class Metric:
     """Whether it chooses the numbers of steps itself and ignores the command's `steps`."""
 
     def check(self, subject: Subject) -> None:
-        """Raise UserError if it cannot measure this model. Called before any drawing."""
+        """Raise UserError if this metric cannot measure the subject's model.
+
+        Called before any picture is sampled.
+        """
 
     def measure(self, subject: Subject) -> Measurement:
         """Draw pictures with `subject.samples` or `subject.draw` and measure them."""

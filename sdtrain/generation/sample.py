@@ -138,8 +138,8 @@ def _check_prompts(config: SampleConfig, prompts: list[str], reads: frozenset[st
         raise UserError(
             "prompt is missing",
             key="prompt",
-            remedy='Set prompt="...", repeatedly for several prompts, or prompt_file=FILE with one '
-            "a line.",
+            remedy='Set prompt="..." (several times for several prompts), or prompt_file=FILE with '
+            "one prompt per line.",
         )
     if config.negative_prompt and config.guidance_scale == 1:
         raise UserError(

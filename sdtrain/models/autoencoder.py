@@ -228,11 +228,11 @@ def latent_statistics(config: dict, path: str) -> tuple[Tensor, Tensor]:
     if not fits:
         raise UserError(
             f"has a config.json with shift_factor={shift}, latents_mean={mean} and "
-            f"latents_std={std}; the first must be a number, the others lists of {channels} "
-            "numbers, one per channel, and the last positive",
+            f"latents_std={std}. shift_factor must be a number; latents_mean and latents_std must "
+            f"be lists of {channels} numbers, one per channel, those of latents_std positive",
             key="model.autoencoder.path",
             value=path,
-            remedy="Correct them, or set model.autoencoder.path to another folder.",
+            remedy="Correct config.json, or set model.autoencoder.path to another folder.",
         )
     scalar_shift = float(shift or 0)
     if mean is None:

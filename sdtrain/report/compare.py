@@ -254,11 +254,13 @@ def _arm_name(group: list[MeasuredRun]) -> str:
 
 
 def difference(arm: Arm, base: Arm, bit_weights: Tensor) -> Difference:
-    """Return the paired difference of two arms in bits, in which what both share cancels.
+    """Return the paired difference `arm - base` in bits, with its 95 % confidence interval.
 
-    With three or more common seeds the interval is over seeds and holds for other trainings too;
-    with fewer it is over validation pictures and holds for these trained networks only.
-    bit_weights: [L], so that errors @ bit_weights are bits.
+    Pairing removes the variation that the arms have in common. With three or more common seeds,
+    the interval is over seeds and holds for new trainings as well; with fewer, it is over
+    validation pictures and holds for these trained networks only.
+
+    bit_weights: [L], one per noise level; `errors @ bit_weights` gives bits.
     """
     arm_errors, base_errors, samples = paired_errors(arm, base)
     gaps = (arm_errors - base_errors) @ bit_weights

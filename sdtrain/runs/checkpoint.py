@@ -28,7 +28,9 @@ MEBIBYTE = 2**20
 
 
 def snapshot(state):
-    """Copy everything in nested dicts and lists to CPU memory, where training cannot change it."""
+    """Return a copy in which all tensors of nested dicts and lists are on the CPU, so that further
+    training does not change it.
+    """
     if isinstance(state, Tensor):
         return state.detach().to("cpu", copy=True)
     if isinstance(state, dict):

@@ -156,7 +156,7 @@ class RunFolder:
         return self.path / "output.txt"
 
     def error_log(self, rank: int = 0) -> Path:
-        """The paragraph that was printed when the run failed, then the traceback."""
+        """A rank's error log: the message that was printed when it failed, then the traceback."""
         return self.path / (f"error-rank-{rank}.log" if rank else "error.log")
 
     def stack(self, rank: int | str) -> Path:

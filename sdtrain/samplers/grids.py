@@ -32,12 +32,13 @@ def default(steps: int, schedule: Schedule) -> Tensor:
 
 
 def default_grid(schedule: Schedule) -> Callable[[int, Schedule], Tensor]:
-    """Return `trailing` for a schedule with even_timesteps, otherwise `uniform_log_snr`.
+    """Return the name of the default grid: `trailing` for a schedule with even_timesteps, otherwise
+    `uniform_log_snr`.
 
-    A table is designed with its timesteps in mind, and the tools of Stable Diffusion space their
-    steps evenly in them. The times of a curve are dense where training should draw often: if its
-    distribution is narrow, even spacing leaves only a few steps for most of the noise levels. The
-    same holds for a table that was shifted.
+    Tables of betas are made to be sampled at evenly spaced timesteps, as Stable Diffusion's tools
+    do. In a continuous schedule, times are concentrated at the noise levels that training should
+    draw most often: if these are few, even spacing leaves few steps for the rest of the noise
+    range. A shifted table has the same problem.
     """
     return trailing if schedule.even_timesteps else uniform_log_snr
 
@@ -59,7 +60,7 @@ def leading(steps: int, schedule: Schedule) -> Tensor:
 
 
 def linspace(steps: int, schedule: Schedule) -> Tensor:
-    """Evenly spaced in timesteps from t = 1 to t = 0, both included."""
+    """Return times whose timesteps are evenly spaced from t = 1 to t = 0, both included."""
     check_steps(steps, schedule)
     last = schedule.num_timesteps - 1
     return torch.linspace(last, 0, steps, dtype=torch.float64).round() / last

@@ -42,13 +42,13 @@ def heun(
 
 
 def second_slope_helps(start: float, end: float) -> bool:
-    """Return whether Heun's step from sigma / alpha = start to end has less error than Euler's.
+    """Return whether a Heun step is more accurate than an Euler step between two noise ratios.
 
-    It is decided for normal latents of unit variance, whose solution is known: y = x / alpha has
-    the slope y r / (1 + r^2) at r = sigma / alpha, so that y is proportional to sqrt(1 + r^2).
-    Where `start` is many times `end`, Heun's step arrives near y / 2 / (1 + end^2), however small
-    the exact result is, because the second slope, at the lower noise, is not typical of the step.
-    False where a ratio is 0 or not finite.
+    start, end: values of r = sigma / alpha. The steps are compared on latents distributed as
+    N(0, 1), for which the solution is known: y = x / alpha obeys dy / dr = y r / (1 + r^2), so y is
+    proportional to sqrt(1 + r^2). If `start` is many times `end`, the slope at `end` is far from
+    the average slope over the step, and a Heun step, which averages both slopes, can be far off.
+    Returns False if a ratio is 0 or not finite.
     """
     if not 0 < end < start < math.inf:
         return False

@@ -17,9 +17,9 @@ def cauchy(
     log_snr_max: float = 10.0,
     num_timesteps: int = 1000,
 ) -> Schedule:
-    """log_snr = centre + scale tan(pi / 2 (1 - 2 t)): a Cauchy distribution.
+    """Return the schedule whose log_snr follows a Cauchy distribution, truncated to the bounds.
 
-    It is truncated to the bounds. Hang and Gu 2024, table 1.
+    log_snr = centre + scale tan(pi / 2 (1 - 2 t)) before truncation. Hang and Gu 2024, table 1.
     """
     if not scale > 0:
         raise UserError("must be above 0", key="schedule.scale", value=scale)

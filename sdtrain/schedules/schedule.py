@@ -15,9 +15,10 @@ Curve = Callable[[Tensor], Tensor]
 
 
 def curve_error(problem: str, keys: str, alternative: str = "") -> UserError:
-    """Return the error for a curve that cannot be used.
+    """Return the UserError for a schedule that cannot be used.
 
-    keys: as in Schedule. alternative: what the user can do instead of changing them, "or ...".
+    problem: what is wrong with it. keys: the configuration keys that determine it, as in Schedule.
+    alternative: another remedy than to change these keys, a phrase that begins with "or".
     """
     remedy = f"Change {keys}, {alternative}." if alternative else f"Change {keys}."
     return UserError(problem, key=keys.partition(" ")[0], remedy=remedy)

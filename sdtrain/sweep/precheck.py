@@ -60,7 +60,7 @@ def precheck_sweep(
         raise UserError(
             "The sweep has no arms: one of its keys has no values",
             key="hydra.sweeper.params",
-            remedy="Write key=value,value.",
+            remedy="Give each key values, as in key=value1,value2.",
         )
     folder = SweepFolder(Path(config.hydra.sweep.dir))
     has_timestamp = folder_has_timestamp(config.hydra.sweep)

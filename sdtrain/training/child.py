@@ -25,9 +25,9 @@ directory, as for an installed command."""
 
 
 def train_command(words: Iterable[str], run: RunFolder) -> list[str]:
-    """Return the command that starts a run in that folder, or resumes it.
+    """Return the sdtrain command that starts a run in the folder `run`, or resumes the run in it.
 
-    words: the arguments of sdtrain.
+    words: command-line arguments of sdtrain.
     """
     return [sys.executable, str(SCRIPT), *words, "resume=auto", run_dir_override(run)]
 

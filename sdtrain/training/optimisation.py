@@ -151,11 +151,10 @@ class Optimisation:
 
 
 def seed_generators(seed: int, device: torch.device) -> None:
-    """Seed the global generators, from which layers such as dropout draw: torch's on the CPU and on
-    `device`, numpy's and Python's.
+    """Seed the global random generators of Python, numpy and torch (CPU and `device`).
 
-    torch.manual_seed would do the same for torch, but formats a stack trace at each call if CUDA
-    is not in use.
+    Layers such as dropout draw from them. torch.manual_seed is avoided, because it formats a stack
+    trace at each call while CUDA is not initialized, which is slow.
     """
     torch.default_generator.manual_seed(seed)
     if device.type != "cpu":

@@ -7,13 +7,13 @@ from sdtrain.errors import UserError
 
 
 class Debiased:
-    """w = min(1 / sqrt(SNR), max_weight) on squared error of epsilon.
+    """Debiased weighting: w = min(1 / sqrt(SNR), max_weight) on the squared error of epsilon.
 
-    Yu et al. 2023, "Debias the Training of Diffusion Models", eq. 12. An error of epsilon is an
-    error of x0 that is 1 / sqrt(SNR) times as large. With weight one, the network learns last what
-    little of the data is left at the highest noise levels, where the prompt decides what the
-    picture will be. The bound is an addition of ours: without it, a schedule that ends near
-    alpha = 0 would be trained on its last few levels only.
+    Yu et al. 2023, "Debias the Training of Diffusion Models", eq. 12. An error of epsilon
+    corresponds to an error of x0 that is 1 / sqrt(SNR) times as large. With constant weight, the
+    highest noise levels are learned last, although the prompt matters most there. The bound
+    max_weight is ours: without it, the last few levels would dominate the loss of a schedule that
+    ends near alpha = 0.
     """
 
     def __init__(self, *, max_weight: float = 20.0) -> None:

@@ -96,10 +96,11 @@ class MetricsLog(L.Callback):
             return
         failure_reason = self.file.write_waiting()
         if failure_reason:
+            lost = len(self.file.waiting)
             raise StorageError(
-                f"{failure_reason}. {len(self.file.waiting)} lines are lost",
+                f"{failure_reason}. {lost} lines of it were not written and are lost",
                 key="hydra.run.dir",
-                remedy="Free space, and resume with resume=auto.",
+                remedy="Make the folder writable, or free space, and resume with resume=auto.",
             )
 
     def log_metrics(
