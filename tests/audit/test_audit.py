@@ -4,15 +4,23 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
 from sdtrain.audit import plot
+from sdtrain.audit.audit import write_audit
 from sdtrain.audit.entries import make_entries
-from sdtrain.audit.request import read_request
+from sdtrain.audit.request import GROUPS, AuditRequest, Combination, expand, read_request
 from sdtrain.audit.table import entries_table
+from sdtrain.config.overrides import typed_keys
+from sdtrain.errors import UserError
+from sdtrain.paths import config_dir
 from sdtrain.plots import LOG_SNR
 
 WITHOUT_TORCH = """
@@ -29,199 +37,241 @@ ALPHA_BAR = {
     "linear": np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)),
     "scaled_linear": np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2),
 }
+ODD_FOLDER = """it's here, "a" = [1]"""
 
 
-@pytest.fixture
-def audit(here, tmp_path):
-    """audit(words) -> (the entries of the JSON by name, what was printed)."""
+@dataclass
+class Audit:
+    """What the command has printed and written."""
 
-    def run(*words):
-        result = here("sdtrain-schedule", *words, f"output={tmp_path}/out [1]")
-        assert result.code == 0, result.err
-        with Image.open(tmp_path / "out [1]" / "schedules.png") as picture:
-            picture.load()
-        return {
-            entry["name"]: entry
-            for entry in json.loads((tmp_path / "out [1]" / "schedules.json").read_text())
-        }, result.out
-
-    return run
+    said: str
+    entries: dict[str, dict]
+    picture: Path
 
 
-def test_the_numbers_of_tables(audit):
-    entries, said = audit(
-        "schedule=linear,scaled_linear", "prediction=epsilon", "weighting=min_snr"
-    )
-    assert list(entries) == ["linear", "scaled_linear"]
-    for name, entry in entries.items():
-        bar = ALPHA_BAR[name]
-        log_snr = np.log(bar / (1 - bar))
-        assert entry["terminal_snr"] == pytest.approx(bar[-1] / (1 - bar[-1]), rel=1e-9)
-        assert (
-            entry["terminal_alpha"]
-            == entry["leaked_mean"]
-            == pytest.approx(bar[-1] ** 0.5, rel=1e-9)
-        )
-        assert entry["leaked_variance"] == pytest.approx(
-            bar[-1], rel=1e-9
-        )  # of latents of unit variance
-        assert [entry["log_snr_at_0"], entry["log_snr_at_1"]] == pytest.approx(
-            [log_snr[0], log_snr[-1]], rel=1e-9
-        )
-        for steps in (10, 25, 50):
-            assert entry["visited"][str(steps)] == pytest.approx(
-                log_snr[np.arange(1000, 0, -1000 // steps) - 1], abs=1e-9
-            )
-        # The share of a point over the way between its neighbours' middles, times min(1, 5 / SNR).
-        places = np.array(entry["effective_weight"]["log_snr"])
-        weight = np.array(entry["effective_weight"]["weight"])
-        point = np.abs(log_snr[:, None] - places).argmin(0)
-        edges = np.concatenate([log_snr[:1], (log_snr[1:] + log_snr[:-1]) / 2, log_snr[-1:]])
-        expected = (1 / (edges[:-1] - edges[1:]))[point] * np.minimum(1, 5 * np.exp(-places))
-        inside = (
-            np.abs(places[:, None] - edges).min(1) > 1e-6
-        )  # a place on an edge may fall to either side
-        ratio = weight[inside] / expected[inside]
-        assert ratio.std() / ratio.mean() < 1e-9
-        assert np.trapezoid(weight, places) == pytest.approx(1)
-    assert "linear" in said
-    assert "6.8 %" in said
-    assert "0.47 %" in said
+@pytest.fixture(scope="module")
+def whole(here, tmp_path_factory):
+    """The whole command, once: two tables, and a schedule that refuses the prediction."""
+    output = tmp_path_factory.mktemp("audit") / ODD_FOLDER
+    words = ["schedule=linear,scaled_linear,flow", "prediction=epsilon", "weighting=min_snr"]
+    of_a_run = ["steps=7", "data.batch_size=8", "optimizer=adamw", "sampler=euler"]
+    result = here("sdtrain-schedule", *words, *of_a_run, f"output={output}")
+    assert result.code == 0, result.err
+    entries = json.loads((output / "schedules.json").read_text())
+    by_name = {entry["name"]: entry for entry in entries}
+    return Audit(result.out, by_name, output / "schedules.png")
 
 
-def test_infinite_ends_are_numbers_of_json(audit):
-    entries, _ = audit("schedule=flow", "prediction=v", "weighting=simple")
-    entry = entries["flow"]
-    assert (
-        entry["terminal_snr"],
-        entry["terminal_alpha"],
-        entry["log_snr_at_0"],
-        entry["log_snr_at_1"],
-    ) == (0, 0, math.inf, -math.inf)
+def option_node(group, name):
+    """The node of an option, as its file has it."""
+    return yaml.safe_load((config_dir() / group / f"{name}.yaml").read_text())
 
 
-def test_duplicates_and_other_parameterisations_are_named(audit):
-    entries, said = audit("prediction=epsilon,v", "weighting=epsilon,min_snr,simple")
+def set_word(nodes, word):
+    """Put what a word chooses or sets into the nodes of a combination."""
+    override = OverridesParser.create().parse_override(word)
+    value = override.value()
+    group, *inner = override.get_key_element().split(".")
+    if inner:
+        node = nodes[group]
+        for name in inner[:-1]:
+            node = node[name]
+        assert inner[-1] in node, word
+        node[inner[-1]] = value
+    elif group == "modifiers":
+        nodes[group] = {}
+        for name in value:
+            nodes[group] |= option_node(group, name)
+    else:
+        nodes[group] = option_node(group, value)
+
+
+@pytest.fixture(scope="module")
+def combine(composed):
+    """combine("schedule=linear,cosine", ...) -> the combinations that read_request makes of the
+    words. The options are put in here, so that Hydra is asked once for all."""
+
+    def made(*words):
+        combinations = []
+        for label, overrides in expand(words):
+            config = composed()
+            nodes = {group: config.get(group) or {} for group in GROUPS}
+            for word in overrides:
+                set_word(nodes, word)
+            combinations.append(Combination(label, nodes, frozenset(typed_keys(overrides))))
+        return combinations
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def entries_of(combine):
+    """entries_of(words) -> the entries by name."""
+    return lambda *words: {entry.name: entry for entry in make_entries(combine(*words))}
+
+
+def test_a_request_combines_all_values_of_all_words(combine):
+    words = ["modifiers=[shift]", "prediction=v", "schedule=laplace", "schedule.scale=0.5,1"]
+    request = read_request([*words, "output=there"])
+    assert request.combinations == combine(*words)
+    assert request.output == Path("there")
+
+
+@pytest.mark.parametrize("name", ALPHA_BAR)
+def test_the_numbers_of_tables(whole, name):
+    entry = whole.entries[name]
+    bar = ALPHA_BAR[name]
+    log_snr = np.log(bar / (1 - bar))
+    assert entry["terminal_snr"] == pytest.approx(bar[-1] / (1 - bar[-1]), rel=1e-9)
+    assert entry["terminal_alpha"] == pytest.approx(bar[-1] ** 0.5, rel=1e-9)
+    assert entry["leaked_mean"] == entry["terminal_alpha"]
+    assert entry["leaked_variance"] == pytest.approx(bar[-1], rel=1e-9)  # of unit variance
+    assert entry["log_snr_at_0"] == pytest.approx(log_snr[0], rel=1e-9)
+    assert entry["log_snr_at_1"] == pytest.approx(log_snr[-1], rel=1e-9)
+    places = np.array(entry["effective_weight"]["log_snr"])
+    weight = np.array(entry["effective_weight"]["weight"])
+    # The share of a point over the way between its neighbours' middles, times min(1, 5 / SNR).
+    point = np.abs(log_snr[:, None] - places).argmin(0)
+    edges = np.concatenate([log_snr[:1], (log_snr[1:] + log_snr[:-1]) / 2, log_snr[-1:]])
+    expected = (1 / (edges[:-1] - edges[1:]))[point] * np.minimum(1, 5 * np.exp(-places))
+    # A place on an edge may fall to either side.
+    inside = np.abs(places[:, None] - edges).min(1) > 1e-6
+    ratio = weight[inside] / expected[inside]
+    assert ratio.std() / ratio.mean() < 1e-9
+    assert np.trapezoid(weight, places) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", ALPHA_BAR)
+@pytest.mark.parametrize("steps", [10, 25, 50])
+def test_the_levels_visited_are_those_of_the_grid(entries_of, name, steps):
+    bar = ALPHA_BAR[name]
+    log_snr = np.log(bar / (1 - bar))
+    (entry,) = entries_of(f"schedule={name}", "grid=trailing").values()
+    points = np.arange(1000, 0, -1000 // steps) - 1
+    assert entry.record()["visited"][str(steps)] == pytest.approx(log_snr[points], abs=1e-9)
+
+
+def test_the_command_writes_a_table_and_a_picture_to_a_folder_of_any_name(whole):
+    assert list(whole.entries) == ["linear", "scaled_linear", "flow"]
+    assert "linear" in whole.said
+    assert "6.8 %" in whole.said
+    assert "0.47 %" in whole.said
+    with Image.open(whole.picture) as picture:
+        picture.load()
+
+
+def test_infinite_ends_are_numbers_of_json(whole):
+    entry = whole.entries["flow"]
+    assert entry["terminal_snr"] == 0
+    assert entry["terminal_alpha"] == 0
+    assert entry["log_snr_at_0"] == math.inf
+    assert entry["log_snr_at_1"] == -math.inf
+
+
+def test_words_that_only_a_run_reads_are_named(whole):
+    assert "No effect here, only on a run: data.batch_size, optimizer, steps." in whole.said
+
+
+def test_what_is_refused_is_said_and_the_rest_is_shown(whole):
+    assert whole.entries["linear"]["refused"] is None
+    assert "prediction=epsilon" in whole.entries["flow"]["refused"]
+    assert "prediction=epsilon" in whole.said
+
+
+def test_where_all_is_refused_the_command_fails_and_has_written_why(combine, tmp_path):
+    combinations = combine("modifiers=[zero_terminal_snr]", "prediction=epsilon")
+    with pytest.raises(UserError) as refused:
+        write_audit(AuditRequest(combinations, tmp_path / "alone", []))
+    assert "prediction=epsilon" in str(refused.value)
+    (entry,) = json.loads((tmp_path / "alone" / "schedules.json").read_text())
+    assert "modifiers=[zero_terminal_snr]" in entry["refused"]
+
+
+def test_duplicates_and_other_parameterisations_are_named(entries_of):
+    entries = entries_of("prediction=epsilon,v", "weighting=epsilon,min_snr,simple")
     assert len(entries) == 6
     twin = entries["scaled_linear, epsilon, epsilon"]
     other = entries["scaled_linear, epsilon, min_snr"]
-    assert twin["duplicate_of"] == ["scaled_linear, epsilon, simple"]
-    assert twin["same_objective_as"] == ["scaled_linear, v, epsilon"]
-    assert other["duplicate_of"] == []
-    assert other["same_objective_as"] == ["scaled_linear, v, min_snr"]
-    assert (
-        entries["scaled_linear, v, simple"]["duplicate_of"]
-        == entries["scaled_linear, v, simple"]["same_objective_as"]
-        == []
-    )
-    same = "same objective with another prediction: scaled_linear, epsilon, min_snr"
-    assert f"scaled_linear, v, min_snr: {same}" in said
-    entries, _ = audit(
-        "prediction=epsilon", "weighting=epsilon,simple", "loss=huber,mse"
-    )  # another loss is another objective
-    assert entries["scaled_linear, epsilon, huber"]["duplicate_of"] == [
-        "scaled_linear, simple, huber"
-    ]
+    alone = entries["scaled_linear, v, simple"]
+    assert twin.duplicate_of == ["scaled_linear, epsilon, simple"]
+    assert twin.same_objective_as == ["scaled_linear, v, epsilon"]
+    assert other.duplicate_of == []
+    assert other.same_objective_as == ["scaled_linear, v, min_snr"]
+    assert alone.duplicate_of == []
+    assert alone.same_objective_as == []
+    note = "same objective with another prediction: scaled_linear, epsilon, min_snr"
+    assert note in entries["scaled_linear, v, min_snr"].notes
 
 
-def test_modifiers_and_numbers_are_swept(audit):
-    entries, _ = audit(
-        "modifiers=[],[shift],[shift,zero_terminal_snr]", "prediction=v", "weighting=simple"
-    )
+def test_another_loss_is_another_objective(entries_of):
+    entries = entries_of("prediction=epsilon", "weighting=epsilon,simple", "loss=huber,mse")
+    huber = entries["scaled_linear, epsilon, huber"]
+    assert huber.duplicate_of == ["scaled_linear, simple, huber"]
+
+
+def test_another_output_is_the_same_objective_under_squares_alone(entries_of):
+    entries = entries_of("prediction=epsilon,v", "weighting=epsilon", "loss=huber")
+    assert all(entry.same_objective_as == [] for entry in entries.values())
+
+
+def test_modifiers_and_numbers_are_swept(entries_of):
+    modifiers = "modifiers=[],[shift],[shift,zero_terminal_snr]"
+    entries = entries_of(modifiers, "prediction=v", "weighting=simple")
     assert list(entries) == [
         "scaled_linear",
         "scaled_linear+shift",
         "scaled_linear+shift+zero_terminal_snr",
     ]
-    assert entries["scaled_linear+shift"]["log_snr_at_0"] == pytest.approx(
-        entries["scaled_linear"]["log_snr_at_0"] - 2 * math.log(3)
-    )
-    entries, _ = audit("schedule=laplace", "schedule.scale=0.5,1")
+    start = entries["scaled_linear"].schedule.log_snr_max
+    shifted = entries["scaled_linear+shift"].schedule.log_snr_max
+    assert shifted == pytest.approx(start - 2 * math.log(3))
+    entries = entries_of("schedule=laplace", "schedule.scale=0.5,1")
     assert list(entries) == ["laplace, schedule.scale=0.5", "laplace, schedule.scale=1"]
 
 
-def test_what_is_refused_is_said_and_the_rest_is_shown(audit, here, tmp_path):
-    entries, said = audit("modifiers=[],[zero_terminal_snr]", "prediction=epsilon")
-    assert entries["scaled_linear"]["refused"] is None
-    assert "modifiers=[zero_terminal_snr]" in entries["scaled_linear+zero_terminal_snr"]["refused"]
-    assert "prediction=epsilon" in said
-    result = here(
-        "sdtrain-schedule", "schedule=flow", "prediction=epsilon", f"output={tmp_path}/alone"
-    )
-    assert result.code == 2
-    assert "prediction" in result.paragraph
-    assert json.loads((tmp_path / "alone" / "schedules.json").read_text())[0]["refused"]
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (["schedule=none"], "schedule"),
+        (["+foo=1"], "foo"),
+    ],
+)
+def test_a_request_that_does_not_fit_the_configuration_is_refused(words, key):
+    with pytest.raises(UserError) as refused:
+        read_request(words)
+    assert refused.value.key == key
+
+
+def test_settings_of_a_modifier_that_is_not_selected_are_refused():
+    request = read_request(["+modifiers.shift.factor=2"])
+    with pytest.raises(UserError) as refused:
+        make_entries(request.combinations)
+    assert "modifiers=[shift]" in str(refused.value)
 
 
 @pytest.mark.parametrize(
     ("words", "key"),
     [
-        (["schedul=linear"], "schedule"),
-        (["schedule=linaer"], "linear"),
         (["schedule.beta_start=-1"], "schedule.beta_start"),
         (["schedule=linear", "schedule.beta_end=abc"], "schedule.beta_end"),
         (["schedule=table"], "schedule.betas"),
-        (["-m"], "-m"),
-        (["schedule=none"], "schedule"),
         (["grid=karras", "grid.rho=0"], "grid.rho"),
-        (["output=/proc/x"], "output"),
+        (["grid=karras", "grid.rho=inf"], "grid.rho"),
+        (["schedule=sigmoid", "schedule.temperature=0.002"], "schedule"),
+        (["modifiers=[shift]", "modifiers.shift.factor=1e9"], "modifiers.shift.factor"),
+        (["schedule=laplace", "schedule.centre=50"], "schedule.log_snr_min"),
     ],
 )
-def test_bad_words(here, tmp_path, words, key):
-    result = here("sdtrain-schedule", f"output={tmp_path}", *words)
-    assert result.code in (2, 5)
-    assert key in result.paragraph
-
-
-def test_words_that_only_a_run_reads_are_named(here, tmp_path):
-    words = [
-        "schedule=linear",
-        "prediction=v",
-        "weighting=simple",
-        "sampler=euler",
-        f"output={tmp_path}",
-    ]
-    assert "No effect" not in here("sdtrain-schedule", *words).out
-    said = here("sdtrain-schedule", *words, "steps=7", "data.batch_size=8", "optimizer=adamw").out
-    assert "No effect here, only on a run: data.batch_size, optimizer, steps." in said
-
-
-def test_help(here):
-    assert "sdtrain-schedule schedule=" in here("sdtrain-schedule", "--help").out
-
-
-@pytest.mark.parametrize("name", ["it's here", 'with "quotes"', "a, b = [c]"])
-def test_any_folder_name(here, tmp_path, name):
-    assert here("sdtrain-schedule", f"output={tmp_path}/{name}").code == 0
-    assert (tmp_path / name / "schedules.json").is_file()
-
-
-def test_a_table_from_a_file_of_any_name_and_fewer_steps_than_are_drawn(audit, tmp_path):
-    (tmp_path / "my betas, v=2 (final).txt").write_text("0.1, 0.2, 0.3,\n")
-    entries, _ = audit(
-        "schedule=table",
-        f"schedule.betas={tmp_path}/my betas, v=2 (final).txt",
-        "schedule.num_timesteps=3",
-    )
-    assert entries["table"]["terminal_snr"] == pytest.approx(0.504 / 0.496)
-    assert entries["table"]["visited"] == {}
-
-
-def test_another_output_is_the_same_objective_under_squares_alone(audit):
-    entries, _ = audit("prediction=epsilon,v", "weighting=epsilon", "loss=huber")
-    assert all(entry["same_objective_as"] == [] for entry in entries.values())
+def test_mistakes_of_the_user_are_no_bugs_of_ours(entries_of, words, key):
+    with pytest.raises(UserError) as refused:
+        entries_of(*words)
+    assert refused.value.key == key
 
 
 @pytest.mark.parametrize(
-    ("words", "key"),
+    ("words", "said"),
     [
         (["times=logit_normal", "times.mean=nan"], "times.mean"),
-        (["schedule=sigmoid", "schedule.temperature=0.002"], "schedule"),
-        (["+modifiers.shift.factor=2"], "modifiers=[shift]"),
-        (["modifiers=[shift]", "modifiers.shift.factor=1e9"], "modifiers.shift.factor"),
-        (["schedule=laplace", "schedule.centre=50"], "schedule.log_snr_min"),
-        (["+foo=1"], "foo"),
-        (["grid=karras", "grid.rho=inf"], "grid.rho"),
         (
             [
                 "modifiers=[zero_terminal_snr]",
@@ -233,26 +283,46 @@ def test_another_output_is_the_same_objective_under_squares_alone(audit):
         ),
     ],
 )
-def test_mistakes_of_the_user_are_no_bugs_of_ours(here, tmp_path, words, key):
-    result = here("sdtrain-schedule", f"output={tmp_path}/out", *words)
-    assert result.code == 2 and key in result.err, result.err
+def test_an_objective_that_cannot_be_trained_is_refused_in_its_row(entries_of, words, said):
+    (entry,) = entries_of(*words).values()
+    assert said in str(entry.refusal)
+    assert entry.refusal.exit_code == 2
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(here):
+    result = here("sdtrain-schedule", "output=/proc/x")
+    assert result.code == 5
+    assert "output" in result.paragraph
+
+
+def test_help(here):
+    assert "sdtrain-schedule schedule=" in here("sdtrain-schedule", "--help").out
+
+
+def test_a_table_from_a_file_of_any_name_and_fewer_steps_than_are_drawn(tmp_path):
+    file = tmp_path / "my betas, v=2 (final).txt"
+    file.write_text("0.1, 0.2, 0.3,\n")
+    words = ["schedule=table", f"schedule.betas={file}", "schedule.num_timesteps=3"]
+    combinations = read_request(words).combinations
+    (entry,) = make_entries(combinations)
+    assert entry.record()["terminal_snr"] == pytest.approx(0.504 / 0.496)
+    assert entry.record()["visited"] == {}
 
 
 def test_what_is_refused_needs_no_torch():
-    """In a fresh process: an unknown group, an unknown key, an unknown flag."""
-    commands = [["schedul=linear"], ["schedule.beta=1"], ["-m"]]
+    """In a fresh process: an unknown group, option, key and flag."""
+    commands = [["schedul=linear"], ["schedule=linaer"], ["schedule.beta=1"], ["-m"]]
     code = [sys.executable, "-c", WITHOUT_TORCH, json.dumps(commands)]
     result = subprocess.run(code, capture_output=True, text=True)
-    assert result.stdout.splitlines() == ["2 False"] * 3, result.stderr
-    for key, line in zip(
-        ("schedul", "beta", "-m"), result.stderr.split("sdtrain: ")[1:], strict=True
-    ):
-        assert key in line
+    assert result.stdout.splitlines() == ["2 False"] * 4, result.stderr
+    paragraphs = result.stderr.split("sdtrain: ")[1:]
+    for key, paragraph in zip(("schedul", "linear", "beta", "-m"), paragraphs, strict=True):
+        assert key in paragraph
 
 
-def test_log_snr_rises_to_the_right(monkeypatch):
+def test_log_snr_rises_to_the_right(monkeypatch, combine):
     """From noise to data, in both plots over it and in the table, as in the plots of a report."""
-    entries = make_entries(read_request(["schedule=cosine"]).combinations)
+    entries = make_entries(combine("schedule=cosine"))
     figures = []
     monkeypatch.setattr(plot, "render", figures.append)
     plot.plot_entries(entries)
