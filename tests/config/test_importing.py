@@ -68,7 +68,7 @@ def test_a_module_in_the_working_directory_is_found_and_hides_no_other(tmp_path,
     (tmp_path / "shows.py").write_text(SHOWS)
     start = [str(script)]
     if started_as == "module":
-        words = ["schedule=cosine", "schedule._target_=shows.Schedule"]
+        words = ["hydra.searchpath=[pkg://shows]"]
         start = ["-m", "sdtrain.commands.schedule", *words]
     ended = subprocess.run([sys.executable, *start], cwd=tmp_path, capture_output=True, text=True)
     jinja2, own_network = ended.stderr.split()
@@ -77,20 +77,23 @@ def test_a_module_in_the_working_directory_is_found_and_hides_no_other(tmp_path,
 
 
 def test_what_a_run_starts_is_hidden_nothing_from(tmp_path):
-    """By files of the names of Python's own modules, which are imported before sdtrain is; and
-    PYTHONPATH reaches it."""
-    for name in ("types", "tokenize", "datasets", "train"):
+    """By files of the names of Python's own modules, which are imported before sdtrain is, and of
+    libraries; and PYTHONPATH reaches it: its option of a user's package is found."""
+    for name in ("types", "tokenize", "omegaconf", "train"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong module')")
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "own.py").write_text("raise ImportError('the right one')")
+    options = tmp_path / "elsewhere" / "own_configs" / "schedule"
+    options.mkdir(parents=True)
+    (options / "own.yaml").write_text("_target_: nowhere_at_all.Schedule")
+    (options.parent / "__init__.py").touch()
     # Never an empty entry: Python reads it as the working directory.
     places = [str(PACKAGE.parent), str(tmp_path / "elsewhere")]
+    words = ["hydra.searchpath=[pkg://own_configs]", "schedule=own", "seed=abc"]
     ended = subprocess.run(
-        [sys.executable, str(SCRIPT), "model.unet._target_=own.Net"],
+        [sys.executable, str(SCRIPT), *words],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(places)},
         capture_output=True,
         text=True,
     )
-    assert ended.returncode == 2
-    assert "the right one" in ended.stderr
+    assert ended.returncode == 2, ended.stderr
+    assert 'seed="abc"' in ended.stderr
