@@ -19,30 +19,30 @@ from sdtrain.report.objectives import build_objectives
 from sdtrain.report.ranking import left_out_section, ranking_section, summary_lines
 from sdtrain.runs.lock import hold_lock
 
-MODULES = """
-import importlib, pkgutil, sys
-import sdtrain.audit, sdtrain.report
-from sdtrain.commands import report, schedule
-for room in (sdtrain.audit, sdtrain.report):
-    for module in pkgutil.iter_modules(room.__path__, f"{room.__name__}."):
-        importlib.import_module(module.name)
-report.main()
-print(*sys.modules)
-"""
 LEFT_BEHIND = """
 import pathlib, sys
 from sdtrain.runs.lock import has_stale_lock
 sys.exit(has_stale_lock(pathlib.Path(sys.argv[1])))
 """
-WITHOUT_TORCH = """
-import json, sys
-from sdtrain.commands import report
+FRESH = """
+import importlib, json, pathlib, pkgutil, sys
+from sdtrain.commands import report, schedule
 for words in json.loads(sys.argv[1]):
     sys.argv[1:] = words
     try:
         report.main()
     except SystemExit as left:
         print(left.code, "torch" in sys.modules)
+import sdtrain.audit, sdtrain.report
+for room in (sdtrain.audit, sdtrain.report):
+    for module in pkgutil.iter_modules(room.__path__, f"{room.__name__}."):
+        importlib.import_module(module.name)
+from sdtrain.report.compare import compare
+from sdtrain.report.objectives import build_objectives
+from sdtrain.report.record import read_validations
+from sdtrain.runs.reader import find_runs
+build_objectives(compare(read_validations(find_runs([pathlib.Path(words[0])]))))
+print(*sys.modules)
 """
 
 
@@ -122,16 +122,28 @@ def test_an_odd_run_is_listed_once_beside_another(write, errors, read, text_of, 
     assert "| b |" in text_of(*sections)
 
 
-def test_no_odd_run_spoils_the_report(write, errors, report):
+def test_no_odd_run_and_no_odd_name_spoils_the_report(write, errors, report, recwarn):
     """All of them in one, with its plots."""
-    sweep = write("a", errors(16, 1.0)).parent
+    sweep = write("a$_$b", errors(16, 1.0)).parent
+    for number, name in enumerate(("_x", os.fsdecode(b"c\xff"), "\u7eff")):
+        write(name, errors(16, 1.1 + number), config={"x": number})
     for number, (file, content) in enumerate(ODD_FILES):
-        made_odd(write(f"odd{number}", errors(16, 1.2), config={"x": number}), file, content)
-    assert len(re.findall("^1. a: ", report(sweep), re.MULTILINE)) == 1
+        made_odd(write(f"odd{number}", errors(16, 9.0), config={"y": number}), file, content)
+    said = report(sweep)
+    for line in ("1. a$_$b: ", "2. _x: ", "3. c?: "):
+        assert len(re.findall(f"^{re.escape(line)}", said, re.MULTILINE)) == 1, line
+    assert not [one for one in recwarn if "Glyph" in str(one.message)]
     text = (sweep / "report" / "report.md").read_text()
     costs = text.partition("## Speed and memory")[2]
     for number, (file, content) in enumerate(ODD_FILES):
         assert costs.count(f"| odd{number} |") == 1, f"{file}: {content}"
+
+
+def test_a_legend_shows_a_name_as_it_is():
+    figure = Figure()
+    axis = figure.add_subplot()
+    axis.plot([0, 1], label=figures.legend_label("_a$_$b"))
+    assert [text.get_text() for text in axis.legend().get_texts()] == [r" _a\$_\$b"]
 
 
 def test_a_run_whose_process_is_gone_was_killed(write, errors, summary_of):
@@ -165,20 +177,6 @@ def test_an_arm_that_was_refused_as_it_was_built_has_failed(write, errors, summa
     assert "not finished: b, failed at 0 images" in summary_of(sweep)
 
 
-def test_any_name_of_a_folder_is_shown(write, errors, report, recwarn):
-    sweep = write("a$_$b", errors(16, 1.0)).parent
-    for number, name in enumerate(("_x", os.fsdecode(b"c\xff"), "\u7eff")):
-        write(name, errors(16, 1.1 + number), config={"x": number})
-    said = report(sweep)
-    for line in ("1. a$_$b: ", "2. _x: ", "3. c?: "):
-        assert line in said
-    assert not [one for one in recwarn if "Glyph" in str(one.message)]
-    figure = Figure()
-    axis = figure.add_subplot()
-    axis.plot([0, 1], label=figures.legend_label("_a$_$b"))
-    assert [text.get_text() for text in axis.legend().get_texts()] == [r" _a\$_\$b"]
-
-
 @pytest.mark.parametrize(
     ("words", "named"),
     [
@@ -203,26 +201,20 @@ def test_names_that_print_alike_are_shown_all_the_same(write, errors, summary_of
     assert len(re.findall(r"^\d\. .*c.: ", said, re.MULTILINE)) == 2
 
 
-def test_what_is_refused_needs_no_torch(write, errors, tmp_path):
-    """In a fresh process: a folder that is none, an unknown flag, an unknown baseline."""
-    folder = write("a", errors(4, 1.0))
-    commands = [[f"{tmp_path}/none"], [str(folder), "--unknown"], [str(folder), "--baseline=z"]]
-    code = [sys.executable, "-c", WITHOUT_TORCH, json.dumps(commands)]
+def test_what_is_refused_needs_no_torch_and_a_report_no_lightning_and_no_networks(
+    write, errors, tmp_path
+):
+    """In a fresh process: a folder that is none, an unknown flag, an unknown baseline; then all
+    of both rooms is imported, and a run is read."""
+    folder = str(write("a", errors(4, 1.0)))
+    commands = [[f"{tmp_path}/none"], [folder, "--unknown"], [folder, "--baseline=z"]]
+    code = [sys.executable, "-c", FRESH, json.dumps(commands)]
     result = subprocess.run(code, capture_output=True, text=True)
-    assert result.stdout.splitlines() == ["2 False"] * 3, result.stderr
-
-
-def test_report_and_audit_load_neither_lightning_nor_networks(write, errors):
-    """In a fresh process, which imports all of both rooms, and writes a report."""
-    result = subprocess.run(
-        [sys.executable, "-c", MODULES, str(write("a", errors(4, 1.0)))],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    loaded = set(result.stdout.splitlines()[-1].split())
-    assert not {"lightning", "diffusers", "transformers", "datasets", "wandb"} & loaded
-    assert {"torch", "jinja2", "sdtrain.report.report", "sdtrain.audit.audit"} <= loaded
+    *refused, loaded = result.stdout.splitlines()
+    assert refused == ["2 False"] * 3, result.stderr
+    modules = set(loaded.split())
+    assert not {"lightning", "diffusers", "transformers", "datasets", "wandb"} & modules
+    assert {"torch", "jinja2", "sdtrain.report.report", "sdtrain.audit.audit"} <= modules
 
 
 def test_runs_of_moved_classes_are_no_other_runs(write, errors, read):
