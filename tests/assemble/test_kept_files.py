@@ -4,16 +4,28 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
+from reading import BARE, newest, with_values
+from torch import Tensor
 
+from sdtrain.assemble.load import load
+from sdtrain.assemble.model import build_data
+from sdtrain.diffusion.guidance import classifier_free
+from sdtrain.errors import UserError
+from sdtrain.generation.drawing import Drawing, Request
+from sdtrain.generation.generate import generate
 from sdtrain.paths import find_folder
+from sdtrain.runs.layout import CheckpointFolder, RunFolder
+from sdtrain.runs.resume import compare_configs
+from sdtrain.samplers.ddim import ddim
+from sdtrain.samplers.grids import trailing
+from sdtrain.training.parts import build_parts, saved_config
+from sdtrain.training.progress import Progress
+from sdtrain.training.resume import check_changes
 
-ALONE = ["callbacks=none", "validation=none", "trainer.max_images=16", "checkpoint.every=8"]
-QUICK = ["prompt=a red star", "num_images=1", "steps=2", "accelerator=cpu", "ema=false"]
+SHORT = [*BARE, "trainer.max_images=8", "checkpoint.every=8", "lr_schedule.warmup_images=0"]
 
 FROZEN = """
 import torch
@@ -35,10 +47,41 @@ class Frozen(Conditioner):
 """
 
 
-def drawn(here, run, out, cwd, *words) -> np.ndarray:
-    result = here("sdtrain-sample", f"checkpoint={run}", *QUICK, f"output={out}", *words, cwd=cwd)
-    assert result.code == 0, result.err
-    return np.asarray(Image.open(out / "00000-seed0.png"))
+def drawn(run: Path, *, allow=(), autoencoder: str | None = None) -> Tensor:
+    """A picture of the run, in two steps."""
+    checkpoint = CheckpointFolder(newest(run))
+    loaded = load(checkpoint, ema=False, device="cpu", allow=[*allow], autoencoder=autoencoder)
+    drawing = Drawing(
+        sampler=ddim,
+        grid=trailing,
+        guidance=classifier_free,
+        steps=2,
+        guidance_scale=2.0,
+        batch_size=1,
+    )
+    request = Request(0, prompt="a red star")
+    return generate(loaded.model, [request], drawing, loaded.image_size)
+
+
+@pytest.fixture
+def changes(planned):
+    """changes(RUN, allowed, "seed=1", ...) -> the lines that a run says of what has changed since
+    its checkpoint, with these values in its configuration."""
+
+    def found(run: Path, allowed=(), *words: str) -> list[str]:
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        for part in config["model"].values():
+            if isinstance(part, dict):
+                for key in ("sha256", "files_sha256"):
+                    part.pop(key, None)
+        config |= {"resume": "must", "resume_allow": [*allowed]}
+        plan = planned(config=with_values(config, *words))
+        progress = Progress(plan.config["data"]["batch_size"], 16)
+        parts = build_parts(plan, build_data(plan.config["data"]), run, progress)
+        new = yaml.safe_load(saved_config(plan, parts))
+        return check_changes(newest(run), new, parts.module, [*allowed])
+
+    return found
 
 
 def exchange_two_words(folder: Path) -> None:
@@ -50,87 +93,108 @@ def exchange_two_words(folder: Path) -> None:
     file.write_text(json.dumps(tokenizer))
 
 
-def test_the_tokenizer_is_kept_and_an_exchange_is_noticed(here, tiny, tmp_path):
-    shutil.copytree(find_folder("data/tokenizer", ""), tmp_path / "tok")
-    (tmp_path / "tok" / "weights.bin").write_bytes(b"is no part of a tokenizer")
-    run = tmp_path / "run"
-    words = ["model.conditioner.tokenizer=tok", f"hydra.run.dir={run}"]
+@pytest.fixture(scope="module")
+def trained(here, tiny, tmp_path_factory):
+    """A folder with a tokenizer in tok/ and an autoencoder in vae/, and a run that was trained
+    there on both."""
+    folder = tmp_path_factory.mktemp("trained")
+    shutil.copytree(find_folder("data/tokenizer", ""), folder / "tok")
+    (folder / "tok" / "weights.bin").write_bytes(b"is no part of a tokenizer")
+    shutil.copytree(find_folder("data/shapes_autoencoder", ""), folder / "vae")
+    words = tiny(*SHORT, "model.conditioner.tokenizer=tok", "model.autoencoder.path=vae")
+    result = here("sdtrain", *words, f"hydra.run.dir={folder}/run", cwd=folder)
+    assert result.code == 0, result.err
+    return folder
 
-    def train(*more):
-        return here("sdtrain", *tiny(*ALONE, *words, *more), cwd=tmp_path)
 
-    assert train().code == 0
-    before = drawn(here, run, tmp_path / "a", tmp_path)
-    exchange_two_words(tmp_path / "tok")
-    assert np.array_equal(drawn(here, run, tmp_path / "b", "/"), before)
-    result = train("resume=must", "trainer.max_images=24")
-    assert result.code == 2 and "model.conditioner.files_sha256" in result.paragraph
-    result = train("resume=must", "trainer.max_images=24", "resume_allow=[model.conditioner]")
-    assert result.code == 0 and "model.conditioner.files_sha256" in result.out, result.err
+@pytest.fixture
+def folder(trained, tmp_path, monkeypatch):
+    """A copy of it, in which a test works, and in which the run seems to have been trained."""
+    folder = shutil.copytree(trained, tmp_path / "copy")
+    file = RunFolder(folder / "run").data_record
+    record = json.loads(file.read_text()) | {"working_directory": str(folder)}
+    file.write_text(json.dumps(record))
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_the_tokenizer_is_kept_and_an_exchange_is_noticed(folder, changes, monkeypatch):
+    run = folder / "run"
+    before = drawn(run)
+    exchange_two_words(folder / "tok")
+    monkeypatch.chdir("/")
+    assert torch.equal(drawn(run), before)
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError) as refused:
+        changes(run)
+    assert refused.value.key == "model.conditioner.files_sha256"
+    (line,) = changes(run, ["model.conditioner"])
+    assert "model.conditioner.files_sha256" in line
     # Where the files have gone the run goes on with its own, and is the same.
-    shutil.rmtree(tmp_path / "tok")
-    result = train("resume=must", "trainer.max_images=32")
-    assert result.code == 0 and "files_sha256" not in result.out, result.err
+    shutil.rmtree(folder / "tok")
+    assert changes(run) == []
     (copy,) = run.glob("parts/conditioner/tokenizer")
     assert not (copy / "weights.bin").exists()
+    assert not (copy / "README.md").exists()
     exchange_two_words(copy)
-    result = here("sdtrain-sample", f"checkpoint={run}", *QUICK, f"output={tmp_path}/c")
-    assert result.code == 2 and "model.conditioner" in result.paragraph
+    with pytest.raises(UserError) as refused:
+        drawn(run)
+    assert "model.conditioner" in str(refused.value)
 
 
-def test_a_frozen_part_of_ones_own_is_known_by_its_weights(here, tiny, tmp_path, monkeypatch):
+def test_a_small_autoencoder_is_kept_and_an_exchange_of_its_config_is_noticed(
+    folder, changes, monkeypatch
+):
+    run = folder / "run"
+    before = drawn(run)
+    file = folder / "vae" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"scaling_factor": 0.5}))
+    copied = shutil.copytree(run, folder / "elsewhere" / "run")
+    monkeypatch.chdir("/")
+    assert torch.equal(drawn(copied), before)
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError) as refused:
+        changes(run, (), "model.autoencoder.latent_scale=1")
+    assert refused.value.key == "model.autoencoder.files_sha256"
+    # Without a copy the files are looked for: first they are others, then there are none.
+    shutil.rmtree(copied / "parts")
+    for state in ("exchanged", "gone"):
+        with pytest.raises(UserError) as refused:
+            drawn(copied)
+        assert refused.value.key == "autoencoder", state
+        shutil.rmtree(folder / "vae", ignore_errors=True)
+    kept = run / "parts" / "autoencoder" / "path"
+    assert torch.equal(drawn(copied, autoencoder=str(kept)), before)
+    saved = yaml.safe_load((run / "config.yaml").read_text())["model"]["autoencoder"]
+    assert saved["path"] == "vae"
+    assert len(saved["files_sha256"]) == 64
+
+
+def test_a_frozen_part_of_ones_own_is_known_by_its_weights(
+    here, tiny, changes, tmp_path, monkeypatch
+):
     (tmp_path / "frozen_of_mine.py").write_text(FROZEN)
     monkeypatch.syspath_prepend(tmp_path)
     torch.save(torch.ones(16), tmp_path / "weights.pt")
-    run = tmp_path / "run"
     own = ["model.conditioner._target_=frozen_of_mine.Frozen", "model.conditioner.context_dim=16"]
-    words = [*own, f"+model.conditioner.weights={tmp_path}/weights.pt", f"hydra.run.dir={run}"]
-
-    def train(*more):
-        kept = [word for word in tiny(*ALONE) if not word.startswith("model.conditioner")]
-        return here("sdtrain", *kept, *words, *more)
-
-    result = train()
-    assert result.code == 0, result.err
-    allow = "allow=[frozen_of_mine]"
-    drawn(here, run, tmp_path / "a", tmp_path, allow)
-    torch.save(torch.zeros(16), tmp_path / "weights.pt")
-    result = here("sdtrain-sample", f"checkpoint={run}", *QUICK, allow, f"output={tmp_path}/b")
-    assert result.code == 2 and "model.conditioner" in result.paragraph, result.err
-    result = train("resume=must", "trainer.max_images=24")
-    assert result.code == 2 and "model.conditioner.sha256" in result.paragraph
-
-
-def test_a_small_autoencoder_is_kept_and_an_exchange_of_its_config_is_noticed(here, tiny, tmp_path):
-    folder = shutil.copytree(find_folder("data/shapes_autoencoder", ""), tmp_path / "vae")
+    words = [*own, f"+model.conditioner.weights={tmp_path}/weights.pt"]
+    kept = [word for word in tiny(*SHORT) if not word.startswith("model.conditioner")]
     run = tmp_path / "run"
-    words = ["model.autoencoder.path=vae", f"hydra.run.dir={run}"]
-    assert here("sdtrain", *tiny(*ALONE, *words), cwd=tmp_path).code == 0
-    before = drawn(here, run, tmp_path / "a", tmp_path)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"scaling_factor": 0.5}))
-    copied = shutil.copytree(run, tmp_path / "elsewhere" / "run")
-    assert np.array_equal(drawn(here, copied, tmp_path / "b", "/"), before)
-    longer = [*words, "resume=must", "trainer.max_images=24", "model.autoencoder.latent_scale=1"]
-    result = here("sdtrain", *tiny(*ALONE, *longer), cwd=tmp_path)
-    assert result.code == 2 and "model.autoencoder.files_sha256" in result.paragraph
-    shutil.rmtree(copied / "parts")
-    result = here("sdtrain-sample", f"checkpoint={copied}", *QUICK, f"output={tmp_path}/c")
-    assert result.code == 2 and result.paragraph.startswith("autoencoder="), result.err
-    shutil.rmtree(folder)
-    result = here("sdtrain-sample", f"checkpoint={copied}", *QUICK, f"output={tmp_path}/c")
-    assert result.code == 2 and result.paragraph.startswith("autoencoder="), result.err
-    kept = f"autoencoder={run}/parts/autoencoder/path"
-    assert np.array_equal(drawn(here, copied, tmp_path / "d", "/", kept), before)
-    assert not (run / "parts" / "conditioner" / "tokenizer" / "README.md").exists()
-    saved = yaml.safe_load((run / "config.yaml").read_text())["model"]["autoencoder"]
-    assert saved["path"] == "vae" and len(saved["files_sha256"]) == 64
+    result = here("sdtrain", *kept, *words, f"hydra.run.dir={run}")
+    assert result.code == 0, result.err
+    drawn(run, allow=["frozen_of_mine"])
+    assert changes(run) == []
+    torch.save(torch.zeros(16), tmp_path / "weights.pt")
+    with pytest.raises(UserError) as refused:
+        drawn(run, allow=["frozen_of_mine"])
+    assert "model.conditioner" in str(refused.value)
+    with pytest.raises(UserError) as refused:
+        changes(run)
+    assert refused.value.key == "model.conditioner.sha256"
 
 
 @pytest.mark.parametrize("key", ["model.conditioner.files_sha256", "model.autoencoder.sha256"])
 def test_a_run_of_a_version_that_took_no_hash_goes_on(key):
-    from sdtrain.runs.resume import compare_configs
-
     *parts, name = key.split(".")
     old = {parts[0]: {parts[1]: {"_target_": "x"}}}
     new = {parts[0]: {parts[1]: {"_target_": "x", name: "a"}}}
