@@ -114,11 +114,11 @@ def ring(schedule):
     def denoise(x, t):
         alpha, sigma = (c.item() for c in schedule.alpha_sigma(t, torch.float64))
         v = alpha**2 * WIDTH**2 + sigma**2
-        point = x.flatten(1).double()
-        share = (WEIGHTS.log() + point @ CENTRES.T * (alpha / v)).softmax(1)
+        points = x.flatten(1).double().T  # [2, B]: a softmax over rows takes a sixth of the time
+        share = (WEIGHTS.log()[:, None] + (CENTRES * (alpha / v)) @ points).softmax(0)
         pull = alpha * WIDTH**2 / v
-        mean = share @ CENTRES * (1 - alpha * pull) + pull * point
-        return mean[..., None, None].to(x.dtype)
+        mean = (CENTRES.T @ share) * (1 - alpha * pull) + pull * points
+        return mean.T[..., None, None].to(x.dtype)
 
     return denoise
 
@@ -219,7 +219,7 @@ def test_convergence_order(name):
     """Without the last step into data, on grids even in log_snr: doubling the steps divides the
     error by 2^order.
     """
-    measured = convergence_orders(rms_errors(ORDERED[name], [80, 160, 320, 640], count=32))
+    measured = convergence_orders(rms_errors(ORDERED[name], [80, 160, 320], count=32))
     low, high = ORDER.get(
         name, (0.95, 10)
     )  # a sampler that is not listed converges at least to first order
@@ -245,8 +245,8 @@ def test_an_order_is_seen_to_be_missed():
             show,
         )
 
-    assert max(convergence_orders(rms_errors(beside, [160, 320, 640], count=32))) < 0.5
-    assert max(convergence_orders(rms_errors(impatient, [160, 320, 640], count=32))) < 1.5
+    assert max(convergence_orders(rms_errors(beside, [80, 160, 320], count=32))) < 0.5
+    assert max(convergence_orders(rms_errors(impatient, [80, 160, 320], count=32))) < 1.5
 
 
 def test_the_stochastic_samplers_are_not_listed_as_deterministic():
