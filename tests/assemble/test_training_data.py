@@ -9,8 +9,10 @@ import pytest
 import yaml
 from PIL import Image
 
+from sdtrain.assemble.load import load
+from sdtrain.errors import DataError, UserError
 from sdtrain.runs.layout import CheckpointFolder
-from sdtrain.runs.manifest import list_checkpoints, write_manifest
+from sdtrain.runs.manifest import find_checkpoint, list_checkpoints, write_manifest
 
 SMALL = [
     "model/autoencoder=pixels",
@@ -79,46 +81,60 @@ def evaluated(here, run, cwd, *words):
 def test_drawing_needs_the_folder_of_the_run_alone(here, trained, elsewhere, tmp_path):
     expected = drawn(here, trained / "run", tmp_path / "a", trained)
     shutil.rmtree(elsewhere / "pics")
+    (elsewhere / "run" / "config.yaml").unlink()  # a checkpoint has its own
     again = drawn(here, elsewhere / "run", tmp_path / "b", tmp_path)
     assert np.array_equal(again, expected)
-    result = evaluated(here, elsewhere / "run", tmp_path, "metrics=sampler_error", *SHORT)
-    assert result.code == 0, result.err
     record = json.loads((trained / "run" / "data.json").read_text())
     assert len(set(record["example_prompts"])) == 9  # the captions of the training split
     assert len(set(record["example_prompts"][:9])) > 5
 
 
+def loaded(run, **changes):
+    """The run's checkpoint, with changed arguments of its data set."""
+    checkpoint = CheckpointFolder(find_checkpoint(run))
+    found = load(checkpoint, ema=False, device="cpu", allow=[], autoencoder=None, data=changes)
+    return found.training_data
+
+
 def test_what_compares_with_the_pictures_asks_for_them_by_a_key_that_exists(
-    here, elsewhere, tmp_path
+    here, elsewhere, tmp_path, capsys
 ):
     run = elsewhere / "run"
-    result = evaluated(here, run, elsewhere, "metrics=retrieval")
-    assert result.code == 3 and f"data.path={tmp_path}/gone/pics" in result.paragraph, result.err
+    with pytest.raises(DataError) as missing:
+        _ = loaded(run).data
+    assert missing.value.key == "data.path"
+    assert f"{tmp_path}/gone/pics" in str(missing.value)
     result = evaluated(here, run, tmp_path, "metrics=retrieval", f"data.path={elsewhere}/pics")
-    assert result.code == 0 and not result.err, result.err
+    assert result.code == 0, result.err
+    assert not result.err
     # Others than those it was trained on.
     (elsewhere / "pics" / "0.txt").write_text("another caption")
-    result = evaluated(here, run, tmp_path, "metrics=retrieval", f"data.path={elsewhere}/pics")
-    assert result.code == 0 and "not those that the run was trained on" in result.err
-    for word, named in (("data.pth=x", "'path'"), ("data.flip=2", "data.flip")):
-        result = evaluated(here, run, tmp_path, "metrics=retrieval", word)
-        assert result.code == 2 and named in result.paragraph, result.err
+    assert loaded(run, path=f"{elsewhere}/pics").data is not None
+    assert "not those that the run was trained on" in capsys.readouterr().err
+    for changes, named in (({"pth": "x"}, "'path'"), ({"flip": 2}, "data.flip")):
+        with pytest.raises(UserError) as refused:
+            _ = loaded(run, **changes).data
+        assert named in str(refused.value)
 
 
-def test_a_relative_path_of_the_run_begins_where_it_was_trained(here, trained, tmp_path):
-    result = evaluated(here, trained / "run", tmp_path, "metrics=retrieval")
-    assert result.code == 0 and not result.err, result.err
+def test_a_relative_path_of_the_run_begins_where_it_was_trained(trained, capsys):
+    data = loaded(trained / "run").data
+    assert len(data.split("train")) == 9
+    assert not capsys.readouterr().err
 
 
 def test_what_has_no_effect_is_told(here, trained, tmp_path):
     result = evaluated(here, trained / "run", tmp_path, "metrics=sampler_error", *SHORT, "data.a=1")
-    assert result.code == 0 and "data has no effect" in result.err
+    assert result.code == 0, result.err
+    assert "data has no effect" in result.err
     words = ["prompt=x", *QUICK, "data.path=b, c", f"output={tmp_path}/out"]
     result = here("sdtrain-sample", f"checkpoint={trained}/run", *words)
-    assert result.code == 0 and "data has no effect" in result.err
+    assert result.code == 0, result.err
+    assert "data has no effect" in result.err
 
 
 def test_metrics_ask_only_for_pictures_that_they_need(here, elsewhere, tmp_path):
     shutil.rmtree(elsewhere / "pics")
     result = evaluated(here, elsewhere / "run", tmp_path, "metrics=prompt_accuracy")
-    assert result.code == 2 and "metrics=prompt_accuracy" in result.paragraph, result.err
+    assert result.code == 2, result.err
+    assert "metrics=prompt_accuracy" in result.paragraph
