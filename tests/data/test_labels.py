@@ -1,14 +1,23 @@
 """Class labels come from subfolders or a column, and a model of labels is refused without them."""
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from PIL import Image
+from reading import with_values
 
+from sdtrain.assemble.load import load as load_checkpoint
 from sdtrain.config.precheck import precheck_config
 from sdtrain.data.images import Images
+from sdtrain.errors import UserError
+from sdtrain.generation.sample import build_requests
+from sdtrain.runs.layout import CheckpointFolder
+from sdtrain.runs.manifest import find_checkpoint
 from sdtrain.runs.resume import FILLED_FROM_DATA, may_resume
+from sdtrain.training.parts import saved_config
 
 WORDS = [
     "model/conditioner=class_label",
@@ -129,47 +138,88 @@ def test_labels_are_in_a_hash_of_their_own(tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["beside each other", "a single one"])
-def test_a_model_of_labels_is_refused_without_them(here, tiny, tmp_path, layout):
-    paint(tmp_path / "data", FOLDERS[layout][0] * 1)
-    words = tiny(*WORDS, f"data.path={tmp_path}/data", "data.batch_size=1")
-    result = here("sdtrain", *words, f"hydra.run.dir={tmp_path}/run")
-    assert result.code == 2 and "model.conditioner" in result.paragraph, result.err
+def test_a_model_of_labels_is_refused_without_them(refused, composed, tiny, tmp_path, layout):
+    paint(tmp_path / "data", FOLDERS[layout][0])
+    config = composed(*tiny(*WORDS, "data.path=pictures"))
+    here = [f"data.path={tmp_path}/data", "data.batch_size=1", "trainer.max_images=1"]
+    error = refused(*WORDS, config=with_values(config, *here))
+    assert error.exit_code == 2
+    assert error.key == "model.conditioner"
 
 
-def test_classes_travel_with_the_run(here, tiny, tmp_path):
-    files = [f"{kind}/{i}.png" for kind in ("cat", "dog", "fox") for i in range(8)]
-    paint(tmp_path / "data", files)
-    words = tiny(*WORDS, f"data.path={tmp_path}/data")
-    run = tmp_path / "run"
-    wrong = here("sdtrain", *words, "model.conditioner.num_classes=48", f"hydra.run.dir={run}")
-    assert wrong.code == 2 and "model.conditioner.num_classes=48" in wrong.paragraph
-    result = here("sdtrain", *words, f"hydra.run.dir={run}")
+@pytest.fixture(scope="module")
+def animals(here, tiny, tmp_path_factory):
+    """A folder with 24 pictures of three classes in data/, and a run that was trained on them."""
+    folder = tmp_path_factory.mktemp("animals")
+    paint(folder / "data", [f"{kind}/{i}.png" for kind in ("cat", "dog", "fox") for i in range(8)])
+    words = tiny(*WORDS, f"data.path={folder}/data")
+    result = here("sdtrain", *words, f"hydra.run.dir={folder}/run")
     assert result.code == 0, result.err
     assert "3 classes: 0 cat, 1 dog, 2 fox." in result.out
-    saved = yaml.safe_load((run / "config.yaml").read_text())
-    assert saved["model"]["conditioner"]["num_classes"] == 3
-    assert saved["model"]["conditioner"]["class_names"] == ["cat", "dog", "fox"]
-    drawn = []
-    for label, code in {"2": 0, "fox": 0, "3": 2, "-1": 2, "wolf": 2, "[fox,0]": 0}.items():
-        out = tmp_path / f"out{label}"
-        asked = [f"label={label}", "num_images=1", "steps=2", "ema=false", f"output={out}"]
-        result = here("sdtrain-sample", f"checkpoint={run}", *asked)
-        assert result.code == code, result.err
-        assert code == 0 or "label" in result.paragraph and "2 fox" in result.paragraph
-        drawn.append(sorted(file.read_bytes() for file in out.glob("0*.png")))
-    assert drawn[0] == drawn[1] and len(drawn[-1]) == 2 and drawn[0][0] in drawn[-1]
+    return folder
+
+
+@pytest.fixture
+def config(composed, tiny, animals):
+    """The configuration of that run, before data and model have filled it in."""
+    config = composed(*tiny(*WORDS, "data.path=pictures"))
+    return with_values(config, f"data.path={animals}/data")
+
+
+def saved(folder):
+    return yaml.safe_load((folder / "run" / "config.yaml").read_text())
+
+
+def test_another_number_of_classes_than_the_datas_is_refused(refused, config):
+    error = refused(*WORDS, config=with_values(config, "model.conditioner.num_classes=48"))
+    assert error.exit_code == 2
+    assert "model.conditioner.num_classes=48" in str(error)
+
+
+def test_classes_travel_with_the_run(animals):
+    """A loaded model knows them without its data, and labels are asked for by name or number."""
+    node = saved(animals)["model"]["conditioner"]
+    assert node["num_classes"] == 3
+    assert node["class_names"] == ["cat", "dog", "fox"]
+    checkpoint = CheckpointFolder(find_checkpoint(animals / "run"))
+    loaded = load_checkpoint(checkpoint, ema=False, device="cpu", allow=[], autoencoder=None)
+    asked = SimpleNamespace(prompt=[], negative_prompt="", guidance_scale=3.0, seed=0, num_images=1)
+
+    def labels(label):
+        asked.label = label
+        return [each.label for each in build_requests(asked, loaded.model.conditioner)]
+
+    assert labels(2) == labels("fox") == [2]
+    assert labels(["fox", 0]) == [2, 0]
+    for wrong in (3, -1, "wolf"):
+        with pytest.raises(UserError) as refused:
+            labels(wrong)
+        assert refused.value.key == "label"
+        assert "2 fox" in str(refused.value), wrong
+
+
+def test_a_class_that_was_not_trained_is_told(animals, here, tmp_path):
+    run = shutil.copytree(animals / "run", tmp_path / "run")
     record = json.loads((run / "data.json").read_text())
     assert record["untrained"] == []
     (run / "data.json").write_text(json.dumps(record | {"untrained": [2]}))
-    asked = ["label=[cat,fox]", "num_images=1", "steps=2", "ema=false", f"output={tmp_path}/none"]
+    asked = ["label=[cat,fox]", "num_images=1", "steps=2", "ema=false", f"output={tmp_path}/out"]
     result = here("sdtrain-sample", f"checkpoint={run}", *asked)
-    assert result.code == 0 and "fox" in result.err and "cat" not in result.err
+    assert result.code == 0, result.err
+    assert "fox" in result.err
+    assert "cat" not in result.err
+
+
+def test_a_run_with_classes_goes_on(animals, planned, built, config):
+    before = saved(animals)
+    plan = planned(*WORDS, config=with_values(config, "trainer.max_images=16"))
+    new = yaml.safe_load(saved_config(plan, built(plan)))
+    assert new["model"]["conditioner"]["class_names"] == ["cat", "dog", "fox"]
+    assert may_resume(before, new)
     # A configuration that is not built yet leaves the classes to the data.
-    unbuilt = json.loads(json.dumps(saved))
+    unbuilt = json.loads(json.dumps(before))
     for key in FILLED_FROM_DATA:
         unbuilt["model"]["conditioner"].pop(key.rpartition(".")[2])
-    assert may_resume(saved, unbuilt)
+    assert may_resume(before, unbuilt)
     unbuilt["model"]["conditioner"]["num_classes"] = 4
-    assert not may_resume(saved, unbuilt)
-    again = here("sdtrain", *words, "trainer.max_images=16", "resume=must", f"hydra.run.dir={run}")
-    assert again.code == 0, again.err
+    assert not may_resume(before, unbuilt)

@@ -81,14 +81,15 @@ def test_it_measures_the_samples_of_the_requests(here, tiny_run, searchpath, tmp
     result = mean_colour(tiny_run, tmp_path / "out", here, *words, "guidance_scale=3")
     assert result.code == 0, result.err
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    prompts = [f"prompt={prompt}" for prompt in Shapes().example_prompts(3)]
+    settings = ["seed=5", "num_images=3", "steps=2", "guidance_scale=3", "accelerator=cpu"]
+    folder = tmp_path / "drawn"
+    words = [f"checkpoint={tiny_run}", *prompts, *settings, f"output={folder}"]
+    result = here("sdtrain-sample", *words)
+    assert result.code == 0, result.err
     drawn = []
-    for place, prompt in enumerate(Shapes().example_prompts(3)):
-        folder = tmp_path / f"drawn-{place}"
-        words = [f"prompt={prompt}", f"seed={5 + place}", "num_images=1", f"output={folder}"]
-        settings = ["steps=2", "guidance_scale=3", "accelerator=cpu"]
-        result = here("sdtrain-sample", f"checkpoint={tiny_run}", *words, *settings)
-        assert result.code == 0, result.err
-        (picture,) = folder.glob("0*.png")
+    for place in range(3):  # of each prompt the picture of another seed
+        picture = folder / f"{4 * place:05d}-seed{5 + place}.png"
         drawn.append(np.asarray(Image.open(picture), dtype=np.float64) / 255)
     means = np.mean(drawn, axis=(0, 1, 2))
     # A picture holds 256 values a channel, and pictures of another batch size round otherwise.
