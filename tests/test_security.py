@@ -11,15 +11,23 @@ import tarfile
 import numpy as np
 import pytest
 import torch
+import yaml
+from reading import newest
 
+from sdtrain.assemble.load import load
+from sdtrain.config.overrides import prepare_arguments
 from sdtrain.errors import StorageError, UserError
 from sdtrain.models.autoencoder import Autoencoder
 from sdtrain.paths import shipped_folder
 from sdtrain.redaction import redacted
 from sdtrain.runs.checkpoint import read_trainer, read_weights
 from sdtrain.runs.config import read_config
+from sdtrain.runs.layout import CheckpointFolder
 from sdtrain.runs.manifest import list_checkpoints
+from sdtrain.runs.resume import compare_configs
 from sdtrain.schedules.table import table
+from sdtrain.training.parts import saved_config
+from sdtrain.training.resume import check_changes
 
 LOOK = ["prompt=a star", "num_images=1", "steps=2", "accelerator=cpu"]
 
@@ -126,7 +134,7 @@ def test_a_pickle_as_trainer_state_is_refused_on_resume_and_not_read_otherwise(
     assert result.code == 5
     assert "trainer.pt" in result.paragraph
     assert not marker.exists()
-    assert here(*sampled(run, tmp_path)).code == 0
+    load(CheckpointFolder(newest(run)), ema=True, device="cpu", allow=[], autoencoder=None)
     assert not marker.exists()
 
 
@@ -190,16 +198,18 @@ def test_a_configuration_that_is_no_plain_mapping_is_not_read(tmp_path, marker, 
     assert not marker.exists()
 
 
-def test_every_command_refuses_a_configuration_that_calls_code(
-    here, tiny, tiny_run, tmp_path, marker
+def test_a_configuration_that_calls_code_is_refused_on_drawing_and_on_resume(
+    here, tiny_run, tmp_path, marker
 ):
     text = f"schedule: !!python/object/apply:os.mkdir ['{marker}']\n"
     run = with_file(tiny_run, tmp_path, "config.yaml", text.encode())
-    for words in (sampled(run, tmp_path), resumed(run, tiny)):
-        result = here(*words)
-        assert result.code == 5, words[0]
-        assert "config.yaml" in result.paragraph
-        assert not marker.exists()
+    result = here(*sampled(run, tmp_path))
+    assert result.code == 5
+    assert "config.yaml" in result.paragraph
+    assert not marker.exists()
+    with pytest.raises(StorageError, match=r"config\.yaml"):
+        check_changes(newest(run), {}, torch.nn.Linear(1, 1), [])
+    assert not marker.exists()
 
 
 # With what yaml, json and a shell would each write in another way.
@@ -248,26 +258,25 @@ REDACTING = ("console", "training.parts", "training.outcome", "training.loggers.
 @pytest.mark.parametrize(
     "guarded", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["redacted", "twin"]
 )
-def test_no_secret_is_written(here, tiny, tmp_path, monkeypatch, guarded):
+def test_no_secret_is_written(here, tiny, planned, built, tmp_path, monkeypatch, guarded):
     """By ${oc.env:...} and typed, in what a run saves and in what it fails with."""
     monkeypatch.setenv("MY_TOKEN", TOKEN)
     if not guarded:
         for module in REDACTING:
             monkeypatch.setattr(f"sdtrain.{module}.redacted", lambda node: node)
-    words = tiny(
-        "trainer.max_images=8",
-        "callbacks.samples.every=0",
-        "validation.every=0",
-        f"name=typed {TOKEN}",
-    )
+    short = ["trainer.max_images=8", "callbacks.samples.every=0", "validation.every=0"]
+    words = tiny(*short, f"name=typed {TOKEN}")
     prompt = f"callbacks.samples.prompts=[\"${{oc.env:MY_TOKEN}}\",'{LOGIN}']"
     run = tmp_path / "run"
     first = here("sdtrain", *words, prompt, f"hydra.run.dir={run}")
     assert first.code == 0, first.err
     assert left_in(run, first.err) == (set() if guarded else set(SECRETS))
-    more = ["resume=must", "trainer.max_images=16", f"hydra.run.dir={run}"]
-    again = here("sdtrain", *words, prompt, *more)
-    assert again.code == 0 and "prompts" not in again.out, again.err
+    # What is hidden is no change when the run goes on.
+    plan = planned(*prepare_arguments([*words, prompt]))
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    again = yaml.safe_load(saved_config(plan, built(plan)))
+    assert compare_configs(saved, again).changed == {}
+    assert compare_configs(saved, again).refused == {}
     failed = tmp_path / "failed"
     bad = f"model.conditioner.tokenizer={TOKEN}"
     failing = here("sdtrain", *words, bad, f"hydra.run.dir={failed}")
