@@ -1,5 +1,5 @@
-"""Commands and runs of a few thousand weights: in this process (`here`), or as processes of their
-own (`command`)."""
+"""Commands and runs of a few thousand weights: in this process (`here`; `train_tiny` without
+Hydra's command line), or as processes of their own (`command`)."""
 
 import contextlib
 import copy
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from reading import SMALL, newest, tensors
+from reading import SMALL, newest, tensors, with_values
 
 MODULES = {"sdtrain": "train"}
 """Of a command under sdtrain.commands, where it is not called alike."""
@@ -131,11 +131,18 @@ def refused(planned, built):
     return error_of
 
 
+def is_option(word: str) -> bool:
+    """Whether it chooses a yaml of configs/, as schedule=linear does."""
+    from sdtrain.paths import config_dir
+
+    group, _, name = word.partition("=")
+    return (config_dir() / group.lstrip("+~") / f"{name}.yaml").is_file()
+
+
 @pytest.fixture(scope="session")
 def tiny(composed):
     """`more` after the overrides of TINY whose keys exist beside them: a run of 8 steps, in about a
     second."""
-    from sdtrain.paths import config_dir
     from sdtrain.runs.resume import flatten
 
     @functools.cache
@@ -144,10 +151,7 @@ def tiny(composed):
 
     def overrides(*more: str) -> list[str]:
         given = {word.partition("=")[0].lstrip("+~"): word for word in more}
-        chosen = []
-        for key, word in given.items():
-            if (config_dir() / key / f"{word.partition('=')[2]}.yaml").is_file():
-                chosen.append(word)
+        chosen = [word for word in given.values() if is_option(word)]
         wanted = keys(*chosen) - given.keys()
         return [word for word in TINY if word.partition("=")[0] in wanted] + list(more)
 
@@ -195,6 +199,49 @@ def here():
             module = MODULES.get(name, name.removeprefix("sdtrain-"))
             try:
                 importlib.import_module(f"sdtrain.commands.{module}").main()
+            except SystemExit as left:
+                code = left.code
+        return Result(code or 0, out.getvalue(), err.getvalue())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_config(composed, tiny):
+    """tiny_config("schedule=linear", "seed=1", ...) -> the configuration of those words after the
+    ones of TINY. Hydra is asked once for the options; plain values are set in what it composed."""
+
+    def made(*words: str) -> dict:
+        options = []
+        values = []
+        for word in words:
+            (options if is_option(word) else values).append(word)
+        return with_values(composed(*tiny(*options)), *values)
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def train_tiny(tiny, tiny_config):
+    """train_tiny(FOLDER, "seed=1", ...): what `sdtrain` does with the folder and the configuration
+    once Hydra has composed it, in this process."""
+    from sdtrain.commands.train import start_run
+    from sdtrain.config.boundary import error_boundary
+    from sdtrain.runs.lock import hold_run_folder
+
+    def run(folder: Path, *words: str) -> Result:
+        typed = tiny(*words)
+        config = tiny_config(*words)
+        out = io.StringIO()
+        err = io.StringIO()
+        code = 0
+        folder.mkdir(parents=True, exist_ok=True)
+        with _undone(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            sys.argv[:] = ["sdtrain", *typed]
+            try:
+                with error_boundary("train", "hydra.run.dir"):
+                    with hold_run_folder(folder, has_timestamp=False) as locked:
+                        start_run(locked, config, typed)
             except SystemExit as left:
                 code = left.code
         return Result(code or 0, out.getvalue(), err.getvalue())
@@ -311,12 +358,12 @@ def tiny_run(here, tiny, tmp_path_factory):
 
 
 @pytest.fixture
-def run_of(here, tiny, tmp_path):
+def run_of(train_tiny, tmp_path):
     """run_of(NAME, "seed=1", ...) -> the folder of that name, in which a run has finished."""
 
     def run(name: str, *words: str) -> Path:
         folder = tmp_path / name
-        result = here("sdtrain", *tiny(*words), f"hydra.run.dir={folder}")
+        result = train_tiny(folder, *words)
         assert result.code == 0, result.err
         return folder
 

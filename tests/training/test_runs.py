@@ -55,58 +55,67 @@ def test_a_run_leaves_what_it_says(tiny_run):
     assert not list(tiny_run.rglob(".*"))
 
 
-def test_guidance_and_steps_are_tried_at_the_end(run_of):
-    run = run_of(
-        "tried",
-        "trainer.max_images=8",
-        "validation=none",
-        "callbacks.samples.guidance_scales=[1,2,3]",
-        "callbacks.samples.sampler_steps=[2,3,6]",
-    )
-    names = {path.name for path in (run / "samples").iterdir()}
-    tried = {f"{kind}-000000008.png" for kind in ("guidance", "steps", "sampler_error")}
-    grid = {f"{kind}-000000008.png" for kind in ("grid", "strip", "pictures")}
-    assert names == tried | grid | {"forward.png"}
-    guidance = Image.open(run / "samples" / "guidance-000000008.png")
-    steps = Image.open(run / "samples" / "steps-000000008.png")
-    # Two pictures wide, three rows of them tall.
-    assert guidance.size == steps.size and guidance.tobytes() != steps.tobytes()
-
-
-def test_a_run_may_be_as_long_as_a_time(run_of):
-    """And is looked at where it ends."""
-    run = run_of(
-        "timed",
+@pytest.fixture(scope="module")
+def timed(train_tiny, tmp_path_factory):
+    """A run that ends by its time, and whose last look tries other guidance and other steps."""
+    run = tmp_path_factory.mktemp("timed") / "run"
+    result = train_tiny(
+        run,
         "trainer.max_images=1000000",
         "trainer.max_minutes=0.002",
         "lr_schedule=constant",
         "validation.every=1000000",
+        "callbacks.samples.every=1000000",
+        "callbacks.samples.guidance_scales=[1,2,3]",
+        "callbacks.samples.sampler_steps=[2,3,6]",
     )
-    seen = status(run)["images_seen"]
-    assert status(run)["state"] == "finished" and seen < 100_000
-    assert newest(run).name == f"{seen:012d}"
-    assert (run / "samples" / f"grid-{seen:09d}.png").exists()
-    last = [line for line in lines(run) if line["images_seen"] == seen]
-    assert lines(run)[-1] in last and any("validation/loss" in line for line in last)
+    assert result.code == 0, result.err
+    return run
 
 
-def test_looks_and_loader_workers_change_no_weight_and_no_loss(run_of, tiny_run, saved):
-    """Nor does where checkpoints are written: looked at often, never, and without callbacks."""
-    often = ["callbacks.samples.every=16", "validation.every=16", "checkpoint.every=8"]
-    assert same(saved(run_of("often", *often, "data.num_workers=2")), saved(tiny_run))
+def test_guidance_and_steps_are_tried_at_the_end(timed):
+    seen = status(timed)["images_seen"]
+    names = {path.name for path in (timed / "samples").iterdir()}
+    tried = {f"{kind}-{seen:09d}.png" for kind in ("guidance", "steps", "sampler_error")}
+    grid = {f"{kind}-{seen:09d}.png" for kind in ("grid", "strip", "pictures")}
+    assert names == tried | grid | {"forward.png"}
+    guidance = Image.open(timed / "samples" / f"guidance-{seen:09d}.png")
+    steps = Image.open(timed / "samples" / f"steps-{seen:09d}.png")
+    # Two pictures wide, three rows of them tall.
+    assert guidance.size == steps.size and guidance.tobytes() != steps.tobytes()
+
+
+def test_a_run_may_be_as_long_as_a_time(timed):
+    """And is looked at where it ends."""
+    seen = status(timed)["images_seen"]
+    assert status(timed)["state"] == "finished" and seen < 100_000
+    assert newest(timed).name == f"{seen:012d}"
+    assert (timed / "samples" / f"grid-{seen:09d}.png").exists()
+    last = [line for line in lines(timed) if line["images_seen"] == seen]
+    assert lines(timed)[-1] in last and any("validation/loss" in line for line in last)
+
+
+def test_looks_and_loader_workers_change_no_weight_and_no_loss(run_of, tiny_run, straight, saved):
+    """Nor does where checkpoints are written: looked at twice, never, and without callbacks."""
     never = ["callbacks.samples.every=0", "validation.every=0", "checkpoint.every=1000"]
-    assert same(saved(run_of("never", *never)), saved(tiny_run))
-    bare = run_of("bare", *BARE)
-    assert same(saved(bare), without_average(saved(tiny_run)))
-    for name in ("often", "never", "bare"):
-        assert losses(bare.with_name(name)) == losses(tiny_run), name
+    unseen = run_of("never", *never, "data.num_workers=2")
+    assert same(saved(unseen), saved(tiny_run))
+    assert losses(unseen) == losses(tiny_run)
+    assert same(saved(straight), without_average(saved(tiny_run)))
 
 
-def test_another_seed_gives_other_weights(run_of, tiny_run, saved):
-    moved = saved(run_of("other", *BARE, "seed=1"))
-    for key, value in saved(tiny_run).items():
-        if key.startswith("model/") and value.ndim > 1:
-            assert not torch.equal(value, moved[key]), key
+def test_another_seed_gives_other_weights_and_another_first_batch(planned, built, tiny_config):
+    networks = []
+    batches = []
+    for seed in (0, 1):
+        parts = built(planned(config=tiny_config(*BARE, f"seed={seed}")))
+        networks.append(dict(parts.module.model.unet.named_parameters()))
+        batches.append(next(iter(parts.datamodule.train_dataloader())))
+    for name, value in networks[0].items():
+        if value.ndim > 1 and value.any():  # the last layer begins at zero
+            assert not torch.equal(value, networks[1][name]), name
+    for name in ("image", "noise", "u", "drop"):
+        assert not torch.equal(getattr(batches[0], name), getattr(batches[1], name)), name
 
 
 def middle_of(run, folder):
@@ -117,14 +126,17 @@ def middle_of(run, folder):
 
 
 def test_resumed_in_the_middle_it_ends_in_the_same_weights(run_of, tiny_run, saved, tmp_path):
-    """And in the same numbers, also where a killed run has left half a line."""
+    """And in the same numbers, also where a killed run has left half a line. Its clock goes on."""
     run = middle_of(tiny_run, tmp_path / "run")
-    written = (tiny_run / "metrics.jsonl").read_text().splitlines()
-    before = [line for line in written if json.loads(line)["images_seen"] <= 48]
-    (run / "metrics.jsonl").write_text("\n".join(before) + '\n{"images_seen": 48, "tr')
+    before = [line for line in lines(tiny_run) if line["images_seen"] <= 48]
+    before[-1]["seconds"] = 1000.0
+    written = "".join(json.dumps(line) + "\n" for line in before)
+    (run / "metrics.jsonl").write_text(written + '{"images_seen": 48, "tr')
     run_of("run", "resume=must")
     assert same(saved(run), saved(tiny_run))
     assert numbers(run) == numbers(tiny_run)
+    clocks = [line["seconds"] for line in lines(run) if line["images_seen"] > 48]
+    assert clocks == sorted(clocks) and 1000 < clocks[0] <= clocks[-1] < 1060
 
 
 @pytest.mark.slow
@@ -147,29 +159,6 @@ def test_resumed_from_other_weights_it_does_not(run_of, tiny_run, saved, tmp_pat
     assert changed == ({"ema"} if part == "ema" else {"model", "ema", "optimizer"})
 
 
-def test_a_changed_schedule_is_refused_and_a_changed_rate_is_applied_and_listed(
-    here, tiny, tiny_run, tmp_path
-):
-    run = middle_of(tiny_run, tmp_path / "run")
-    place = ["resume=must", f"hydra.run.dir={run}"]
-    result = here("sdtrain", *tiny("schedule=linear", "data.seed=4"), *place)
-    assert result.code == 2
-    was, now = (f"sdtrain.schedules.{name}.{name}" for name in ("scaled_linear", "linear"))
-    for said in (
-        f"schedule._target_: {was} -> {now}",
-        "schedule.beta_end: 0.012 -> 0.02",
-        "data.seed: 0 -> 4",
-    ):
-        assert said in result.paragraph
-    other = ["optimizer.lr=0.0004", "lr_schedule=constant", "lr_schedule.warmup_images=16"]
-    unseen = ["callbacks.samples.every=0", "validation.every=0"]
-    result = here("sdtrain", *tiny(*other, *unseen), *place)
-    assert result.code == 0, result.err
-    assert "optimizer.lr: 0.001 -> 0.0004" in result.out and "lr_schedule._target_" in result.out
-    rates = [line["train/lr"] for line in numbers(run) if "train/lr" in line]
-    assert rates[-1] == 0.0004
-
-
 def test_a_run_is_not_written_over(here, tiny, tiny_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
@@ -178,19 +167,6 @@ def test_a_run_is_not_written_over(here, tiny, tiny_run, tmp_path):
     assert result.code == 2
     assert "resume=auto" in result.paragraph and "hydra.run.dir" in result.paragraph
     assert contents(run) == before  # the finished run's status too
-
-
-def test_the_first_line_of_a_resumed_run_is_of_all_images_since_the_last(run_of, tmp_path):
-    """Also where a checkpoint lay between two lines. And the clock goes on."""
-    words = [*BARE, "trainer.max_images=32", "trainer.log_every=32"]
-    whole = run_of("whole", *words)
-    part = tmp_path / "part" / "checkpoints" / f"{16:012d}"
-    shutil.copytree(whole / "checkpoints" / part.name, part)
-    (part.parent.parent / "metrics.jsonl").write_text('{"images_seen": 16, "seconds": 1000.0}\n')
-    run = run_of("part", *words, "resume=must")
-    assert len(losses(whole)) == 1 and losses(run) == losses(whole)
-    clocks = [line["seconds"] for line in lines(run)]
-    assert 1000 == clocks[0] < clocks[1] < 1060 and clocks == sorted(clocks)
 
 
 def test_a_run_without_a_whole_checkpoint_is_not_written_over(here, tiny, tiny_run, tmp_path):
@@ -250,21 +226,14 @@ def test_a_stdout_that_cannot_be_written_ends_no_run(command, tiny, tmp_path, gu
         assert status(run)["state"] == "finished" and find_damage(newest(run)) is None
 
 
-def test_what_is_trained_already_is_said(here, tiny, tiny_run, tmp_path):
-    shutil.copytree(tiny_run, tmp_path / "run")
-    words = tiny("trainer.max_images=32", "resume=must")
-    result = here("sdtrain", *words, f"hydra.run.dir={tmp_path}/run")
+def test_what_is_trained_already_is_said(train_tiny, tiny_run, tmp_path):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    result = train_tiny(run, "trainer.max_images=32", "resume=must")
     assert result.code == 0
     assert "nothing left to train: trainer.max_images=32, and 64 were seen" in result.out
 
 
-def test_resume_must_wants_something_to_resume(here, tiny, tmp_path):
-    for place in ([f"hydra.run.dir={tmp_path}/run"], []):
-        result = here("sdtrain", *tiny("resume=must"), *place, cwd=tmp_path)
-        assert result.code == 2 and "resume=must" in result.paragraph
-
-
-def test_a_run_that_starts_anew_removes_what_another_left(here, tiny, tmp_path):
+def test_a_run_that_starts_anew_removes_what_another_left(train_tiny, tmp_path):
     """Numbers and pictures of a process that got further, and nothing of the user's."""
     run = tmp_path / "run"
     later = [
@@ -275,25 +244,24 @@ def test_a_run_that_starts_anew_removes_what_another_left(here, tiny, tmp_path):
     for path in (*later, mine):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    words = tiny(*BARE, "resume=auto", "trainer.max_images=8")
-    result = here("sdtrain", *words, f"hydra.run.dir={run}")
+    result = train_tiny(run, *BARE, "resume=auto", "trainer.max_images=8")
     assert result.code == 0 and "nothing to resume" in result.out
     assert mine.exists() and not any(path.exists() for path in later)
 
 
 SHORT = [
     *BARE,
-    "trainer.max_images=48",
-    "trainer.log_every=8",
-    "checkpoint.every=16",
+    "trainer.log_every=32",
 ]
+"""A run of eight steps, of which one line tells four, with a checkpoint after every second."""
 
 
 @pytest.fixture(scope="module")
-def straight(here, tiny, tmp_path_factory):
+def straight(train_tiny, tmp_path_factory):
     """A run to which nothing happens."""
     run = tmp_path_factory.mktemp("straight") / "run"
-    assert here("sdtrain", *tiny(*SHORT), f"hydra.run.dir={run}").code == 0
+    result = train_tiny(run, *SHORT)
+    assert result.code == 0, result.err
     return run
 
 
@@ -303,33 +271,47 @@ def assert_interrupted(run, code: int) -> None:
     assert newest(run).name == f"{24:012d}" and find_damage(newest(run)) is None
 
 
-def test_stopped_by_a_signal_and_resumed_in_a_new_process(command, tiny, saved, straight, tmp_path):
-    run = tmp_path / "a folder, with=signs"
-    words = [*tiny(*SHORT), f"hydra.run.dir={run}"]
-    sent = tmp_path / "sent"
-    before = f"{mishaps.__file__}:signal_in('training', SIGTERM, {str(sent)!r})"
-    result = command("sdtrain", *words, before=before)
-    assert result.code == 143 and sent.exists(), result.err
-    assert_interrupted(run, 143)
-    result = command("sdtrain", *words, "resume=must", "data.num_workers=2")
+@pytest.fixture
+def stopped_by(train_tiny, tmp_path, monkeypatch):
+    """stopped_by(SIGNAL, CODE) -> the folder of a run that got it in its third step, and left with
+    that code."""
+
+    def stopped(number: int, code: int):
+        run = tmp_path / "a folder, with=signs"
+        step = DiffusionModule.training_step
+
+        def signalled(self, batch, batch_index):
+            if batch_index == 2:
+                os.kill(os.getpid(), number)
+            return step(self, batch, batch_index)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(DiffusionModule, "training_step", signalled)
+            result = train_tiny(run, *SHORT)
+        assert result.code == code, result.err
+        assert_interrupted(run, code)
+        return run
+
+    return stopped
+
+
+def test_stopped_by_a_signal_and_resumed_it_is_the_same_run(
+    stopped_by, here, tiny, saved, straight
+):
+    """The first line after that is of all images since the last, those before the stop too. In
+    processes of their own: tests/training/test_resume.py."""
+    run = stopped_by(signal.SIGTERM, 143)
+    words = tiny(*SHORT, "resume=must", "data.num_workers=2")
+    result = here("sdtrain", *words, f"hydra.run.dir={run}")
     assert result.code == 0, result.err
+    assert losses(run) == losses(straight) and len(losses(run)) == 2
     assert newest(run).name == newest(straight).name and same(saved(run), saved(straight))
     assert numbers(run) == numbers(straight) and status(run)["state"] == "finished"
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGUSR1, 143)])
-def test_other_signals_stop_it_too(here, tiny, tmp_path, monkeypatch, number, code):
-    step = DiffusionModule.training_step
-
-    def signalled(self, batch, batch_index):
-        if batch_index == 2:
-            os.kill(os.getpid(), number)
-        return step(self, batch, batch_index)
-
-    monkeypatch.setattr(DiffusionModule, "training_step", signalled)
-    result = here("sdtrain", *tiny(*SHORT), f"hydra.run.dir={tmp_path}/run")
-    assert result.code == code, result.err
-    assert_interrupted(tmp_path / "run", code)
+def test_other_signals_stop_it_too(stopped_by, number, code):
+    stopped_by(number, code)
 
 
 @pytest.mark.slow
