@@ -3,6 +3,8 @@
 import os
 import signal
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from reading import BARE, checkpoints, flattened, lines, newest, status
@@ -44,13 +46,13 @@ def assert_same_losses(run, other) -> None:
 
 
 @pytest.fixture(scope="module")
-def one_rank(here, tiny, saved, tmp_path_factory):
+def one_rank(train_tiny, saved, tmp_path_factory):
     """(the run's folder, its weights before the first step, its weights at the end)."""
     folder = tmp_path_factory.mktemp("one")
-    assert here("sdtrain", *tiny(*STEPS), f"hydra.run.dir={folder}/run").code == 0
-    still = tiny(*BARE, "trainer.max_images=8", "optimizer.lr=0")
-    assert here("sdtrain", *still, f"hydra.run.dir={folder}/still").code == 0
     run = folder / "run"
+    assert train_tiny(run, *STEPS).code == 0
+    still = [*BARE, "trainer.max_images=8", "optimizer.lr=0"]
+    assert train_tiny(folder / "still", *still).code == 0
     return run, flattened(saved(folder / "still")), flattened(saved(run))
 
 
@@ -60,14 +62,26 @@ def distance(saved, run, one_rank) -> float:
     return ((flattened(saved(run)) - end).norm() / (end - start).norm()).item()
 
 
-def test_two_ranks_equal_one(command, tiny, saved, one_rank, tmp_path):
-    run = tmp_path / """a "run", it's #1 {x} \\ é"""  # of the same name for both
-    result = command("sdtrain", *tiny(*STEPS, *RANKS), f"hydra.run.dir={run}")
-    assert result.code == 0, result.err
-    assert 0 < distance(saved, run, one_rank) < 1e-4
-    assert_same_losses(run, one_rank[0])
-    ours = [path.name for path in checkpoints(run)]
-    assert ours == [path.name for path in checkpoints(one_rank[0])]
+def gradient(module, batch) -> torch.Tensor:
+    """Of the loss of one micro-batch."""
+    module.zero_grad()
+    module.training_step(batch, 0).backward()
+    parameters = module.model.unet.parameters()
+    return torch.cat([value.grad.double().flatten() for value in parameters])
+
+
+def test_the_mean_over_two_ranks_is_the_gradient_of_one(planned, built, tiny_config):
+    """Of the batches that each rank's loader makes. With processes: the slow tests."""
+    parts = built(planned(config=tiny_config(*BARE)))
+    batches = []
+    for world, rank in ((1, 0), (2, 0), (2, 1)):
+        parts.datamodule.trainer = SimpleNamespace(world_size=world, global_rank=rank)
+        batches.append(next(iter(parts.datamodule.train_dataloader())))
+    whole, first, second = (batch.ordinal.tolist() for batch in batches)
+    assert sorted(first + second) == whole == list(range(8))
+    one, of_first, of_second = (gradient(parts.module, batch) for batch in batches)
+    assert ((of_first + of_second) / 2 - one).norm() < 1e-5 * one.norm()
+    assert (of_first - one).norm() > 0.01 * one.norm()  # the twin: a rank alone has another
 
 
 def test_two_micro_batches_equal_one(run_of, saved, one_rank):
@@ -80,11 +94,13 @@ def test_two_micro_batches_equal_one(run_of, saved, one_rank):
 def test_four_parts_of_a_batch_are_the_same_step_on_one_rank_two_or_four(
     command, tiny, run_of, saved, one_rank, tmp_path
 ):
-    """The mean of four means is the mean over samples."""
+    """The mean of four means is the mean over samples. In a folder whose name is the same for every
+    rank, whatever signs it holds."""
     one = run_of("1 x 4", *STEPS, "trainer.accumulate=4")
     others = {"1 x 4": one}
+    of_one = [path.name for path in checkpoints(one_rank[0])]
     for ranks, accumulate in ((2, 2), (4, 1)):
-        other = tmp_path / f"{ranks} x {accumulate}"
+        other = tmp_path / f"""a "run", it's #1 {{x}} \\ é {ranks} x {accumulate}"""
         parts = ["strategy=ddp", f"trainer.devices={ranks}", f"trainer.accumulate={accumulate}"]
         result = command("sdtrain", *tiny(*STEPS, *parts), f"hydra.run.dir={other}")
         assert result.code == 0, result.err
@@ -92,6 +108,7 @@ def test_four_parts_of_a_batch_are_the_same_step_on_one_rank_two_or_four(
     for name, other in others.items():
         assert 0 < distance(saved, other, one_rank) < 1e-4, name
         assert_same_losses(other, one_rank[0])
+        assert [path.name for path in checkpoints(other)] == of_one
 
 
 def noise_of(rank: int, world: int, batches: int = 8) -> torch.Tensor:
@@ -123,8 +140,8 @@ def test_the_noise_of_ranks_is_uncorrelated():
 
 
 @pytest.mark.parametrize("word", ["data.batch_size=9", "trainer.accumulate=3"])
-def test_a_batch_that_cannot_be_divided_is_refused(refused, tiny, word):
-    error = refused(*tiny(word, *RANKS))
+def test_a_batch_that_cannot_be_divided_is_refused(refused, tiny_config, word):
+    error = refused(config=tiny_config("strategy=ddp", "trainer.devices=2", word))
     assert error.exit_code == 2
     for key in ("data.batch_size", "trainer.devices", "trainer.accumulate"):
         assert key in str(error)
