@@ -13,6 +13,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ MODULES = {"sdtrain": "train"}
 INTERRUPTING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 TINY = [
+    "logger=none",
     "trainer.max_images=64",
     "trainer.accelerator=cpu",
     "trainer.threads=1",
@@ -35,7 +37,6 @@ TINY = [
     *SMALL,
     "model.block_channels=[8,8,8]",
     "model.norm_groups=4",
-    "logger=none",
     "callbacks.samples.num_images=2",
     "callbacks.samples.every=32",
     "callbacks.reconstructions.num_images=2",
@@ -139,6 +140,14 @@ def is_option(word: str) -> bool:
     return (config_dir() / group.lstrip("+~") / f"{name}.yaml").is_file()
 
 
+def options_of(words: Iterable[str]) -> list[str]:
+    """The options of a tiny run with these words."""
+    chosen = [word for word in words if is_option(word)]
+    groups = {word.partition("=")[0] for word in chosen}
+    usual = [word for word in TINY if is_option(word) and word.partition("=")[0] not in groups]
+    return usual + chosen
+
+
 @pytest.fixture(scope="session")
 def tiny(composed):
     """`more` after the overrides of TINY whose keys exist beside them: a run of 8 steps, in about a
@@ -150,9 +159,8 @@ def tiny(composed):
         return frozenset(key for key, _ in flatten(composed(*groups)))
 
     def overrides(*more: str) -> list[str]:
-        given = {word.partition("=")[0].lstrip("+~"): word for word in more}
-        chosen = [word for word in given.values() if is_option(word)]
-        wanted = keys(*chosen) - given.keys()
+        given = {word.partition("=")[0].lstrip("+~") for word in more}
+        wanted = keys(*options_of(more)) - given
         return [word for word in TINY if word.partition("=")[0] in wanted] + list(more)
 
     return overrides
@@ -212,11 +220,13 @@ def tiny_config(composed, tiny):
     ones of TINY. Hydra is asked once for the options; plain values are set in what it composed."""
 
     def made(*words: str) -> dict:
-        options = []
-        values = []
-        for word in words:
-            (options if is_option(word) else values).append(word)
-        return with_values(composed(*tiny(*options)), *values)
+        values = [word for word in tiny(*words) if not is_option(word)]
+        config = with_values(composed(*options_of(words)), *values)
+        parts = config["model"]
+        if parts.get("conditioner") and "context_dim" in parts.get("unet", {}):
+            # The one value of TINY to which another key refers.
+            parts["unet"]["context_dim"] = parts["conditioner"]["context_dim"]
+        return config
 
     return made
 

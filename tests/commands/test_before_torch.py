@@ -5,102 +5,160 @@ import subprocess
 import sys
 
 import pytest
+from reading import with_values
 
 CODE = """
 import contextlib, importlib, io, json, os, sys
 
-answers = []
-for name, words, variables in json.loads(sys.argv[1]):
-    main = importlib.import_module(f"sdtrain.commands.{name}").main
+from sdtrain.config.precheck import precheck_config
+from sdtrain.config.run_readers import check_evaluate, check_sample
+from sdtrain.errors import UserError
+
+CHECKS = {"train": precheck_config, "sample": check_sample, "evaluate": check_evaluate}
+
+
+class TorchIsAskedFor(Exception):
+    pass
+
+
+class NoTorch:
+    def find_spec(self, name, path, target=None):
+        if name == "torch":
+            raise TorchIsAskedFor
+
+
+def told_by_command(name, words, variables):
     sys.argv[:] = [f"sdtrain-{name}", *words]
     os.environ.update(variables)
     err = io.StringIO()
     with contextlib.redirect_stderr(err):
         try:
-            main()
+            importlib.import_module(f"sdtrain.commands.{name}").main()
         except SystemExit as left:
-            answers.append([left.code, err.getvalue(), "torch" in sys.modules])
+            return [left.code, err.getvalue()]
+        except TorchIsAskedFor:
+            return ["torch", ""]
+
+
+def told_by_check(name, config, typed):
+    try:
+        CHECKS[name](config, typed)
+    except UserError as error:
+        return [error.exit_code, str(error)]
+    except TorchIsAskedFor:
+        return ["torch", ""]
+
+
+sys.meta_path.insert(0, NoTorch())
+given = json.loads(sys.argv[1])
+answers = [told_by_command(*case) for case in given["commands"]]
+answers += [told_by_check(*case) for case in given["checks"]]
 print(json.dumps(answers))
 """
 
-# A part of the paragraph: what is typed.
-TRAIN = {
-    "modl": "modl=x",
-    "schedule=cosin": "schedule=cosin",
-    "trainer.max_images=0": "trainer.max_images=0",  # others like it: config/test_precheck.py
-    "hydra.run.dir": "hydra.run.dir=",
-    "already holds a run": "hydra.run.dir=RUN",
-    "trainer.max_images": "resume=auto trainer.max_images=0",
-    "tariner": "resume=auto tariner.max_images=1",
-    "resume=must": "resume=must hydra.run.dir=nothing",
-    "data.path": "data=images",
-    "steps=0": "steps=0",
-    "schedule.betas=nowhere": "schedule=table schedule.betas=nowhere",
-    "schedule.alphas_cumprod=nowhere": "schedule=table schedule.alphas_cumprod=nowhere",
-    "model.unet.block_channels": "model.unet.block_channels=[-64,64]",
-    "model.block_channels": "experiment=shapes_autoencoder model.block_channels=[]",
+# A part of the paragraph: what is typed. One command of each kind.
+COMMANDS = {
+    "train": {
+        "modl": "modl=x",
+        "schedule=cosin": "schedule=cosin",
+        "trainer.max_images=0": "trainer.max_images=0",  # others like it: config/test_precheck.py
+        "hydra.run.dir": "hydra.run.dir=",
+        "already holds a run": "hydra.run.dir=RUN",
+        "trainer.max_images": "resume=auto trainer.max_images=0",
+        "tariner": "resume=auto tariner.max_images=1",
+        "resume=must": "resume=must hydra.run.dir=nothing",
+        "data.path": "data=images",
+    },
+    "sample": {
+        "checkpoint": "",
+        "checkpoint=nowhere": "checkpoint=nowhere",
+        "num_images": "checkpoint=RUN numimages=3",
+        "sampler=dimm": "checkpoint=RUN sampler=dimm",
+    },
+    "evaluate": {
+        "checkpoint=nowhere": "checkpoint=nowhere",
+        "metrics=beauty": "checkpoint=RUN metrics=beauty",
+        "metrics": "checkpoint=RUN metrics=[]",
+    },
 }
-SAMPLE = {
-    "checkpoint": "",
-    "checkpoint=nowhere": "checkpoint=nowhere",
-    "checkpoint=broken": "checkpoint=broken",
-    "num_images=0": "checkpoint=RUN num_images=0",
-    "steps=0": "checkpoint=RUN steps=0",
-    "num_images": "checkpoint=RUN numimages=3",
-    "seed": "checkpoint=RUN seed=one",
-    "accelerator": "checkpoint=RUN accelerator=tpu",
-    "sampler=dimm": "checkpoint=RUN sampler=dimm",
-    "sampler": "checkpoint=RUN sampler=none",
-    "prompt_file=nowhere": "checkpoint=RUN prompt_file=nowhere",
+# A part of the message: (what Hydra composes, what is set then).
+CHECKS = {
+    "train": {
+        "steps=0": ("", "steps=0"),
+        "schedule.betas=nowhere": ("schedule=table", "schedule.betas=nowhere"),
+        "schedule.alphas_cumprod=nowhere": ("schedule=table", "schedule.alphas_cumprod=nowhere"),
+        "model.unet.block_channels": ("", "model.unet.block_channels=[-64,64]"),
+        "model.block_channels": ("experiment=shapes_autoencoder", "model.block_channels=[]"),
+    },
+    "sample": {
+        "checkpoint=broken": ("", "checkpoint=broken"),
+        "num_images=0": ("", "checkpoint=RUN num_images=0"),
+        "steps=0": ("", "checkpoint=RUN steps=0"),
+        "seed": ("", "checkpoint=RUN seed=one"),
+        "accelerator": ("", "checkpoint=RUN accelerator=tpu"),
+        "sampler": ("", "checkpoint=RUN sampler=null"),
+        "prompt_file=nowhere": ("", "checkpoint=RUN prompt_file=nowhere"),
+    },
+    "evaluate": {
+        "num_images=0": ("", "checkpoint=RUN num_images=0"),
+        "accelerator": ("", "checkpoint=RUN accelerator=tpu"),
+        "sampler": ("", "checkpoint=RUN sampler=null"),
+    },
 }
-EVALUATE = {
-    "checkpoint": "",
-    "checkpoint=nowhere": "checkpoint=nowhere",
-    "num_images=0": "checkpoint=RUN num_images=0",
-    "accelerator": "checkpoint=RUN accelerator=tpu",
-    "sampler": "checkpoint=RUN sampler=none",
-    "metrics=beauty": "checkpoint=RUN metrics=beauty",
-    "metrics": "checkpoint=RUN metrics=[]",
-}
-REFUSED = {"train": TRAIN, "sample": SAMPLE, "evaluate": EVALUATE}
 
 
 @pytest.fixture(scope="module")
-def told(tiny_run, tmp_path_factory):
-    """{(command, part of the paragraph): [exit code, stderr, whether torch is imported]}, all in
-    one process; and what they left in their folder."""
+def told(tiny_run, composed, tmp_path_factory):
+    """({(command, part of the paragraph): [exit code, stderr]}, the same of the checks alone, what
+    they left in their folder). All in one process, in which an import of torch fails: then the exit
+    code is "torch"."""
     folder = tmp_path_factory.mktemp("refused")
     (folder / "broken" / "checkpoints" / "000000000008").mkdir(parents=True)
-    cases = {}
-    for name, refused in REFUSED.items():
-        for part, words in refused.items():
-            words = [word.replace("RUN", str(tiny_run)) for word in words.split()]
-            cases[name, part] = (name, words, {})
+
+    def words(typed: str) -> list[str]:
+        return [word.replace("RUN", str(tiny_run)) for word in typed.split()]
+
+    commands = {}
+    for name, refused in COMMANDS.items():
+        for part, typed in refused.items():
+            commands[name, part] = (name, words(typed), {})
     of_a_scheduler = ("train", ["trainer.max_images=0"], {"SLURM_PROCID": "1"})
-    cases["task", "trainer.max_images=0"] = of_a_scheduler
-    cases["twin", "optimizer.lr"] = ("train", ["optimizer.lr=abc"], {"SLURM_PROCID": ""})
-    given = [sys.executable, "-c", CODE, json.dumps(list(cases.values()))]
-    done = subprocess.run(given, capture_output=True, text=True, cwd=folder, check=True)
-    answers = dict(zip(cases, json.loads(done.stdout), strict=True))
-    return answers, [path.name for path in folder.iterdir()]
+    commands["task", "trainer.max_images=0"] = of_a_scheduler
+    commands["twin", "optimizer.lr"] = ("train", ["optimizer.lr=abc"], {"SLURM_PROCID": ""})
+    checks = {}
+    for name, refused in CHECKS.items():
+        for part, (options, values) in refused.items():
+            config = composed(*options.split(), config=name)
+            checks[name, part] = (name, with_values(config, *words(values)), words(values))
+    given = {"commands": list(commands.values()), "checks": list(checks.values())}
+    process = [sys.executable, "-c", CODE, json.dumps(given)]
+    done = subprocess.run(process, capture_output=True, text=True, cwd=folder, check=True)
+    answers = json.loads(done.stdout)
+    by_command = dict(zip(commands, answers[: len(commands)], strict=True))
+    by_check = dict(zip(checks, answers[len(commands) :], strict=True))
+    return by_command, by_check, [path.name for path in folder.iterdir()]
 
 
-@pytest.mark.parametrize("command", [*REFUSED, "task"])
+@pytest.mark.parametrize("command", [*COMMANDS, "task"])
 def test_it_is_refused_before_torch_is_imported(told, command):
     """In one line. A task of a scheduler's that is no rank of ours prints it too."""
-    found = {part: told for (name, part), told in told[0].items() if name == command}
+    found = {part: answer for (name, part), answer in told[0].items() if name == command}
     assert found
-    for part, (code, err, torch) in found.items():
-        assert code == 2 and part in err, (part, err)
+    for part, (code, err) in found.items():
+        assert code == 2 and part in err, (part, code, err)
         assert len(err.strip().splitlines()) == 1, err
-        assert not torch, part
+
+
+def test_the_checks_before_torch_refuse_it(told):
+    """What a command calls before it imports torch."""
+    for (name, part), (code, message) in told[1].items():
+        assert code == 2 and part in message, (name, part, code, message)
 
 
 def test_what_is_refused_leaves_nothing(told):
-    assert told[1] == ["broken"]
+    assert told[2] == ["broken"]
 
 
 def test_the_process_would_tell_of_torch(told):
-    """The twin: what is refused later is refused with torch."""
-    code, err, torch = told[0]["twin", "optimizer.lr"]
-    assert code == 2 and "optimizer.lr" in err and torch
+    """The twin: what is refused later asks for torch."""
+    assert told[0]["twin", "optimizer.lr"] == ["torch", ""]

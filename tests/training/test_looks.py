@@ -94,10 +94,10 @@ def unpatched(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def whole(here, tiny, tmp_path_factory):
+def whole(train_tiny, tmp_path_factory):
     """A run to which nothing happens."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    result = here("sdtrain", *tiny(*AT_THE_END), f"hydra.run.dir={run}")
+    result = train_tiny(run, *AT_THE_END)
     assert result.code == 0, result.err
     return run
 
@@ -124,11 +124,11 @@ def assert_same_run(run, whole, saved) -> None:
     ],
 )
 def test_a_signal_ends_the_last_look_and_it_is_made_later(
-    here, tiny, whole, saved, unpatched, tmp_path, call, number, code
+    train_tiny, tiny, whole, saved, unpatched, tmp_path, call, number, code
 ):
     run = tmp_path / "runs" / "shapes" / "run"
     begun = signal_at(call, number)
-    result = here("sdtrain", *tiny(*AT_THE_END), f"hydra.run.dir={run}")
+    result = train_tiny(run, *AT_THE_END)
     assert_stopped(run, result, code, 16)
     assert len(begun) == call - 1 and "after the last step" in result.out
     assert same(saved(run), saved(whole))
@@ -137,7 +137,7 @@ def test_a_signal_ends_the_last_look_and_it_is_made_later(
     assert unfinished_by(tiny(*AT_THE_END)) == run
     steps = []
     unpatched.setattr(DiffusionModule, "training_step", lambda *given: steps.append(given))
-    result = here("sdtrain", *tiny(*AT_THE_END, "resume=auto"))
+    result = train_tiny(run, *AT_THE_END, "resume=auto")
     assert result.code == 0 and not steps, result.err
     assert_same_run(run, whole, saved)
 
@@ -211,7 +211,7 @@ def test_a_run_whose_time_was_up_only_looks(here, tiny, unpatched, tmp_path):
 # Their budget
 
 
-def test_the_network_is_asked_no_more_than_the_share_allows(here, tiny, monkeypatch, tmp_path):
+def test_the_network_is_asked_no_more_than_the_share_allows(train_tiny, monkeypatch, tmp_path):
     """Counted where the network is asked: with 80 % of 192 evaluations, less than all that is
     wanted."""
     monkeypatch.setattr(budget, "PAGE", 1e6)
@@ -233,7 +233,7 @@ def test_the_network_is_asked_no_more_than_the_share_allows(here, tiny, monkeypa
     ]
     hook = torch.nn.modules.module.register_module_forward_hook(count)
     try:
-        result = here("sdtrain", *tiny(*OFTEN, *words), f"hydra.run.dir={run}")
+        result = train_tiny(run, *OFTEN, *words)
     finally:
         hook.remove()
     assert result.code == 0, result.err
