@@ -237,10 +237,11 @@ def train_tiny(tiny, tiny_config):
     once Hydra has composed it, in this process."""
     from sdtrain.commands.train import start_run
     from sdtrain.config.boundary import error_boundary
+    from sdtrain.config.overrides import prepare_arguments
     from sdtrain.runs.lock import hold_run_folder
 
     def run(folder: Path, *words: str) -> Result:
-        typed = tiny(*words)
+        typed = prepare_arguments(tiny(*words))
         config = tiny_config(*words)
         out = io.StringIO()
         err = io.StringIO()

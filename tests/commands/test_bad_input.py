@@ -10,15 +10,24 @@ import shutil
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 from reading import BARE, unfinished_by, with_values
 
+from sdtrain.assemble.sample import sample_checkpoint
+from sdtrain.assemble.subject import load_subject
 from sdtrain.config.overrides import prepare_arguments
+from sdtrain.config.run_readers import check_evaluate, check_sample
+from sdtrain.errors import StorageError, UserError
+from sdtrain.evaluation.evaluate import evaluate
+from sdtrain.files import check_writable
 from sdtrain.paths import find_folder
+from sdtrain.runs.layout import RunFolder
 from sdtrain.runs.manifest import list_checkpoints
+from sdtrain.runs.start import check_start
 from sdtrain.training import first_stage  # noqa: F401  patched by `before`
 
 PROMPT = """a "large" red star, [on] {blue}: it's 50% = ${x} \\ ok, 星 🎨"""
@@ -30,11 +39,10 @@ def notes(path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def label_run(here, tiny, tmp_path_factory):
+def label_run(train_tiny, tmp_path_factory):
     run = tmp_path_factory.mktemp("label") / "run"
     unseen = ["validation=none", "callbacks.samples.every=0", "trainer.max_images=8"]
-    words = tiny("model/conditioner=class_label", *unseen)
-    result = here("sdtrain", *words, f"hydra.run.dir={run}")
+    result = train_tiny(run, "model/conditioner=class_label", *unseen)
     assert result.code == 0, result.err
     return run
 
@@ -110,59 +118,57 @@ def test_a_run_takes_any_folder_and_name(here, tiny, tmp_path):
     assert result.code == 0, result.err
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["checkpoint={run}"], "prompt"),
-        (["checkpoint={run}", "prompt=null"], "prompt"),
-        (["prompt=a star"], "checkpoint"),
-        (["checkpoint=nowhere", "prompt=a star"], "checkpoint=nowhere"),
-        (["checkpoint={folder}", "prompt=a star"], "checkpoint={folder}"),
-        (["checkpoint={file}", "prompt=a star"], "checkpoint={file}"),
-        (["checkpoint={run}/checkpoints/000000000007", "prompt=a star"], "checkpoint="),
-        (["checkpoint={run}", "prompt_file=nowhere.txt"], "prompt_file=nowhere.txt"),
-        (["checkpoint={run}", "prompt=a star", "label=3"], "label"),
-        (
-            ["checkpoint={run}", "prompt=a star", "negative_prompt=red", "guidance_scale=1"],
-            "negative_prompt",
-        ),
-        (["checkpoint={run}", "prompt=a star", "output=''"], "output"),
-        (["checkpoint={run}", "prompt=a star", "num_images=0"], "num_images=0"),
-        (["checkpoint={run}", "prompt=a star", "num_images=many"], "num_images"),
-        (["checkpoint={run}", "prompt=a star", "steps=0"], "steps=0"),
-        (["checkpoint={run}", "prompt=a star", "steps=1001"], "steps=1001"),
-        (["checkpoint={run}", "prompt=a star", "sampler=dimm"], "sampler=dimm"),
-        (["checkpoint={run}", "prompt=a star", "sampler=none"], "sampler"),
-        (["checkpoint={run}", "prompt=a star", "sampler.eta=2"], "sampler.eta=2"),
-        (["checkpoint={run}", "prompt=a star", "accelerator=tpu"], "accelerator"),
-        (["checkpoint={run}", "prompt=a star", "numimages=2"], "num_images"),
-        (["checkpoint={run}", "prompt=a star", "autoencoder=nowhere"], "nowhere"),
-        (["checkpoint={label_run}"], "label"),
-        (["checkpoint={label_run}", "label=48"], "label"),
-        (["checkpoint={label_run}", "label=-1"], "label"),
-        (["checkpoint={label_run}", "label=red"], "label"),
-        (["checkpoint={label_run}", "prompt=a star"], "prompt"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_sample_refuses(here, tiny_run, label_run, tmp_path, words, said):
+# Others, which need no torch: tests/commands/test_before_torch.py.
+SAMPLE_REFUSES = [
+    (["checkpoint={run}"], "prompt", ""),
+    (["checkpoint={folder}", "prompt=a star"], "checkpoint", "{folder}"),
+    (["checkpoint={file}", "prompt=a star"], "checkpoint", "{file}"),
+    (["checkpoint={run}/checkpoints/000000000007", "prompt=a star"], "checkpoint", "0007"),
+    (["checkpoint={run}", "prompt=a star", "label=3"], "label", ""),
+    (
+        ["checkpoint={run}", "prompt=a star", "negative_prompt=red", "guidance_scale=1"],
+        "negative_prompt",
+        "",
+    ),
+    (["checkpoint={run}", "prompt=a star", "num_images=many"], "num_images", ""),
+    (["checkpoint={run}", "prompt=a star", "steps=1001"], "steps", "1001"),
+    (["checkpoint={run}", "prompt=a star", "sampler.eta=2"], "sampler.eta", "2"),
+    (["checkpoint={run}", "prompt=a star", "autoencoder=nowhere"], "autoencoder", "nowhere"),
+    (["checkpoint={label_run}"], "label", ""),
+    (["checkpoint={label_run}", "label=48"], "label", ""),
+    (["checkpoint={label_run}", "label=-1"], "label", ""),
+    (["checkpoint={label_run}", "label=red"], "label", ""),
+    (["checkpoint={label_run}", "prompt=a star"], "prompt", ""),
+]
+
+
+def test_sample_refuses(composed, tiny_run, label_run, tmp_path):
+    """What the command calls with its configuration. Nothing is written."""
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
-    names = {
-        "run": tiny_run,
-        "label_run": label_run,
-        "folder": tmp_path / "folder",
-        "file": tmp_path / "file",
-    }
-    result = here(
-        "sdtrain-sample",
-        *(word.format(**names) for word in words),
-        f"output={tmp_path}/out",
-        cwd=tmp_path,
-    )
-    assert result.code == 2, result.err
-    assert said.format(**names) in result.paragraph
+    names = {"run": tiny_run, "label_run": label_run}
+    names |= {name: tmp_path / name for name in ("folder", "file")}
+    for words, key, said in SAMPLE_REFUSES:
+        given = [word.format(**names) for word in words]
+        values = [*given, f"output={tmp_path}/out"]
+        config = with_values(composed(config="sample"), *values)
+        with pytest.raises(UserError) as refused:
+            sample_checkpoint(check_sample(config, values))
+        assert refused.value.exit_code == 2, words
+        assert key in (refused.value.key or ""), (words, refused.value.key)
+        assert said.format(**names) in str(refused.value), words
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [(["label=3"], "label"), (["output=''"], "output")], ids=["label", "output"]
+)
+def test_the_command_refuses_in_a_paragraph(here, tiny_run, tmp_path, words, said):
+    typed = [f"checkpoint={tiny_run}", "prompt=a star", *words]
+    result = here("sdtrain-sample", *typed, cwd=tmp_path)
+    assert result.code == 2, result.err
+    assert said in result.paragraph
+    assert not list(tmp_path.iterdir())
 
 
 def test_label_is_drawn(here, label_run, tmp_path):
@@ -179,81 +185,97 @@ def test_label_is_drawn(here, label_run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("word", "said"),
     [
-        (["metrics=beauty"], ["metrics", "prompt_accuracy", "retrieval"]),
-        (["metrics=[prompt_accuracy,beauty]"], ["metrics", "beauty", "retrieval"]),
-        (["metrics=retrival"], ["metrics=retrival", "'retrieval'"]),
-        (["metrics=[]"], ["metrics"]),
-        (["metrics=sampler_error", "metrics.sampler_error.steps=[]"], ["sampler_error.steps"]),
-        (["metrics=retrieval", "metrics.retrieval.max_pictures=63"], ["metrics=retrieval", "64"]),
-        (["metrics=retrieval", "+metrics.retrieval.k=3"], ["metrics.retrieval.k"]),
-        (["num_images=0"], ["num_images=0"]),
-        (["guidance_scale=strong"], ["guidance_scale"]),
+        ("metrics=[prompt_accuracy,beauty]", ["metrics", "beauty", "retrieval"]),
+        ("metrics=retrival", ["metrics=retrival", "'retrieval'"]),
+        ("+metrics.prompt_accuracy.k=3", ["metrics.prompt_accuracy.k"]),
     ],
-    ids=" ".join,
 )
-def test_evaluate_refuses(here, tiny_run, tmp_path, words, said):
-    result = here("sdtrain-evaluate", f"checkpoint={tiny_run}", *words, f"output={tmp_path}/out")
+def test_evaluate_refuses_a_metric_or_a_key_that_does_not_exist(
+    here, tiny_run, tmp_path, word, said
+):
+    result = here("sdtrain-evaluate", f"checkpoint={tiny_run}", word, f"output={tmp_path}/out")
     assert result.code == 2 and all(part in result.paragraph for part in said), result.err
     assert not list(tmp_path.iterdir())
 
 
-def test_evaluate_refuses_a_model_that_reads_no_captions(here, label_run, tmp_path):
-    result = here(
-        "sdtrain-evaluate", f"checkpoint={label_run}", f"output={tmp_path}/out", "steps=2"
-    )
-    assert result.code == 2 and "metrics=prompt_accuracy" in result.paragraph
-    assert not (tmp_path / "out" / "evaluation.json").exists()
+def refusal_of_evaluate(config: dict, *words: str) -> UserError:
+    """With which the command's own calls end."""
+    with pytest.raises(UserError) as refused:
+        checked = check_evaluate(with_values(config, *words), words)
+        evaluate(checked, lambda checkpoint: load_subject(checked, checkpoint))
+    return refused.value
 
 
-def test_evaluate_works(here, tiny_run, tmp_path):
-    result = here(
-        "sdtrain-evaluate",
-        f"checkpoint={tiny_run}",
-        "metrics=[prompt_accuracy,retrieval]",
-        "num_images=4",
-        "steps=2",
-        f"output={tmp_path}/out",
-    )
+def test_evaluate_refuses(composed, tiny_run, label_run, tmp_path):
+    cases = [
+        ("[sampler_error]", ["metrics.sampler_error.steps=[]"], "metrics.sampler_error.steps", ""),
+        ("[sampler_error]", ["steps=3"], "steps", "metrics.sampler_error.steps"),
+        ("[retrieval]", ["metrics.retrieval.max_pictures=63"], "metrics=retrieval", "64"),
+        ("[prompt_accuracy]", ["guidance_scale=strong"], "guidance_scale", ""),
+        (
+            "[prompt_accuracy]",
+            [f"checkpoint={label_run}", "steps=2"],
+            "metrics",
+            "metrics=prompt_accuracy",
+        ),
+    ]
+    for metric, words, key, said in cases:
+        config = composed(f"metric={metric}", config="evaluate")
+        given = [f"checkpoint={tiny_run}", f"output={tmp_path}/out", *words]
+        error = refusal_of_evaluate(config, *given)
+        assert error.exit_code == 2 and key in str(error) and said in str(error), (words, error)
+    assert not list(tmp_path.iterdir())
+
+
+def test_evaluate_refuses_a_sampler_that_draws_anew_where_it_measures_its_error(
+    composed, tiny_run, tmp_path
+):
+    config = composed("metric=[sampler_error]", "sampler=euler_ancestral", config="evaluate")
+    error = refusal_of_evaluate(config, f"checkpoint={tiny_run}", "num_images=2")
+    assert error.exit_code == 2 and "sampler=ddim" in str(error)
+    assert "sampler euler_ancestral" in str(error)  # as it was typed
+
+
+def test_evaluate_works_and_keeps_what_was_measured_before(here, tiny_run, tmp_path):
+    words = [f"checkpoint={tiny_run}", f"output={tmp_path}/out"]
+    steps = ["metrics.sampler_error.steps=[2,4,50]", "metrics.sampler_error.reference=8"]
+    more = ["metrics=sampler_error", "num_images=2", *steps]
+    assert here("sdtrain-evaluate", *words, *more).code == 0
+    more = ["metrics=[prompt_accuracy,retrieval]", "num_images=4", "steps=2"]
+    result = here("sdtrain-evaluate", *words, *more)
     assert result.code == 0, result.err
     written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    assert (
-        written["prompt_accuracy"].keys() == {"trained", "held_out"}
-        and written["retrieval"]["chance"]["top_1"] == 1 / 64
-    )
-    pictures = {"prompt_accuracy-held_out.png", "prompt_accuracy-trained.png", "retrieval.png"}
+    used = {metric: settings.get("steps") for metric, settings in written["settings"].items()}
+    # The first has its own.
+    assert used == {"sampler_error": None, "prompt_accuracy": 2, "retrieval": 2}
+    assert written["prompt_accuracy"].keys() == {"trained", "held_out"}
+    assert written["retrieval"]["chance"]["top_1"] == 1 / 64
+    found = written["sampler_error"]
+    assert found["mean"].keys() == {"2 steps", "4 steps"}
+    assert 0 < found["mean"]["4 steps"] <= found["largest"]["4 steps"] < 1
+    pictures = {"sampler_error.png", "sampler_error-curve.png", "retrieval.png"}
+    pictures |= {"prompt_accuracy-held_out.png", "prompt_accuracy-trained.png"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"evaluation.json"} | pictures
 
 
-def test_evaluate_measures_how_many_steps_it_takes(here, tiny_run, tmp_path):
-    steps = ["metrics.sampler_error.steps=[2,4,50]", "metrics.sampler_error.reference=8"]
-    words = [f"checkpoint={tiny_run}", "num_images=2", f"output={tmp_path}/out"]
-    assert here("sdtrain-evaluate", *words, "metrics=sampler_error", *steps).code == 0
-    assert here("sdtrain-evaluate", *words, "steps=2").code == 0  # what was measured before stays
-    written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    found = written["sampler_error"]
-    used = {metric: settings.get("steps") for metric, settings in written["settings"].items()}
-    assert used == {"sampler_error": None, "prompt_accuracy": 2}  # the former has its own
-    result = here("sdtrain-evaluate", *words, "metrics=sampler_error", "steps=3")
-    assert result.code == 2 and "metrics.sampler_error.steps" in result.paragraph
-    assert found["mean"].keys() == {"2 steps", "4 steps"}
-    assert 0 < found["mean"]["4 steps"] <= found["largest"]["4 steps"] < 1
-    drawn = {path.name for path in (tmp_path / "out").glob("sampler*.png")}
-    assert drawn == {"sampler_error.png", "sampler_error-curve.png"}
-    result = here("sdtrain-evaluate", *words, "metrics=sampler_error", "sampler=euler_ancestral")
-    assert result.code == 2 and "sampler=ddim" in result.paragraph
-    assert "sampler euler_ancestral" in result.paragraph  # as it was typed
-
-
 @pytest.mark.parametrize("name", ["sdtrain-sample", "sdtrain-evaluate"])
-@pytest.mark.parametrize("place", ["{file}/out", "{file}", "/proc/out"])
-def test_an_output_that_cannot_be_written_is_5(here, tiny_run, tmp_path, name, place):
+def test_an_output_that_cannot_be_written_is_5(here, tiny_run, tmp_path, name):
     (tmp_path / "file").write_text("kept")
-    output = place.format(file=tmp_path / "file")
+    output = f"{tmp_path}/file/out"
     words = ["prompt=a star", "num_images=1"] if name == "sdtrain-sample" else ["num_images=2"]
     result = here(name, f"checkpoint={tiny_run}", *words, "steps=2", f"output={output}")
     assert result.code == 5 and f"output={output}" in result.paragraph, result.err
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize("place", ["{file}/out", "{file}", "/proc/out"])
+def test_folders_that_cannot_be_written(tmp_path, place):
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(StorageError) as refused:
+        check_writable(Path(place.format(file=tmp_path / "file")))
+    assert refused.value.exit_code == 5 and refused.value.key == "output"
     assert (tmp_path / "file").read_text() == "kept"
 
 
@@ -265,14 +287,12 @@ def test_a_run_folder_that_cannot_be_written_is_5(here, tiny, tmp_path, place):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_batch_larger_than_the_data_is_3(here, tiny, tmp_path):
+def test_a_batch_larger_than_the_data_is_3(refused, train_tiny, tiny_config, tmp_path):
     """As large as the data it may be."""
-    result = here("sdtrain", *tiny("data.batch_size=65"), f"hydra.run.dir={tmp_path}/run")
-    assert result.code == 3
-    assert "data.batch_size=65" in result.paragraph and "64 pictures" in result.paragraph
-    assert not (tmp_path / "run").exists()
-    words = tiny(*BARE, "data.batch_size=64")
-    assert here("sdtrain", *words, f"hydra.run.dir={tmp_path}/again").code == 0
+    error = refused(config=tiny_config("data.batch_size=65"))
+    assert error.exit_code == 3 and error.key == "data.batch_size"
+    assert "64 pictures" in str(error)
+    assert train_tiny(tmp_path / "run", *BARE, "data.batch_size=64").code == 0
 
 
 def pictures(folder, captions=True, count=20):
@@ -293,12 +313,11 @@ def pictures(folder, captions=True, count=20):
     ],
     ids=["no folder", "empty", "unreadable", "no caption"],
 )
-def test_pictures_that_cannot_be_trained_on_are_3(here, tiny, tmp_path, make, said):
+def test_pictures_that_cannot_be_trained_on_are_3(refused, tiny_config, tmp_path, make, said):
     make(tmp_path / "pictures")
-    words = ["data=images", f"data.path={tmp_path}/pictures", "model/autoencoder=pixels"]
-    result = here("sdtrain", *tiny(*words), f"hydra.run.dir={tmp_path}/run")
-    assert result.code == 3 and said in result.paragraph, result.err
-    assert not (tmp_path / "run").exists()
+    words = ["data=images", "model/autoencoder=pixels", f"data.path={tmp_path}/pictures"]
+    error = refused("model/autoencoder=pixels", config=tiny_config(*words))
+    assert error.exit_code == 3 and said in str(error)
 
 
 @pytest.mark.parametrize(
@@ -316,12 +335,9 @@ def test_pictures_that_cannot_be_trained_on_are_3(here, tiny, tmp_path, make, sa
         "steps=0",
     ],
 )
-def test_what_the_second_stage_would_refuse_is_said_before_the_first(
-    refused, composed, tiny, tmp_path, word
-):
+def test_what_the_second_stage_would_refuse_is_said_before_the_first(refused, tiny_config, word):
     """No picture is read for it."""
-    cfg = composed(*tiny("data=images", f"data.path={tmp_path}/nowhere"))
-    error = refused(word, config=with_values(cfg, word))
+    error = refused(word, config=tiny_config("data=images", "data.path=/nowhere", word))
     assert error.exit_code == 2 and word.partition("=")[0] in str(error)
 
 
@@ -421,21 +437,19 @@ def test_a_first_stage_that_is_killed_is_said(start, tiny, tmp_path):
     assert json.loads((run / "status.json").read_text())["state"] == "failed"
 
 
-def test_resume_must_wants_something_before_a_first_stage_too(here, tiny, tmp_path):
-    pictures(tmp_path / "pictures")
-    result = here(
-        "sdtrain",
-        *tiny("data=images", f"data.path={tmp_path}/pictures", "resume=must"),
-        f"hydra.run.dir={tmp_path}/run",
-    )
-    assert (
-        result.code == 2
-        and "resume=must" in result.paragraph
-        and not (tmp_path / "run" / "first_stage").exists()
-    )
+def test_resume_must_wants_something_before_a_first_stage_too(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    (run.first_stage.checkpoints / "notes").mkdir(parents=True)
+    with pytest.raises(UserError) as refused:
+        check_start(run, "must", has_first_stage=True)
+    assert refused.value.key == "resume" and "resume=must" in str(refused.value)
+    (run.first_stage.checkpoints / f"{8:012d}").mkdir()
+    check_start(run, "must", has_first_stage=True)
+    with pytest.raises(UserError):
+        check_start(run, "must", has_first_stage=False)
 
 
-def test_a_folder_with_any_letters_reaches_the_first_stage(here, tiny, tmp_path, monkeypatch):
+def test_a_folder_with_any_letters_reaches_the_first_stage(train_tiny, tmp_path, monkeypatch):
     """The command of the first stage, read as its own process would read it."""
     folder = tmp_path / "bé, [c] = 'd'"
     pictures(folder)
@@ -443,27 +457,20 @@ def test_a_folder_with_any_letters_reaches_the_first_stage(here, tiny, tmp_path,
         f"#!/bin/sh\nprintf '%s\\0' \"$@\" > '{tmp_path}/seen'\n"
         f"echo $WANDB_NAME $WANDB_RUN_ID > '{tmp_path}/wandb'\nexit 7\n"
     )
+    (tmp_path / "python").chmod(0o755)
     monkeypatch.setenv("WANDB_RUN_ID", "of the run itself")
     monkeypatch.setenv("WANDB_NAME", "mine")
-    (tmp_path / "python").chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    result = here(
-        "sdtrain",
-        *tiny("data=images", f"data.path={folder}", "seed=3"),
-        f"hydra.run.dir={tmp_path}/run",
-    )
+    result = train_tiny(tmp_path / "run", "data=images", f"data.path={folder}", "seed=3")
     assert result.code == 7
     seen = (tmp_path / "seen").read_text().split("\0")[1:-1]
-    words = {
-        o.key_or_group: o.value()
-        for o in OverridesParser.create().parse_overrides(prepare_arguments(seen))
-    }
-    assert (
-        words["data.path"] == str(folder)
-        and words["seed"] == 3
-        and words["hydra.run.dir"] == f"{tmp_path}/run/first_stage"
-    )
-    assert words["trainer.accelerator"] == "cpu" and words["experiment"] == "images_autoencoder"
+    given = OverridesParser.create().parse_overrides(prepare_arguments(seen))
+    words = {override.key_or_group: override.value() for override in given}
+    assert words["data.path"] == str(folder)
+    assert words["seed"] == 3
+    assert words["hydra.run.dir"] == f"{tmp_path}/run/first_stage"
+    assert words["trainer.accelerator"] == "cpu"
+    assert words["experiment"] == "images_autoencoder"
     assert (tmp_path / "wandb").read_text() == "mine/first_stage\n"
 
 

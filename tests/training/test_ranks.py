@@ -2,7 +2,6 @@
 
 import os
 import signal
-
 from types import SimpleNamespace
 
 import pytest

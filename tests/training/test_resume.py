@@ -16,7 +16,7 @@ from random import Random
 import pytest
 import torch
 from lightning.pytorch.strategies import Strategy
-from reading import SMALL, flattened, newest, numbers, unfinished_by, with_values
+from reading import SMALL, flattened, numbers, unfinished_by, with_values
 
 from sdtrain.runs.manifest import list_checkpoints, newest_intact
 from sdtrain.runs.resume import compare_configs
