@@ -235,10 +235,12 @@ def tiny_config(composed, tiny):
 def train_tiny(tiny, tiny_config):
     """train_tiny(FOLDER, "seed=1", ...): what `sdtrain` does with the folder and the configuration
     once Hydra has composed it, in this process."""
-    from sdtrain.commands.train import start_run
     from sdtrain.config.boundary import error_boundary
     from sdtrain.config.overrides import prepare_arguments
+    from sdtrain.config.precheck import precheck_config
     from sdtrain.runs.lock import hold_run_folder
+    from sdtrain.runs.start import check_start
+    from sdtrain.training.run import train
 
     def run(folder: Path, *words: str) -> Result:
         typed = prepare_arguments(tiny(*words))
@@ -252,7 +254,9 @@ def train_tiny(tiny, tiny_config):
             try:
                 with error_boundary("train", "hydra.run.dir"):
                     with hold_run_folder(folder, has_timestamp=False) as locked:
-                        start_run(locked, config, typed)
+                        prechecked = precheck_config(config, typed)
+                        check_start(locked, prechecked.resume, prechecked.has_first_stage)
+                        train(prechecked, locked.path)
             except SystemExit as left:
                 code = left.code
         return Result(code or 0, out.getvalue(), err.getvalue())

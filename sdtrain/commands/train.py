@@ -16,7 +16,6 @@ from sdtrain.config.overrides import is_sweep, typed_values
 from sdtrain.config.precheck import devices_of, is_one_process, precheck_config
 from sdtrain.console import set_rank
 from sdtrain.errors import UserError
-from sdtrain.runs.layout import RunFolder
 from sdtrain.runs.lock import hold_run_folder
 from sdtrain.runs.start import check_start
 from sdtrain.sweep.record import extra_sweep_overrides
@@ -31,18 +30,11 @@ def task(cfg: DictConfig) -> None:
         config = resolve_config(cfg, current_overrides())
         set_rank(rank_for_config(devices_of(config), is_one_process=is_one_process(config)))
         with hold_run_folder(folder, has_timestamp=folder_has_timestamp(hydra.run)) as run:
-            start_run(run, config, current_overrides())
+            prechecked = precheck_config(config, current_overrides())
+            check_start(run, prechecked.resume, prechecked.has_first_stage)
+            from sdtrain.training.run import train
 
-
-def start_run(run: RunFolder, config: dict, overrides: list[str]) -> None:
-    """Check a resolved configuration and train it in the folder, which the caller has locked.
-    Raises UserError or Interrupted.
-    """
-    prechecked = precheck_config(config, overrides)
-    check_start(run, prechecked.resume, prechecked.has_first_stage)
-    from sdtrain.training.run import train
-
-    train(prechecked, run.path)
+            train(prechecked, run.path)
 
 
 def folder_overrides(arguments: list[str]) -> list[str]:
