@@ -266,7 +266,7 @@ def _read_autoencoder(folder: AutoencoderFolder, path: str) -> AutoencoderKL:
             folder.path,
             local_files_only=True,
             use_safetensors=True,
-            variant=folder.variant,
+            variant=folder.weights.variant,
             torch_dtype=torch.float32,
             low_cpu_mem_usage=False,
             output_loading_info=True,
@@ -282,7 +282,7 @@ def _read_autoencoder(folder: AutoencoderFolder, path: str) -> AutoencoderKL:
 
 def _weights_error(folder: AutoencoderFolder, path: str, reason: str) -> UserError:
     return UserError(
-        f"contains {folder.weights[0].name}, whose weights do not match its config.json: {reason}",
+        f"contains {folder.weights.paths[0].name}, whose weights do not match its config.json: {reason}",
         key="model.autoencoder.path",
         value=path,
         remedy="Set model.autoencoder.path to a folder with matching files.",

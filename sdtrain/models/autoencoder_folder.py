@@ -11,37 +11,35 @@ from pathlib import Path
 from typing import Any
 
 from sdtrain.errors import UserError
+from sdtrain.models.weight_files import (
+    DIFFUSERS,
+    VARIANTS,
+    WeightFiles,
+    find_weight_files,
+    weight_file_name,
+)
 from sdtrain.paths import find_folder
 
 KEY = "model.autoencoder.path"
 CONFIG = "config.json"
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-VARIANTS = (None, "fp16", "bf16")
-"""Variants in the names of weight files of diffusers, None for full precision. The first that
-exists is read."""
+WEIGHTS = weight_file_name(DIFFUSERS, None)
 
 
 @dataclass(frozen=True)
 class AutoencoderFolder:
     """The files of an autoencoder.
 
-    path: the folder with config.json. config: its contents, with diffusers' defaults. weights: the
-    weight files. variant: one of VARIANTS.
+    path: the folder with config.json. config: its contents, with diffusers' defaults.
     """
 
     path: Path
     config: dict[str, Any]
-    weights: tuple[Path, ...]
-    variant: str | None
+    weights: WeightFiles
 
     @property
     def files(self) -> list[Path]:
         """All files that are read."""
-        files = [self.path / CONFIG, *self.weights]
-        index = self.path / _index_name(self.variant)
-        if index.is_file():
-            files.append(index)
-        return files
+        return [self.path / CONFIG, *self.weights.files]
 
     @property
     def latent_channels(self) -> int:
@@ -54,14 +52,8 @@ class AutoencoderFolder:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the weights: of the single file, or of the names and hashes of several."""
-        digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.weights]
-        if len(digests) == 1:
-            return digests[0]
-        of_all = hashlib.sha256()
-        for path, digest in zip(self.weights, digests, strict=True):
-            of_all.update(f"{path.name} {digest}\n".encode())
-        return of_all.hexdigest()
+        """Hash of the weights."""
+        return self.weights.sha256
 
     @property
     def config_sha256(self) -> str:
@@ -81,12 +73,11 @@ def read_autoencoder_folder(path: str) -> AutoencoderFolder:
     if not (folder / CONFIG).is_file():
         raise _no_autoencoder(path, f"{CONFIG}, or vae/{CONFIG} of a pipeline, is missing")
     config = _read_config(folder / CONFIG, path)
-    for variant in VARIANTS:
-        weights = _weights(folder, variant)
-        if weights:
-            return AutoencoderFolder(folder, config, weights, variant)
-    names = " or ".join(map(_file_name, VARIANTS))
-    raise _no_autoencoder(path, f"{names} is missing beside its {CONFIG}")
+    weights = find_weight_files(folder, DIFFUSERS)
+    if weights is None:
+        names = " or ".join(weight_file_name(DIFFUSERS, variant) for variant in VARIANTS)
+        raise _no_autoencoder(path, f"{names} is missing beside its {CONFIG}")
+    return AutoencoderFolder(folder, config, weights)
 
 
 def _read_config(file: Path, path: str) -> dict[str, Any]:
@@ -119,28 +110,6 @@ def _check_config(config: dict[str, Any], path: str) -> None:
     for name, valid in is_valid.items():
         if not valid:
             raise _no_autoencoder(path, f"its {CONFIG} has {name}={config[name]!r}")
-
-
-def _weights(folder: Path, variant: str | None) -> tuple[Path, ...]:
-    """Return the weight file, or the files that an index lists; () if one of them is missing."""
-    whole = folder / _file_name(variant)
-    if whole.is_file():
-        return (whole,)
-    try:
-        listed = json.loads((folder / _index_name(variant)).read_text())["weight_map"].values()
-        parts = tuple(folder / Path(name).name for name in sorted(set(listed)))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return ()
-    return parts if all(map(Path.is_file, parts)) else ()
-
-
-def _file_name(variant: str | None) -> str:
-    stem, _, suffix = WEIGHTS.rpartition(".")
-    return f"{stem}.{variant}.{suffix}" if variant else WEIGHTS
-
-
-def _index_name(variant: str | None) -> str:
-    return f"{WEIGHTS}.index.{variant}.json" if variant else f"{WEIGHTS}.index.json"
 
 
 def _no_autoencoder(path: str, reason: str) -> UserError:
