@@ -35,7 +35,7 @@ LINES = [
     {"pictures"},
     {"fonts"},
     {"console"},
-    {"files", "paths", "signals", "types", "randomness"},
+    {"files", "paths", "signals", "types", "randomness", "weight_files"},
     {"redaction", "errors"},
 ]
 HEIGHT = {room: len(LINES) - number for number, line in enumerate(LINES) for room in line}

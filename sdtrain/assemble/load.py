@@ -15,9 +15,11 @@ from sdtrain.assemble.model import build_model
 from sdtrain.assemble.training_data import TrainingData
 from sdtrain.config.precheck import is_autoencoder
 from sdtrain.config.trusted import check_targets, upgrade_config
+from sdtrain.console import warn
 from sdtrain.errors import StorageError, UserError
 from sdtrain.latent_diffusion import LatentDiffusion
 from sdtrain.models.autoencoder import Autoencoder
+from sdtrain.models.pipeline_folder import TEXT_ENCODER, UNET, VAE
 from sdtrain.paths import find_folder
 from sdtrain.runs.checkpoint import read_weights
 from sdtrain.runs.config import read_config
@@ -34,6 +36,9 @@ BUILT = (
     "times",
 )
 """Sections of a checkpoint's configuration that are built, beside the data set."""
+
+PART_FOLDERS = {"unet": UNET, "conditioner": TEXT_ENCODER}
+"""{part of a model with model.pretrained: its subfolder of the pipeline}."""
 
 PLAIN_KEYS = ("seed", "guidance_scale")
 """Plain values that are read from it."""
@@ -68,7 +73,8 @@ def load(
     ema: bool,
     device: str,
     allow: list[str],
-    autoencoder: str | None,
+    autoencoder: str | None = None,
+    pretrained: str | None = None,
     data: dict[str, Any] | None = None,
 ) -> LoadedCheckpoint:
     """Load the model of a complete checkpoint, see `find_checkpoint`.
@@ -81,6 +87,7 @@ def load(
         device: to move the model to.
         allow: packages whose classes the configuration may build.
         autoencoder: the new folder of the autoencoder, if it has moved.
+        pretrained: the new folder of the pretrained pipeline, if it has moved.
         data: changes to the arguments of the data set.
 
     Raises UserError if the checkpoint holds no diffusion model or cannot be loaded.
@@ -107,6 +114,7 @@ def load(
     _set_autoencoder_path(cfg, folder.run, record, autoencoder)
     restore_old_defaults(cfg["model"]["autoencoder"])
     cfg = use_copies(cfg, folder.run, always=True)
+    _set_pretrained(cfg["model"], folder.run, pretrained)
     check_files(cfg)
     try:
         model = build_model(cfg, folder.run.path)
@@ -147,6 +155,26 @@ def _set_autoencoder_path(
         node["path"] = str(find_folder(path, "autoencoder", [*places, Path()]))
 
 
+def _set_pretrained(model: dict[str, Any], run: RunFolder, moved_to: str | None) -> None:
+    """Set from where the weights of a run with model.pretrained are read.
+
+    Trained weights are in the checkpoint, and those of the folder are not read. The folder of
+    frozen weights is below `moved_to`, if that is given.
+    """
+    if "pretrained" not in model:
+        if moved_to is not None:
+            warn("model.pretrained has no effect: the run uses no pretrained weights.")
+        return
+    trained = {"unet": True, "conditioner": TEXT_ENCODER in model["train"]}
+    for part, subfolder in PART_FOLDERS.items():
+        if trained[part]:
+            model[part]["weights"] = None
+        elif moved_to is not None:
+            model[part]["weights"] = str(Path(moved_to).expanduser().absolute() / subfolder)
+    if moved_to is not None and not run.kept_files("autoencoder", "path").is_dir():
+        model["autoencoder"]["path"] = str(Path(moved_to).expanduser().absolute() / VAE)
+
+
 def restore_old_defaults(autoencoder: dict[str, Any]) -> None:
     """Set what earlier versions implied in the `autoencoder` node of a saved configuration.
 
@@ -183,6 +211,14 @@ def _check_frozen(model: LatentDiffusion, cfg: dict[str, Any], folder: Checkpoin
 
 def _with_key_of_command(error: UserError, folder: CheckpointFolder) -> UserError:
     """Return the error with a key that the command has, which reads a run instead of training."""
+    if error.key in ("model.conditioner.weights", "model.unet.weights"):
+        return UserError(
+            error.problem,
+            key="model.pretrained",
+            value=error.value,
+            remedy="Set model.pretrained to the folder of the pipeline that the run was trained "
+            "with.",
+        )
     if error.key != "model.autoencoder.path":
         return error.with_prefix(f"In the configuration of {folder.run.path}")
     return UserError(

@@ -11,6 +11,7 @@ from sdtrain.assemble.objective import build_objective
 from sdtrain.conditioning.interface import READABLE, Conditioner, Conditioning, Inputs
 from sdtrain.config.build import build
 from sdtrain.config.precheck import LOADER_KEYS
+from sdtrain.config.pretrained import PRETRAINED_KEYS
 from sdtrain.errors import UserError
 from sdtrain.latent_diffusion import LatentDiffusion
 from sdtrain.models.modes import eval_mode
@@ -80,7 +81,8 @@ def build_model(cfg: dict, run_dir: Path, data: PictureData | None = None) -> La
     autoencoder = build_autoencoder(cfg, run_dir)
     conditioner, unet = _build_networks(cfg, data)
     parts = {"autoencoder": autoencoder, "conditioner": conditioner, "unet": unet}
-    rest = {name: value for name, value in model.items() if name not in parts}
+    not_arguments = (*parts, *PRETRAINED_KEYS)
+    rest = {name: value for name, value in model.items() if name not in not_arguments}
     return build(rest | parts, "model", objective=objective)
 
 

@@ -21,6 +21,7 @@ def sample_checkpoint(config: SampleConfig) -> int:
         device=pick_device(config.accelerator),
         allow=config.allow,
         autoencoder=config.autoencoder,
+        pretrained=config.model["pretrained"],
         data=config.data,
     )
     image_size = loaded.image_size

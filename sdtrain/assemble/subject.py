@@ -18,6 +18,7 @@ def load_subject(config: EvaluateConfig, checkpoint: CheckpointFolder) -> Subjec
         device=pick_device(config.accelerator),
         allow=config.allow,
         autoencoder=config.autoencoder,
+        pretrained=config.model["pretrained"],
         data=config.data,
     )
     scale = config.guidance_scale

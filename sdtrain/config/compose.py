@@ -23,6 +23,7 @@ from sdtrain.config.flags import (
     read_flags,
 )
 from sdtrain.config.overrides import typed_keys
+from sdtrain.config.pretrained import fill_from_pretrained
 from sdtrain.models.autoencoder_folder import read_autoencoder_folder
 from sdtrain.paths import config_dir
 from sdtrain.runs.resume import flatten
@@ -54,8 +55,9 @@ def resolve_config(
 ) -> dict:
     """Return the configuration as a dict, with every reference and every size resolved.
 
-    Sizes of the autoencoder that are null are read from its folder, or from the configuration of
-    the first stage that will train it. Raises UserError if there is no autoencoder.
+    What the folder of model.pretrained says is filled in. Sizes of the autoencoder that are null
+    are read from its folder, or from the configuration of the first stage that will train it.
+    Raises UserError if there is no autoencoder.
 
     Args:
         config: as Hydra composed it.
@@ -63,6 +65,7 @@ def resolve_config(
         composition: arguments that say where config files are; by default those of the running
             command.
     """
+    config = fill_from_pretrained(config)
     node = OmegaConf.select(config, "model.autoencoder")
     if not isinstance(node, DictConfig) or node.get("_target_") != AUTOENCODER:
         return OmegaConf.to_container(config, resolve=True)

@@ -19,7 +19,7 @@ PATH_KEYS = {
     "hydra.run.dir",
     "hydra.sweep.dir",
 }
-PATH_SUFFIXES = (".path", ".font", ".tokenizer")
+PATH_SUFFIXES = (".path", ".font", ".tokenizer", ".pretrained", ".architecture", ".weights")
 
 SEARCH_PATH = "hydra.searchpath"
 """A list of folders, such as [file://FOLDER,FOLDER]."""

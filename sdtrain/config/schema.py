@@ -19,6 +19,13 @@ class FirstStage:
     max_images: int
 
 
+@dataclass(frozen=True)
+class MovedModel:
+    """model, of a command that reads a run: where the run's pretrained weights are now."""
+
+    pretrained: str | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """The configuration of `sdtrain`. Nodes of type object are built by their own _target_."""
@@ -168,6 +175,7 @@ class DrawingConfig:
     ema: bool
     accelerator: Accelerator
     autoencoder: str | None
+    model: MovedModel
     data: dict
     allow: list[str]
 

@@ -36,6 +36,7 @@ class Autoencoder(nn.Module):
         sample_posterior: whether to draw latents from the posterior, as Stable Diffusion does, or
             to take its mean.
         sha256: expected hash of the weights, from a run's config.yaml; None checks nothing.
+        variant: "fp16" or "bf16" reads the files of that variant; None the first that exists.
     """
 
     frozen = True
@@ -52,9 +53,10 @@ class Autoencoder(nn.Module):
         latent_shift: bool = True,
         sample_posterior: bool = False,
         sha256: str | None = None,
+        variant: str | None = None,
     ) -> None:
         super().__init__()
-        folder = read_autoencoder_folder(path)
+        folder = read_autoencoder_folder(path, variant)
         self.sha256 = folder.sha256
         if sha256 is not None and sha256 != self.sha256:
             raise UserError(
@@ -282,7 +284,8 @@ def _read_autoencoder(folder: AutoencoderFolder, path: str) -> AutoencoderKL:
 
 def _weights_error(folder: AutoencoderFolder, path: str, reason: str) -> UserError:
     return UserError(
-        f"contains {folder.weights.paths[0].name}, whose weights do not match its config.json: {reason}",
+        f"contains {folder.weights.paths[0].name}, whose weights do not match its config.json: "
+        f"{reason}",
         key="model.autoencoder.path",
         value=path,
         remedy="Set model.autoencoder.path to a folder with matching files.",

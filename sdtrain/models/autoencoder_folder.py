@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from sdtrain.errors import UserError
-from sdtrain.models.weight_files import (
+from sdtrain.paths import find_folder
+from sdtrain.weight_files import (
     DIFFUSERS,
     VARIANTS,
     WeightFiles,
     find_weight_files,
     weight_file_name,
 )
-from sdtrain.paths import find_folder
 
 KEY = "model.autoencoder.path"
 CONFIG = "config.json"
@@ -62,10 +62,11 @@ class AutoencoderFolder:
         return hashlib.sha256(json.dumps(public, sort_keys=True).encode()).hexdigest()
 
 
-def read_autoencoder_folder(path: str) -> AutoencoderFolder:
+def read_autoencoder_folder(path: str, variant: str | None = None) -> AutoencoderFolder:
     """Read the autoencoder in a folder, or in the subfolder vae/ of a pipeline's folder.
 
-    Raises UserError if there is none.
+    variant: of the weight files; None takes the first of VARIANTS. Raises UserError if there is no
+    autoencoder.
     """
     folder = find_folder(path, KEY)
     if not (folder / CONFIG).is_file() and (folder / "vae").is_dir():
@@ -73,9 +74,10 @@ def read_autoencoder_folder(path: str) -> AutoencoderFolder:
     if not (folder / CONFIG).is_file():
         raise _no_autoencoder(path, f"{CONFIG}, or vae/{CONFIG} of a pipeline, is missing")
     config = _read_config(folder / CONFIG, path)
-    weights = find_weight_files(folder, DIFFUSERS)
+    weights = find_weight_files(folder, DIFFUSERS, variant)
     if weights is None:
-        names = " or ".join(weight_file_name(DIFFUSERS, variant) for variant in VARIANTS)
+        variants = VARIANTS if variant is None else (variant,)
+        names = " or ".join(weight_file_name(DIFFUSERS, each) for each in variants)
         raise _no_autoencoder(path, f"{names} is missing beside its {CONFIG}")
     return AutoencoderFolder(folder, config, weights)
 

@@ -11,6 +11,7 @@ from sdtrain.assemble.objective import build_schedule, choose_weighting, inline_
 from sdtrain.config.build import build
 from sdtrain.config.check import Checker
 from sdtrain.config.precheck import LOADER_KEYS, PrecheckedConfig
+from sdtrain.config.pretrained import PRETRAINED_KEYS, replaced_lines
 from sdtrain.errors import UserError
 from sdtrain.generation.drawing import Drawing
 from sdtrain.training import optimisation
@@ -18,6 +19,9 @@ from sdtrain.training.callbacks.assembly import check_callbacks
 from sdtrain.training.loggers.media import check_logger
 from sdtrain.training.optimisation import Optimisation
 from sdtrain.training.trainer import build_strategy
+
+READ_ELSEWHERE = {"data": tuple(LOADER_KEYS), "model": tuple(PRETRAINED_KEYS)}
+"""{section: its keys that are not arguments of its target}."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ def make_plan(prechecked: PrecheckedConfig) -> Plan:
         config["weighting"], note = choose_weighting(config, prechecked.typed)
         if note:
             notes.append(note)
+        notes += replaced_lines(config)
         drawing = _check_drawings(config)
     plan = Plan(prechecked, config, tuple(notes), drawing)
     check_optimizer(plan.optimisation(), config, [torch.nn.Parameter(torch.zeros(2, 2))])
@@ -78,12 +83,13 @@ def _check_nodes(config: dict, checker: Checker) -> dict:
     """Check every node below the root against its constructor, and return the checked config."""
     checked = {}
     for name, node in config.items():
-        if name != "data":
+        others = READ_ELSEWHERE.get(name, ())
+        if not others or not isinstance(node, dict):
             checked[name] = checker.node(node, name)
             continue
-        own = {key: value for key, value in node.items() if key not in LOADER_KEYS}
-        loader = {key: node[key] for key in LOADER_KEYS}
-        checked[name] = checker.node(own, name, other_keys=LOADER_KEYS) | loader
+        own = {key: value for key, value in node.items() if key not in others}
+        rest = {key: value for key, value in node.items() if key in others}
+        checked[name] = checker.node(own, name, other_keys=others) | rest
     return checked
 
 

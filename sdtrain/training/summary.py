@@ -45,10 +45,13 @@ def _model_rows(plan: Plan, parts: Parts) -> Rows:
         return [("trains", f"AutoencoderKL {_count(parts.module.parameters())} parameters")]
     config = plan.config
     model: LatentDiffusion = parts.module.model
+    frozen_parts = model.frozen_parts()
     trained = []
+    frozen = []
     for name in ("unet", "conditioner"):
         target = _last_name(config["model"][name])
-        trained.append(f"{target} {_count(getattr(model, name).parameters())}")
+        line = f"{target} {_count(getattr(model, name).parameters())}"
+        (frozen if name in frozen_parts else trained).append(line)
     shape = model.autoencoder.latent_shape(parts.data.image_size)
     path = config["model"]["autoencoder"].get("path", "pixels")
     latents = " x ".join(str(size) for size in shape)
@@ -56,8 +59,11 @@ def _model_rows(plan: Plan, parts: Parts) -> Rows:
     prediction = _last_name(config["prediction"])
     schedule = model.objective.schedule.name
     weighting = _last_name(config["weighting"])
+    rows = [("trains", f"{', '.join(trained)} parameters")]
+    if frozen:
+        rows.append(("frozen", f"{', '.join(frozen)} parameters"))
     return [
-        ("trains", f"{', '.join(trained)} parameters"),
+        *rows,
         ("autoencoder", f"{path}, latents {latents}, scale {scale:.4g}"),
         ("objective", f"prediction {prediction}, schedule {schedule}, weighting {weighting}"),
     ]

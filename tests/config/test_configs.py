@@ -6,6 +6,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from PIL import Image
 from reading import newest, status
+from stable_diffusion import save_pipeline
 
 from sdtrain.assemble.drawing import build_drawing
 from sdtrain.assemble.objective import build_schedule
@@ -33,6 +34,7 @@ BESIDE = {  # what an option wants beside it
     "data/emoji": ["model/autoencoder=pixels", "data.image_size=16"],
     "data/images": ["model/autoencoder=pixels", "data.image_size=16", "data.path={pictures}"],
     "model/autoencoder/pixels": ["data.image_size=16"],
+    "model/stable_diffusion": ["model.pretrained={pipeline}", "data.image_size=32"],
     "model/autoencoder/folder": ["model.autoencoder.path=data/shapes_autoencoder"],
     "experiment/images_autoencoder": ["data.path={pictures}"],
     "schedule/table": ["schedule.betas=[0.001,0.01,0.1,0.2,0.3,0.5]", "schedule.num_timesteps=6"],
@@ -77,11 +79,18 @@ def pictures(tmp_path_factory):
     return folder
 
 
-def choice(option: str, pictures) -> list[str]:
+@pytest.fixture(scope="module")
+def folders(pictures, tmp_path_factory):
+    """{what BESIDE names: the folder}."""
+    pipeline = save_pipeline(tmp_path_factory.mktemp("pretrained") / "pipeline")
+    return {"pictures": pictures, "pipeline": pipeline}
+
+
+def choice(option: str, folders) -> list[str]:
     group, _, name = option.rpartition("/")
     return [
         f"{group}=[{name}]" if group == "modifiers" else f"{group}={name}",
-        *(word.format(pictures=pictures) for word in BESIDE.get(option, [])),
+        *(word.format(**folders) for word in BESIDE.get(option, [])),
     ]
 
 
@@ -93,7 +102,7 @@ def test_the_walk_finds_them():
         "data/shapes",
         "model/unet/small",
         "schedule/none",
-        "experiment/shapes",
+        "experiment/emoji",
     } <= set(FILES)
 
 
@@ -106,8 +115,8 @@ def test_every_target_exists(file):
 
 
 @pytest.mark.parametrize("option", [*LONG, *ELSEWHERE])
-def test_the_options_that_run_elsewhere_pass_the_check(option, planned, pictures):
-    assert planned(*choice(option, pictures)).notes == ()
+def test_the_options_that_run_elsewhere_pass_the_check(option, planned, folders):
+    assert planned(*choice(option, folders)).notes == ()
 
 
 def finishes(run, words, folder) -> None:
@@ -120,15 +129,15 @@ def finishes(run, words, folder) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("option", OF_THE_MATHEMATICS)
-def test_every_option_of_the_mathematics_passes_the_check(option, planned, built, tiny, pictures):
+def test_every_option_of_the_mathematics_passes_the_check(option, planned, built, tiny, folders):
     """And is built with data and model: what it computes, see below; and TOGETHER runs."""
-    assert built(planned(*tiny(*choice(option, pictures)))).module is not None
+    assert built(planned(*tiny(*choice(option, folders)))).module is not None
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("option", OTHERS)
-def test_every_other_option_runs_two_steps(option, here, tiny, pictures, tmp_path):
-    finishes(here, tiny(*choice(option, pictures)), tmp_path / "run")
+def test_every_other_option_runs_two_steps(option, here, tiny, folders, tmp_path):
+    finishes(here, tiny(*choice(option, folders)), tmp_path / "run")
 
 
 TOGETHER = [  # one option of each group of the mathematics, none of them the default
@@ -157,7 +166,7 @@ def test_the_default_options_are_found():
         "model/unet/small",
         "schedule/scaled_linear",
         "logger/wandb",
-        "experiment/shapes",
+        "model/latent_diffusion",
     } <= set(DEFAULT)
 
 
@@ -174,7 +183,7 @@ def test_what_is_for_an_autoencoder_is_refused_for_a_diffusion_model(option, ref
 def test_emoji(option, command, tiny, tmp_path):
     run = tmp_path / "run"
     stage = ["first_stage.max_images=16"] if option == "experiment/emoji" else []
-    finishes(command, tiny(*choice(option, None), *stage), run)
+    finishes(command, tiny(*choice(option, {}), *stage), run)
     if option != "data/emoji":
         autoencoder = run / "first_stage/autoencoder" if stage else run / "autoencoder"
         assert (autoencoder / "config.json").is_file()

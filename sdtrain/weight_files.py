@@ -5,9 +5,10 @@ Does not import torch.
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from sdtrain.errors import UserError
 
 DIFFUSERS = "diffusion_pytorch_model"
 """Stem of weight files of diffusers."""
@@ -47,22 +48,55 @@ class WeightFiles:
         return of_all.hexdigest()
 
 
-def find_weight_files(
-    folder: Path, stem: str, variants: Sequence[str | None] = VARIANTS
-) -> WeightFiles | None:
-    """Return the weight files of the first variant that is complete; None if there is none.
+def find_weight_files(folder: Path, stem: str, variant: str | None = None) -> WeightFiles | None:
+    """Return the weight files of a variant, or of the first of VARIANTS that is complete; None if
+    there are none.
 
     stem: DIFFUSERS or TRANSFORMERS.
     """
-    for variant in variants:
-        whole = folder / weight_file_name(stem, variant)
+    for name in VARIANTS if variant is None else (variant,):
+        whole = folder / weight_file_name(stem, name)
         if whole.is_file():
-            return WeightFiles((whole,), None, variant)
-        index = folder / _index_name(stem, variant)
+            return WeightFiles((whole,), None, name)
+        index = folder / _index_name(stem, name)
         parts = _listed_parts(index)
         if parts:
-            return WeightFiles(parts, index, variant)
+            return WeightFiles(parts, index, name)
     return None
+
+
+def require_weight_files(folder: Path, stem: str, key: str, variant: str | None) -> WeightFiles:
+    """Return what `find_weight_files` finds. Raises UserError, which names `key`, if it is None."""
+    files = find_weight_files(folder, stem, variant)
+    if files is None:
+        raise UserError(
+            f"has no {weight_file_name(stem, variant)}",
+            key=key,
+            value=str(folder),
+            remedy="Set model.pretrained to a folder with these weights, or change model.variant.",
+        )
+    return files
+
+
+def check_loaded(info: dict, key: str, folder: Path) -> None:
+    """Raise UserError if `from_pretrained` reports missing weights, or some of another shape."""
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise weights_error(key, folder, f"{len(missing)} are missing, such as {missing[0]}")
+    if info["mismatched_keys"]:
+        name = str(sorted(info["mismatched_keys"])[0][0])
+        raise weights_error(key, folder, f"{name} has another shape")
+
+
+def weights_error(key: str, folder: Path, reason: object) -> UserError:
+    """Return the error for weights that do not match the config.json beside them."""
+    first_line = (str(reason).splitlines() or [""])[0]
+    return UserError(
+        f"has weights that do not match its config.json: {first_line}",
+        key=key,
+        value=str(folder),
+        remedy="Download the folder again, or set model.pretrained to another one.",
+    )
 
 
 def weight_file_name(stem: str, variant: str | None) -> str:

@@ -1,0 +1,132 @@
+"""Condition on a caption with a pretrained CLIP text encoder, as Stable Diffusion does."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging
+
+from sdtrain.conditioning.interface import Conditioner, Conditioning, Inputs
+from sdtrain.errors import UserError
+from sdtrain.paths import find_folder
+from sdtrain.weight_files import TRANSFORMERS, check_loaded, require_weight_files, weights_error
+
+
+class Clip(Conditioner):
+    """A CLIP text model (Radford et al. 2021, section 2.4) with the architecture of a folder.
+
+    context [B, L, D] is its last hidden state, or an earlier one after the final layer norm. A
+    dropped caption is replaced by the empty one, so the unconditional context is that of the empty
+    prompt. Captions are padded as the tokenizer's folder says, and truncated to the length of the
+    text model (77 tokens).
+
+    Args:
+        architecture: folder with the config.json of the text model.
+        tokenizer: folder of its tokenizer.
+        weights: folder with its safetensors; None leaves the random initial weights.
+        variant: "fp16" or "bf16" reads the files of that variant; None the first that exists.
+        trained: whether it is trained with the UNet; otherwise it is frozen.
+        clip_skip: number of the last layers that are left out.
+
+    Raises UserError if a folder does not exist or does not hold such a model, or clip_skip leaves
+    no layer.
+    """
+
+    reads = frozenset({"caption"})
+    kept_files: ClassVar[dict[str, tuple[str, ...]]] = {
+        "architecture": ("config.json",),
+        "tokenizer": ("*.json", "*.txt"),
+    }
+
+    def __init__(
+        self,
+        *,
+        architecture: str,
+        tokenizer: str,
+        weights: str | None = None,
+        variant: str | None = None,
+        trained: bool = False,
+        clip_skip: int = 0,
+    ) -> None:
+        super().__init__()
+        folder = find_folder(architecture, "model.conditioner.architecture")
+        config = CLIPTextConfig.from_pretrained(folder, local_files_only=True)
+        layers = config.num_hidden_layers
+        if not 0 <= clip_skip < layers:
+            raise UserError(
+                f"must lie between 0 and {layers - 1}: the text encoder has {layers} layers",
+                key="model.conditioner.clip_skip",
+                value=clip_skip,
+            )
+        tokenizer_folder = find_folder(tokenizer, "model.conditioner.tokenizer")
+        self.tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder, local_files_only=True)
+        self.frozen = not trained
+        self.clip_skip = clip_skip
+        self.context_dim = config.hidden_size
+        self.max_length = config.max_position_embeddings
+        self.net = CLIPTextModel(config) if weights is None else _read_text_model(weights, variant)
+
+    @property
+    def max_tokens(self) -> int:
+        return self.max_length
+
+    def count_truncated(self, captions: Sequence[str]) -> int:
+        tokens = self.tokenizer(list(captions)).input_ids
+        return sum(len(each) > self.max_length for each in tokens)
+
+    def forward(self, inputs: Inputs) -> Conditioning:
+        captions = []
+        for caption, dropped in zip(inputs.captions, inputs.dropped.tolist(), strict=True):
+            captions.append("" if dropped else caption)
+        tokens = self.tokenizer(
+            captions,
+            padding="max_length",
+            truncation=True,
+            max_length=self.max_length,
+            return_tensors="pt",
+        ).input_ids
+        return Conditioning(context=self._context(tokens.to(inputs.dropped.device)))
+
+    def _context(self, tokens: Tensor) -> Tensor:
+        """Return the hidden state [B, L, D] of tokens [B, L]."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            if not self.clip_skip:
+                return self.net(input_ids=tokens).last_hidden_state
+            states = self.net(input_ids=tokens, output_hidden_states=True).hidden_states
+            return self.net.final_layer_norm(states[-1 - self.clip_skip])
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Let transformers draw no progress bar in the `with` block."""
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()
+
+
+def _read_text_model(weights: str, variant: str | None) -> CLIPTextModel:
+    """Load a text model from safetensors alone, in float32."""
+    key = "model.conditioner.weights"
+    folder = find_folder(weights, key)
+    files = require_weight_files(folder, TRANSFORMERS, key, variant)
+    try:
+        with _no_progress_bar():
+            net, info = CLIPTextModel.from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                variant=files.variant,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+    except Exception as error:  # transformers raises various classes for files that do not match
+        raise weights_error(key, folder, error) from error
+    check_loaded(info, key, folder)
+    return net

@@ -1,0 +1,80 @@
+"""Find a pipeline: a folder, or a repository of the Hugging Face hub. Does not import torch."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from sdtrain.errors import UserError
+from sdtrain.models.pipeline_folder import KEY, SCHEDULER, STEMS, TOKENIZER
+from sdtrain.weight_files import weight_file_name
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+"""An owner and a name."""
+
+
+def find_pipeline(source: str, revision: str | None, variant: str | None) -> Path:
+    """Return the folder of a pipeline. One that is on the hub is downloaded unless it is cached.
+
+    source: a folder, or a hub id OWNER/NAME. revision: branch, tag or commit on the hub. variant:
+    whose weight files are downloaded. Raises UserError if there is none.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        if revision is not None:
+            raise UserError(
+                f"has no effect: {KEY}={source} is a folder",
+                key="model.revision",
+                value=revision,
+                remedy="Remove it.",
+            )
+        return path.absolute()
+    if not HUB_ID.fullmatch(source):
+        raise UserError(
+            "is neither a folder nor an id of the Hugging Face hub (OWNER/NAME)",
+            key=KEY,
+            value=source,
+            remedy=f"Set {KEY} to the folder of a pipeline in diffusers' layout.",
+        )
+    return _snapshot(source, revision, variant)
+
+
+def _snapshot(source: str, revision: str | None, variant: str | None) -> Path:
+    """Return the local copy of a repository of the hub. Raises UserError if it cannot be had."""
+    from huggingface_hub import snapshot_download
+
+    patterns = ["model_index.json", f"{SCHEDULER}/*.json", f"{TOKENIZER}/*"]
+    for subfolder, stem in STEMS.items():
+        patterns.append(f"{subfolder}/config.json")
+        patterns.append(f"{subfolder}/{weight_file_name(stem, variant)}")
+        patterns.append(f"{subfolder}/{stem}*.safetensors.index*.json")
+        patterns.append(f"{subfolder}/{stem}-*.safetensors")
+
+    def download(*, local: bool) -> Path:
+        folder = snapshot_download(
+            source, revision=revision, allow_patterns=patterns, local_files_only=local
+        )
+        return Path(folder)
+
+    return _from_cache_or_hub(download, source, revision)
+
+
+def _from_cache_or_hub(download: Callable[..., Path], source: str, revision: str | None) -> Path:
+    """Return download(local=True), or else download(local=False)."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return download(local=True)
+    except LocalEntryNotFoundError:
+        pass
+    try:
+        return download(local=False)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        at_revision = f" at model.revision={revision}" if revision else ""
+        raise UserError(
+            f"is not a folder, and cannot be read from the Hugging Face hub{at_revision}: "
+            f"{first_line}",
+            key=KEY,
+            value=source,
+            remedy=f"Check {KEY} and model.revision, or set {KEY} to a folder.",
+        ) from error

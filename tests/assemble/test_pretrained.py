@@ -1,0 +1,240 @@
+"""A model with the weights of a Stable Diffusion pipeline computes what the pipeline computes, and
+trains what model.train names.
+"""
+
+import copy
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from reading import BARE, newest, same, tensors
+from safetensors.torch import load_file, save_file
+from stable_diffusion import SCHEDULER, save_pipeline
+
+from sdtrain.assemble.objective import build_schedule
+from sdtrain.conditioning.interface import Inputs
+from sdtrain.config.pretrained import prediction_node, schedule_node
+from sdtrain.models.pipeline_folder import read_pipeline_folder
+
+PROMPTS = ["a large red star on a blue background", ""]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_pipeline(tmp_path_factory.mktemp("pretrained") / "pipeline")
+
+
+@pytest.fixture(scope="module")
+def pipeline(folder):
+    return StableDiffusionPipeline.from_pretrained(
+        folder, low_cpu_mem_usage=False, safety_checker=None, requires_safety_checker=False
+    )
+
+
+@pytest.fixture(scope="module")
+def words(tiny, folder):
+    """words("seed=1", ...) -> a short fine-tuning of this pipeline."""
+
+    def overrides(*more: str) -> list[str]:
+        chosen = ["model=stable_diffusion", f"model.pretrained={folder}", "data.image_size=32"]
+        return tiny(*chosen, *more)
+
+    return overrides
+
+
+@pytest.fixture(scope="module")
+def model_of(planned, built, words):
+    def model(*more: str):
+        return built(planned(*words(*more))).module.model
+
+    return model
+
+
+def inputs(prompts: list[str]) -> Inputs:
+    count = len(prompts)
+    labels = torch.zeros(count, dtype=torch.long)
+    return Inputs(prompts, labels, labels.bool(), latent_size=(8, 8))
+
+
+def test_context_noise_and_latents_are_those_of_the_pipeline(pipeline, model_of):
+    model = model_of()
+    assert torch.equal(
+        model.conditioner(inputs(PROMPTS)).context,
+        pipeline.encode_prompt(PROMPTS, "cpu", 1, False)[0],
+    )
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 4, 8, 8, generator=generator)
+    timestep = torch.tensor([3.0, 900.0])
+    context = model.conditioner(inputs(PROMPTS)).context
+    with torch.no_grad():
+        expected = pipeline.unet(x, timestep, context).sample
+        assert torch.equal(model.unet(x, timestep, context), expected)
+        image = torch.rand(2, 3, 32, 32, generator=generator) * 2 - 1
+        encoded = pipeline.vae.encode(image).latent_dist.mean * pipeline.vae.config.scaling_factor
+        assert torch.equal(model.latents(image), encoded)
+
+
+def test_clip_skip_leaves_out_the_last_layers(pipeline, model_of):
+    """As a text encoder would that had never had them."""
+    conditioner = model_of("model.conditioner.clip_skip=1").conditioner
+    shorter = copy.deepcopy(pipeline.text_encoder)
+    del shorter.encoder.layers[-1]
+    tokens = pipeline.tokenizer(PROMPTS, padding="max_length", return_tensors="pt").input_ids
+    context = conditioner(inputs(PROMPTS)).context
+    assert torch.equal(context, shorter(tokens).last_hidden_state)
+    assert not torch.equal(context, pipeline.text_encoder(tokens).last_hidden_state)
+
+
+@pytest.mark.parametrize("clip_skip", [-1, 3])
+def test_clip_skip_leaves_a_layer(refused, words, clip_skip):
+    error = refused(*words(f"model.conditioner.clip_skip={clip_skip}"))
+    assert error.key == "model.conditioner.clip_skip"
+
+
+SCHEDULERS = {
+    "Stable Diffusion": SCHEDULER,
+    "linear": {"beta_schedule": "linear", "prediction_type": "v_prediction"},
+    "cosine": {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample"},
+    "table": {"trained_betas": [0.001, 0.01, 0.1, 0.2], "num_train_timesteps": 4},
+    "zero terminal SNR": {
+        **SCHEDULER,
+        "prediction_type": "v_prediction",
+        "rescale_betas_zero_snr": True,
+    },
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_the_schedule_is_that_of_the_folder(name, folder, tmp_path, planned, tiny):
+    copied = Path(shutil.copytree(folder, tmp_path / "pipeline"))
+    scheduler = DDIMScheduler(**SCHEDULERS[name])
+    scheduler.save_pretrained(copied / "scheduler")
+    chosen = ["model=stable_diffusion", f"model.pretrained={copied}", "data.image_size=32"]
+    config = planned(*tiny(*chosen)).config
+    schedule = build_schedule(config)
+    t = torch.linspace(0, 1, len(scheduler.alphas_cumprod), dtype=torch.float64)
+    alpha, sigma = schedule.alpha_sigma(t)
+    expected = scheduler.alphas_cumprod.double()
+    # diffusers multiplies a thousand factors in float32.
+    assert torch.allclose(alpha.double().flatten() ** 2, expected, rtol=1e-4, atol=1e-8)
+    assert torch.allclose(sigma.double().flatten() ** 2, 1 - expected, rtol=0, atol=1e-6)
+    predictions = {"epsilon": "Epsilon", "v_prediction": "V", "sample": "X0"}
+    wanted = predictions[scheduler.config.prediction_type]
+    assert config["prediction"]["_target_"].endswith(f".{wanted}")
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "node_of"),
+    [
+        ("scheduler_config.json", "beta_schedule", "sigmoid", schedule_node),
+        ("scheduler_config.json", "prediction_type", "flow_prediction", prediction_node),
+    ],
+)
+def test_a_scheduler_without_counterpart_is_refused(folder, file, key, value, node_of):
+    pipeline = read_pipeline_folder(folder, "SOURCE", None)
+    pipeline.scheduler[key] = value
+    with pytest.raises(Exception, match=f"{key}={value}") as caught:
+        node_of(pipeline, "SOURCE")
+    assert caught.value.key == "model.pretrained"
+
+
+def test_a_schedule_that_replaces_the_folders_is_told_and_recorded(planned, words):
+    plan = planned(*words("schedule=cosine"))
+    assert plan.config["schedule"]["_target_"].endswith(".cosine")
+    assert any("schedule=cosine replaces scaled_linear" in note for note in plan.notes)
+    assert not any("replaces" in note for note in planned(*words()).notes)
+
+
+def test_settings_of_stable_diffusion(planned, words):
+    config = planned(*words()).config
+    assert config["guidance"]["max_std"] is None
+    assert config["weighting"]["_target_"].endswith(".Simple")
+    assert config["model"]["autoencoder"]["sample_posterior"]
+
+
+def test_the_size_of_the_pictures_is_that_of_the_unet(planned, tiny, folder):
+    config = planned(*tiny("model=stable_diffusion", f"model.pretrained={folder}")).config
+    assert config["data"]["image_size"] == 32
+
+
+@pytest.mark.parametrize("train", ["[]", "[vae]", "[text_encoder]", "[unet,unets]"])
+def test_parts_that_cannot_be_trained_are_refused(refused, words, train):
+    assert refused(*words(f"model.train={train}")).key == "model.train"
+
+
+def test_gradient_checkpointing_changes_no_gradient(model_of):
+    gradients = []
+    for words in ([], ["model.unet.gradient_checkpointing=true"]):
+        model = model_of(*words)
+        assert model.unet.net.is_gradient_checkpointing == bool(words)
+        model.train()
+        context = model.conditioner(inputs(PROMPTS)).context
+        torch.manual_seed(0)
+        model.unet(torch.randn(2, 4, 8, 8), torch.zeros(2), context).square().mean().backward()
+        gradients.append(model.unet.net.conv_in.weight.grad)
+    assert torch.equal(*gradients)
+
+
+@pytest.fixture(scope="module")
+def finetuned(here, words, tmp_path_factory):
+    """A run of four steps, with a checkpoint after each two."""
+    run = tmp_path_factory.mktemp("finetuned") / "run"
+    result = here("sdtrain", *words("trainer.max_images=32"), f"hydra.run.dir={run}")
+    assert result.code == 0, result.err
+    return run
+
+
+def test_a_checkpoint_holds_what_is_trained(finetuned, pipeline):
+    saved = load_file(newest(finetuned) / "model.safetensors")
+    assert {name.partition(".")[0] for name in saved} == {"unet"}
+    first = "unet.net.conv_in.weight"
+    assert not torch.equal(saved[first], pipeline.unet.conv_in.weight)
+
+
+def test_a_trained_text_encoder_is_in_the_checkpoint(here, words, tmp_path, pipeline):
+    run = tmp_path / "run"
+    both = words("model.train=[unet,text_encoder]", "trainer.max_images=16")
+    result = here("sdtrain", *both, f"hydra.run.dir={run}")
+    assert result.code == 0, result.err
+    saved = load_file(newest(run) / "model.safetensors")
+    assert {name.partition(".")[0] for name in saved} == {"unet", "conditioner"}
+    name = "conditioner.net.final_layer_norm.weight"
+    assert not torch.equal(saved[name], pipeline.text_encoder.final_layer_norm.weight)
+
+
+def test_resumed_in_the_middle_it_ends_in_the_same_weights(finetuned, here, words, tmp_path):
+    run = Path(shutil.copytree(finetuned, tmp_path / "run"))
+    for checkpoint in sorted((run / "checkpoints").iterdir())[1:]:
+        shutil.rmtree(checkpoint)
+    resumed = [*words("trainer.max_images=32"), f"hydra.run.dir={run}", "resume=must"]
+    result = here("sdtrain", *resumed)
+    assert result.code == 0, result.err
+    assert same(tensors(newest(run)), tensors(newest(finetuned)))
+
+
+def test_it_is_drawn_with_where_the_pipeline_has_moved_to(folder, here, tiny, tmp_path):
+    """And with the same weights only."""
+    before = Path(shutil.copytree(folder, tmp_path / "before"))
+    run = tmp_path / "run"
+    chosen = ["model=stable_diffusion", f"model.pretrained={before}", "data.image_size=32"]
+    short = [*tiny(*chosen, *BARE, "trainer.max_images=8"), f"hydra.run.dir={run}"]
+    assert here("sdtrain", *short).code == 0
+    elsewhere = before.rename(tmp_path / "elsewhere")
+
+    def draw(*words: str):
+        common = ["prompt=x", "num_images=1", "steps=2", f"output={run}/drawn"]
+        return here("sdtrain-sample", f"checkpoint={run}", "ema=false", *common, *words)
+
+    missing = draw()
+    assert missing.code == 2
+    assert "model.pretrained" in missing.paragraph
+    assert draw(f"model.pretrained={elsewhere}").code == 0
+    file = elsewhere / "text_encoder/model.safetensors"
+    changed = load_file(file)
+    next(iter(changed.values())).add_(1)
+    save_file(changed, file, metadata={"format": "pt"})
+    other = draw(f"model.pretrained={elsewhere}")
+    assert other.code == 2
+    assert "sha256" in other.paragraph

@@ -1,0 +1,139 @@
+"""Which folders are taken for a Stable Diffusion pipeline, and what is wrong with the others."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from stable_diffusion import save_pipeline
+
+from sdtrain.errors import UserError
+from sdtrain.models import hub
+from sdtrain.models.hub import find_pipeline
+from sdtrain.models.pipeline_folder import KEY, read_pipeline_folder
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    return save_pipeline(tmp_path_factory.mktemp("pretrained") / "pipeline")
+
+
+@pytest.fixture
+def pipeline(saved, tmp_path):
+    """A copy that a test may change."""
+    return Path(shutil.copytree(saved, tmp_path / "pipeline"))
+
+
+def change(file: Path, **values) -> None:
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | values))
+
+
+def as_pickle(pipeline: Path) -> None:
+    file = pipeline / "unet/diffusion_pytorch_model.safetensors"
+    torch.save(load_file(file), pipeline / "unet/diffusion_pytorch_model.bin")
+    file.unlink()
+
+
+def half_downloaded(pipeline: Path) -> None:
+    file = pipeline / "unet/diffusion_pytorch_model.safetensors"
+    first = "diffusion_pytorch_model-00001-of-00002.safetensors"
+    second = "diffusion_pytorch_model-00002-of-00002.safetensors"
+    file.rename(file.with_name(first))
+    listed = {"weight_map": {"a": first, "b": second}}
+    file.with_name(f"{file.name}.index.json").write_text(json.dumps(listed))
+
+
+WRONG = {
+    "no pipeline": (lambda p: (p / "model_index.json").unlink(), ["model_index.json"]),
+    "SDXL": (
+        lambda p: change(p / "model_index.json", _class_name="StableDiffusionXLPipeline"),
+        ["StableDiffusionXLPipeline", "second text encoder"],
+    ),
+    "Flux": (
+        lambda p: change(p / "model_index.json", _class_name="FluxPipeline"),
+        ["FluxPipeline", "transformer"],
+    ),
+    "no text encoder": (lambda p: shutil.rmtree(p / "text_encoder"), ["text_encoder/"]),
+    "no tokenizer": (lambda p: shutil.rmtree(p / "tokenizer"), ["tokenizer/"]),
+    "pickle": (as_pickle, ["diffusion_pytorch_model.bin", "pickle"]),
+    "half downloaded": (half_downloaded, ["index", "download"]),
+    "width of the text": (
+        lambda p: change(p / "unet/config.json", cross_attention_dim=24),
+        ["16", "24", "hidden_size", "cross_attention_dim"],
+    ),
+    "input channels": (
+        lambda p: change(p / "unet/config.json", in_channels=9),
+        ["in_channels=9", "latent_channels=4"],
+    ),
+    "other UNet": (
+        lambda p: change(p / "unet/config.json", _class_name="UNet2DModel"),
+        ["UNet2DModel", "UNet2DConditionModel"],
+    ),
+    "broken json": (lambda p: (p / "unet/config.json").write_text("{"), ["unet/config.json"]),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_with_a_folder_is_named(pipeline, case):
+    spoil, words = WRONG[case]
+    spoil(pipeline)
+    with pytest.raises(UserError) as caught:
+        read_pipeline_folder(pipeline, "SOURCE", None)
+    assert caught.value.key == KEY
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_a_single_file_is_refused_with_the_way_to_convert_it(tmp_path):
+    file = tmp_path / "model.safetensors"
+    save_file({"x": torch.zeros(1)}, file)
+    with pytest.raises(UserError, match="from_single_file") as caught:
+        read_pipeline_folder(find_pipeline(str(file), None, None), str(file), None)
+    assert caught.value.key == KEY
+
+
+def test_a_variant_is_wanted_of_every_part(pipeline):
+    with pytest.raises(UserError, match="fp16"):
+        read_pipeline_folder(pipeline, "SOURCE", "fp16")
+    for file in pipeline.rglob("*.safetensors"):
+        file.rename(file.with_name(f"{file.stem}.fp16.safetensors"))
+    folder = read_pipeline_folder(pipeline, "SOURCE", "fp16")
+    assert folder.autoencoder.weights.variant == "fp16"
+    assert read_pipeline_folder(pipeline, "SOURCE", None).image_size == 32
+    with pytest.raises(UserError, match="bf16"):
+        read_pipeline_folder(pipeline, "SOURCE", "bf16")
+
+
+@pytest.fixture
+def cache(saved, tmp_path, monkeypatch):
+    """The hub's cache with OWNER/NAME in two revisions, of which `old` is older."""
+    repository = tmp_path / "cache/models--OWNER--NAME"
+    (repository / "refs").mkdir(parents=True)
+    for reference, commit in (("main", "1" * 40), ("old", "2" * 40)):
+        (repository / "refs" / reference).write_text(commit)
+        shutil.copytree(saved, repository / "snapshots" / commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    return repository / "snapshots"
+
+
+def test_a_repository_of_the_hub_is_read_from_its_cache_at_a_revision(cache):
+    assert find_pipeline("OWNER/NAME", None, None) == cache / ("1" * 40)
+    assert find_pipeline("OWNER/NAME", "old", None) == cache / ("2" * 40)
+
+
+@pytest.mark.parametrize(
+    ("source", "revision", "key"),
+    [
+        ("OWNER/OTHER", None, KEY),
+        ("OWNER/NAME", "newer", KEY),
+        ("no such folder", None, KEY),
+        (".", "main", "model.revision"),
+    ],
+)
+def test_a_source_that_cannot_be_had_is_refused(cache, monkeypatch, source, revision, key):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError) as caught:
+        hub.find_pipeline(source, revision, None)
+    assert caught.value.key == key
