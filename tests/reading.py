@@ -10,6 +10,8 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sdtrain.paths import config_dir
+
 SMALL = [
     "model.unet.block_channels=[16,16]",
     "model.unet.norm_groups=8",
@@ -106,3 +108,12 @@ def with_values(config: dict, *words: str) -> dict:
         assert name in node, key
         node[name] = yaml.safe_load(value)
     return config
+
+
+def with_option(config: dict, word: str) -> dict:
+    """A copy of a composed configuration with the option of GROUP=NAME: what Hydra would compose of
+    a yaml that is one node, without asking it again."""
+    group, _, name = word.partition("=")
+    text = (config_dir() / group / f"{name}.yaml").read_text()
+    assert not any(sign in text for sign in ("defaults:", "@package", "${")), word
+    return copy.deepcopy(config) | {group: yaml.safe_load(text)}

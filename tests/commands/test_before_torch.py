@@ -122,6 +122,9 @@ def told(tiny_run, composed, tmp_path_factory):
     for name, refused in COMMANDS.items():
         for part, typed in refused.items():
             commands[name, part] = (name, words(typed), {})
+    sweep = ["-m", "data.batch_size=8,9", "trainer.accumulate=2", "hydra.sweep.dir=swept"]
+    sweep.append("hydra.launcher.prefix=env --unset=A")  # which may hold any sign
+    commands["sweep", "In the arm data.batch_size=9"] = ("train", sweep, {})
     of_a_scheduler = ("train", ["trainer.max_images=0"], {"SLURM_PROCID": "1"})
     commands["task", "trainer.max_images=0"] = of_a_scheduler
     commands["twin", "optimizer.lr"] = ("train", ["optimizer.lr=abc"], {"SLURM_PROCID": ""})
@@ -139,9 +142,10 @@ def told(tiny_run, composed, tmp_path_factory):
     return by_command, by_check, [path.name for path in folder.iterdir()]
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "task"])
+@pytest.mark.parametrize("command", [*COMMANDS, "sweep", "task"])
 def test_it_is_refused_before_torch_is_imported(told, command):
-    """In one line. A task of a scheduler's that is no rank of ours prints it too."""
+    """In one line: also a sweep, by the last check of its arms. A task of a scheduler's that is no
+    rank of ours prints it too."""
     found = {part: answer for (name, part), answer in told[0].items() if name == command}
     assert found
     for part, (code, err) in found.items():

@@ -31,12 +31,9 @@ REFUSED = {
     "autoencoder": (2, ["model.autoencoder.path=nowhere"], "model.autoencoder.path"),
     "device": (2, ["trainer.accelerator=gpu"], "trainer"),
     "resume": (2, ["resume=must"], "resume"),
-    "empty folder": (2, ["hydra.run.dir="], "hydra.run.dir"),
-    "quoted empty folder": (2, ["hydra.run.dir=''"], "hydra.run.dir"),
 }
 
 PLACES = {
-    "by its time": [],
     "deep in new folders": ["hydra.run.dir=new/of/mine"],
     "in a folder that is there": ["hydra.run.dir=there/run"],
     "in an empty folder": ["hydra.run.dir=there"],
@@ -60,32 +57,39 @@ def home(tmp_path):
     return tmp_path
 
 
-LIKE_ANOTHER = (
-    "labels",
-    "labels, before a first stage",
-    "network, before a first stage",
-    "quoted empty folder",
-)
-"""Refused where another of them is."""
-SLOW = [pytest.param(why, marks=pytest.mark.slow) for why in LIKE_ANOTHER]
-
-
-@pytest.mark.parametrize("why", [*sorted(REFUSED.keys() - set(LIKE_ANOTHER)), *SLOW])
-def test_whatever_is_refused(here, tiny, home, why):
+@pytest.mark.parametrize("why", REFUSED)
+def test_whatever_is_refused(train_tiny, home, monkeypatch, why):
+    """The run's folder, which Hydra has made, is empty again, and nothing lies elsewhere."""
     if why == "device" and torch.cuda.is_available():
         pytest.skip("there is one")
     code, words, key = REFUSED[why]
     before = contents(home)
-    groups = [word for word in tiny(*words) if word not in words]
-    result = here("sdtrain", *groups, *words, cwd=home)
+    monkeypatch.chdir(home)
+    result = train_tiny(home / "new", *words)
     assert result.code == code and key in result.paragraph, result.err
+    (home / "new").rmdir()
+    assert contents(home) == before
+
+
+def test_the_command_removes_the_folder_that_hydra_has_made(here, tiny, home):
+    """Named by its time. Refused once the data is read, before a first stage."""
+    before = contents(home)
+    result = here("sdtrain", *tiny(*IMAGES, "data.batch_size=64"), cwd=home)
+    assert result.code == 3, result.err
     assert contents(home) == before
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_wherever_it_would_lie(here, tiny, home, place):
+def test_wherever_it_would_lie(here, home, place):
     before = contents(home)
-    words = [*PIXELS, "data.batch_size=64", *PLACES[place]]
-    result = here("sdtrain", *tiny(*words), cwd=home)
-    assert result.code == 3, result.err
+    result = here("sdtrain", "logger=none", "steps=0", *PLACES[place], cwd=home)
+    assert result.code == 2, result.err
+    assert contents(home) == before
+
+
+@pytest.mark.parametrize("word", ["hydra.run.dir=", "hydra.run.dir=''"])
+def test_an_empty_folder_is_refused(here, home, word):
+    before = contents(home)
+    result = here("sdtrain", word, cwd=home)
+    assert result.code == 2 and "hydra.run.dir" in result.paragraph
     assert contents(home) == before

@@ -1,7 +1,5 @@
 """Sweeps that are checked and run without a command line."""
 
-import copy
-import functools
 from pathlib import Path
 
 import pytest
@@ -25,22 +23,13 @@ def prechecked(compose, folder: Path, jobs: list[list[str]], **launcher) -> Prec
 
 
 @pytest.fixture(scope="session")
-def precheck(composed, tiny):
+def precheck(tiny, tiny_config):
     """precheck(FOLDER, "schedule=linear seed=1", ..., prefix=...) -> the sweep of these arms, as
     run_sweep takes it."""
 
-    @functools.cache
-    def composed_once(words: tuple[str, ...]) -> dict:
-        return composed(*words)
-
     def compose(words: list[str]) -> dict:
-        """A seed is no reason to compose again."""
-        seeds = [word for word in words if word.startswith("seed=")]
-        others = [word for word in words if word not in seeds]
-        config = copy.deepcopy(composed_once(tuple(others)))
-        for word in seeds:
-            config["seed"] = int(word.removeprefix("seed="))
-        return config
+        """Hydra is asked once for the options of an arm; its values are set in what it composed."""
+        return tiny_config(*words)
 
     def made(folder: Path, *arms: str, **launcher) -> PrecheckedSweep:
         jobs = [tiny(*arm.split()) for arm in arms]

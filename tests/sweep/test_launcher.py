@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from reading import with_option
 from wandb.sdk.launch.sweeps.utils import (
     create_sweep_command,
     create_sweep_command_args,
@@ -49,7 +50,9 @@ def test_what_an_agent_of_wandb_starts_is_accepted(composed):
             made = create_sweep_command_args({"args": {key: {"value": value}}})
             place = words.index("${args_no_hyphens}")
             typed = [*words[:place], *made["args_no_hyphens"], *words[place + 1 :]]
-            plan = make_plan(precheck_config(composed(*typed), typed))
+            *others, option = typed
+            config = with_option(composed(*others), option)
+            plan = make_plan(precheck_config(config, typed))
             assert plan.config[key]["_target_"].endswith(f".{value}")
             assert plan.config["logger"]["_target_"].endswith(".wandb")
 
@@ -68,13 +71,28 @@ def test_places_for_arms():
 
 @pytest.mark.parametrize("path", OFFERED, ids=lambda path: path.stem)
 def test_every_arm_of_a_sweep_that_is_offered_can_be_built(path, composed):
+    """Of one that varies options of one group."""
     node = yaml.safe_load(path.read_text()) or {"hydra": {"sweeper": {"params": {}}}}
     params = node["hydra"]["sweeper"]["params"]
     constant = [f"{key}={value}" for key, value in params.items() if "," not in value]
-    for key, values in params.items():
+    varied = [f"{key}={value}" for key, value in params.items() if "," in value]
+    assert len(varied) == (0 if path.stem == "none" else 1)
+    for word in varied:
+        key, _, values = word.partition("=")
         for value in values.split(","):
-            words = [*constant, f"{key}={value}"] if "," in values else constant
-            make_plan(precheck_config(composed(*words), words))
+            option = f"{key}={value}"
+            words = [*constant, option]
+            if option == "sampler=euler_ancestral":  # which sets the grid too
+                config = composed(*words)
+            else:
+                config = with_option(composed(*constant), option)
+            make_plan(precheck_config(config, words))
+
+
+def test_an_option_that_is_one_node_is_put_into_a_configuration_as_hydra_does(composed):
+    """What the tests above rely on."""
+    for word in ("schedule=linear", "weighting=min_snr"):
+        assert with_option(composed(), word) == composed(word)
 
 
 def test_ssh_keeps_the_folder_and_the_words(tmp_path, monkeypatch):
@@ -226,7 +244,7 @@ seed: 7
         ["--config-path", "{folder}", "--config-n", "own.yaml", "hydra.mode=MULTIRUN"],
     ],
 )
-def test_the_users_own_configurations_reach_every_arm(here, tiny, tmp_path, monkeypatch, how):
+def test_the_users_own_configurations_reach_every_arm(here, tmp_path, monkeypatch, how):
     """The words of an arm, as its command is given them, compose in a process of its own too: to
     what the sweep has checked, or the arm refuses itself."""
     folder = tmp_path / "conf"
@@ -240,34 +258,38 @@ def test_the_users_own_configurations_reach_every_arm(here, tiny, tmp_path, monk
     write = f"import json, os, sys; json.dump([os.environ['{CHECKED}'], sys.argv[1:]], sys.stdout)"
     script.write_text(f'#!/bin/sh\nexec {sys.executable} -c {shlex.quote(write)} "$@"\n')
     script.chmod(0o755)
-    words = tiny(
+    typed = [
+        "logger=none",
         "schedule=cosine,mine",
         "hydra.sweep.dir=swept",
         f"hydra.launcher.prefix={script}",
         *(word.format(folder=folder) for word in how),
-    )
+    ]
     multirun = [] if "hydra.mode=MULTIRUN" in how else ["-m"]
-    result = here("sdtrain", *multirun, *words, cwd=tmp_path)
+    result = here("sdtrain", *multirun, *typed, cwd=tmp_path)
     assert result.code == 1, result.err  # the prefix does not run what it is given
+    told = {}
     for name in ("cosine", "mine"):
         output = tmp_path / "swept" / f"schedule={name}" / "output.txt"
-        digest, command = json.loads(output.read_text())
-        assert command[:2] == [sys.executable, str(SCRIPT)]
-        flags, words = read_flags(command[2:])
-        config = compose_config("train", words, flags)  # in another folder
-        assert config["seed"] == 7
-        monkeypatch.setenv(CHECKED, digest)
-        check_arm_digest(make_plan(precheck_config(config, words)).config)
-        assert CHECKED not in os.environ  # a first stage is another configuration
+        told[name] = json.loads(output.read_text())
+    digest, command = told["mine"]
+    assert told["cosine"][1] == [word.replace("=mine", "=cosine") for word in command]
+    assert told["cosine"][0] != digest
+    assert command[:2] == [sys.executable, str(SCRIPT)]
+    flags, words = read_flags(command[2:])
+    config = compose_config("train", words, flags)  # in another folder
+    assert config["seed"] == 7
+    monkeypatch.setenv(CHECKED, digest)
+    check_arm_digest(make_plan(precheck_config(config, words)).config)
+    assert CHECKED not in os.environ  # a first stage is another configuration
 
 
 def test_an_arm_that_composes_another_configuration_refuses_itself(
-    here, tiny, tmp_path, monkeypatch
+    train_tiny, tmp_path, monkeypatch
 ):
     monkeypatch.setenv(CHECKED, "0" * 64)
-    result = here("sdtrain", *tiny(), f"hydra.run.dir={tmp_path}/run")
-    assert result.code == 2
-    assert not list(tmp_path.iterdir())
+    assert train_tiny(tmp_path / "run").code == 2
+    assert not list((tmp_path / "run").iterdir())
 
 
 def test_the_first_stage_finds_the_users_own_experiment(composed, tmp_path):
