@@ -14,7 +14,7 @@ from sdtrain.training.optimisation import Optimisation
 from sdtrain.training.progress import Progress, StepResult
 
 WILD = [
-    "optimizer.lr=1e30",
+    "optimizer.lr=1.0e+30",
     "trainer.log_every=64",
     "checkpoint.every=8",
     "checkpoint.keep=8",
@@ -28,9 +28,9 @@ def finite_weights(checkpoint) -> bool:
 
 
 @pytest.mark.parametrize("fused", ["true", pytest.param("false", marks=pytest.mark.slow)])
-def test_divergence_ends_with_4_and_moves_no_weight_to_nan(here, tiny, tmp_path, fused):
+def test_divergence_ends_with_4_and_moves_no_weight_to_nan(train_tiny, tmp_path, fused):
     run = tmp_path / "run"
-    result = here("sdtrain", *tiny(*WILD, f"optimizer.fused={fused}"), f"hydra.run.dir={run}")
+    result = train_tiny(run, *WILD, f"optimizer.fused={fused}")
     assert result.code == 4, result.err
     assert "optimizer.lr" in result.paragraph and "not finite" in result.paragraph
     assert status(run)["state"] == "diverged"
@@ -60,20 +60,21 @@ class Sick(torch.nn.Conv2d):
 
 
 @pytest.fixture
-def sick_words(tiny, tmp_path, monkeypatch):
-    """A run of that network, which logs and saves at every step."""
+def train_sick(train_tiny, tmp_path, monkeypatch):
+    """train_sick(FOLDER, "trainer.max_skipped=1"): a run of that network, which logs and saves at
+    every step."""
     packages = tmp_path / "packages"
     packages.mkdir()
     (packages / "sick_network.py").write_text(SICK)
     monkeypatch.syspath_prepend(packages)
-    words = tiny(
+    words = [
+        "validation=none",
         "callbacks.samples.every=0",
-        "validation.every=0",
         "trainer.log_every=8",
         "checkpoint.every=8",
-    )
-    kept = [word for word in words if not word.startswith("model.unet.")]
-    return [*kept, "model.unet._target_=sick_network.Sick"]
+        "model.unet._target_=sick_network.Sick",
+    ]
+    return lambda run, word: train_tiny(run, *words, word)
 
 
 @pytest.mark.parametrize(
@@ -83,18 +84,17 @@ def sick_words(tiny, tmp_path, monkeypatch):
         ("0", "trainer.max_skipped=0"),
     ],
 )
-def test_one_sick_batch_ends_the_run(here, sick_words, tmp_path, allowed, reason):
+def test_one_sick_batch_ends_the_run(train_sick, tmp_path, allowed, reason):
     run = tmp_path / "run"
-    allow = f"trainer.max_skipped={allowed}"
-    result = here("sdtrain", *sick_words, allow, f"hydra.run.dir={run}")
+    result = train_sick(run, f"trainer.max_skipped={allowed}")
     assert result.code == 4, result.err
     assert reason in result.paragraph
     assert newest(run).name == f"{16:012d}" and finite_weights(newest(run))
 
 
-def test_one_sick_batch_may_be_left_out(here, sick_words, tmp_path):
+def test_one_sick_batch_may_be_left_out(train_sick, tmp_path):
     run = tmp_path / "run"
-    result = here("sdtrain", *sick_words, "trainer.max_skipped=1", f"hydra.run.dir={run}")
+    result = train_sick(run, "trainer.max_skipped=1")
     assert result.code == 0, result.err
     assert lines(run)[-1]["train/skipped_steps"] == 1 and lines(run)[-1]["images_seen"] == 64
     state = read_trainer(newest(run))

@@ -5,20 +5,14 @@ import torch
 from diffusers.models.autoencoders.vae import Decoder
 
 from sdtrain.assemble.model import build_data
-from sdtrain.config.precheck import precheck_config
 from sdtrain.models.unet import UNet
 from sdtrain.training import estimate as estimating
 from sdtrain.training.estimate import estimate, format_duration
-from sdtrain.training.plan import make_plan
-
-
-def planned(composed, words):
-    return make_plan(precheck_config(composed(*words), words))
 
 
 @pytest.mark.parametrize("seconds_per_picture", [0.01, 2.0])
 def test_the_time_of_a_picture_is_that_of_its_networks(
-    composed, tiny, monkeypatch, seconds_per_picture
+    planned, tiny_config, monkeypatch, seconds_per_picture
 ):
     """By a clock that only the networks move. At 2 s a picture a whole batch is too long to try."""
     now = [0.0]
@@ -32,8 +26,9 @@ def test_the_time_of_a_picture_is_that_of_its_networks(
             now[0] += 3 * seconds_per_picture * len(given[0])
 
     monkeypatch.setattr(estimating, "monotonic", lambda: now[0])
-    stage = planned(composed, tiny("experiment=shapes_autoencoder", "trainer.max_images=100"))
-    run = planned(composed, tiny("trainer.max_images=1000"))
+    first = tiny_config("experiment=shapes_autoencoder", "trainer.max_images=100")
+    stage = planned(config=first)
+    run = planned(config=tiny_config("trainer.max_images=1000"))
     hook = torch.nn.modules.module.register_module_forward_hook(move)
     try:
         found = estimate(stage, run, build_data(run.config["data"]))

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from reading import BARE
 
 from sdtrain.conditioning.class_label import ClassLabel
 from sdtrain.conditioning.interface import Conditioner
@@ -80,11 +81,11 @@ def test_a_line_says_what_the_model_needs(tmp_path):
     assert next_command(Reading("depth", "caption"), "x", tmp_path) is None
 
 
-def test_the_printed_line_draws(tiny_run, here, tiny, tmp_path):
+def test_the_printed_line_draws(train_tiny, here, tmp_path):
     """Of a run without an average, whose prompt a shell would take apart."""
     run = tmp_path / "a run, it's"
-    words = tiny("model/conditioner=class_label", "callbacks=none", "trainer.max_images=8")
-    result = here("sdtrain", *words, f"hydra.run.dir={run}")
+    words = ["model/conditioner=class_label", *BARE, "trainer.max_images=8"]
+    result = train_tiny(run, *words)
     assert result.code == 0, result.err
     (line,) = [line for line in result.out.splitlines() if line.startswith("  next ")]
     typed = shlex.split(line.removeprefix("  next"))

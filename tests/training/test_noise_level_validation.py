@@ -30,9 +30,9 @@ def looks(run) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def run(here, tiny, tmp_path_factory):
+def run(train_tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("looked") / "run"
-    assert here("sdtrain", *tiny(*LOOKS), f"hydra.run.dir={folder}").code == 0
+    assert train_tiny(folder, *LOOKS).code == 0
     return folder
 
 
@@ -116,11 +116,11 @@ def test_looking_changes_no_weight(run, tiny_run, saved):
 
 
 def test_runs_of_other_seeds_and_schedules_look_at_the_same_pictures_with_the_same_noise(
-    here, tiny, run, tmp_path
+    train_tiny, run, tmp_path
 ):
     other = ["seed=5", "schedule=cosine", "prediction=v", "validation=none"]
-    words = tiny(*LOOKS, *other, "trainer.max_images=8")
-    assert here("sdtrain", *words, f"hydra.run.dir={tmp_path}/run").code == 0
+    words = [*LOOKS, *other, "trainer.max_images=8"]
+    assert train_tiny(tmp_path / "run", *words).code == 0
     ours = looks(run)[-1]
     theirs = looks(tmp_path / "run")[-1]
     for key in ("pictures", "mean", "variance", "linear", "autoencoder", "latent_scale"):

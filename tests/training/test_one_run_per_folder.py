@@ -38,7 +38,7 @@ def held(folder: Path):
         holder.communicate("\n")
 
 
-def test_a_run_that_is_under_way_is_left_alone(here, tiny, tiny_run, tmp_path):
+def test_a_run_that_is_under_way_is_left_alone(train_tiny, tiny_run, tmp_path):
     """Two commands of one shell loop start in the same second: ${now:...} gives them the same
     folder.
     """
@@ -46,8 +46,8 @@ def test_a_run_that_is_under_way_is_left_alone(here, tiny, tiny_run, tmp_path):
     with held(run) as holder:
         before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
         for resume in ("never", "auto"):
-            words = tiny("trainer.max_images=8", "seed=1", f"resume={resume}")
-            result = here("sdtrain", *words, f"hydra.run.dir={run}")
+            words = ["trainer.max_images=8", "seed=1", f"resume={resume}"]
+            result = train_tiny(run, *words)
             assert result.code == 2, result.err
             assert "hydra.run.dir" in result.paragraph
             assert f"process {holder.pid} on" in result.paragraph
@@ -132,7 +132,7 @@ def test_of_two_that_start_at_once_in_one_folder_one_trains(tiny, tmp_path, how)
     ]
 
 
-def test_a_dead_runs_lock_is_taken_over_and_held_while_it_trains(here, tiny, tmp_path, monkeypatch):
+def test_a_dead_runs_lock_is_taken_over_and_held_while_it_trains(train_tiny, tmp_path, monkeypatch):
     """Also where its process id belongs to a process that lives: the holder is who holds the lock,
     not who is named.
     """
@@ -151,8 +151,7 @@ def test_a_dead_runs_lock_is_taken_over_and_held_while_it_trains(here, tiny, tmp
         return step(*given)
 
     monkeypatch.setattr(DiffusionModule, "training_step", tried_by_another)
-    words = tiny(*BARE, "trainer.max_images=8")
-    assert here("sdtrain", *words, f"hydra.run.dir={run}").code == 0
+    assert train_tiny(run, *BARE, "trainer.max_images=8").code == 0
     assert status(run)["state"] == "finished" and not (run / ".lock").exists()
     (other,) = others
     assert other.returncode and f"process {os.getpid()} on" in other.stderr

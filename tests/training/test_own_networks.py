@@ -85,26 +85,21 @@ class Tied(Plain):
 
 
 @pytest.fixture
-def words(tiny, tmp_path, monkeypatch):
-    """words(NETWORK, "seed=1", ...): a short run of that network."""
+def network(tmp_path, monkeypatch):
+    """network(NAME) -> the word that chooses it."""
     packages = tmp_path / "packages"
     packages.mkdir()
     (packages / "own_networks.py").write_text(NETWORKS)
     monkeypatch.syspath_prepend(packages)
-
-    def of(network: str, *more: str) -> list[str]:
-        kept = [word for word in tiny(*more) if not word.startswith("model.unet.")]
-        return [*kept, f"model.unet._target_=own_networks.{network}"]
-
-    return of
+    return lambda name: f"model.unet._target_=own_networks.{name}"
 
 
 @pytest.fixture
-def trained(here, words, saved, tmp_path):
+def trained(train_tiny, network, saved, tmp_path):
     """trained(NAME, NETWORK, "seed=1", ...) -> every tensor of its last checkpoint."""
 
-    def run(name: str, network: str, *more: str) -> dict[str, torch.Tensor]:
-        result = here("sdtrain", *words(network, *more), f"hydra.run.dir={tmp_path / name}")
+    def run(name: str, network_name: str, *more: str) -> dict[str, torch.Tensor]:
+        result = train_tiny(tmp_path / name, network(network_name), *more)
         assert result.code == 0, result.err
         return saved(tmp_path / name)
 
@@ -140,15 +135,14 @@ def test_draws_of_a_network_are_those_of_its_step(trained):
 
 
 @pytest.mark.slow
-def test_draws_of_a_network_differ_by_rank(trained, command, words, saved, tmp_path):
+def test_draws_of_a_network_differ_by_rank(trained, command, network, tiny, saved, tmp_path):
     """Two ranks train as one does in two micro-batches, which begin with other pictures."""
     parts = trained("parts", "Drawing", *QUIET, "trainer.accumulate=2")
     still = trained("still", "Drawing", *QUIET, "optimizer.lr=0", "trainer.max_images=8")
     ranks = ["strategy=ddp", "trainer.devices=2", f"hydra.run.dir={tmp_path}/ranks"]
     path = os.pathsep.join([str(tmp_path / "packages"), os.environ.get("PYTHONPATH", "")])
-    result = command(
-        "sdtrain", *words("Drawing", *QUIET, *ranks), env={"PYTHONPATH": path.rstrip(os.pathsep)}
-    )
+    words = tiny(network("Drawing"), *QUIET, *ranks)
+    result = command("sdtrain", *words, env={"PYTHONPATH": path.rstrip(os.pathsep)})
     assert result.code == 0, result.err
     start = flattened(still)
     end = flattened(parts)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import wandb
 from PIL import Image
 from reading import lines, newest
 
@@ -56,11 +57,15 @@ def wandb_records(run) -> tuple[Path, list[dict], list[dict]]:
 
 
 @pytest.fixture(scope="module")
-def wandb_run(command, tiny, tmp_path_factory):
+def wandb_run(here, tiny, tmp_path_factory):
     """(folder, stdout, wandb's folder, history items, all records) of a run with logger=wandb."""
     run = tmp_path_factory.mktemp("wandb") / "run"
     words = tiny("logger=wandb", "guidance_scale=2.5", *TYPED)
-    result = command("sdtrain", *words, f"hydra.run.dir={run}", env=VARIABLES)
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in VARIABLES.items():
+            environment.setenv(name, value)
+        result = here("sdtrain", *words, f"hydra.run.dir={run}", cwd=run.parent)
+    wandb.teardown()  # the process that writes it
     assert result.code == 0, result.err
     return run, result.out, *wandb_records(run)
 
