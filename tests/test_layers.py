@@ -22,7 +22,7 @@ LINES = [
     {"commands"},
     {"sweep"},
     {"training"},
-    {"report", "audit"},
+    {"export", "report", "audit"},
     {"assemble"},
     {"evaluation"},
     {"generation"},

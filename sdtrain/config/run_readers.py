@@ -1,4 +1,5 @@
-"""Check the configurations of the commands that read a run: sdtrain-sample and sdtrain-evaluate.
+"""Check the configurations of the commands that read a run: sdtrain-sample, sdtrain-evaluate and
+sdtrain-export.
 
 The checks that need no torch come before the first one that imports it.
 """
@@ -11,7 +12,7 @@ from typing import Any
 from sdtrain.config.check import Checker, import_target
 from sdtrain.config.overrides import typed_keys
 from sdtrain.config.path_keys import expand_homes_in_config
-from sdtrain.config.schema import EvaluateConfig, SampleConfig
+from sdtrain.config.schema import EvaluateConfig, ExportConfig, SampleConfig
 from sdtrain.console import warn
 from sdtrain.errors import UserError
 from sdtrain.runs.layout import SweepFolder
@@ -40,6 +41,17 @@ def check_sample(config: dict, overrides: Iterable[str]) -> SampleConfig:
     )
     # From here on torch is imported, by the targets.
     return replace(checked, **_check_nodes(config, SAMPLING_NODES, Checker(typed)))
+
+
+def check_export(config: dict, overrides: Iterable[str]) -> ExportConfig:
+    """Check a resolved configuration of `sdtrain-export`. Raises UserError.
+
+    In the returned one, `checkpoint` is the folder of an intact checkpoint.
+    """
+    config = expand_homes_in_config(config)
+    Checker(typed_keys(overrides), filled_in=()).call(config, "", ExportConfig)
+    checked = ExportConfig(**config)
+    return replace(checked, checkpoint=str(find_checkpoint(Path(checked.checkpoint))))
 
 
 def check_evaluate(config: dict, overrides: Iterable[str]) -> EvaluateConfig:

@@ -219,6 +219,19 @@ class EvaluateConfig(DrawingConfig):
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """The configuration of `sdtrain-export`."""
+
+    checkpoint: str
+    output: str
+    dtype: Literal["fp32", "fp16"]
+    ema: bool
+    autoencoder: str | None
+    model: MovedModel
+    allow: list[str]
+
+
 def check_at_least(value: int, least: int, key: str) -> None:
     """Raise UserError for a value below `least`."""
     if value < least:

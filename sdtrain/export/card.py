@@ -1,0 +1,106 @@
+"""The model card of an exported pipeline."""
+
+import shutil
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from sdtrain.assemble.load import LoadedCheckpoint
+from sdtrain.config.schema import ExportConfig
+from sdtrain.files import write_text
+from sdtrain.runs.layout import RunFolder
+from sdtrain.runs.metrics import read_metrics
+
+CARD = "README.md"
+SAMPLES = "samples.png"
+
+SECTIONS = ("data", "schedule", "modifiers", "prediction", "weighting", "loss", "times", "seed")
+"""Sections of the run's configuration that the card shows, beside the model."""
+
+
+def lost_lines(saved: dict) -> list[str]:
+    """Return a line for each setting of the run's samples that no pipeline has.
+
+    saved: the run's configuration.
+    """
+    guidance = saved.get("guidance") or {}
+    lines = []
+    if guidance.get("max_std") is not None:
+        lines.append(
+            f"guidance.max_std={guidance['max_std']:g} is lost: a pipeline does not bound the "
+            "standard deviation of x0. Compare with sdtrain-sample guidance.max_std=null."
+        )
+    if guidance.get("rescale"):
+        lines.append(f"guidance.rescale is lost: pass guidance_rescale={guidance['rescale']:g}.")
+    return lines
+
+
+def write_card(config: ExportConfig, loaded: LoadedCheckpoint, saved: dict) -> None:
+    """Write the card, and the last grid of samples of the run beside it. Raises OSError."""
+    folder = Path(config.output)
+    run = loaded.checkpoint.run
+    text = [
+        "---",
+        "library_name: diffusers",
+        "pipeline_tag: text-to-image",
+        "license: other  # fill in",
+        "---",
+        "",
+        f"# {saved.get('name', 'model')}",
+        "",
+        f"Trained with sdtrain on {loaded.checkpoint.images_seen} images. Weights: "
+        f"{'averaged (EMA)' if config.ema else 'raw'}, {config.dtype}.",
+        "",
+        "```python",
+        "from diffusers import StableDiffusionPipeline",
+        'pipeline = StableDiffusionPipeline.from_pretrained("FOLDER")',
+        f'images = pipeline("{_prompt(loaded)}", num_inference_steps=50).images',
+        "```",
+        "",
+    ]
+    if _copy_samples(run, folder):
+        text += [f"![samples of the run, each above its prompt]({SAMPLES})", ""]
+    text += ["## Metrics", "", *_metric_rows(run), ""]
+    lost = lost_lines(saved)
+    if lost:
+        text += ["## What differs from sdtrain's samples", "", *[f"* {line}" for line in lost], ""]
+    sections = {name: saved[name] for name in SECTIONS if saved.get(name) is not None}
+    sections["model"] = saved["model"]
+    text += ["## Configuration", "", "```yaml", OmegaConf.to_yaml(sections).rstrip(), "```", ""]
+    text += [
+        "## Licence",
+        "",
+        "Fill in: of the pictures, of pretrained weights and of this model.",
+        "",
+    ]
+    write_text(folder / CARD, "\n".join(text))
+
+
+def _prompt(loaded: LoadedCheckpoint) -> str:
+    prompts = loaded.record.example_prompts if loaded.record else ()
+    return (prompts[0] if prompts else "PROMPT").replace('"', '\\"')
+
+
+def _copy_samples(run: RunFolder, folder: Path) -> bool:
+    """Copy the newest grid of samples, if the run has one."""
+    grids = sorted(run.samples.glob("grid-*.png"))
+    if grids:
+        shutil.copyfile(grids[-1], folder / SAMPLES)
+    return bool(grids)
+
+
+def _metric_rows(run: RunFolder) -> list[str]:
+    """Return a table of the last value of each validation metric, with its 95 % interval."""
+    last: dict[str, float] = {}
+    for record in read_metrics(run.metrics):
+        for key, value in record.items():
+            if key.startswith("validation/") and isinstance(value, int | float):
+                last[key] = value
+    rows = ["| metric | value | 95 % interval |", "|---|---|---|"]
+    for key, value in last.items():
+        if key.endswith("_error"):
+            continue
+        error = last.get(f"{key}_error")
+        interval = "" if error is None else f"+- {1.96 * error:.3g}"
+        rows.append(f"| {key.removeprefix('validation/')} | {value:.5g} | {interval} |")
+    return rows if len(rows) > 2 else ["The run has measured none."]

@@ -1,0 +1,111 @@
+"""Write a trained model as a Stable Diffusion pipeline in diffusers' layout."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
+
+from sdtrain.errors import StorageError, UserError
+from sdtrain.export.scheduler import scheduler_of
+from sdtrain.latent_diffusion import LatentDiffusion
+from sdtrain.weight_files import TRANSFORMERS, weight_file_name
+
+TEXT_PREFIX = "text_model."
+"""Prefix of a text encoder's weights in Stable Diffusion's own files, which other tools expect."""
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+
+
+def build_pipeline(model: LatentDiffusion, image_size: int) -> StableDiffusionPipeline:
+    """Return the model's parts as a pipeline. Sizes in their configurations are set.
+
+    Raises UserError for a part that has no counterpart in a pipeline.
+    """
+    unet: UNet2DConditionModel = _network(model.unet, UNet2DConditionModel, "model.unet")
+    text_encoder = _network(model.conditioner, CLIPTextModel, "model.conditioner")
+    autoencoder: AutoencoderKL = _network(model.autoencoder, AutoencoderKL, "model.autoencoder")
+    _check_clip_skip(model.conditioner)
+    if getattr(model.autoencoder, "latent_shift", False):
+        raise _part_error("model.autoencoder", "a shift of its latents")
+    scheduler = scheduler_of(model.objective.schedule, model.objective.prediction)
+    tokenizer: CLIPTokenizer = model.conditioner.tokenizer
+    tokenizer.model_max_length = model.conditioner.max_length
+    latent_side = model.autoencoder.latent_shape(image_size)[-1]
+    unet.register_to_config(sample_size=latent_side)
+    autoencoder.register_to_config(
+        scaling_factor=model.autoencoder.latent_scale, sample_size=image_size
+    )
+    return StableDiffusionPipeline(
+        vae=autoencoder,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def write_pipeline(pipeline: StableDiffusionPipeline, folder: Path, dtype: str) -> None:
+    """Write a pipeline into an empty folder, its model_index.json last.
+
+    dtype: "fp32" or "fp16", of the weights in the files. Raises StorageError if it cannot be
+    written.
+    """
+    pipeline.to(dtype=DTYPES[dtype])
+    try:
+        pipeline.save_pretrained(folder, safe_serialization=True)
+        _add_text_prefix(folder / "text_encoder" / weight_file_name(TRANSFORMERS, None))
+    except OSError as error:
+        (folder / "model_index.json").unlink(missing_ok=True)
+        raise StorageError(
+            f"{folder} cannot be written: {error.strerror or error}",
+            key="output",
+            remedy="Free space, and set output to an empty folder.",
+        ) from error
+
+
+def quiet_libraries() -> None:
+    """Silence the progress bars and the advice of diffusers and transformers."""
+    transformers_logging.disable_progress_bar()
+    diffusers_logging.disable_progress_bar()
+    diffusers_logging.set_verbosity_error()
+
+
+def _network(part: nn.Module, kind: type[nn.Module], key: str) -> Any:
+    """Return the network of diffusers or transformers in a part of the model."""
+    network = getattr(part, "net", None)
+    if not isinstance(network, kind):
+        raise _part_error(key, type(part).__name__)
+    return network
+
+
+def _check_clip_skip(conditioner: nn.Module) -> None:
+    """Raise UserError if layers of the text encoder are left out, which a pipeline is told at each
+    call only.
+    """
+    if getattr(conditioner, "clip_skip", 0):
+        raise _part_error("model.conditioner", f"clip_skip={conditioner.clip_skip}")
+
+
+def _add_text_prefix(file: Path) -> None:
+    """Give every weight of the text encoder the prefix of Stable Diffusion's own files."""
+    prefixed = {}
+    for name, value in load_file(file).items():
+        prefixed[name if name.startswith(TEXT_PREFIX) else f"{TEXT_PREFIX}{name}"] = value
+    save_file(prefixed, file, metadata={"format": "pt"})
+
+
+def _part_error(key: str, what: str) -> UserError:
+    return UserError(
+        f"cannot be exported: {key} has {what}, which a Stable Diffusion pipeline lacks",
+        key="checkpoint",
+        remedy="Export a model with diffusers' UNet and autoencoder and a CLIP text encoder.",
+    )

@@ -1,0 +1,220 @@
+"""What a run has trained is loaded by diffusers alone and draws the same pictures."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from reading import newest
+from safetensors.torch import load_file
+from stable_diffusion import save_pipeline
+
+from sdtrain.assemble.drawing import build_drawing
+from sdtrain.assemble.load import load
+from sdtrain.assemble.objective import build_objective
+from sdtrain.errors import UserError
+from sdtrain.export.scheduler import scheduler_of
+from sdtrain.generation.drawing import Request
+from sdtrain.generation.generate import generate
+from sdtrain.randomness import KeyedRandom
+from sdtrain.runs.layout import CheckpointFolder
+
+PROMPT = "a large red star on a blue background"
+SHORT = ["trainer.max_images=16", "callbacks.samples.every=0", "validation.every=0"]
+
+
+def export(here, run: Path, output: Path, *words: str) -> Path:
+    result = here("sdtrain-export", f"checkpoint={run}", f"output={output}", *words)
+    assert result.code == 0, result.err
+    return output
+
+
+def drawn_by_diffusers(folder: Path, steps: int) -> torch.Tensor:
+    """Pictures [1, 3, H, W] in [0, 1], from the starting latents of sdtrain's seed 3."""
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, low_cpu_mem_usage=False)
+    pipeline.set_progress_bar_config(disable=True)
+    side = pipeline.unet.config.sample_size
+    latents = KeyedRandom(3, "image").normal(0, (4, side, side))
+    images = pipeline(
+        PROMPT,
+        latents=torch.from_numpy(latents)[None],
+        num_inference_steps=steps,
+        guidance_scale=3.0,
+        output_type="np",
+    ).images
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
+def drawn_by_sdtrain(composed, run: Path, steps: int) -> torch.Tensor:
+    """The same with sdtrain's ddim on the trailing grid, without a bound on x0."""
+    loaded = load(CheckpointFolder(newest(run)), ema=True, device="cpu", allow=[])
+    words = ["checkpoint=x", "guidance.max_std=null", "grid=trailing", f"steps={steps}"]
+    settings = composed(*words, config="sample")
+    drawing = build_drawing(settings, loaded.model.objective.schedule)
+    images = generate(loaded.model, [Request(3, prompt=PROMPT)], drawing, loaded.image_size)
+    return images / 2 + 0.5
+
+
+PARITY = {
+    "scaled_linear": [],
+    "shifted v": ["modifiers=[shift]", "prediction=v"],
+    "zero-terminal v": ["modifiers=[zero_terminal_snr]", "prediction=v"],
+    "cosine v": ["schedule=cosine", "prediction=v"],
+    "laplace v": ["schedule=laplace", "prediction=v"],
+}
+EVERY_DAY = ("scaled_linear", "zero-terminal v")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=[] if case in EVERY_DAY else pytest.mark.slow) for case in PARITY],
+)
+def test_diffusers_draws_the_same_picture(case, here, tiny, composed, tmp_path):
+    run = tmp_path / "run"
+    assert here("sdtrain", *tiny(*PARITY[case], *SHORT), f"hydra.run.dir={run}").code == 0
+    folder = export(here, run, tmp_path / "out")
+    ours = drawn_by_sdtrain(composed, run, steps=50)
+    assert (drawn_by_diffusers(folder, steps=50) - ours).abs().max() < 1e-3
+
+
+@pytest.mark.slow
+def test_flow_is_drawn_to_a_hundredth(here, tiny, composed, tmp_path):
+    run = tmp_path / "run"
+    words = tiny("schedule=flow", "prediction=flow", *SHORT)
+    assert here("sdtrain", *words, f"hydra.run.dir={run}").code == 0
+    folder = export(here, run, tmp_path / "out")
+    ours = drawn_by_sdtrain(composed, run, steps=50)
+    assert (drawn_by_diffusers(folder, steps=50) - ours).abs().max() < 1e-2
+
+
+@pytest.fixture(scope="module")
+def finetuned(here, tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finetuned")
+    pipeline = save_pipeline(folder / "pipeline")
+    chosen = ["model=stable_diffusion", f"model.pretrained={pipeline}", "data.image_size=32"]
+    words = [*tiny(*chosen, *SHORT), f"hydra.run.dir={folder}/run"]
+    assert here("sdtrain", *words).code == 0
+    return folder
+
+
+def weights_of(pipeline: Path, subfolder: str) -> dict[str, torch.Tensor]:
+    (file,) = (pipeline / subfolder).glob("*.safetensors")
+    return load_file(file)
+
+
+def test_out_and_in_and_out_again_the_weights_are_the_same(finetuned, here, tiny, tmp_path):
+    first = export(here, finetuned / "run", tmp_path / "first", "ema=false")
+    chosen = ["model=stable_diffusion", f"model.pretrained={first}", "optimizer.lr=0"]
+    run = tmp_path / "run"
+    assert here("sdtrain", *tiny(*chosen, *SHORT), f"hydra.run.dir={run}").code == 0
+    second = export(here, run, tmp_path / "second")
+    for subfolder in ("unet", "text_encoder", "vae"):
+        before = weights_of(first, subfolder)
+        after = weights_of(second, subfolder)
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[name], after[name]) for name in before)
+    for name in ("unet", "text_encoder", "vae"):
+        assert public_config(first / name) == public_config(second / name)
+
+
+def public_config(folder: Path) -> dict:
+    """config.json without the keys of diffusers' own, such as its version and the folder's name."""
+    config = json.loads((folder / "config.json").read_text())
+    return {key: value for key, value in config.items() if not key.startswith("_")}
+
+
+def test_only_what_was_trained_has_changed(finetuned, here, tmp_path):
+    folder = export(here, finetuned / "run", tmp_path / "out", "ema=false")
+    for subfolder in ("text_encoder", "vae"):
+        before = weights_of(finetuned / "pipeline", subfolder)
+        after = weights_of(folder, subfolder)
+        prefix = "text_model." if subfolder == "text_encoder" else ""
+        for name, value in before.items():
+            name = name if name.startswith(prefix) else f"{prefix}{name}"
+            assert torch.equal(after[name].float(), value.float()), name
+    saved = load_file(newest(finetuned / "run") / "model.safetensors")
+    unet = weights_of(folder, "unet")
+    assert all(torch.equal(saved[f"unet.net.{name}"], value) for name, value in unet.items())
+
+
+def test_averaged_weights_half_precision_and_the_card(finetuned, here, tmp_path):
+    averaged = export(here, finetuned / "run", tmp_path / "averaged")
+    half = export(here, finetuned / "run", tmp_path / "half", "dtype=fp16")
+    ema = load_file(newest(finetuned / "run") / "ema.safetensors")
+    name = "conv_in.weight"
+    assert torch.equal(weights_of(averaged, "unet")[name], ema[f"unet.net.{name}"])
+    assert weights_of(half, "unet")[name].dtype == torch.float16
+    card = (averaged / "README.md").read_text()
+    for text in ("StableDiffusionPipeline", "averaged", "scaled_linear", "Licence"):
+        assert text in card, text
+
+
+@pytest.mark.slow
+def test_a_pipeline_without_sdtrain_draws(finetuned, here, tmp_path):
+    """And reads no file of sdtrain's."""
+    folder = export(here, finetuned / "run", tmp_path / "out")
+    code = (
+        "import sys; sys.modules['sdtrain'] = None\n"
+        "from diffusers import StableDiffusionPipeline\n"
+        f"pipeline = StableDiffusionPipeline.from_pretrained({str(folder)!r})\n"
+        "image = pipeline('a red star', num_inference_steps=2).images[0]\n"
+        "assert image.size == (32, 32)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, capture_output=True)
+
+
+REFUSED = {
+    "x0": ["prediction=x0"],
+    "edm": ["schedule=edm", "prediction=edm"],
+    "epsilon without signal": ["schedule=cosine"],
+    "shifted flow": ["schedule=flow", "modifiers=[shift]", "prediction=flow"],
+    "v on the straight path": ["schedule=flow", "prediction=v"],
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_no_scheduler_expresses_is_refused_by_name(case, composed):
+    objective = build_objective(composed("weighting=simple", *REFUSED[case]))
+    with pytest.raises(UserError) as caught:
+        scheduler_of(objective.schedule, objective.prediction)
+    assert caught.value.key == "checkpoint"
+
+
+def test_what_is_lost_is_told(tiny_run, here, tmp_path):
+    result = here("sdtrain-export", f"checkpoint={tiny_run}", f"output={tmp_path}/out")
+    assert result.code == 0
+    assert "guidance.max_std" in result.err
+    assert "guidance.max_std" in (tmp_path / "out/README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (["output=FULL"], "output"),
+        (["output=new", "checkpoint=nowhere"], "checkpoint"),
+        (["output=new", "dtype=fp8"], "dtype"),
+    ],
+)
+def test_a_mistake_is_refused_and_nothing_is_written(words, key, tiny_run, here, tmp_path):
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "file").touch()
+    typed = [word.replace("FULL", str(full)).replace("new", f"{tmp_path}/new") for word in words]
+    result = here("sdtrain-export", f"checkpoint={tiny_run}", *typed)
+    assert result.code == 2
+    assert key in result.paragraph
+    assert not (tmp_path / "new").exists()
+    assert [path.name for path in full.iterdir()] == ["file"]
+
+
+def test_a_model_of_classes_is_refused(here, tiny, tmp_path):
+    run = tmp_path / "run"
+    words = tiny("model/conditioner=class_label", *SHORT)
+    assert here("sdtrain", *words, f"hydra.run.dir={run}").code == 0
+    result = here("sdtrain-export", f"checkpoint={run}", f"output={tmp_path}/out")
+    assert result.code == 2
+    assert "ClassLabel" in result.paragraph
+    assert not (tmp_path / "out").exists()
