@@ -4,17 +4,25 @@ from pathlib import Path
 
 from sdtrain.assemble.drawing import build_drawing
 from sdtrain.assemble.load import load, pick_device
+from sdtrain.assemble.load_pipeline import is_pipeline, load_pipeline
 from sdtrain.config.schema import SampleConfig
 from sdtrain.console import warn
 from sdtrain.generation.sample import sample
+from sdtrain.models.pipeline_folder import INDEX
 from sdtrain.runs.layout import CheckpointFolder
 
 
 def sample_checkpoint(config: SampleConfig) -> int:
-    """Draw the requested pictures with a complete checkpoint and return their number.
+    """Draw the requested pictures with a complete checkpoint, or with a pipeline of diffusers, and
+    return their number.
 
-    Raises UserError as `load`, `build_drawing` and `sample` do.
+    Raises UserError as `load`, `load_pipeline`, `build_drawing` and `sample` do.
     """
+    if is_pipeline(Path(config.checkpoint)):
+        folder = Path(config.checkpoint)
+        model, image_size = load_pipeline(folder, pick_device(config.accelerator))
+        drawing = build_drawing(vars(config), model.objective.schedule)
+        return sample(config, model, drawing, image_size, config_file=folder / INDEX)
     loaded = load(
         CheckpointFolder(Path(config.checkpoint)),
         ema=config.ema,
@@ -29,4 +37,11 @@ def sample_checkpoint(config: SampleConfig) -> int:
         warn("data has no effect: the run's folder holds everything that sampling needs.")
     drawing = build_drawing(vars(config), loaded.model.objective.schedule)
     untrained = loaded.record.untrained if loaded.record else ()
-    return sample(config, loaded.model, drawing, image_size, untrained=untrained)
+    return sample(
+        config,
+        loaded.model,
+        drawing,
+        image_size,
+        config_file=loaded.checkpoint.config,
+        untrained=untrained,
+    )

@@ -15,6 +15,7 @@ from sdtrain.config.path_keys import expand_homes_in_config
 from sdtrain.config.schema import EvaluateConfig, ExportConfig, SampleConfig
 from sdtrain.console import warn
 from sdtrain.errors import UserError
+from sdtrain.models.pipeline_folder import INDEX as PIPELINE_INDEX
 from sdtrain.runs.layout import SweepFolder
 from sdtrain.runs.manifest import find_checkpoint
 
@@ -25,17 +26,20 @@ SAMPLING_NODES = ("sampler", "grid", "guidance")
 def check_sample(config: dict, overrides: Iterable[str]) -> SampleConfig:
     """Check a resolved configuration of `sdtrain-sample`. Raises UserError.
 
-    In the returned one, `checkpoint` is the folder of an intact checkpoint, and `prompt` a list of
-    all prompts: those that were typed, then those of prompt_file.
+    In the returned one, `checkpoint` is the folder of an intact checkpoint or of a pipeline, and
+    `prompt` a list of all prompts: those that were typed, then those of prompt_file.
     """
     typed = typed_keys(overrides)
     config = expand_homes_in_config(config)
     # Nothing is filled in at the root: there, these names are keys of the user's.
     Checker(typed, filled_in=()).call(config, "", SampleConfig)
     checked = SampleConfig(**config)
+    folder = Path(checked.checkpoint)
+    if not (folder / PIPELINE_INDEX).is_file():
+        folder = find_checkpoint(folder)
     checked = replace(
         checked,
-        checkpoint=str(find_checkpoint(Path(checked.checkpoint))),
+        checkpoint=str(folder),
         prompt=as_list(checked.prompt) + _read_prompts(checked.prompt_file),
         label=as_list(checked.label),
     )

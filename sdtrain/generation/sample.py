@@ -16,7 +16,7 @@ from sdtrain.files import check_writable
 from sdtrain.generation.drawing import Drawing, Request
 from sdtrain.generation.generate import generate
 from sdtrain.latent_diffusion import LatentDiffusion
-from sdtrain.runs.layout import CheckpointFolder, PictureFolder
+from sdtrain.runs.layout import PictureFolder
 from sdtrain.runs.manifest import sha256_of
 
 
@@ -26,11 +26,13 @@ def sample(
     drawing: Drawing,
     image_size: int,
     *,
+    config_file: Path,
     untrained: Sequence[int] = (),
 ) -> int:
     """Draw the requested pictures into the output folder and return their number.
 
-    untrained: labels that had no training pictures.
+    config_file: the configuration of the model, whose hash the pictures carry. untrained: labels
+    that had no training pictures.
 
     Before anything is drawn, raises UserError if the model does not take such a request, and
     StorageError if the folder cannot be written.
@@ -46,30 +48,29 @@ def sample(
             warn(f"{name} had no training pictures: pictures of it are meaningless.")
     check_writable(Path(config.output))
     images = generate(model, requests, drawing, image_size)
-    _write_samples(config, drawing, requests, images, conditioner)
+    metadata = {
+        **drawing.settings,
+        "ema": config.ema,
+        "checkpoint": config.checkpoint,
+        "config_sha256": sha256_of(config_file),
+    }
+    _write_samples(config, requests, images, conditioner, metadata)
     return len(images)
 
 
 def _write_samples(
     config: SampleConfig,
-    drawing: Drawing,
     requests: list[Request],
     images: Tensor,
     conditioner: Conditioner,
+    settings: dict[str, Any],
 ) -> None:
     """Write one PNG for each image, and a grid of all.
 
-    Each PNG carries its request, the settings and the hash of the run's configuration as metadata.
-    images: [N, 3, H, W] in [-1, 1].
+    Each PNG carries its request and the settings as metadata. images: [N, 3, H, W] in [-1, 1].
     """
     titles = [request.title(conditioner) for request in requests]
     folder = PictureFolder(Path(config.output))
-    settings = {
-        **drawing.settings,
-        "ema": config.ema,
-        "checkpoint": config.checkpoint,
-        "config_sha256": sha256_of(CheckpointFolder(Path(config.checkpoint)).config),
-    }
     for number, (request, image) in enumerate(zip(requests, images, strict=True)):
         path = folder.picture(number, request.seed)
         metadata = _request_metadata(request, conditioner) | settings

@@ -5,9 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from PIL import Image
 from reading import newest
 from safetensors.torch import load_file
 from stable_diffusion import save_pipeline
@@ -218,3 +220,28 @@ def test_a_model_of_classes_is_refused(here, tiny, tmp_path):
     assert result.code == 2
     assert "ClassLabel" in result.paragraph
     assert not (tmp_path / "out").exists()
+
+
+def test_sdtrain_sample_draws_with_the_exported_pipeline_as_with_the_run(here, finetuned, tmp_path):
+    """To one level of colour: the table of betas is rounded."""
+    folder = export(here, finetuned / "run", tmp_path / "out")
+    drawn = {}
+    for name, checkpoint in (("run", finetuned / "run"), ("pipeline", folder)):
+        output = tmp_path / f"drawn by {name}"
+        words = [f"prompt={PROMPT}", "num_images=2", "steps=10", f"output={output}"]
+        result = here("sdtrain-sample", f"checkpoint={checkpoint}", *words)
+        assert result.code == 0, result.err
+        drawn[name] = [np.asarray(Image.open(path)) for path in sorted(output.glob("0*.png"))]
+    assert len(drawn["run"]) == 2
+    for ours, theirs in zip(drawn["run"], drawn["pipeline"], strict=True):
+        assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1
+        assert ours.std() > 0
+
+
+def test_a_broken_pipeline_is_refused(here, finetuned, tmp_path):
+    folder = export(here, finetuned / "run", tmp_path / "out")
+    (folder / "unet" / "config.json").write_text("{}")
+    result = here("sdtrain-sample", f"checkpoint={folder}", "prompt=x", f"output={tmp_path}/drawn")
+    assert result.code == 2
+    assert "checkpoint=" in result.paragraph
+    assert not (tmp_path / "drawn").exists()
