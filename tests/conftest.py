@@ -120,11 +120,13 @@ def refused(planned, built):
     from sdtrain.config.compose import known_keys
     from sdtrain.errors import UserError
 
+    keys_of = functools.cache(known_keys)
+
     def error_of(*words: str, config: dict | None = None) -> UserError:
         try:
             built(planned(*words, config=config))
         except CONFIGURATION_ERRORS as error:
-            return as_user_error(error, lambda: known_keys("train"), words)
+            return as_user_error(error, lambda: keys_of("train"), words)
         except UserError as error:
             return error
         raise AssertionError(f"{words} is not refused")

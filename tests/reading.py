@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -97,16 +98,20 @@ def unfinished_by(words: list[str]) -> Path | None:
 
 def with_values(config: dict, *words: str) -> dict:
     """A copy of a composed configuration with the plain values of KEY=VALUE. For keys that it has,
-    and to which no other key refers: what Hydra would compose, without asking it again."""
+    and to which no other key refers: what Hydra would compose, without asking it again.
+    +KEY=VALUE is for a key that it does not have, and ~KEY removes one."""
     config = copy.deepcopy(config)
     for word in words:
-        key, _, value = word.partition("=")
-        *parents, name = key.split(".")
+        override = OverridesParser.create().parse_override(word)
+        *parents, name = override.get_key_element().lstrip("+~").split(".")
         node = config
         for parent in parents:
             node = node[parent]
-        assert name in node, key
-        node[name] = yaml.safe_load(value)
+        assert (name in node) is not word.startswith("+"), word
+        if word.startswith("~"):
+            del node[name]
+        else:
+            node[name] = override.value()
     return config
 
 

@@ -17,22 +17,12 @@ from sdtrain.training.parts import saved_config
 COMPOSED = [  # what is typed, and what the paragraph must say
     ("modl=x", ["'modl'", "'model'"]),
     ("optimizer.lrr=1", ["'optimizer.lrr'", "'optimizer.lr'"]),
-    ("+optimizer.lrr=1", ["'optimizer.lrr'", "'lr'"]),
-    ("+model.unet.layers_per_blok=2", ["'model.unet.layers_per_blok'", "'layers_per_block'"]),
-    ("+callbacks.samples.promts=null", ["'callbacks.samples.promts'", "'prompts'"]),
-    ("+data.batch_sise=3", ["'data.batch_sise'", "'batch_size'"]),
     ("+sed=3", ["'sed'", "'seed'"]),
-    ("+checkpoint.evry=3", ["'checkpoint.evry'", "every"]),
     ("~sede", ["'sede'", "'seed'"]),
     ("model/unet=smal", ["model/unet=smal", "'small'"]),
     ("schedule=cosin", ["schedule=cosin", "'cosine'"]),
     ("experiment=shaps", ["experiment=shaps", "'shapes'"]),
     ("logger=wandb logger.mode=of", ["logger.mode=", "'offline'"]),
-    ("~model.caption_dropout", ["model.caption_dropout"]),
-    ("~lr_schedule.warmup_images", ["lr_schedule.warmup_images"]),
-    ("~optimizer", ["optimizer"]),
-    ("+callbacks.samples.run_dir=x", ["callbacks.samples.run_dir", "fills it in"]),
-    ("+model.objective=x", ["model.objective", "fills it in"]),
     ("model.unet.block_channels=[16", ["model.unet.block_channels=[16"]),
     ("seed", ["'seed'", "key=value"]),
     ("model.unet.context_dim=${nope}", ["model.unet.context_dim", "nope"]),
@@ -42,6 +32,18 @@ COMPOSED = [  # what is typed, and what the paragraph must say
         "callbacks.samples.sampler_steps=[50,100] sampler=ddpm",
         ["callbacks.samples.sampler_steps", "sampler=ddim"],
     ),
+]
+CHANGES = [  # of single keys: added, or removed
+    ("+optimizer.lrr=1", ["'optimizer.lrr'", "'lr'"]),
+    ("+model.unet.layers_per_blok=2", ["'model.unet.layers_per_blok'", "'layers_per_block'"]),
+    ("+callbacks.samples.promts=null", ["'callbacks.samples.promts'", "'prompts'"]),
+    ("+data.batch_sise=3", ["'data.batch_sise'", "'batch_size'"]),
+    ("+checkpoint.evry=3", ["'checkpoint.evry'", "every"]),
+    ("~model.caption_dropout", ["model.caption_dropout"]),
+    ("~lr_schedule.warmup_images", ["lr_schedule.warmup_images"]),
+    ("~optimizer", ["optimizer"]),
+    ("+callbacks.samples.run_dir=x", ["callbacks.samples.run_dir", "fills it in"]),
+    ("+model.objective=x", ["model.objective", "fills it in"]),
 ]
 VALUES = [  # of keys that are there
     ("seed=abc", ['seed="abc"', "integer"]),
@@ -85,6 +87,12 @@ def assert_says(error: UserError, said: list[str]) -> None:
 @pytest.mark.parametrize(("words", "said"), COMPOSED, ids=[words for words, _ in COMPOSED])
 def test_words_that_fit_no_configuration_are_refused_with_the_nearest(refused, words, said):
     assert_says(refused(*words.split()), said)
+
+
+@pytest.mark.parametrize(("word", "said"), CHANGES, ids=[word for word, _ in CHANGES])
+def test_a_key_too_many_or_too_few_is_refused(refused, composed, word, said):
+    """As "+sed=3" and "~sede" are above, but without asking Hydra again."""
+    assert_says(refused(word, config=with_values(composed(), word)), said)
 
 
 @pytest.mark.parametrize(("word", "said"), VALUES, ids=[word for word, _ in VALUES])
@@ -244,9 +252,10 @@ def test_a_network_of_ones_own_trains_and_its_checkpoint_is_drawn_from_on_reques
         ("model.unet._target_=networks_of_mine.torch.pi", ["model.unet._target_"]),
     ],
 )
-def test_a_network_of_ones_own_that_does_not_fit_is_refused(refused, of_mine, word, said):
+def test_a_network_of_ones_own_that_does_not_fit_is_refused(refused, composed, of_mine, word, said):
     """Before anything is trained."""
-    assert_says(refused(*of_mine(word)), said)
+    config = with_values(composed(*of_mine()), word)
+    assert_says(refused(*of_mine(word), config=config), said)
 
 
 def test_another_optimizer_gets_what_it_takes(planned):

@@ -5,7 +5,7 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from PIL import Image
-from reading import newest, status
+from reading import newest, status, with_values
 from stable_diffusion import save_pipeline
 
 from sdtrain.assemble.drawing import build_drawing
@@ -114,9 +114,26 @@ def test_every_target_exists(file):
         import_target({"_target_": target}, file)
 
 
-@pytest.mark.parametrize("option", [*LONG, *ELSEWHERE])
-def test_the_options_that_run_elsewhere_pass_the_check(option, planned, folders):
-    assert planned(*choice(option, folders)).notes == ()
+def one_of_each_group(options: list[str]) -> list[list[str]]:
+    """Every option once, in as few lists as there are options in the largest group."""
+    rows = []
+    for option in options:
+        group = option.rpartition("/")[0]
+        for row in rows:
+            if all(other.rpartition("/")[0] != group for other in row):
+                row.append(option)
+                break
+        else:
+            rows.append([option])
+    return rows
+
+
+@pytest.mark.parametrize("options", one_of_each_group([*LONG, *ELSEWHERE]), ids=" ".join)
+def test_the_options_that_run_elsewhere_pass_the_check(options, planned, folders):
+    words = []
+    for option in options:
+        words += choice(option, folders)
+    assert planned(*words).notes == ()
 
 
 def finishes(run, words, folder) -> None:
@@ -170,11 +187,21 @@ def test_the_default_options_are_found():
     } <= set(DEFAULT)
 
 
-@pytest.mark.parametrize("option", FOR_AN_AUTOENCODER)
+@pytest.mark.parametrize("option", ["model/autoencoder", "callbacks/autoencoder"])
 def test_what_is_for_an_autoencoder_is_refused_for_a_diffusion_model(option, refused):
     group, _, name = option.rpartition("/")
     error = refused(f"{group}={name}")
-    assert error.exit_code == 2 and error.key.partition(".")[0] in (group, *DIFFUSION_ONLY)
+    assert error.exit_code == 2
+    assert error.key.partition(".")[0] in (group, *DIFFUSION_ONLY)
+
+
+def test_a_diffusion_model_without_a_group_that_it_needs_is_refused(refused, composed):
+    without = composed(*(f"{group}=none" for group in DIFFUSION_ONLY))
+    for group in DIFFUSION_ONLY:
+        config = composed() | {group: without[group]}
+        error = refused(f"{group}=none", config=config)
+        assert error.exit_code == 2, group
+        assert error.key == group
 
 
 @pytest.mark.slow
@@ -212,7 +239,7 @@ def test_samples_and_evaluations_take_every_sampler(composed):
 )
 def test_a_trainer_that_cannot_be_is_refused(composed, words, key):
     with pytest.raises(UserError, match=key):
-        build(composed(*words)["trainer"], "trainer")
+        build(with_values(composed(), *words)["trainer"], "trainer")
 
 
 @pytest.mark.parametrize(
@@ -226,7 +253,8 @@ def test_a_trainer_that_cannot_be_is_refused(composed, words, key):
     ],
 )
 def test_a_drawing_that_cannot_be_is_refused_before_training(composed, words, said):
-    cfg = composed(*words)
+    options = [word for word in words if word.startswith("grid=")]
+    cfg = with_values(composed(*options), *words[len(options) :])
     with pytest.raises(UserError, match=said):
         build_drawing(cfg, build_schedule(cfg))
 
