@@ -50,7 +50,7 @@ def test_a_frozen_conditioner_stays_as_it_is(model, composed, tmp_path):
 
 def test_the_trained_state_is_all_that_is_loaded(model, composed, tmp_path):
     """Weights of another seed; the frozen part keeps its own."""
-    other = build_model(composed(*SMALL, "seed=1"), tmp_path)
+    other = build_model(composed(*SMALL) | {"seed": 1}, tmp_path)
     own = {name: value.clone() for name, value in other.autoencoder.state_dict().items()}
     other.load_trained_state(model.trained_state())
     for name, value in model.trained_state().items():

@@ -9,6 +9,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from sdtrain.config.boundary import refuse_repeated_options
 from sdtrain.config.flags import FLAGS_WITHOUT_VALUE, SHORT_NAMES
 from sdtrain.config.overrides import (
     QUOTED,
@@ -304,10 +305,13 @@ def test_chosen_metrics_are_composed_in_their_order(composed):
 def test_an_option_that_is_chosen_twice_is_refused(here, word, tmp_path):
     for command in ("sdtrain", "sdtrain-schedule"):
         result = here(command, word, cwd=tmp_path)
-        assert result.code == 2 and "modifiers names shift twice" in result.paragraph, result.err
-    # Values may repeat: only a list of options loses one.
-    steps = "callbacks.samples.guidance_scales=[2,2]"
-    assert here("sdtrain", steps, "--cfg", "job", cwd=tmp_path).code == 0
+        assert result.code == 2, result.err
+        assert "modifiers names shift twice" in result.paragraph
+
+
+def test_values_may_repeat():
+    """Only a list of options loses one."""
+    refuse_repeated_options(["callbacks.samples.guidance_scales=[2,2]"])
 
 
 def test_several_values_without_m_are_answered_with_it(here, tmp_path):

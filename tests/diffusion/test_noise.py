@@ -73,7 +73,7 @@ def test_offset_adds_one_normal_per_channel():
 
 def test_perturbation_reaches_the_input_alone():
     noise, added = drawn(InputPerturbation(gamma=0.5))
-    assert np.array_equal(noise, drawn(Gaussian())[0])  # what is to be predicted is what it was
+    assert np.array_equal(noise[:500], drawn(Gaussian(), 500)[0])  # what is to be predicted
     assert close(covariance(added - noise), 0.25 * np.eye(80))
     cross = (added - noise).reshape(COUNT, -1).T @ noise.reshape(COUNT, -1) / COUNT
     assert np.abs(cross).max() < 4.5 * 0.5 / np.sqrt(COUNT)

@@ -61,6 +61,19 @@ def schedule_of(name):
     return made(SCHEDULES[name])
 
 
+@functools.cache
+def density_of(name):
+    """Of uniform times on that schedule."""
+    return Density(schedule_of(name), Uniform())
+
+
+@functools.cache
+def levels_of(name):
+    """3,001 times, and alpha and sigma there."""
+    t = Uniform()(torch.linspace(0, 1, 3001, dtype=torch.float64), schedule_of(name))
+    return t, *schedule_of(name).alpha_sigma(t, torch.float64)
+
+
 def gauss_legendre(edges, order=12):
     """Nodes and weights of composite quadrature over [edges[0], edges[-1]]; exact to rounding for
     what is smooth between the edges.
@@ -524,12 +537,12 @@ def test_what_is_offered_is_finite_or_refused(name, prediction, weighting):
     """Every combination either raises UserError or charges finite weights on all its levels, and
     something where sampling starts.
     """
-    schedule, times = schedule_of(name), Uniform()
+    schedule = schedule_of(name)
     try:
         found = objective(
             schedule,
             made(PREDICTIONS[prediction]),
-            made(WEIGHTINGS[weighting], density=Density(schedule, times)),
+            made(WEIGHTINGS[weighting], density=density_of(name)),
         )
     except UserError as error:
         assert "weighting" in str(error) or "prediction" in str(error)
@@ -539,11 +552,11 @@ def test_what_is_offered_is_finite_or_refused(name, prediction, weighting):
             "refused though every level is finite"
         )
         return
-    t = times(torch.linspace(0, 1, 3001, dtype=torch.float64), schedule)
-    charged = output_weight(
-        found.weighting, found.prediction, *schedule.alpha_sigma(t, torch.float64)
-    )
-    assert charged.isfinite().all() and (charged >= 0).all() and charged[t == 1].gt(1e-12).all()
+    t, alpha, sigma = levels_of(name)
+    charged = output_weight(found.weighting, found.prediction, alpha, sigma)
+    assert charged.isfinite().all()
+    assert (charged >= 0).all()
+    assert charged[t == 1].gt(1e-12).all()
 
 
 def test_the_guard_on_products_sees_a_weighting_of_ones_own():

@@ -2,7 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from sdtrain.config.run_readers import check_evaluate
+from sdtrain.data.shapes import Shapes
+from sdtrain.errors import UserError
+from sdtrain.evaluation.evaluate import build_metrics
 
 CODE = '''
 from sdtrain.evaluation.metric import Measurement, Metric
@@ -72,11 +79,6 @@ def test_a_metric_is_one_file_and_one_yaml(here, tiny_run, searchpath, tmp_path)
 
 def test_it_measures_the_samples_of_the_requests(here, tiny_run, searchpath, tmp_path):
     """The pictures are those that sdtrain-sample draws for the same prompts and seeds."""
-    import numpy as np
-    from PIL import Image
-
-    from sdtrain.data.shapes import Shapes
-
     words = ["metrics=mean_colour", "metrics.mean_colour.highest=1", searchpath]
     result = mean_colour(tiny_run, tmp_path / "out", here, *words, "guidance_scale=3")
     assert result.code == 0, result.err
@@ -96,20 +98,43 @@ def test_it_measures_the_samples_of_the_requests(here, tiny_run, searchpath, tmp
     assert list(found["mean_colour"]["samples"].values()) == pytest.approx(means, abs=0.004)
 
 
+NODE = {"_target_": "a_strangers_package.MeanColour", "highest": 255.0}
+
+
 @pytest.mark.parametrize(
-    ("yaml", "key"),
+    ("changed", "key"),
     [
-        (YAML.replace("highest: 255.0", "higest: 255.0"), "metrics.mean_colour.highest"),
-        (YAML.replace("highest: 255.0", "highest: many"), "metrics.mean_colour.highest"),
-        (YAML.replace(".MeanColour", ".MeanColor"), "metrics.mean_colour"),
-        (YAML.replace(".MeanColour", ".Measurement"), "metrics.mean_colour"),
-        (YAML.partition("\n")[2], "@package"),
-        (YAML.replace("metrics.mean_colour", "metrics.seed"), "metrics.seed"),
+        (
+            {"metrics": {"mean_colour": {"_target_": NODE["_target_"], "higest": 255.0}}},
+            "metrics.mean_colour.highest",
+        ),
+        ({"metrics": {"mean_colour": NODE | {"highest": "many"}}}, "metrics.mean_colour.highest"),
+        (
+            {"metrics": {"mean_colour": NODE | {"_target_": "a_strangers_package.MeanColor"}}},
+            "metrics.mean_colour",
+        ),
+        (
+            {"metrics": {"mean_colour": {"_target_": "a_strangers_package.Measurement"}}},
+            "metrics.mean_colour",
+        ),
+        ({"metric": {"mean_colour": NODE}}, "metric"),
+        ({"metrics": {"seed": NODE}}, "metrics.seed"),
     ],
     ids=["argument", "type", "target", "no metric", "no package", "name"],
 )
-def test_a_yaml_that_does_not_fit_is_refused(here, tiny_run, searchpath, tmp_path, yaml, key):
-    (tmp_path / "configs" / "metric" / "mean_colour.yaml").write_text(yaml)
+def test_a_yaml_that_does_not_fit_is_refused(composed, tiny_run, searchpath, changed, key):
+    """What its yaml puts into the configuration, in the place of what fits."""
+    config = composed("checkpoint=x", config="evaluate") | {"checkpoint": str(tiny_run)}
+    with pytest.raises(UserError) as refused:
+        build_metrics(check_evaluate(config | changed, []).metrics)
+    assert refused.value.exit_code == 2
+    assert refused.value.key.startswith(key)
+
+
+def test_a_yaml_that_does_not_fit_ends_the_command(here, tiny_run, searchpath, tmp_path):
+    wrong = YAML.partition("\n")[2]  # it lies under another key
+    (tmp_path / "configs" / "metric" / "mean_colour.yaml").write_text(wrong)
     result = mean_colour(tiny_run, tmp_path / "out", here, "metrics=mean_colour", searchpath)
-    assert result.code == 2 and key in result.paragraph, result.err
+    assert result.code == 2, result.err
+    assert "@package" in result.paragraph
     assert not (tmp_path / "out").exists()

@@ -114,26 +114,26 @@ def assert_same(one, other, atol=1e-5):
 
 
 def assert_batches_make_no_difference(model, sampler, batch_sizes):
-    asked = requests(6)
+    asked = requests(4)
     together = generate(model, asked, drawing(sampler), SIZE)
-    assert together.shape == (6, 3, SIZE, SIZE)
+    assert together.shape == (4, 3, SIZE, SIZE)
     assert together.device.type == "cpu"
     assert (together.abs() < 1).float().mean() > 0.3  # clamped pixels would agree whatever happened
     for batch_size in batch_sizes:
         apart = generate(model, asked, drawing(sampler, batch_size=batch_size), SIZE)
         assert_same(apart, together)
-    order = [4, 0, 5, 3, 1, 2]
+    order = [3, 0, 2, 1]
     reordered = generate(model, [asked[place] for place in order], drawing(sampler), SIZE)
     assert_same(reordered, together[order])
 
 
 def test_a_picture_does_not_depend_on_its_batch(model):
-    assert_batches_make_no_difference(model, ddpm, [1, 4])
+    assert_batches_make_no_difference(model, ddpm, [1, 3])
 
 
 @pytest.mark.parametrize("sampler", [partial(ddim, eta=0.5), ddim], ids=["eta .5", "eta 0"])
 def test_a_picture_of_another_sampler_does_not_depend_on_its_batch(text, sampler):
-    assert_batches_make_no_difference(text, sampler, [4])
+    assert_batches_make_no_difference(text, sampler, [3])
 
 
 def test_a_picture_depends_on_its_own_seed(model):
@@ -323,14 +323,15 @@ def test_a_gpu_draws_what_the_cpu_draws(model):
 
 def test_the_error_of_few_steps_falls_and_is_that_of_the_same_seeds(text):
     asked = requests(2)
-    compared = compare_steps(text, asked, drawing(ddim), SIZE, [32, 4, 8, 64])
+    plain = drawing(ddim, scale=1.0)
+    compared = compare_steps(text, asked, plain, SIZE, [32, 4, 8, 64])
     drawn = compared.pictures
     far = compared.distances
     assert compared.most == 64
     assert list(drawn) == [4, 8, 32, 64]
     assert list(far) == [4, 8, 32]
     for steps in (4, 8):
-        assert_same(drawn[steps], generate(text, asked, replace(drawing(ddim), steps=steps), SIZE))
+        assert_same(drawn[steps], generate(text, asked, replace(plain, steps=steps), SIZE))
     assert far[4].shape == (2,)
     assert far[4].mean() > 1.5 * far[8].mean() > 4 * far[32].mean() > 0
     to_the_most = (drawn[8][1] - drawn[64][1]).square().mean().sqrt().item() / 2
