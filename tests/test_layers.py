@@ -3,6 +3,7 @@
 import ast
 import functools
 import itertools
+import json
 import re
 import subprocess
 import sys
@@ -170,32 +171,59 @@ def test_the_walker_lets_pass_what_goes_down(path, text):
     assert violations({path: text}) == []
 
 
-def modules_after(rooms: set[str]) -> set[str]:
-    """The packages that importing every module of the rooms brings into a fresh process, beside
-    torch's own imports.
-    """
-    names = [
-        path.relative_to(PACKAGE.parent)
-        for room in rooms
-        for path in (PACKAGE / room).rglob("*.py")
-    ]
-    modules = sorted(
-        ".".join(name.with_suffix("").parts).removesuffix(".__init__") for name in names
-    )
-    code = (
-        "import importlib, sys, torch\nbefore = set(sys.modules)\n"
-        f"for name in {modules!r}:\n    importlib.import_module(name)\n"
-        "brought = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
-        "print(*sorted(brought - set(sys.stdlib_module_names)))"
-    )
-    command = [sys.executable, "-c", code]
-    return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+FRESH = """
+import importlib, json, sys, torch
+for names in json.loads(sys.argv[1]):
+    before = set(sys.modules)
+    for name in names:
+        importlib.import_module(name)
+    brought = {name.partition(".")[0] for name in set(sys.modules) - before}
+    print(*(brought - set(sys.stdlib_module_names)))
+"""
 
 
-def test_schedules_diffusion_and_samplers_need_torch_alone():
-    brought = modules_after(ALONE)
-    assert brought <= {"sdtrain", "torch", "numpy"}
-    assert "sdtrain" in brought
+def modules_of(room: str) -> list[str]:
+    """The dotted names of a room's modules."""
+    names = []
+    for path in sorted((PACKAGE / room).rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        names.append(".".join(parts).removesuffix(".__init__"))
+    return names
+
+
+def modules_of_all(rooms: list[str]) -> list[str]:
+    return list(itertools.chain.from_iterable(modules_of(room) for room in rooms))
+
+
+@pytest.fixture(scope="module")
+def brought() -> list[set[str]]:
+    """The packages that a fresh process imports, beside torch's own: of the rooms that need torch
+    alone, and then of the two that show numbers, and their commands."""
+    shown = ["sdtrain.commands.report", "sdtrain.commands.schedule"]
+    imported = [modules_of_all(sorted(ALONE)), modules_of_all(["report", "audit"]) + shown]
+    command = [sys.executable, "-c", FRESH, json.dumps(imported)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [set(line.split()) for line in result.stdout.splitlines()]
+
+
+def test_schedules_diffusion_and_samplers_need_torch_alone(brought):
+    assert brought[0] <= {"sdtrain", "torch", "numpy"}
+    assert "sdtrain" in brought[0]
+
+
+def test_report_and_audit_load_neither_lightning_nor_networks(brought):
+    heavy = {"lightning", "diffusers", "transformers", "datasets", "wandb"}
+    assert not heavy & (brought[0] | brought[1])
+    assert {"sdtrain", "jinja2"} <= brought[0] | brought[1]
+
+
+def test_report_and_audit_import_nothing_later_on():
+    """Inside of a function it would not have been seen above."""
+    for path, text in sources().items():
+        if Path(path).parts[0] in ("report", "audit"):
+            for function in functions(parsed(text)):
+                inside = list(imported(function, "sdtrain", is_package=False))
+                assert not inside, f"{path}: {function.name}"
 
 
 # The house rules that a program can check: CONTRIBUTING.md has them.

@@ -116,13 +116,11 @@ def test_adding_a_key_that_is_there_says_so(refused):
     assert error.key == "seed" and "There is no key" not in str(error)
 
 
-@pytest.mark.parametrize(
-    ("word", "said"), [("modl=x", "'model'"), ("optimizer.lr=abc", "optimizer.lr")]
-)
-def test_the_command_refuses_in_one_paragraph(here, tmp_path, word, said):
-    """Composed wrong, and with a wrong value."""
-    result = here("sdtrain", word, "logger=none", cwd=tmp_path)
-    assert result.code == 2 and said in result.paragraph
+def test_the_command_refuses_in_one_paragraph(here, tmp_path):
+    """A wrong value. What is composed wrong: see tests/config/test_launch.py."""
+    result = here("sdtrain", "optimizer.lr=abc", "logger=none", cwd=tmp_path)
+    assert result.code == 2
+    assert "optimizer.lr" in result.paragraph
     assert not list(tmp_path.iterdir())
 
 

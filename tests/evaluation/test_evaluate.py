@@ -116,7 +116,9 @@ def test_an_arm_is_measured_into_its_own_run_unless_told_otherwise(here, sweep):
     assert "prompt_accuracy" in numbers(sweep / "raw" / "evaluation")
 
 
-def test_a_sweep_whose_record_is_broken_is_refused(here, sweep):
+def test_a_sweep_whose_record_is_broken_is_refused(here, tmp_path):
+    sweep = tmp_path / "sweep"
+    sweep.mkdir()
     (sweep / "sweep.json").write_text("{")
     result = here("sdtrain-evaluate", f"checkpoint={sweep}", *QUICK)
     assert result.code == 2

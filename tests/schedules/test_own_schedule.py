@@ -5,10 +5,13 @@ edit in sdtrain.
 import math
 
 import pytest
-from reading import BARE
+from reading import BARE, newest
 
+from sdtrain.assemble.load import load
 from sdtrain.audit.entries import make_entries
 from sdtrain.audit.request import read_request
+from sdtrain.errors import UserError
+from sdtrain.runs.layout import CheckpointFolder
 
 SCHEDULE = '''"""log_snr falls linearly in t."""
 
@@ -47,7 +50,9 @@ def test_a_schedule_of_ones_own_trains_and_draws(here, tiny, tmp_path, own):
     assert result.code == 0, result.err
     sample = ["sdtrain-sample", f"checkpoint={run}", "prompt=a red star", "num_images=1", "steps=2"]
     sample += ["accelerator=cpu", "ema=false", f"output={tmp_path}/out"]
-    assert here(*sample).code == 2  # it is not trusted yet
+    checkpoint = CheckpointFolder(newest(run))
+    with pytest.raises(UserError):  # it is not trusted yet
+        load(checkpoint, ema=False, device="cpu", allow=[], autoencoder=None)
     result = here(*sample, "allow=[schedule_of_mine]")
     assert result.code == 0, result.err
     assert (tmp_path / "out" / "grid.png").exists()
