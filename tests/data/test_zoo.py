@@ -255,45 +255,88 @@ def everywhere(data):
     ]
 
 
-@pytest.mark.parametrize("name", PICTURES)
-def test_odd_pictures(folder, name):
+OPTIONS = {"image_size": 16, "flip": False, "crop": "center"}
+
+
+def is_(name):
+    """What the table says of a picture."""
+    return rows("picture")[re.sub(r"orientation \d", "orientation 1 to 8", name)]
+
+
+def place(folder, name, file_name):
+    """Put that picture, with the caption "odd", into the folder."""
+    content = PICTURES[name][1]
+    file = folder / file_name
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        content(file)
+    file.with_suffix(".txt").write_text("odd")
+    return file
+
+
+def test_each_picture_is_read_or_refused_at_start_or_while_training():
+    assert {is_(name) for name in PICTURES} == {"read", "at start", "while training"}
+
+
+def test_pictures_that_are_read(folder):
+    """All of them in one folder, beside sound ones."""
+    files = {}
+    for number, name in enumerate(PICTURES):
+        if is_(name) == "read":
+            files[name] = f"odd{number}-{PICTURES[name][0]}"
+            place(folder, name, files[name])
+    skipping = Images(path=str(folder), **OPTIONS, on_error="skip")
+    found = dict(everywhere(skipping))
+    failing = dict(everywhere(Images(path=str(folder), **OPTIONS)))
+    assert len(found) == 8 + len(files)
+    for name, file_name in files.items():
+        row = found[file_name]
+        assert row.caption == "odd", name
+        assert not row.skipped, name
+        colour = (row.image[:, :5, :5].mean((1, 2)) + 1) * 127.5
+        assert (colour - torch.tensor(PICTURES[name][2])).abs().max() <= 3, name
+        assert torch.equal(failing[file_name].image, row.image), name
+    with_frames = [name for name in files if name.startswith("animated") or "pages" in name]
+    (note,) = skipping.notes
+    assert note.startswith(f"{len(with_frames)} pictures have several frames")
+    named = {name for name in files if files[name] in note}  # the first three
+    assert named < set(with_frames)
+    assert len(named) == 3
+
+
+@pytest.mark.parametrize("name", [name for name in PICTURES if is_(name) == "at start"])
+def test_pictures_that_are_refused_at_start(folder, name):
     if name == "without permission" and os.geteuid() == 0:
         pytest.skip("root may read everything")
-    is_ = rows("picture")[re.sub(r"orientation \d", "orientation 1 to 8", name)]
-    file_name, content, expected = PICTURES[name]
-    file = folder / file_name
-    file.write_bytes(content) if isinstance(content, bytes) else content(file)
-    file.with_suffix(".txt").write_text("odd")
-    options = {"path": str(folder), "image_size": 16, "flip": False, "crop": "center"}
-    if is_ == "at start":
-        with pytest.raises(DataError, match=rf"1 of 9 .*{file_name}") as refused:
-            Images(**options)
-        assert expected in str(refused.value) and "data.on_error=skip" in str(refused.value)
-        data = Images(**options, on_error="skip")
-        assert (
-            file_name in data.notes[0] and expected in data.notes[0] and len(everywhere(data)) == 8
-        )
-        return
-    failing, skipping = Images(**options), Images(**options, on_error="skip")
+    file_name, _, expected = PICTURES[name]
+    place(folder, name, file_name)
+    with pytest.raises(DataError, match=rf"1 of 9 .*{file_name}") as refused:
+        Images(path=str(folder), **OPTIONS)
+    assert expected in str(refused.value)
+    assert "data.on_error=skip" in str(refused.value)
+    data = Images(path=str(folder), **OPTIONS, on_error="skip")
+    assert file_name in data.notes[0]
+    assert expected in data.notes[0]
+    assert len(everywhere(data)) == 8
+
+
+@pytest.mark.parametrize("name", [name for name in PICTURES if is_(name) == "while training"])
+def test_pictures_that_are_refused_while_training(folder, name):
+    file_name, _, expected = PICTURES[name]
+    file = place(folder, name, file_name)
+    failing = Images(path=str(folder), **OPTIONS)
+    skipping = Images(path=str(folder), **OPTIONS, on_error="skip")
     if name == "vanishes after the start":
         file.unlink()
     found = dict(everywhere(skipping))
-    has_frames = name.startswith("animated") or name == "TIFF of several pages"
     assert len(found) == 9
-    assert ["several frames" in note for note in skipping.notes] == [True] * has_frames
-    if is_ == "while training":
-        with pytest.raises(DataError, match=file_name) as refused:
-            everywhere(failing)
-        assert (
-            expected in str(refused.value)
-            and found[file_name].caption == "plain"
-            and found[file_name].skipped[0][0] == file_name
-        )
-    else:
-        assert is_ == "read" and found[file_name].caption == "odd" and not found[file_name].skipped
-        colour = (found[file_name].image[:, :5, :5].mean((1, 2)) + 1) * 127.5
-        assert (colour - torch.tensor(expected)).abs().max() <= 3
-        assert torch.equal(dict(everywhere(failing))[file_name].image, found[file_name].image)
+    assert not skipping.notes
+    with pytest.raises(DataError, match=file_name) as refused:
+        everywhere(failing)
+    assert expected in str(refused.value)
+    assert found[file_name].caption == "plain"
+    assert found[file_name].skipped[0][0] == file_name
 
 
 def beside(content):
