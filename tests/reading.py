@@ -11,6 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sdtrain.config.overrides import prepare_arguments
 from sdtrain.paths import config_dir
 
 SMALL = [
@@ -102,7 +103,8 @@ def with_values(config: dict, *words: str) -> dict:
     +KEY=VALUE is for a key that it does not have, and ~KEY removes one."""
     config = copy.deepcopy(config)
     for word in words:
-        override = OverridesParser.create().parse_override(word)
+        (prepared,) = prepare_arguments([word])
+        override = OverridesParser.create().parse_override(prepared)
         *parents, name = override.get_key_element().lstrip("+~").split(".")
         node = config
         for parent in parents:
