@@ -53,11 +53,12 @@ TINY = [
 
 @dataclass
 class Result:
-    """What a command left with and what it said."""
+    """What a command left with and what it said. group: of its processes, where it had its own."""
 
     code: int
     out: str
     err: str
+    group: int = 0
 
     @property
     def paragraph(self) -> str:
@@ -291,7 +292,7 @@ class Command:
     def wait(self) -> Result:
         if self.code is None:
             self.code = json.loads(self.answers.readline())["code"]
-        return Result(self.code, self.said(), self.said("stderr"))
+        return Result(self.code, self.said(), self.said("stderr"), self.pid)
 
     def end(self) -> None:
         """Nothing of it stays behind when a test leaves early."""

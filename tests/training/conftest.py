@@ -50,21 +50,26 @@ def whole(train, tmp_path_factory):
     return run
 
 
+def members(group: int) -> list[str]:
+    """What is known of its processes that have not ended."""
+    ps = subprocess.run(["ps", "-eo", "pgid,stat,pid,args"], capture_output=True, text=True)
+    found = []
+    for line in ps.stdout.splitlines()[1:]:
+        number, state, _ = line.split(maxsplit=2)
+        if int(number) == group and not state.startswith("Z"):
+            found.append(line)
+    return found
+
+
 @pytest.fixture(scope="session")
 def processes_of():
-    """processes_of(RUN) -> command lines of the processes that still work on this run, up to 30 s
-    later."""
+    """processes_of(RESULT) -> the processes of a command that still work, up to 30 s after it has
+    ended."""
 
-    def found(run: Path) -> list[str]:
+    def found(result) -> list[str]:
         end = time.monotonic() + 30
-        while True:
-            # Without -ww, ps may cut long command lines off.
-            ps = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True)
-            working = [line for line in ps.stdout.splitlines() if str(run) in line]
-            if not working:
-                return []
-            if time.monotonic() > end:
-                return working
+        while members(result.group) and time.monotonic() < end:
             time.sleep(0.1)
+        return members(result.group)
 
     return found

@@ -108,7 +108,7 @@ def test_a_picture_that_cannot_be_read_to_its_end_ends_the_run(
     assert "data.timeout" in result.err
     assert status(run)["state"] == "failed"
     assert checkpoints(run)
-    assert not processes_of(run)
+    assert not processes_of(result)
 
 
 @pytest.mark.slow
@@ -117,4 +117,4 @@ def test_a_signal_ends_a_run_whose_pictures_cannot_be_read(train, processes_of, 
     result = train(run, before=f"picture_that_hangs({4 * BATCH}, SIGTERM)")
     assert result.code == 143, result.err
     assert status(run)["state"] == "interrupted"
-    assert not processes_of(run)
+    assert not processes_of(result)

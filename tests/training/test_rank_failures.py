@@ -1,4 +1,5 @@
-"""What happens to one of two ranks ends the run for both, and is reported once."""
+"""What happens to one of two ranks ends the run for both, and is reported once. Whole runs, one for
+each way in which it is noticed; what is said of each end: test_rank_exits.py."""
 
 import atexit
 import ctypes
@@ -68,20 +69,20 @@ def sick(at: str) -> None:
 
 def happens(what: str, batch) -> None:
     if what == "hangs":
-        time.sleep(1e6)
+        while not Path("enough").exists():
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGKILL)
     if what == "holds":
         # Foreign code that does not let go of the interpreter.
         ctypes.PyDLL(None).sleep(1_000_000)
-    if what in ("killed", "stopped"):
-        os.kill(os.getpid(), signal.SIGKILL if what == "killed" else signal.SIGSTOP)
+    if what == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
     if what == "raises":
         raise RuntimeError("something of its own")
     if what == "nan":
         batch.noise[1, 0, 0, 0] = float("nan")
     if what == "data":
         raise DataError("The picture x.png cannot be decoded.")
-    if what == "leaves":
-        os._exit(0)
 
 
 def unwatched() -> None:
@@ -111,34 +112,30 @@ def end_of(start, processes_of, tmp_path):
         run = tmp_path / "run"
         before = f"{__file__}:sick({at!r})"
         running = start("sdtrain", *SHORT, *words, f"hydra.run.dir={run}", before=before)
-        code = running.wait().code
-        assert not processes_of(run)
-        return End(code, running.said("stderr"), run)
+        result = running.wait()
+        assert not processes_of(result)
+        return End(result.code, running.said("stderr"), run)
 
     return ended
 
 
-HANG = "No optimizer step has ended for 10 s"
+HANG = "No optimizer step has ended for 6 s"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "code", "words"),
     [
-        ("1 hangs", 6, [f"{HANG}, at 96 images", "rank 1 at", "in happens", "strategy.timeout"]),
-        ("0 hangs", 6, ["rank 0 at", "in happens", "strategy.timeout"]),
-        ("1 holds", 6, ["rank 0 at", "rank 1 at", "in happens", "strategy.timeout"]),
-        ("1 stopped", 6, [HANG, "rank 1", "strategy.timeout"]),
+        ("0 hangs", 6, [HANG, "rank 0 at", "in happens", "strategy.timeout"]),
+        ("1 holds", 6, [f"{HANG}, at 96 images", "rank 1 at", "in happens", "strategy.timeout"]),
         ("1 killed", 6, ["Rank 1 was killed by SIGKILL at 96 images"]),
-        ("1 raises", 6, ["on rank 1: RuntimeError: something of its own"]),
         ("0 raises", 6, ["On rank 0: RuntimeError: something of its own"]),
-        ("1 leaves", 6, ["Rank 1"]),
         ("1 data", 3, ["on rank 1: The picture x.png cannot be decoded"]),
         ("1 differs", 2, ["Rank 1", "than rank 0 (optimizer.lr: 0.002 -> 0.5)"]),
     ],
 )
 def test_what_happens_to_one_rank_ends_the_run_and_is_reported_once(end_of, what, code, words):
-    end = end_of(what, "strategy.timeout=10")
+    end = end_of(what, "strategy.timeout=6")
     assert end.code == code, end.err
     (line,) = end.printed
     assert all(word in line for word in words), line
@@ -146,9 +143,8 @@ def test_what_happens_to_one_rank_ends_the_run_and_is_reported_once(end_of, what
     assert all(find_damage(folder) is None for folder in checkpoints(end.run))
     stacks = {path.name: path.read_text() for path in end.run.glob("stuck-rank-*.txt")}
     stuck = (0, 1) if HANG in line else ()
-    with_stack = (0,) if "stopped" in what else stuck
-    assert stacks.keys() == {f"stuck-rank-{rank}.txt" for rank in with_stack}
-    if "hangs" in what or "holds" in what:
+    assert stacks.keys() == {f"stuck-rank-{rank}.txt" for rank in stuck}
+    if stuck:
         assert "in sick_step" in stacks[f"stuck-rank-{what[0]}.txt"]
 
 
@@ -215,7 +211,7 @@ def test_ranks_agree_on_a_step_that_only_one_of_them_would_leave_out(
     words = [*SHORT, "trainer.max_images=160", "trainer.max_skipped=1", f"hydra.run.dir={run}"]
     before = f"{__file__}:infinite_on_rank_1({str(tmp_path)!r}, {alone})"
     result = command("sdtrain", *words, before=before)
-    assert result.code == 0 and not processes_of(run), result.err
+    assert result.code == 0 and not processes_of(result), result.err
     assert ((tmp_path / "0").read_text() == (tmp_path / "1").read_text()) == (not alone)
     skipped = [line["train/skipped_steps"] for line in lines(run) if "train/loss" in line]
     assert skipped[-1] == (0 if alone else 1)
@@ -231,15 +227,16 @@ def test_when_rank_0_is_killed_another_reports_it(end_of):
 
 @pytest.mark.slow
 def test_unwatched_a_hung_rank_hangs_the_run_and_a_killed_one_is_a_bug(start, tmp_path):
-    """The twin."""
+    """The twin. The watch would have ended it 2 s and a grace of 1 s after the third step."""
     run = tmp_path / "run"
-    words = [*SHORT, f"hydra.run.dir={run}"]
-    killed = f"{__file__}:sick('1 killed'), unwatched()"
-    assert start("sdtrain", *words, before=killed).wait().code not in (0, 6)
-    hangs = f"{__file__}:sick('1 hangs'), unwatched()"
-    running = start("sdtrain", *words, "strategy.timeout=2", "resume=auto", before=hangs)
-    running.until(lambda: status(run)["pid"] == running.pid)
-    end = time.monotonic() + 30
+    words = [*SHORT, "strategy.timeout=2", f"hydra.run.dir={run}"]
+    before = f"{__file__}:sick('1 hangs'), unwatched()"
+    running = start("sdtrain", *words, cwd=tmp_path, before=before)
+    running.until(lambda: (run / "stuck-rank-1.txt").exists())
+    running.until(lambda: "in happens" in (run / "stuck-rank-1.txt").read_text())
+    end = time.monotonic() + 6
     while time.monotonic() < end:
         os.kill(running.pid, 0)  # it is there
         time.sleep(0.5)
+    (tmp_path / "enough").touch()
+    assert running.wait().code not in (0, 6)

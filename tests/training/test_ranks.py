@@ -200,7 +200,7 @@ def test_two_ranks_stopped_by_a_signal_go_on_as_one(
     result = command("sdtrain", *waiting, before=f"{__file__}:{sent}")
     assert result.code == 143, result.err
     assert status(run)["state"] == "interrupted" and find_damage(newest(run)) is None
-    assert not processes_of(run)
+    assert not processes_of(result)
     assert here("sdtrain", *tiny(*STEPS, *words, "resume=must")).code == 0
     assert distance(saved, run, one_rank) < 1e-4
 
@@ -211,7 +211,7 @@ def test_what_is_wrong_with_both_ranks_is_reported_once(command, tiny, processes
     words = tiny(*STEPS, *RANKS, "optimizer.lr=1e30")
     result = command("sdtrain", *words, f"hydra.run.dir={run}")
     assert result.code == 4, result.err
-    assert result.err.count("sdtrain: ") == 1 and not processes_of(run)
+    assert result.err.count("sdtrain: ") == 1 and not processes_of(result)
 
 
 OWN_PARTS = """
