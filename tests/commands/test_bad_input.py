@@ -17,15 +17,19 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 from reading import BARE, unfinished_by, with_values
 
+from sdtrain.assemble.drawing import build_drawing
+from sdtrain.assemble.load import load
 from sdtrain.assemble.sample import sample_checkpoint
 from sdtrain.assemble.subject import load_subject
 from sdtrain.config.overrides import prepare_arguments
 from sdtrain.config.run_readers import check_evaluate, check_sample
+from sdtrain.config.schema import SampleConfig
 from sdtrain.errors import StorageError, UserError
 from sdtrain.evaluation.evaluate import evaluate
 from sdtrain.files import check_writable
+from sdtrain.generation.sample import sample
 from sdtrain.paths import find_folder
-from sdtrain.runs.layout import RunFolder
+from sdtrain.runs.layout import CheckpointFolder, RunFolder
 from sdtrain.runs.manifest import list_checkpoints
 from sdtrain.runs.start import check_start
 from sdtrain.training import first_stage  # noqa: F401  patched by `before`
@@ -143,7 +147,19 @@ SAMPLE_REFUSES = [
 
 
 def test_sample_refuses(composed, tiny_run, label_run, tmp_path):
-    """What the command calls with its configuration. Nothing is written."""
+    """What the command calls with its configuration; a model is loaded once. Nothing is written."""
+    models = {}
+
+    def draw(config: SampleConfig) -> None:
+        if config.autoencoder:
+            sample_checkpoint(config)
+        if config.checkpoint not in models:
+            given = {"ema": True, "device": "cpu", "allow": [], "autoencoder": None}
+            models[config.checkpoint] = load(CheckpointFolder(Path(config.checkpoint)), **given)
+        loaded = models[config.checkpoint]
+        drawing = build_drawing(vars(config), loaded.model.objective.schedule)
+        sample(config, loaded.model, drawing, loaded.image_size)
+
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
     names = {"run": tiny_run, "label_run": label_run}
@@ -153,7 +169,7 @@ def test_sample_refuses(composed, tiny_run, label_run, tmp_path):
         values = [*given, f"output={tmp_path}/out"]
         config = with_values(composed(config="sample"), *values)
         with pytest.raises(UserError) as refused:
-            sample_checkpoint(check_sample(config, values))
+            draw(check_sample(config, values))
         assert refused.value.exit_code == 2, words
         assert key in (refused.value.key or ""), (words, refused.value.key)
         assert said.format(**names) in str(refused.value), words

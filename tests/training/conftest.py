@@ -62,6 +62,19 @@ def members(group: int) -> list[str]:
 
 
 @pytest.fixture(scope="session")
+def found_by(tiny_config):
+    """found_by("schedule=linear", "seed=1", ...) -> the run below the working directory that
+    resume=auto would go on with."""
+    from sdtrain.config.precheck import precheck_config
+    from sdtrain.training.resume import newest_unfinished
+
+    def found(*words: str) -> Path | None:
+        return newest_unfinished(precheck_config(tiny_config(*words), words))
+
+    return found
+
+
+@pytest.fixture(scope="session")
 def processes_of():
     """processes_of(RESULT) -> the processes of a command that still work, up to 30 s after it has
     ended."""

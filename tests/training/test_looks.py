@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from reading import lines, newest, numbers, same, status, unfinished_by, with_values
+from reading import lines, newest, numbers, same, status, with_values
 
 from sdtrain.assemble.drawing import build_drawing
 from sdtrain.assemble.model import build_data
@@ -36,7 +36,7 @@ AT_THE_END = [
     "callbacks.samples.every=1000000",
     "callbacks.samples.guidance_scales=[1,2]",
     "callbacks.noise_levels.every=1000000",
-    "callbacks.noise_levels.num_images=4",
+    "callbacks.noise_levels.num_images=2",
     "validation.every=1000000",
     "checkpoint.keep=8",
 ]
@@ -124,7 +124,7 @@ def assert_same_run(run, whole, saved) -> None:
     ],
 )
 def test_a_signal_ends_the_last_look_and_it_is_made_later(
-    train_tiny, tiny, whole, saved, unpatched, tmp_path, call, number, code
+    train_tiny, found_by, whole, saved, unpatched, tmp_path, call, number, code
 ):
     run = tmp_path / "runs" / "shapes" / "run"
     begun = signal_at(call, number)
@@ -134,7 +134,7 @@ def test_a_signal_ends_the_last_look_and_it_is_made_later(
     assert same(saved(run), saved(whole))
     unpatched.undo()
     unpatched.chdir(tmp_path)
-    assert unfinished_by(tiny(*AT_THE_END)) == run
+    assert found_by(*AT_THE_END) == run
     steps = []
     unpatched.setattr(DiffusionModule, "training_step", lambda *given: steps.append(given))
     result = train_tiny(run, *AT_THE_END, "resume=auto")
@@ -212,7 +212,7 @@ def test_a_run_whose_time_was_up_only_looks(here, tiny, unpatched, tmp_path):
 
 
 def test_the_network_is_asked_no_more_than_the_share_allows(train_tiny, monkeypatch, tmp_path):
-    """Counted where the network is asked: with 80 % of 192 evaluations, less than all that is
+    """Counted where the network is asked: with 80 % of 96 evaluations, less than all that is
     wanted."""
     monkeypatch.setattr(budget, "PAGE", 1e6)
     asked = []
@@ -224,9 +224,9 @@ def test_the_network_is_asked_no_more_than_the_share_allows(train_tiny, monkeypa
     run = tmp_path / "run"
     words = [
         "looks.share=0.8",
-        "trainer.max_images=64",
-        "callbacks.samples.every=24",
-        "validation.every=24",
+        "trainer.max_images=32",
+        "callbacks.samples.every=16",
+        "validation.every=16",
         "callbacks.noise_levels.num_images=16",
         "model/autoencoder=pixels",
         "data.image_size=16",
@@ -239,7 +239,7 @@ def test_the_network_is_asked_no_more_than_the_share_allows(train_tiny, monkeypa
     assert result.code == 0, result.err
     told = [line["looks/share"] for line in lines(run) if "looks/share" in line]
     assert 0 < max(told) <= 0.8 and told[-1] > 0.2
-    assert 0 < sum(asked) / 192 <= told[-1] * 1.05 + 3 / 192
+    assert 0 < sum(asked) / 96 <= told[-1] * 1.05 + 3 / 96
     assert "looks.share" in result.out and re.search("noise_levels: .* of 16 pictures", result.out)
 
 

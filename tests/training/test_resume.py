@@ -16,7 +16,7 @@ from random import Random
 import pytest
 import torch
 from lightning.pytorch.strategies import Strategy
-from reading import SMALL, flattened, numbers, unfinished_by, with_values
+from reading import SMALL, flattened, numbers, status, with_values
 
 from sdtrain.runs.manifest import list_checkpoints, newest_intact
 from sdtrain.runs.resume import compare_configs
@@ -125,16 +125,14 @@ def test_another_autoencoder_is_refused_unless_allowed():
 
 
 def test_an_unfinished_run_is_found_again_with_what_is_allowed(
-    tiny, tiny_run, tmp_path, monkeypatch
+    found_by, tiny_run, tmp_path, monkeypatch
 ):
     run = tmp_path / "runs" / "shapes" / "earlier"
     shutil.copytree(tiny_run, run)
-    (run / "status.json").write_text(
-        json.dumps(json.loads((run / "status.json").read_text()) | {"state": "interrupted"})
-    )
+    (run / "status.json").write_text(json.dumps(status(run) | {"state": "interrupted"}))
     monkeypatch.chdir(tmp_path)
-    assert unfinished_by(tiny("schedule=linear")) is None
-    assert unfinished_by(tiny("schedule=linear", "resume_allow=[schedule]")) == run
+    assert found_by("schedule=linear") is None
+    assert found_by("schedule=linear", "resume_allow=[schedule]") == run
 
 
 # The default experiment of a small network, shorter: 12 steps of two micro-batches, three epochs.

@@ -2,15 +2,12 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import yaml
 from reading import BARE, status
 
-from sdtrain.config.precheck import precheck_config
 from sdtrain.paths import config_dir
-from sdtrain.training.resume import newest_unfinished
 from sdtrain.training.run_dir import run_dir_overrides
 
 NETWORK = """
@@ -34,16 +31,6 @@ def unfinished(tiny_run, tmp_path, monkeypatch):
     (run / "status.json").write_text(json.dumps(status(run) | {"state": "interrupted"}))
     monkeypatch.chdir(tmp_path)
     return run
-
-
-@pytest.fixture
-def found_by(tiny_config):
-    """found_by("schedule=linear", "seed=1", ...) -> the run that resume=auto would go on with."""
-
-    def found(*words: str) -> Path | None:
-        return newest_unfinished(precheck_config(tiny_config(*words), words))
-
-    return found
 
 
 def test_an_unfinished_run_is_found_again(found_by, unfinished):
