@@ -303,12 +303,14 @@ def test_a_run_folder_that_cannot_be_written_is_5(here, tiny, tmp_path, place):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_batch_larger_than_the_data_is_3(refused, train_tiny, tiny_config, tmp_path):
+def test_a_batch_larger_than_the_data_is_3(refused, planned, built, tiny_config):
     """As large as the data it may be."""
     error = refused(config=tiny_config("data.batch_size=65"))
     assert error.exit_code == 3 and error.key == "data.batch_size"
     assert "64 pictures" in str(error)
-    assert train_tiny(tmp_path / "run", *BARE, "data.batch_size=64").code == 0
+    parts = built(planned(config=tiny_config(*BARE, "data.batch_size=64")))
+    batch = next(iter(parts.datamodule.train_dataloader()))
+    assert batch.ordinal.tolist() == list(range(64))
 
 
 def pictures(folder, captions=True, count=20):

@@ -159,23 +159,23 @@ def test_resumed_from_other_weights_it_does_not(run_of, tiny_run, saved, tmp_pat
     assert changed == ({"ema"} if part == "ema" else {"model", "ema", "optimizer"})
 
 
-def test_a_run_is_not_written_over(here, tiny, tiny_run, tmp_path):
+def test_a_run_is_not_written_over(train_tiny, tiny_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
     before = contents(run)
-    result = here("sdtrain", *tiny(), f"hydra.run.dir={run}")
+    result = train_tiny(run)
     assert result.code == 2
     assert "resume=auto" in result.paragraph and "hydra.run.dir" in result.paragraph
     assert contents(run) == before  # the finished run's status too
 
 
-def test_a_run_without_a_whole_checkpoint_is_not_written_over(here, tiny, tiny_run, tmp_path):
+def test_a_run_without_a_whole_checkpoint_is_not_written_over(train_tiny, tiny_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
     for folder in checkpoints(run):
         (folder / "model.safetensors").write_bytes(b"")
     before = contents(run)
-    result = here("sdtrain", *tiny("resume=auto"), f"hydra.run.dir={run}")
+    result = train_tiny(run, "resume=auto")
     assert result.code == 5
     assert "resume=auto, but none of the 2 checkpoints" in result.paragraph
     assert "is skipped: " in result.out
