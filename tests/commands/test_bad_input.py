@@ -158,7 +158,8 @@ def test_sample_refuses(composed, tiny_run, label_run, tmp_path):
             models[config.checkpoint] = load(CheckpointFolder(Path(config.checkpoint)), **given)
         loaded = models[config.checkpoint]
         drawing = build_drawing(vars(config), loaded.model.objective.schedule)
-        sample(config, loaded.model, drawing, loaded.image_size)
+        file = loaded.checkpoint.config
+        sample(config, loaded.model, drawing, loaded.image_size, config_file=file)
 
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
