@@ -4,7 +4,7 @@ steps whose loss or gradient is not finite.
 
 import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import lightning.pytorch as L
 import numpy as np
@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from sdtrain.errors import DivergedError, UserError
 from sdtrain.models.modes import begin_training
+from sdtrain.training.parameter_groups import GroupSettings, group_parameters
 from sdtrain.training.progress import Progress, StepResult
 from sdtrain.types import Batch
 
@@ -62,10 +63,11 @@ class Optimisation:
     It has no state of its own: the learning rate is a function of images seen.
 
     Args:
-        optimizer: parameters -> torch optimizer.
+        optimizer: parameter groups -> torch optimizer.
         lr_schedule: (images_seen, max_images) -> factor on lr.
         max_images: length of the run in images.
         gradient_clip: largest norm of the gradient over all parameters.
+        groups: learning rates and weight decay of groups of parameters.
         max_skipped: how many steps may be skipped because their loss or gradient is not finite.
             With a number, the host waits for the gradient norm of each step. With None, the first
             such step ends the run: the device masks the step, and the host finds out when it next
@@ -75,16 +77,18 @@ class Optimisation:
     def __init__(
         self,
         *,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        optimizer: Callable[[Iterable[dict]], Optimizer],
         lr_schedule: Callable[[int, int], float],
         max_images: int,
         gradient_clip: float,
+        groups: GroupSettings | None = None,
         max_skipped: int | None = None,
     ) -> None:
         self.make_optimizer = optimizer
         self.lr_schedule = lr_schedule
         self.max_images = max_images
         self.gradient_clip = gradient_clip
+        self.groups = groups or GroupSettings()
         self.max_skipped = max_skipped
         self.group_settings: list[dict] = []
 
@@ -93,9 +97,12 @@ class Optimisation:
         """The peak learning rate of the first parameter group."""
         return self.group_settings[0]["lr"]
 
-    def configure(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
-        """Create the optimizer, and remember the settings of its parameter groups."""
-        optimizer = self.make_optimizer(parameters)
+    def configure(self, parameters: Mapping[str, nn.Parameter]) -> Optimizer:
+        """Create the optimizer of parameters by name, and remember the settings of its groups.
+
+        Raises UserError for a setting of `groups` that has no effect.
+        """
+        optimizer = self.make_optimizer(group_parameters(parameters, self.groups))
         self.group_settings = []
         for group in optimizer.param_groups:
             settings = {key: value for key, value in group.items() if key != "params"}
@@ -196,7 +203,7 @@ class OptimisedModule(L.LightningModule):
         return per_sample.mean()
 
     def configure_optimizers(self) -> Optimizer:
-        return self.optimisation.configure(self.trained().values())
+        return self.optimisation.configure(self.trained())
 
     def configure_gradient_clipping(
         self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None

@@ -87,8 +87,7 @@ def build_parts(plan: Plan, data: PictureData, run_dir: Path, progress: Progress
     else:
         parts = _diffusion_parts(config, plan, data, run_dir, progress)
         parts.notes[:0] = notes
-    parameters = parts.module.trained().values()
-    check_optimizer(parts.module.optimisation, config, parameters)
+    check_optimizer(parts.module.optimisation, config, parts.module.trained())
     return parts
 
 

@@ -1,8 +1,8 @@
 """The plan of a run: its checked, immutable configuration, before data or weights are loaded."""
 
 import copy
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 
 import torch
 
@@ -18,9 +18,16 @@ from sdtrain.training import optimisation
 from sdtrain.training.callbacks.assembly import check_callbacks
 from sdtrain.training.loggers.media import check_logger
 from sdtrain.training.optimisation import Optimisation
+from sdtrain.training.parameter_groups import TEXT_ENCODER_PREFIX, GroupSettings
 from sdtrain.training.trainer import build_strategy
 
-READ_ELSEWHERE = {"data": tuple(LOADER_KEYS), "model": tuple(PRETRAINED_KEYS)}
+GROUP_KEYS = tuple(field.name for field in fields(GroupSettings))
+
+READ_ELSEWHERE = {
+    "data": tuple(LOADER_KEYS),
+    "model": tuple(PRETRAINED_KEYS),
+    "optimizer": GROUP_KEYS,
+}
 """{section: its keys that are not arguments of its target}."""
 
 
@@ -46,8 +53,10 @@ class Plan:
     def optimisation(self) -> Optimisation:
         """Build a new Optimisation from the configuration."""
         trainer = self.prechecked.trainer
+        node, groups = _split_optimizer(self._config["optimizer"])
         return Optimisation(
-            optimizer=build(self._config["optimizer"], "optimizer"),
+            optimizer=build(node, "optimizer"),
+            groups=groups,
             lr_schedule=build(self._config["lr_schedule"], "lr_schedule"),
             max_images=trainer.max_images,
             gradient_clip=trainer.gradient_clip,
@@ -72,11 +81,18 @@ def make_plan(prechecked: PrecheckedConfig) -> Plan:
         notes += replaced_lines(config)
         drawing = _check_drawings(config)
     plan = Plan(prechecked, config, tuple(notes), drawing)
-    check_optimizer(plan.optimisation(), config, [torch.nn.Parameter(torch.zeros(2, 2))])
+    parameter = torch.nn.Parameter(torch.zeros(2, 2))
+    check_optimizer(plan.optimisation(), config, {f"{TEXT_ENCODER_PREFIX}weight": parameter})
     build_strategy(config["strategy"])
     check_callbacks(plan.config, drawing, prechecked.trainer)
     check_logger(config.get("logger"), prechecked.typed)
     return plan
+
+
+def _split_optimizer(node: dict) -> tuple[dict, GroupSettings]:
+    """Return the node of the optimizer itself, and the settings of its groups beside it."""
+    own = {key: value for key, value in node.items() if key not in GROUP_KEYS}
+    return own, GroupSettings(**{key: node[key] for key in GROUP_KEYS if key in node})
 
 
 def _check_nodes(config: dict, checker: Checker) -> dict:
@@ -89,6 +105,8 @@ def _check_nodes(config: dict, checker: Checker) -> dict:
             continue
         own = {key: value for key, value in node.items() if key not in others}
         rest = {key: value for key, value in node.items() if key in others}
+        if name == "optimizer":
+            checker.call(rest, name, GroupSettings)
         checked[name] = checker.node(own, name, other_keys=others) | rest
     return checked
 
@@ -144,9 +162,9 @@ def _check_drawings(config: dict) -> Drawing:
 
 
 def check_optimizer(
-    optimisation: Optimisation, config: dict, parameters: Iterable[torch.nn.Parameter]
+    optimisation: Optimisation, config: dict, parameters: Mapping[str, torch.nn.Parameter]
 ) -> None:
-    """Raise UserError for settings that the optimizer refuses."""
+    """Raise UserError for settings that the optimizer refuses. parameters: by name."""
     try:
         optimisation.configure(parameters)
     except (ValueError, TypeError, RuntimeError) as error:

@@ -259,7 +259,7 @@ def test_a_network_of_ones_own_that_does_not_fit_is_refused(refused, composed, o
 def test_another_optimizer_gets_what_it_takes(planned):
     plan = planned("optimizer._target_=torch.optim.SGD", "+optimizer.momentum=0.9")
     assert any("SGD does not take betas" in note for note in plan.notes)
-    optimizer = plan.optimisation().configure([torch.nn.Parameter(torch.zeros(2))])
+    optimizer = plan.optimisation().configure({"unet.weight": torch.nn.Parameter(torch.zeros(2))})
     assert isinstance(optimizer, torch.optim.SGD)
     assert optimizer.param_groups[0]["momentum"] == 0.9
     assert "betas" not in yaml.safe_load(saved_config(plan))["optimizer"]

@@ -69,6 +69,8 @@ STEPPED = {  # seen in the first batches and in the weights after three steps
     "optimizer.lr": 2e-3,
     "optimizer.betas": "[0.8,0.9]",
     "optimizer.weight_decay": 0.1,
+    "optimizer.text_encoder_lr": 2e-3,
+    "optimizer.decay_norms_and_biases": "false",
     "lr_schedule.warmup_images": 24,
     "lr_schedule.final_factor": 0.5,
 }

@@ -11,6 +11,7 @@ from torch import nn
 
 from sdtrain.errors import DivergedError, UserError
 from sdtrain.training.optimisation import Constant, Cosine, Optimisation, OptimisedModule
+from sdtrain.training.parameter_groups import GroupSettings, group_parameters
 from sdtrain.training.progress import Progress
 
 
@@ -67,22 +68,27 @@ def make(
     lr_schedule=None,
     cls=torch.optim.AdamW,
     max_skipped=None,
+    groups=None,
     **settings,
 ):
+    """parameters: a list, or by name."""
     optimisation = Optimisation(
         optimizer=partial(cls, **{"lr": 0.1} | settings),
         lr_schedule=lr_schedule or Constant(),
         max_images=1000,
         gradient_clip=clip,
+        groups=groups,
         max_skipped=max_skipped,
     )
+    if not isinstance(parameters, dict):
+        parameters = {f"unet.{number}": each for number, each in enumerate(parameters)}
     return optimisation, optimisation.configure(parameters)
 
 
 def test_the_rate_is_set_on_every_group_from_its_own_peak():
-    first = {"params": [nn.Parameter(torch.ones(1))], "lr": 0.2}
-    second = {"params": [nn.Parameter(torch.ones(1))]}
-    optimisation, optimizer = make([first, second], lr_schedule=Cosine(warmup_images=100))
+    named = {name: nn.Parameter(torch.ones(1)) for name in ("conditioner.a", "unet.a")}
+    groups = GroupSettings(text_encoder_lr=0.2)
+    optimisation, optimizer = make(named, groups=groups, lr_schedule=Cosine(warmup_images=100))
     # No state: the same answer at a second call.
     for images_seen, factor in ((50, 0.5), (550, 0.5), (50, 0.5), (1000, 0.0)):
         optimisation.set_learning_rate(optimizer, images_seen)
@@ -285,3 +291,37 @@ def test_what_the_configuration_says_wins_over_a_loaded_optimizer():
     v = 0.6 * moments[0]["exp_avg_sq"] + 0.4 * g**2
     expected = before - 0.01 * (m / (1 - 0.5**2)) / ((v / (1 - 0.6**2)).sqrt() + 1e-3)
     torch.testing.assert_close(weights_of(new)[0], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_parameters_are_grouped_by_rate_and_decay():
+    named = {
+        "unet.norm.weight": nn.Parameter(torch.ones(2)),
+        "unet.conv.weight": nn.Parameter(torch.ones(2, 2, 1, 1)),
+        "unet.conv.bias": nn.Parameter(torch.ones(2)),
+        "conditioner.embedding.weight": nn.Parameter(torch.ones(3, 2)),
+    }
+    together = group_parameters(named, GroupSettings())
+    assert together == [{"params": list(named.values())}]
+    apart = group_parameters(
+        named, GroupSettings(text_encoder_lr=0.5, decay_norms_and_biases=False)
+    )
+    found = {}
+    for group in apart:
+        for parameter in group["params"]:
+            (name,) = (key for key, value in named.items() if value is parameter)
+            found[name] = (group.get("lr"), group.get("weight_decay"))
+    assert found == {
+        "unet.norm.weight": (None, 0.0),
+        "unet.conv.weight": (None, None),
+        "unet.conv.bias": (None, 0.0),
+        "conditioner.embedding.weight": (0.5, None),
+    }
+
+
+def test_a_rate_of_a_frozen_text_encoder_is_refused():
+    named = {"unet.weight": nn.Parameter(torch.ones(2))}
+    with pytest.raises(UserError) as caught:
+        group_parameters(named, GroupSettings(text_encoder_lr=0.5))
+    assert caught.value.key == "optimizer.text_encoder_lr"
+    with pytest.raises(UserError):
+        GroupSettings(text_encoder_lr=-1.0)
