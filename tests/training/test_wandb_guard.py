@@ -7,18 +7,17 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from reading import lines, same
 
+from sdtrain.training.callbacks.metrics_log import MetricsLog
+from sdtrain.training.loggers import wandb as wandb_logger
 from sdtrain.training.loggers.wandb import failure_reason
 
 LOGGED_IN = {"WANDB_API_KEY": "0" * 40}
@@ -67,103 +66,72 @@ def test_wandb_unreachable(command, tiny, tiny_run, tmp_path):
     assert list(run.glob("wandb/offline-run-*"))
 
 
-BLOCKED = """
-import sys
-import time
-from sdtrain.training.loggers import wandb as loggers
-from sdtrain.training.callbacks.metrics_log import MetricsLog
-from sdtrain.commands.train import main
-
-number = int(sys.argv.pop(1))
-guarded = sys.argv.pop(1) == "guarded"
-log_metrics = MetricsLog.log_metrics
-switch_off = loggers._switch_off
-logged_in = loggers.logged_in
-blocked = []
-
-
-def block(pid):
-    blocked.append(pid)
-    print("blocked", pid, time.monotonic(), flush=True)
-
-
-def hitting(self, trainer, progress, *numbers):
-    if progress.images_seen == 32 and not blocked:
-        import wandb
-        process = wandb.setup()._connection._proc._process
-        process.send_signal(number)
-        block(process.pid)
-    log_metrics(self, trainer, progress, *numbers)
-
-
-def starting():
-    if not number:  # it is blocked from the start
-        block(0)
-    return logged_in()
-
-
-def leaving(reason):
-    switch_off(reason)
-    print("warned", 0, time.monotonic(), flush=True)
-
-
-MetricsLog.log_metrics = hitting
-loggers._switch_off = leaving
-loggers.logged_in = starting
-if not guarded:
-    loggers.failure_reason = lambda call, limit: call() and None
-main()
-"""
 SILENT = 0
 """In place of a signal: wandb's host takes the connection and then answers nothing."""
 
 
-@dataclass
-class Blocked:
-    """A run that has ended. seconds: from when wandb was blocked to when it was `warned` of, and
-    when the run `ended`."""
-
-    code: int
-    err: str
-    seconds: dict[str, float] = field(default_factory=dict)
+def tell(what: str, pid: int) -> None:
+    print(what, pid, time.monotonic(), flush=True)
 
 
-def blocked(tiny, tmp_path, number: int, kind: str) -> Blocked:
-    """A run whose wandb process gets the signal when half of it is done. kind: "guarded" or
-    "bare"."""
-    script = tmp_path / "blocked.py"
-    script.write_text(BLOCKED)
-    words = [*tiny("logger=wandb"), f"hydra.run.dir={tmp_path}/run"]
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
-    out = tmp_path / "out"
-    err = tmp_path / "err"
+def block_wandb(number: int, is_guarded: bool) -> None:
+    """In the run's process: wandb's gets the signal when half of the run is done, or is blocked
+    from the start."""
+    log_metrics = MetricsLog.log_metrics
+    switch_off = wandb_logger._switch_off
+    logged_in = wandb_logger.logged_in
+    blocked = []
+
+    def signalled(self, trainer, progress, *numbers):
+        if number and progress.images_seen == 32 and not blocked:
+            import wandb
+
+            process = wandb.setup()._connection._proc._process
+            process.send_signal(number)
+            blocked.append(process.pid)
+            tell("blocked", process.pid)
+        log_metrics(self, trainer, progress, *numbers)
+
+    def starting():
+        if not number:
+            tell("blocked", 0)
+        return logged_in()
+
+    def leaving(reason):
+        switch_off(reason)
+        tell("warned", 0)
+
+    MetricsLog.log_metrics = signalled
+    wandb_logger._switch_off = leaving
+    wandb_logger.logged_in = starting
+    if not is_guarded:
+        wandb_logger.failure_reason = lambda call, limit: call() and None
+
+
+def told(running) -> dict[str, tuple[int, float]]:
+    """{what: (process, time)}"""
+    found = re.findall(r"^(blocked|warned) (\d+) (\S+)$", running.said(), re.MULTILINE)
+    return {what: (int(pid), float(when)) for what, pid, when in found}
+
+
+@pytest.fixture
+def start_blocked(start, tiny, tmp_path):
+    """start_blocked(number, is_guarded) -> the run whose wandb is blocked, as soon as it is."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         online = LOGGED_IN | {"WANDB_BASE_URL": f"http://127.0.0.1:{silent.getsockname()[1]}"}
-        mode = {"WANDB_MODE": "offline"} if number else online
-        with open(out, "w") as out_file, open(err, "w") as err_file:
-            process = subprocess.Popen(
-                [sys.executable, script, str(int(number)), kind, *words],
-                stdout=out_file,
-                stderr=err_file,
-                env=kept | mode,
+
+        def started(number: int, is_guarded: bool):
+            running = start(
+                "sdtrain",
+                *tiny("logger=wandb"),
+                f"hydra.run.dir={tmp_path}/run",
+                env={"WANDB_MODE": "offline"} if number else online,
+                before=f"{__file__}:block_wandb({int(number)}, {is_guarded})",
             )
-            while process.poll() is None and "blocked" not in out.read_text():
-                time.sleep(0.05)
-            try:
-                # Unguarded, one that stands still is waited for without end.
-                process.wait(40 if kind == "bare" else 150)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-    ended = time.monotonic()
-    found = re.findall(r"^(blocked|warned) (\d+) (\S+)$", out.read_text(), re.MULTILINE)
-    times = {name: float(when) for name, _, when in found}
-    if number == signal.SIGSTOP and kind == "bare":
-        pids = {name: int(pid) for name, pid, _ in found}
-        os.kill(pids["blocked"], signal.SIGKILL)
-    began = times["blocked"]
-    seconds = {name: when - began for name, when in times.items()}
-    return Blocked(process.returncode, err.read_text(), seconds | {"ended": ended - began})
+            running.until(lambda: "blocked" in told(running))
+            return running
+
+        yield started
 
 
 @pytest.mark.slow
@@ -172,31 +140,37 @@ def blocked(tiny, tmp_path, number: int, kind: str) -> Blocked:
     [SILENT, signal.SIGKILL, signal.SIGSTOP],
     ids=["silent host", "killed", "standing still"],
 )
-def test_a_run_whose_wandb_is_blocked_is_the_same(tiny, tiny_run, saved, tmp_path, number):
+def test_a_run_whose_wandb_is_blocked_is_the_same(start_blocked, tiny_run, saved, tmp_path, number):
     """From its start or in mid-run: one warning within 10 s, and nothing else."""
     run = tmp_path / "run"
-    ended = blocked(tiny, tmp_path, number, "guarded")
-    assert ended.code == 0, ended.err
-    assert "Traceback" not in ended.err and ended.err.count("sdtrain: wandb failed (") == 1
-    assert 0 < ended.seconds["warned"] < 10 and ended.seconds["ended"] < 60
+    running = start_blocked(number, True)
+    result = running.wait()
+    ended = time.monotonic()
+    assert result.code == 0, result.err
+    assert "Traceback" not in result.err and result.err.count("sdtrain: wandb failed (") == 1
+    _, blocked_at = told(running)["blocked"]
+    _, warned_at = told(running)["warned"]
+    assert 0 < warned_at - blocked_at < 10 and ended - blocked_at < 60
     assert images_seen(run) == images_seen(tiny_run)
     assert same(saved(run), saved(tiny_run))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("number", "code", "error"),
-    [
-        (SILENT, 1, "CommError"),
-        (signal.SIGKILL, 1, "Connection|Mailbox"),
-        (signal.SIGSTOP, -signal.SIGKILL, ""),
-    ],
-)
-def test_without_the_guard_it_ends_the_run_or_holds_it_up(tiny, tmp_path, number, code, error):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "standing"])
+def test_without_the_guard_it_ends_the_run_or_holds_it_up(start_blocked, tmp_path, number):
     """The twin."""
-    ended = blocked(tiny, tmp_path, number, "bare")
-    assert ended.code == code and re.search(error, ended.err), ended.err
-    assert "warned" not in ended.seconds
+    running = start_blocked(number, False)
+    pid, blocked_at = told(running)["blocked"]
+    if number == signal.SIGSTOP:
+        while time.monotonic() < blocked_at + 12:
+            os.kill(running.pid, 0)  # it is there
+            time.sleep(0.2)
+        os.kill(running.pid, signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
+    result = running.wait()
+    assert result.code == (1 if number == signal.SIGKILL else -signal.SIGKILL), result.err
+    assert number == signal.SIGSTOP or re.search("Connection|Mailbox", result.err), result.err
+    assert "warned" not in told(running)
     written = (tmp_path / "run" / "metrics.jsonl").exists()
     assert not written or images_seen(tmp_path / "run")[-1] == 32
 
