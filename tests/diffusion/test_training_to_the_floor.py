@@ -1,7 +1,5 @@
 """A small network on a ring of six Gaussians, trained through the objective, reaches the loss of
-the exact denoiser: noise, time, target, loss and optimizer at once. Half a minute each on one
-thread.
-"""
+the exact denoiser: noise, time, target, loss and optimizer at once."""
 
 import math
 
@@ -16,7 +14,6 @@ from sdtrain.diffusion.times import Uniform
 from sdtrain.diffusion.weighting.simple import Simple
 from sdtrain.schedules.cosine_log_snr import cosine_log_snr
 from sdtrain.schedules.flow import flow
-from sdtrain.schedules.linear import linear
 
 RING = GaussianMixture.ring()
 
@@ -81,7 +78,7 @@ def excess(objective, network, count=200000):
     return difference.mean().item(), difference.std().item() / math.sqrt(len(difference))
 
 
-def trained(objective, steps=6000, batch=512):
+def trained(objective, steps=3500, batch=512):
     torch.manual_seed(0)
     network, generator = MLP(), torch.Generator().manual_seed(0)
     averaged = torch.optim.swa_utils.AveragedModel(
@@ -109,19 +106,14 @@ def objective_of(schedule, prediction):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("schedule", "prediction", "close"),
-    [(linear, Epsilon, 0.005), (flow, Flow, 0.005)],
-    ids=["linear-epsilon", "flow-flow"],
-)
-def test_a_small_network_reaches_the_floor(schedule, prediction, close):
+def test_a_small_network_reaches_the_floor():
     """In mean squared error of the own target. The exact network is the floor: nothing lies below
-    it but by chance.
+    it but by chance. For Epsilon of a linear schedule: test_unet.py.
     """
-    objective = objective_of(schedule(), prediction())
+    objective = objective_of(flow(), Flow())
     above, error = excess(objective, trained(objective))
-    print(f"{schedule.__name__} {prediction.__name__}: floor + {above:.5f} +- {error:.5f}")
-    assert above < close
+    print(f"floor + {above:.5f} +- {error:.5f}")
+    assert above < 0.005
     assert above > -4 * error
 
 
