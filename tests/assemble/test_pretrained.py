@@ -34,11 +34,15 @@ def pipeline(folder):
 
 
 @pytest.fixture(scope="module")
-def words(tiny, folder):
+def chosen(folder):
+    return ["model=stable_diffusion", f"model.pretrained={folder}", "data.image_size=32"]
+
+
+@pytest.fixture(scope="module")
+def words(tiny, chosen):
     """words("seed=1", ...) -> a short fine-tuning of this pipeline."""
 
     def overrides(*more: str) -> list[str]:
-        chosen = ["model=stable_diffusion", f"model.pretrained={folder}", "data.image_size=32"]
         return tiny(*chosen, *more)
 
     return overrides
@@ -178,10 +182,10 @@ def test_gradient_checkpointing_changes_no_gradient(model_of):
 
 
 @pytest.fixture(scope="module")
-def finetuned(here, words, tmp_path_factory):
+def finetuned(train_tiny, chosen, tmp_path_factory):
     """A run of four steps, with a checkpoint after each two."""
     run = tmp_path_factory.mktemp("finetuned") / "run"
-    result = here("sdtrain", *words("trainer.max_images=32"), f"hydra.run.dir={run}")
+    result = train_tiny(run, *chosen, "trainer.max_images=32")
     assert result.code == 0, result.err
     return run
 
@@ -204,23 +208,20 @@ def test_a_trained_text_encoder_is_in_the_checkpoint(here, words, tmp_path, pipe
     assert not torch.equal(saved[name], pipeline.text_encoder.final_layer_norm.weight)
 
 
-def test_resumed_in_the_middle_it_ends_in_the_same_weights(finetuned, here, words, tmp_path):
+def test_resumed_in_the_middle_it_ends_in_the_same_weights(finetuned, train_tiny, chosen, tmp_path):
     run = Path(shutil.copytree(finetuned, tmp_path / "run"))
     for checkpoint in sorted((run / "checkpoints").iterdir())[1:]:
         shutil.rmtree(checkpoint)
-    resumed = [*words("trainer.max_images=32"), f"hydra.run.dir={run}", "resume=must"]
-    result = here("sdtrain", *resumed)
+    result = train_tiny(run, *chosen, "trainer.max_images=32", "resume=must")
     assert result.code == 0, result.err
     assert same(tensors(newest(run)), tensors(newest(finetuned)))
 
 
-def test_it_is_drawn_with_where_the_pipeline_has_moved_to(folder, here, tiny, tmp_path):
+def test_it_is_drawn_with_where_the_pipeline_has_moved_to(folder, run_of, here, tmp_path):
     """And with the same weights only."""
     before = Path(shutil.copytree(folder, tmp_path / "before"))
-    run = tmp_path / "run"
     chosen = ["model=stable_diffusion", f"model.pretrained={before}", "data.image_size=32"]
-    short = [*tiny(*chosen, *BARE, "trainer.max_images=8"), f"hydra.run.dir={run}"]
-    assert here("sdtrain", *short).code == 0
+    run = run_of("run", *chosen, *BARE, "trainer.max_images=8")
     elsewhere = before.rename(tmp_path / "elsewhere")
 
     def draw(*words: str):

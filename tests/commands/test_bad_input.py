@@ -287,7 +287,7 @@ def test_an_output_that_cannot_be_written_is_5(here, tiny_run, tmp_path, name):
     assert (tmp_path / "file").read_text() == "kept"
 
 
-@pytest.mark.parametrize("place", ["{file}/out", "{file}", "/proc/out"])
+@pytest.mark.parametrize("place", ["{file}/out", "{file}", "/proc/out", "/proc"])
 def test_folders_that_cannot_be_written(tmp_path, place):
     (tmp_path / "file").write_text("kept")
     with pytest.raises(StorageError) as refused:

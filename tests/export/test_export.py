@@ -83,22 +83,19 @@ def test_diffusers_draws_the_same_picture(case, here, tiny, composed, tmp_path):
 
 
 @pytest.mark.slow
-def test_flow_is_drawn_to_a_hundredth(here, tiny, composed, tmp_path):
-    run = tmp_path / "run"
-    words = tiny("schedule=flow", "prediction=flow", *SHORT)
-    assert here("sdtrain", *words, f"hydra.run.dir={run}").code == 0
+def test_flow_is_drawn_to_a_hundredth(run_of, here, composed, tmp_path):
+    run = run_of("run", "schedule=flow", "prediction=flow", *SHORT)
     folder = export(here, run, tmp_path / "out")
     ours = drawn_by_sdtrain(composed, run, steps=50)
     assert (drawn_by_diffusers(folder, steps=50) - ours).abs().max() < 1e-2
 
 
 @pytest.fixture(scope="module")
-def finetuned(here, tiny, tmp_path_factory):
+def finetuned(train_tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("finetuned")
     pipeline = save_pipeline(folder / "pipeline")
     chosen = ["model=stable_diffusion", f"model.pretrained={pipeline}", "data.image_size=32"]
-    words = [*tiny(*chosen, *SHORT), f"hydra.run.dir={folder}/run"]
-    assert here("sdtrain", *words).code == 0
+    assert train_tiny(folder / "run", *chosen, *SHORT).code == 0
     return folder
 
 
@@ -107,11 +104,10 @@ def weights_of(pipeline: Path, subfolder: str) -> dict[str, torch.Tensor]:
     return load_file(file)
 
 
-def test_out_and_in_and_out_again_the_weights_are_the_same(finetuned, here, tiny, tmp_path):
+def test_out_and_in_and_out_again_the_weights_are_the_same(finetuned, run_of, here, tmp_path):
     first = export(here, finetuned / "run", tmp_path / "first", "ema=false")
     chosen = ["model=stable_diffusion", f"model.pretrained={first}", "optimizer.lr=0"]
-    run = tmp_path / "run"
-    assert here("sdtrain", *tiny(*chosen, *SHORT), f"hydra.run.dir={run}").code == 0
+    run = run_of("run", *chosen, *SHORT)
     second = export(here, run, tmp_path / "second")
     for subfolder in ("unet", "text_encoder", "vae"):
         before = weights_of(first, subfolder)
@@ -212,10 +208,8 @@ def test_a_mistake_is_refused_and_nothing_is_written(words, key, tiny_run, here,
     assert [path.name for path in full.iterdir()] == ["file"]
 
 
-def test_a_model_of_classes_is_refused(here, tiny, tmp_path):
-    run = tmp_path / "run"
-    words = tiny("model/conditioner=class_label", *SHORT)
-    assert here("sdtrain", *words, f"hydra.run.dir={run}").code == 0
+def test_a_model_of_classes_is_refused(run_of, here, tmp_path):
+    run = run_of("run", "model/conditioner=class_label", *SHORT)
     result = here("sdtrain-export", f"checkpoint={run}", f"output={tmp_path}/out")
     assert result.code == 2
     assert "ClassLabel" in result.paragraph
