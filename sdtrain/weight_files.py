@@ -15,6 +15,9 @@ DIFFUSERS = "diffusion_pytorch_model"
 TRANSFORMERS = "model"
 """Stem of weight files of transformers."""
 
+FROZEN_DTYPES = {None: "float32", "fp16": "float16", "bf16": "bfloat16"}
+"""{model.frozen_dtype: name of the type in torch}."""
+
 VARIANTS = (None, "fp16", "bf16")
 """Variants in the names of weight files, None for full precision. The first that exists is read."""
 

@@ -75,6 +75,7 @@ def load(
     allow: list[str],
     autoencoder: str | None = None,
     pretrained: str | None = None,
+    keep_frozen_dtype: bool = True,
     data: dict[str, Any] | None = None,
 ) -> LoadedCheckpoint:
     """Load the model of a complete checkpoint, see `find_checkpoint`.
@@ -88,25 +89,13 @@ def load(
         allow: packages whose classes the configuration may build.
         autoencoder: the new folder of the autoencoder, if it has moved.
         pretrained: the new folder of the pretrained pipeline, if it has moved.
+        keep_frozen_dtype: False reads frozen parts in full precision, even if the run did not.
         data: changes to the arguments of the data set.
 
     Raises UserError if the checkpoint holds no diffusion model or cannot be loaded.
     """
     saved = upgrade_config(read_config(folder.config))
-    if is_autoencoder(saved):
-        raise UserError(
-            "is the run of an autoencoder, which generates no pictures by itself",
-            key="checkpoint",
-            value=str(folder.path),
-            remedy="Give the run of a diffusion model in checkpoint.",
-        )
-    for key in ("model", "schedule"):
-        if not saved.get(key):
-            raise StorageError(
-                f"{folder.config} has no {key}: it does not belong to a diffusion model",
-                key="checkpoint",
-                remedy="Give the run of a diffusion model in checkpoint.",
-            )
+    _check_is_diffusion(saved, folder)
     check_targets({key: saved.get(key) for key in BUILT}, allow)
     cfg = {key: value for key, value in saved.items() if key in (*BUILT, *PLAIN_KEYS)}
     cfg["data"] = saved.get("data") or {}
@@ -115,6 +104,10 @@ def load(
     restore_old_defaults(cfg["model"]["autoencoder"])
     cfg = use_copies(cfg, folder.run, always=True)
     _set_pretrained(cfg["model"], folder.run, pretrained)
+    if not keep_frozen_dtype:
+        for part in LatentDiffusion.PARTS:
+            if "dtype" in cfg["model"][part]:
+                cfg["model"][part]["dtype"] = None
     check_files(cfg)
     try:
         model = build_model(cfg, folder.run.path)
@@ -127,6 +120,25 @@ def load(
     model.load_trained_state(weights)
     training_data = TrainingData(cfg["data"], data or {}, allow, record)
     return LoadedCheckpoint(model.to(device).eval(), cfg, folder, training_data, record)
+
+
+def _check_is_diffusion(saved: dict[str, Any], folder: CheckpointFolder) -> None:
+    """Raise an error if a saved configuration is not that of a diffusion model."""
+    remedy = "Give the run of a diffusion model in checkpoint."
+    if is_autoencoder(saved):
+        raise UserError(
+            "is the run of an autoencoder, which generates no pictures by itself",
+            key="checkpoint",
+            value=str(folder.path),
+            remedy=remedy,
+        )
+    for key in ("model", "schedule"):
+        if not saved.get(key):
+            raise StorageError(
+                f"{folder.config} has no {key}: it does not belong to a diffusion model",
+                key="checkpoint",
+                remedy=remedy,
+            )
 
 
 def _set_autoencoder_path(

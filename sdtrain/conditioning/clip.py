@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +12,13 @@ from transformers.utils import logging
 from sdtrain.conditioning.interface import Conditioner, Conditioning, Inputs
 from sdtrain.errors import UserError
 from sdtrain.paths import find_folder
-from sdtrain.weight_files import TRANSFORMERS, check_loaded, require_weight_files, weights_error
+from sdtrain.weight_files import (
+    FROZEN_DTYPES,
+    TRANSFORMERS,
+    check_loaded,
+    require_weight_files,
+    weights_error,
+)
 
 
 class Clip(Conditioner):
@@ -30,6 +36,7 @@ class Clip(Conditioner):
         variant: "fp16" or "bf16" reads the files of that variant; None the first that exists.
         trained: whether it is trained with the UNet; otherwise it is frozen.
         clip_skip: number of the last layers that are left out.
+        dtype: "fp16" or "bf16" keeps a frozen text model in half precision; the context is float32.
 
     Raises UserError if a folder does not exist or does not hold such a model, or clip_skip leaves
     no layer.
@@ -50,6 +57,7 @@ class Clip(Conditioner):
         variant: str | None = None,
         trained: bool = False,
         clip_skip: int = 0,
+        dtype: Literal["fp16", "bf16"] | None = None,
     ) -> None:
         super().__init__()
         folder = find_folder(architecture, "model.conditioner.architecture")
@@ -67,7 +75,13 @@ class Clip(Conditioner):
         self.clip_skip = clip_skip
         self.context_dim = config.hidden_size
         self.max_length = config.max_position_embeddings
-        self.net = CLIPTextModel(config) if weights is None else _read_text_model(weights, variant)
+        self.sha256 = None
+        if weights is None:
+            self.net = CLIPTextModel(config)
+        else:
+            self.net, self.sha256 = _read_text_model(weights, variant)
+        if self.frozen:
+            self.net.to(getattr(torch, FROZEN_DTYPES[dtype]))
 
     @property
     def max_tokens(self) -> int:
@@ -94,9 +108,9 @@ class Clip(Conditioner):
         """Return the hidden state [B, L, D] of tokens [B, L]."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             if not self.clip_skip:
-                return self.net(input_ids=tokens).last_hidden_state
+                return self.net(input_ids=tokens).last_hidden_state.float()
             states = self.net(input_ids=tokens, output_hidden_states=True).hidden_states
-            return self.net.final_layer_norm(states[-1 - self.clip_skip])
+            return self.net.final_layer_norm(states[-1 - self.clip_skip]).float()
 
 
 @contextmanager
@@ -111,8 +125,8 @@ def _no_progress_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _read_text_model(weights: str, variant: str | None) -> CLIPTextModel:
-    """Load a text model from safetensors alone, in float32."""
+def _read_text_model(weights: str, variant: str | None) -> tuple[CLIPTextModel, str]:
+    """Load a text model from safetensors alone, in float32; return it and the hash of the files."""
     key = "model.conditioner.weights"
     folder = find_folder(weights, key)
     files = require_weight_files(folder, TRANSFORMERS, key, variant)
@@ -129,4 +143,4 @@ def _read_text_model(weights: str, variant: str | None) -> CLIPTextModel:
     except Exception as error:  # transformers raises various classes for files that do not match
         raise weights_error(key, folder, error) from error
     check_loaded(info, key, folder)
-    return net
+    return net, files.sha256

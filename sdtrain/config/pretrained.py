@@ -28,6 +28,7 @@ PRETRAINED_KEYS = {
     "revision": str | None,
     "variant": Literal["fp16", "bf16"] | None,
     "train": list[Part],
+    "frozen_dtype": Literal["fp16", "bf16"] | None,
 }
 """Keys under `model` that say which pretrained weights are read, and their types."""
 

@@ -33,6 +33,7 @@ def export(config: ExportConfig) -> None:
         allow=config.allow,
         autoencoder=config.autoencoder,
         pretrained=config.model["pretrained"],
+        keep_frozen_dtype=False,
     )
     pipeline = build_pipeline(loaded.model, loaded.image_size)
     check_writable(folder)

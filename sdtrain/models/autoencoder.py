@@ -6,6 +6,7 @@ The latents have about unit variance.
 import json
 import math
 from pathlib import Path
+from typing import Literal
 
 import torch
 from diffusers import AutoencoderKL
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from sdtrain.errors import StorageError, UserError
 from sdtrain.files import atomic_folder
 from sdtrain.models.autoencoder_folder import WEIGHTS, AutoencoderFolder, read_autoencoder_folder
+from sdtrain.weight_files import FROZEN_DTYPES
 
 
 class Autoencoder(nn.Module):
@@ -37,6 +39,8 @@ class Autoencoder(nn.Module):
             to take its mean.
         sha256: expected hash of the weights, from a run's config.yaml; None checks nothing.
         variant: "fp16" or "bf16" reads the files of that variant; None the first that exists.
+        dtype: "fp16" or "bf16" keeps the network in half precision; latents and pictures are
+            float32.
     """
 
     frozen = True
@@ -54,6 +58,7 @@ class Autoencoder(nn.Module):
         sample_posterior: bool = False,
         sha256: str | None = None,
         variant: str | None = None,
+        dtype: Literal["fp16", "bf16"] | None = None,
     ) -> None:
         super().__init__()
         folder = read_autoencoder_folder(path, variant)
@@ -71,7 +76,8 @@ class Autoencoder(nn.Module):
         _check_size("downsampling", downsampling, folder.downsampling, path)
         self.files = folder.files
         self.files_sha256 = folder.config_sha256
-        self.net = _read_autoencoder(folder, path)
+        self.dtype = getattr(torch, FROZEN_DTYPES[dtype])
+        self.net = _read_autoencoder(folder, path).to(self.dtype)
         self.latent_channels = folder.latent_channels
         self.downsampling = folder.downsampling
         self.sample_posterior = sample_posterior
@@ -104,8 +110,8 @@ class Autoencoder(nn.Module):
 
         image: [B, 3, H, W] in [-1, 1]. The result is [B, 2, C, h, w].
         """
-        posterior = self.net.encode(image).latent_dist
-        return torch.stack([posterior.mean, posterior.std], dim=1)
+        posterior = self.net.encode(image.to(self.dtype)).latent_dist
+        return torch.stack([posterior.mean, posterior.std], dim=1).float()
 
     def latents_of(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
         """Return latents [B, C, h, w] of the posterior's mean, or of mean + std noise.
@@ -129,7 +135,7 @@ class Autoencoder(nn.Module):
         latents = latents / self.latent_scale
         if self.latent_shift:
             latents = latents * self.latent_std + self.latent_mean
-        return self.net.decode(latents).sample.clamp(-1, 1)
+        return self.net.decode(latents.to(self.dtype)).sample.float().clamp(-1, 1)
 
 
 class Pixels(nn.Module):

@@ -239,3 +239,28 @@ def test_it_is_drawn_with_where_the_pipeline_has_moved_to(folder, run_of, here, 
     other = draw(f"model.pretrained={elsewhere}")
     assert other.code == 2
     assert "sha256" in other.paragraph
+
+
+def test_frozen_parts_in_half_precision_give_nearly_the_same(model_of):
+    whole = model_of()
+    half = model_of("model.frozen_dtype=bf16")
+    for part in (half.conditioner.net, half.autoencoder.net):
+        assert {p.dtype for p in part.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in half.unet.parameters()} == {torch.float32}
+    image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    pairs = [
+        (whole.conditioner(inputs(PROMPTS)).context, half.conditioner(inputs(PROMPTS)).context),
+        (whole.latents(image), half.latents(image)),
+        (
+            whole.autoencoder.decode(whole.latents(image)),
+            half.autoencoder.decode(whole.latents(image)),
+        ),
+    ]
+    for exact, rounded in pairs:
+        assert rounded.dtype == torch.float32
+        assert 0 < (rounded - exact).abs().mean() < 0.05 * exact.std()
+
+
+def test_a_trained_text_encoder_is_not_rounded(model_of):
+    model = model_of("model.frozen_dtype=fp16", "model.train=[unet,text_encoder]")
+    assert {p.dtype for p in model.conditioner.parameters()} == {torch.float32}

@@ -138,6 +138,17 @@ def test_only_what_was_trained_has_changed(finetuned, here, tmp_path):
     assert all(torch.equal(saved[f"unet.net.{name}"], value) for name, value in unet.items())
 
 
+def test_frozen_weights_go_out_in_full_precision(finetuned, run_of, here, tmp_path):
+    """Whatever they were trained with."""
+    chosen = ["model=stable_diffusion", f"model.pretrained={finetuned}/pipeline"]
+    run = run_of("run", *chosen, "model.frozen_dtype=bf16", "data.image_size=32", *SHORT)
+    folder = export(here, run, tmp_path / "out")
+    before = weights_of(finetuned / "pipeline", "text_encoder")
+    after = weights_of(folder, "text_encoder")
+    for name, value in before.items():
+        assert torch.equal(after[f"text_model.{name.removeprefix('text_model.')}"], value), name
+
+
 def test_averaged_weights_half_precision_and_the_card(finetuned, here, tmp_path):
     averaged = export(here, finetuned / "run", tmp_path / "averaged")
     half = export(here, finetuned / "run", tmp_path / "half", "dtype=fp16")
