@@ -82,7 +82,7 @@ def become(job: dict) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     name = MAINS[os.path.basename(sys.argv[0])]
     others = [word for word in sys.argv if word.startswith("trainer.devices=")]
-    if others and os.environ.get("RANKS") != "imported":
+    if others and "-m" not in sys.argv and os.environ.get("RANKS") != "imported":
         launchers.subprocess = SimpleNamespace(Popen=ForkedRank)
         for _ in range(1, int(others[-1].partition("=")[2])):
             if wait_as_rank():

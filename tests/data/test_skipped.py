@@ -5,14 +5,13 @@ of the split takes their place.
 import json
 import os
 import random
-import subprocess
-import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from reading import BARE
+from reading import BARE, flattened
 from torch.utils.data import DataLoader
 
 from sdtrain.config.precheck import precheck_config
@@ -20,6 +19,7 @@ from sdtrain.data.images import Images
 from sdtrain.data.skipped import Skipped
 from sdtrain.errors import DataError, UserError
 from sdtrain.randomness import KeyedRandom
+from sdtrain.training.diffusion_module import DiffusionModule
 
 BROKEN = ("03.png", "07.png", "11.png")
 
@@ -286,52 +286,37 @@ def test_a_run_with_too_many_ends(train, monkeypatch, bounded):
         )
 
 
-WATCHED = '''
-"""sdtrain, that writes down what each rank is given: rank, pictures, replaced ones.
+def watch_batches(seen: str, is_keyed: bool) -> None:
+    """In each rank: it writes down what it is given, as pictures and replaced ones.
 
-UNKEYED: another picture is drawn by the process's own generator.
-"""
+    is_keyed: if not, another picture is drawn by the process's own generator.
+    """
+    step = DiffusionModule.training_step
+    uniform = KeyedRandom.uniform
 
-import os
-import random
-from pathlib import Path
+    def watched_step(self, batch, batch_index):
+        rank = os.environ.get("LOCAL_RANK", "0")
+        with open(Path(seen, f"rank-{rank}"), "a") as file:
+            file.write(f"{len(batch.caption)} {len(batch.image)} {len(batch.skipped)}\n")
+        return step(self, batch, batch_index)
 
-from sdtrain.commands.train import main
-from sdtrain.training.diffusion_module import DiffusionModule
-from sdtrain.randomness import KeyedRandom
+    def unkeyed(self, ordinal, count, index=0):
+        if self.purpose == "replacement":
+            return [random.random()] * count
+        return uniform(self, ordinal, count, index)
 
-step, uniform = DiffusionModule.training_step, KeyedRandom.uniform
-
-
-def watched(self, batch, batch_index):
-    rank = os.environ.get("LOCAL_RANK", "0")
-    with open(Path(os.environ["SEEN"]) / f"rank-{rank}", "a") as file:
-        file.write(f"{len(batch.caption)} {len(batch.image)} {len(batch.skipped)}\\n")
-    return step(self, batch, batch_index)
-
-
-def unkeyed(self, ordinal, count, index=0):
-    if self.purpose == "replacement":
-        return [random.random()] * count
-    return uniform(self, ordinal, count, index)
-
-
-DiffusionModule.training_step = watched
-if os.environ.get("UNKEYED"):
-    KeyedRandom.uniform = unkeyed
-if __name__ == "__main__":
-    main()
-'''
+    DiffusionModule.training_step = watched_step
+    if not is_keyed:
+        KeyedRandom.uniform = unkeyed
 
 
 @pytest.fixture
-def watched(tiny, folder, saved, tmp_path):
+def watched(command, tiny, folder, saved, tmp_path):
     """watched(ranks, workers) -> (weights, what each rank was given, data/skipped, stderr) of a run
     over the broken pictures.
     """
-    (tmp_path / "watched.py").write_text(WATCHED)
 
-    def run(ranks, workers, **env):
+    def run(ranks, workers, is_keyed=True):
         place = tmp_path / f"{ranks}-{workers}"
         place.mkdir()
         words = tiny(
@@ -346,34 +331,14 @@ def watched(tiny, folder, saved, tmp_path):
             "trainer.max_images=96",
         )
         words += ["strategy=ddp", f"trainer.devices={ranks}"] if ranks > 1 else []
-        command = [
-            sys.executable,
-            str(tmp_path / "watched.py"),
-            *words,
-            f"hydra.run.dir={place}/run",
-        ]
-        done = subprocess.run(
-            command,
-            env=os.environ | {"SEEN": str(place), "OMP_NUM_THREADS": "1"} | env,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        weights = torch.cat(
-            [
-                value.double().flatten()
-                for key, value in saved(place / "run").items()
-                if key.startswith("model/")
-            ]
-        )
-        given = [
-            [
-                tuple(map(int, line.split()))
-                for line in (place / f"rank-{rank}").read_text().splitlines()
-            ]
-            for rank in range(ranks)
-        ]
-        return weights, given, numbers(place / "run"), done.stderr
+        before = f"{__file__}:watch_batches({str(place)!r}, {is_keyed})"
+        done = command("sdtrain", *words, f"hydra.run.dir={place}/run", before=before)
+        assert done.code == 0, done.err
+        given = []
+        for rank in range(ranks):
+            lines = (place / f"rank-{rank}").read_text().splitlines()
+            given.append([tuple(map(int, line.split())) for line in lines])
+        return flattened(saved(place / "run")), given, numbers(place / "run"), done.err
 
     return run
 
@@ -398,4 +363,4 @@ def test_two_ranks_and_workers_equal_one(watched):
 @pytest.mark.slow
 def test_with_a_generator_of_the_process_two_ranks_would_not(watched):
     """The twin."""
-    assert apart(watched(1, 0, UNKEYED="1")[0], watched(2, 0, UNKEYED="1")[0]) > 1e-4
+    assert apart(watched(1, 0, False)[0], watched(2, 0, False)[0]) > 1e-4

@@ -8,6 +8,7 @@ import os
 import random
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -303,42 +304,55 @@ def test_free_space_is_looked_at_before_anything_is_written(run):
 
 
 WRITER = """
-import sys, torch
+import os, sys, torch
 from pathlib import Path
 from sdtrain.runs.checkpoint import write_checkpoint
 assert not {"lightning", "hydra", "diffusers"} & set(sys.modules)
-run, value = Path(sys.argv[1]), 0
-while True:
-    value += 1
-    tensors = {str(i): torch.full((40000,), float(value)) for i in range(6)}
-    folder = run / "checkpoints" / f"{value:012d}"
-    write_checkpoint(folder, tensors, tensors, {"steps": value}, f"seed: {value}\\n")
-    print(value, flush=True)
+
+def save_for_ever(run):
+    value = 0
+    while True:
+        value += 1
+        tensors = {str(i): torch.full((40000,), float(value)) for i in range(6)}
+        folder = run / "checkpoints" / f"{value:012d}"
+        write_checkpoint(folder, tensors, tensors, {"steps": value}, f"seed: {value}\\n")
+        print(value, flush=True)
+
+for line in sys.stdin:
+    pid = os.fork()
+    if pid == 0:
+        print(os.getpid(), flush=True)
+        save_for_ever(Path(line.strip()))
+    os.waitpid(pid, 0)
+    print("ended", flush=True)
 """
+"""A process of its own for each folder that it is told."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("attempt", range(25))
-def test_killed_at_any_moment_of_a_save_a_whole_one_is_found(tmp_path, attempt):
+def test_killed_at_any_moment_of_a_save_a_whole_one_is_found(tmp_path):
     """The writer prints each checkpoint that it has published; killed at a random moment, that one
     or a newer is whole."""
-    moment = random.Random(attempt).uniform(0.0, 0.15)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     # Another file system: nothing is renamed across.
     environment = os.environ | {"TMPDIR": "/dev/shm"}
-    writer = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(tmp_path)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-    assert int(writer.stdout.readline()) == 1
-    time.sleep(moment)
-    writer.kill()
-    printed = [1, *map(int, writer.stdout.read().split())]
-    writer.wait()
-    found, passed_over = newest_intact(tmp_path)
-    assert int(found.name) in (printed[-1], printed[-1] + 1) and passed_over == []
-    assert read_weights(found, "model")["3"].eq(int(found.name)).all()
+    with subprocess.Popen([sys.executable, "-c", WRITER], env=environment, **pipes) as writer:
+        for attempt in range(25):
+            run = tmp_path / str(attempt)
+            writer.stdin.write(f"{run}\n")
+            writer.stdin.flush()
+            pid = int(writer.stdout.readline())
+            assert int(writer.stdout.readline()) == 1
+            time.sleep(random.Random(attempt).uniform(0.0, 0.15))
+            os.kill(pid, signal.SIGKILL)
+            printed = 1
+            while (line := writer.stdout.readline()) != "ended\n":
+                printed = int(line)
+            found, passed_over = newest_intact(run)
+            assert int(found.name) in (printed, printed + 1), attempt
+            assert passed_over == [], attempt
+            assert read_weights(found, "model")["3"].eq(int(found.name)).all(), attempt
+        writer.stdin.close()
 
 
 class Touch:

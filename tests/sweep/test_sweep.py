@@ -1,34 +1,25 @@
 """Whole sweeps: they end in the same runs however they were stopped."""
 
-import contextlib
 import json
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
 from reading import same
 
 
-def start_sweep(folder, *words, **environment) -> subprocess.Popen:
-    """The command in a folder of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "sdtrain.commands.train", "-m", *words],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-    )
+@pytest.fixture
+def start_sweep(start):
+    """start_sweep(FOLDER, "seed=1,2", ..., WANDB_MODE="offline") -> the command in that folder. Its
+    arms are real processes, too, which import everything anew."""
+    return lambda folder, *words, **env: start("sdtrain", "-m", *words, cwd=folder, env=env)
 
 
-def run_sweep(folder, *words, **environment) -> tuple[str, int]:
+def ended(sweep) -> tuple[str, int]:
     """What the command has printed, and its exit code."""
-    process = start_sweep(folder, *words, **environment)
-    return process.communicate(timeout=300)[0], process.returncode
+    result = sweep.wait()
+    return result.out + result.err, result.code
 
 
 def states(folder) -> dict[str, str]:
@@ -39,14 +30,15 @@ def states(folder) -> dict[str, str]:
     return found
 
 
-def wait_for_checkpoint(sweep: subprocess.Popen, folder, arm: str) -> None:
-    while not list(folder.glob(f"runs/*/*/{arm}/checkpoints/[0-9]*/manifest.json")):
-        assert sweep.poll() is None
-        time.sleep(0.02)
+def wait_for_checkpoint(sweep, folder, arm: str) -> None:
+    manifests = f"runs/*/*/{arm}/checkpoints/[0-9]*/manifest.json"
+    sweep.until(lambda: list(folder.glob(manifests)))
 
 
 @pytest.mark.slow
-def test_two_arms_of_two_ranks_one_killed_and_finished_by_the_same_command(tiny, tmp_path):
+def test_two_arms_of_two_ranks_one_killed_and_finished_by_the_same_command(
+    start_sweep, tiny, tmp_path
+):
     """With wandb offline: two runs, two folders, in one group."""
     words = tiny(
         "schedule=linear,cosine",
@@ -59,18 +51,14 @@ def test_two_arms_of_two_ranks_one_killed_and_finished_by_the_same_command(tiny,
         "callbacks.noise_levels.every=0",
     )
     running = start_sweep(tmp_path, *words, WANDB_MODE="offline")
-    try:
-        wait_for_checkpoint(running, tmp_path, "schedule=cosine")
-        (status,) = tmp_path.glob("runs/*/*/schedule=cosine/status.json")
-        os.kill(json.loads(status.read_text())["pid"], signal.SIGKILL)
-        printed = running.communicate(timeout=300)[0]
-        assert running.returncode == 137, printed
-        assert states(tmp_path)["schedule=linear"] == "finished"
-        assert "schedule=cosine: exited with -9" in printed
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            running.kill()
-    printed, code = run_sweep(tmp_path, *words, WANDB_MODE="offline")
+    wait_for_checkpoint(running, tmp_path, "schedule=cosine")
+    (status,) = tmp_path.glob("runs/*/*/schedule=cosine/status.json")
+    os.kill(json.loads(status.read_text())["pid"], signal.SIGKILL)
+    printed, code = ended(running)
+    assert code == 137, printed
+    assert states(tmp_path)["schedule=linear"] == "finished"
+    assert "schedule=cosine: exited with -9" in printed
+    printed, code = ended(start_sweep(tmp_path, *words, WANDB_MODE="offline"))
     assert code == 0, printed
     assert set(states(tmp_path).values()) == {"finished"}
     assert "schedule=linear: finished earlier" in printed
@@ -86,7 +74,7 @@ def test_two_arms_of_two_ranks_one_killed_and_finished_by_the_same_command(tiny,
 
 @pytest.mark.slow
 def test_an_interrupted_sweep_goes_on_to_the_same_weights_and_reports_a_failed_arm(
-    here, tiny, saved, tmp_path
+    start_sweep, here, tiny, saved, tmp_path
 ):
     words = tiny(
         "optimizer.lr=0.001,1e30",
@@ -97,14 +85,14 @@ def test_an_interrupted_sweep_goes_on_to_the_same_weights_and_reports_a_failed_a
     )
     running = start_sweep(tmp_path, *words)
     wait_for_checkpoint(running, tmp_path, "optimizer.lr=0.001")
-    running.send_signal(signal.SIGHUP)
-    printed = running.communicate(timeout=300)[0]
-    assert running.returncode == 143, printed
+    os.kill(running.pid, signal.SIGHUP)
+    printed, code = ended(running)
+    assert code == 143, printed
     assert "the same command resumes" in printed
     assert "optimizer.lr=1e+30: starts" not in printed
     assert states(tmp_path) == {"optimizer.lr=0.001": "interrupted"}
 
-    printed, code = run_sweep(tmp_path, *words)
+    printed, code = ended(start_sweep(tmp_path, *words))
     assert code == 4, printed
     assert states(tmp_path) == {
         "optimizer.lr=0.001": "finished",
@@ -123,12 +111,12 @@ def test_an_interrupted_sweep_goes_on_to_the_same_weights_and_reports_a_failed_a
 
 
 @pytest.mark.slow
-def test_arms_that_differ_in_sampling_share_one_training(here, tiny, saved, tmp_path):
+def test_arms_that_differ_in_sampling_share_one_training(start_sweep, here, tiny, saved, tmp_path):
     """The second goes on from the last weights of the first, to its own pictures and nothing
     else."""
     folder = tmp_path / "sweep"
     words = [*tiny("callbacks.noise_levels.every=64"), f"hydra.sweep.dir={folder}"]
-    out, code = run_sweep(tmp_path, *words, "sampler=ddim,heun")
+    out, code = ended(start_sweep(tmp_path, *words, "sampler=ddim,heun"))
     assert code == 0, out
     assert "sampler=heun: samples with the weights of sampler=ddim" in out
     first = folder / "sampler=ddim"
