@@ -198,6 +198,7 @@ class SampleConfig(DrawingConfig):
     label: list[int | str] | int | str | None
     guidance_scale: float
     output: str
+    save_latents: bool
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,14 +69,8 @@ def _draw_latents(
     device = model.device
     schedule = model.objective.schedule
 
-    def draw_normal(purpose: str, ordinal: int) -> Tensor:
-        draws = []
-        for request in requests:
-            draws.append(KeyedRandom(request.seed, purpose).normal(ordinal, shape))
-        return torch.from_numpy(np.stack(draws)).to(device)
-
     def noise(step: int) -> Tensor:
-        return draw_normal("sampler", step)
+        return _draw_normal(requests, "sampler", step, shape).to(device)
 
     conditioned, unconditioned = build_inputs(model, requests, shape[1:])
     denoisers = {}
@@ -85,12 +79,32 @@ def _draw_latents(
         denoisers[name] = _call_before(denoiser, on_evaluation)
     denoise = drawing.guidance(denoisers, drawing.guidance_scale, schedule)
     grid = drawing.grid(drawing.steps, schedule)
+    x = starting_latents(model, requests, drawing, image_size)
+    return drawing.sampler(denoise, x, grid, schedule, noise, show)
+
+
+def starting_latents(
+    model: LatentDiffusion, requests: Sequence[Request], drawing: Drawing, image_size: int
+) -> Tensor:
+    """Return the noise [B, C, h, w] from which the pictures are drawn, on the model's device."""
+    schedule = model.objective.schedule
+    shape = model.autoencoder.latent_shape(image_size)
     # Standard deviation of noised latents of unit variance at the first time. It differs from 1 on
     # a straight path that does not begin at alpha = 0.
-    alpha, sigma = schedule.alpha_sigma(grid[0])
+    alpha, sigma = schedule.alpha_sigma(drawing.grid(drawing.steps, schedule)[0])
+    device = model.device
     std = (alpha.to(device) ** 2 + sigma.to(device) ** 2).sqrt()
-    x = draw_normal("image", 0) * std
-    return drawing.sampler(denoise, x, grid, schedule, noise, show)
+    return _draw_normal(requests, "image", 0, shape).to(device) * std
+
+
+def _draw_normal(
+    requests: Sequence[Request], purpose: str, ordinal: int, shape: tuple[int, int, int]
+) -> Tensor:
+    """Return standard normal draws [B, C, h, w], each keyed by the seed of its request."""
+    draws = []
+    for request in requests:
+        draws.append(KeyedRandom(request.seed, purpose).normal(ordinal, shape))
+    return torch.from_numpy(np.stack(draws))
 
 
 def _call_before(denoise: Denoise, on_evaluation: Callable[[], None] | None) -> Denoise:

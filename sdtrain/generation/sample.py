@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
 from torch import Tensor
 
 from sdtrain import pictures
@@ -12,9 +13,9 @@ from sdtrain.config.run_readers import as_list
 from sdtrain.config.schema import SampleConfig
 from sdtrain.console import warn
 from sdtrain.errors import UserError
-from sdtrain.files import check_writable
+from sdtrain.files import atomic_file, check_writable
 from sdtrain.generation.drawing import Drawing, Request
-from sdtrain.generation.generate import generate
+from sdtrain.generation.generate import generate, starting_latents
 from sdtrain.latent_diffusion import LatentDiffusion
 from sdtrain.runs.layout import PictureFolder
 from sdtrain.runs.manifest import sha256_of
@@ -55,6 +56,10 @@ def sample(
         "config_sha256": sha256_of(config_file),
     }
     _write_samples(config, requests, images, conditioner, metadata)
+    if config.save_latents:
+        latents = starting_latents(model, requests, drawing, image_size).cpu()
+        with atomic_file(PictureFolder(Path(config.output)).latents) as temporary:
+            save_file({"latents": latents}, temporary)
     return len(images)
 
 

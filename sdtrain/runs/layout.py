@@ -236,6 +236,11 @@ class PictureFolder:
         """A grid of all pictures with their captions."""
         return self.path / "grid.png"
 
+    @property
+    def latents(self) -> Path:
+        """The noise that the pictures are drawn from, as `latents` [N, C, h, w]."""
+        return self.path / "latents.safetensors"
+
     def picture(self, number: int, seed: int) -> Path:
         """One picture.
 

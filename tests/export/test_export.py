@@ -20,7 +20,7 @@ from sdtrain.assemble.objective import build_objective
 from sdtrain.errors import UserError
 from sdtrain.export.scheduler import scheduler_of
 from sdtrain.generation.drawing import Request
-from sdtrain.generation.generate import generate
+from sdtrain.generation.generate import generate, starting_latents
 from sdtrain.randomness import KeyedRandom
 from sdtrain.runs.layout import CheckpointFolder
 
@@ -34,15 +34,13 @@ def export(here, run: Path, output: Path, *words: str) -> Path:
     return output
 
 
-def drawn_by_diffusers(folder: Path, steps: int) -> torch.Tensor:
-    """Pictures [1, 3, H, W] in [0, 1], from the starting latents of sdtrain's seed 3."""
+def drawn_by_diffusers(folder: Path, latents: torch.Tensor, steps: int) -> torch.Tensor:
+    """Pictures [1, 3, H, W] in [0, 1], from these starting latents."""
     pipeline = StableDiffusionPipeline.from_pretrained(folder, low_cpu_mem_usage=False)
     pipeline.set_progress_bar_config(disable=True)
-    side = pipeline.unet.config.sample_size
-    latents = KeyedRandom(3, "image").normal(0, (4, side, side))
     images = pipeline(
         PROMPT,
-        latents=torch.from_numpy(latents)[None],
+        latents=latents,
         num_inference_steps=steps,
         guidance_scale=3.0,
         output_type="np",
@@ -50,14 +48,16 @@ def drawn_by_diffusers(folder: Path, steps: int) -> torch.Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
-def drawn_by_sdtrain(composed, run: Path, steps: int) -> torch.Tensor:
-    """The same with sdtrain's ddim on the trailing grid, without a bound on x0."""
+def drawn_by_sdtrain(composed, run: Path, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A picture of ddim on the trailing grid, without a bound on x0; and its starting latents."""
     loaded = load(CheckpointFolder(newest(run)), ema=True, device="cpu", allow=[])
     words = ["checkpoint=x", "guidance.max_std=null", "grid=trailing", f"steps={steps}"]
     settings = composed(*words, config="sample")
     drawing = build_drawing(settings, loaded.model.objective.schedule)
-    images = generate(loaded.model, [Request(3, prompt=PROMPT)], drawing, loaded.image_size)
-    return images / 2 + 0.5
+    requests = [Request(3, prompt=PROMPT)]
+    images = generate(loaded.model, requests, drawing, loaded.image_size)
+    latents = starting_latents(loaded.model, requests, drawing, loaded.image_size)
+    return images / 2 + 0.5, latents
 
 
 PARITY = {
@@ -78,16 +78,16 @@ def test_diffusers_draws_the_same_picture(case, here, tiny, composed, tmp_path):
     run = tmp_path / "run"
     assert here("sdtrain", *tiny(*PARITY[case], *SHORT), f"hydra.run.dir={run}").code == 0
     folder = export(here, run, tmp_path / "out")
-    ours = drawn_by_sdtrain(composed, run, steps=50)
-    assert (drawn_by_diffusers(folder, steps=50) - ours).abs().max() < 1e-3
+    ours, latents = drawn_by_sdtrain(composed, run, steps=50)
+    assert (drawn_by_diffusers(folder, latents, steps=50) - ours).abs().max() < 1e-3
 
 
 @pytest.mark.slow
 def test_flow_is_drawn_to_a_hundredth(run_of, here, composed, tmp_path):
     run = run_of("run", "schedule=flow", "prediction=flow", *SHORT)
     folder = export(here, run, tmp_path / "out")
-    ours = drawn_by_sdtrain(composed, run, steps=50)
-    assert (drawn_by_diffusers(folder, steps=50) - ours).abs().max() < 1e-2
+    ours, latents = drawn_by_sdtrain(composed, run, steps=50)
+    assert (drawn_by_diffusers(folder, latents, steps=50) - ours).abs().max() < 1e-2
 
 
 @pytest.fixture(scope="module")
@@ -234,10 +234,15 @@ def test_sdtrain_sample_draws_with_the_exported_pipeline_as_with_the_run(here, f
     for name, checkpoint in (("run", finetuned / "run"), ("pipeline", folder)):
         output = tmp_path / f"drawn by {name}"
         words = [f"prompt={PROMPT}", "num_images=2", "steps=10", f"output={output}"]
+        words.append("save_latents=true")
         result = here("sdtrain-sample", f"checkpoint={checkpoint}", *words)
         assert result.code == 0, result.err
         drawn[name] = [np.asarray(Image.open(path)) for path in sorted(output.glob("0*.png"))]
     assert len(drawn["run"]) == 2
+    latents = load_file(tmp_path / "drawn by run" / "latents.safetensors")["latents"]
+    assert latents.shape == (2, 4, 8, 8)
+    expected = [KeyedRandom(seed, "image").normal(0, (4, 8, 8)) for seed in (0, 1)]
+    assert np.array_equal(latents.numpy(), np.stack(expected))
     for ours, theirs in zip(drawn["run"], drawn["pipeline"], strict=True):
         assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1
         assert ours.std() > 0
