@@ -235,16 +235,12 @@ def resumed_at(out: str) -> int:
 @pytest.mark.parametrize(
     ("lasts", "given", "seen"),
     [
-        ([11], [], 192),
-        ([8, 8], [], 256),
-        ([10, 3], [], 224),
+        ([8, 8, 3, 2], [], 352),
         ([15, 9], [signal.SIGKILL], 320),
         ([1], [signal.SIGTERM, Validation, "look"], 96),
     ],
     ids=[
-        "stopped in mid-window",
-        "the last of two epochs",
-        "twice in one epoch",
+        "the last of two epochs, in mid-window, and again in that epoch",
         "killed twice",
         "after a validation",
     ],
