@@ -17,6 +17,7 @@ from reading import BARE, numbers, status
 from sdtrain.config.compose import folder_has_timestamp
 from sdtrain.errors import UserError
 from sdtrain.runs import lock
+from sdtrain.runs.lock import has_stale_lock
 from sdtrain.training.diffusion_module import DiffusionModule
 
 HOLDER = """
@@ -44,6 +45,7 @@ def test_a_run_that_is_under_way_is_left_alone(train_tiny, tiny_run, tmp_path):
     """
     run = shutil.copytree(tiny_run, tmp_path / "run")
     with held(run) as holder:
+        assert not has_stale_lock(run)
         before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
         for resume in ("never", "auto"):
             words = ["trainer.max_images=8", "seed=1", f"resume={resume}"]
@@ -53,6 +55,9 @@ def test_a_run_that_is_under_way_is_left_alone(train_tiny, tiny_run, tmp_path):
             assert f"process {holder.pid} on" in result.paragraph
         after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
         assert after == before and run / ".lock" in after
+    assert not has_stale_lock(run)
+    (run / ".lock").touch()  # as a process leaves it that was killed
+    assert has_stale_lock(run)
 
 
 TOGETHER = """
