@@ -41,7 +41,8 @@ def draw(key, count):
 
 def test_a_draw_is_a_function_of_its_key_alone():
     keyed = KeyedRandom(5, "noise")
-    first, uniform = keyed.normal(1000, (3, 5)), keyed.uniform(1000, 4, index=7)
+    first = keyed.normal(1000, (3, 5))
+    uniform = keyed.uniform(1000, 4, index=7)
     assert first.dtype == np.float32
     assert uniform.dtype == np.float64
     np.random.seed(1)
@@ -97,7 +98,8 @@ def test_neighbouring_keys_are_independent(key):
     error of 1 / sqrt(200 000).
     """
     count = 200_000
-    ours, theirs = draw(BASE, count).astype(np.float64), draw(key, count).astype(np.float64)
+    ours = draw(BASE, count).astype(np.float64)
+    theirs = draw(key, count).astype(np.float64)
     assert (
         ours == theirs
     ).mean() < 1e-5  # float32 normals fall together by chance about once in 10^7
@@ -120,7 +122,8 @@ def test_draws_of_successive_ordinals_are_independent():
     """The first numbers of ordinal after ordinal, as training takes them, are themselves a white
     sequence.
     """
-    keyed, count = KeyedRandom(0, "noise"), 30_000
+    keyed = KeyedRandom(0, "noise")
+    count = 30_000
     rows = np.stack([keyed.normal(ordinal, (3,)) for ordinal in range(count)]).astype(np.float64)
     for column in rows.T:
         for lag in (1, 2, 8):
@@ -143,7 +146,8 @@ def test_moments_of_normals_and_uniforms():
     """Over 4000 ordinals of 250 numbers. E x, x^2, x^3, x^4 = 0, 1, 0, 3 with variances 1, 2, 15,
     96; uniforms: 1/2 and 1/12.
     """
-    keyed, count = KeyedRandom(7, "noise"), 1_000_000
+    keyed = KeyedRandom(7, "noise")
+    count = 1_000_000
     x = (
         np.stack([keyed.normal(ordinal, (250,)) for ordinal in range(4000)])
         .astype(np.float64)

@@ -41,7 +41,9 @@ def test_transform_is_a_function_of_seed_and_ordinal():
     def make(seed):
         return Transform(image_size=32, crop="random", flip=True, seed=seed)
 
-    once, again, other = make(0), make(0), make(1)
+    once = make(0)
+    again = make(0)
+    other = make(1)
     forwards = [once(coordinates(), ordinal) for ordinal in range(20)]
     for ordinal in reversed(range(20)):
         assert torch.equal(again(coordinates(), ordinal), forwards[ordinal])

@@ -12,7 +12,8 @@ from sdtrain.data import decode
 from sdtrain.data.decode import open_picture, picture_header
 from sdtrain.errors import DataError
 
-RED, GREEN = (255, 0, 0), (0, 255, 0)
+RED = (255, 0, 0)
+GREEN = (0, 255, 0)
 
 
 def encoded(picture, format="PNG", **options):

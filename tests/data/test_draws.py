@@ -73,7 +73,8 @@ def test_numbers_depend_on_the_ordinal_alone(stratified):
         ],
     }
     for name, groups in groupings.items():
-        collate, seen = make(stratified=stratified), {}
+        collate = make(stratified=stratified)
+        seen = {}
         for group in groups:
             seen |= draws(collated(collate, group))
         assert seen.keys() == whole.keys()
@@ -81,7 +82,8 @@ def test_numbers_depend_on_the_ordinal_alone(stratified):
 
 
 def test_purposes_and_seeds_share_nothing():
-    batch, other = collated(make(), range(64)), collated(make(seed=4), range(64))
+    batch = collated(make(), range(64))
+    other = collated(make(seed=4), range(64))
     numbers = [batch.noise, batch.posterior, other.noise, other.posterior]
     assert (
         len(torch.cat([n.flatten() for n in numbers]).unique()) > 0.999 * 4 * 64 * 16
@@ -169,10 +171,8 @@ def test_every_rank_knows_where_the_run_stands(world):
     each rank says so.
     """
     for rank in range(world):
-        stream, collate = (
-            iter(Stream(length=10, seed=0, start=30, size=3, rank=rank, world=world)),
-            CollateBlock(make(), rank, world),
-        )
+        stream = iter(Stream(length=10, seed=0, start=30, size=3, rank=rank, world=world))
+        collate = CollateBlock(make(), rank, world)
         ends = [
             collate([(row(ordinal), ordinal) for _, ordinal in next(stream)]).stream_end
             for _ in range(5)

@@ -32,7 +32,8 @@ def few(monkeypatch):
 
 @installed
 def test_enough_and_each_once(data):
-    train, validation = data.split("train"), data.split("validation")
+    train = data.split("train")
+    validation = data.split("validation")
     captions = train.captions + validation.captions
     assert len(captions) == len(set(captions)) > 800
     assert 64 <= len(validation) <= 0.06 * len(captions)
@@ -62,7 +63,8 @@ def test_pictures_are_colourful_centred_squares_on_the_background(data):
     assert ((images.amax(1) - images.amin(1)).flatten(1).amax(1) > 0.3).float().mean() > 0.8
     for axis in (1, 2):
         along = inked.any(3 - axis)
-        first, last = along.int().argmax(1), 31 - along.flip(1).int().argmax(1)
+        first = along.int().argmax(1)
+        last = 31 - along.flip(1).int().argmax(1)
         centre = ((first + last) / 2)[along.any(1)]
         assert (centre - 15.5).abs().quantile(0.95) <= 1.5
 

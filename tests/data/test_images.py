@@ -330,7 +330,8 @@ def many(tmp_path_factory):
 
 def test_splits(many):
     data = Images(path=str(many))
-    train, validation = data.split("train"), data.split("validation")
+    train = data.split("train")
+    validation = data.split("validation")
     assert (len(train), len(validation)) == (75, 25)
     assert sorted(train.names + validation.names) == sorted(p.name for p in many.glob("*.png"))
     assert len(Images(path=str(many), validation_fraction=0.25).split("validation")) == 25

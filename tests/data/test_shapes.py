@@ -79,7 +79,8 @@ def test_every_caption_says_all_four_in_many_ways():
     split = Shapes().split("train")
     frames = set()
     for index in range(600):
-        what, caption = split.attributes(index), split[(index, 0)].caption
+        what = split.attributes(index)
+        caption = split[(index, 0)].caption
         frame = f" {caption} ".replace(",", " , ")
         for word in (what.size, what.colour, what.shape, what.background):
             said = [
@@ -96,7 +97,8 @@ def test_every_caption_says_all_four_in_many_ways():
 def test_the_shape_lies_inside_and_the_depth_is_its_distance():
     split = Shapes().split("train")
     for index in range(200):
-        row, what = split[(index, 0)], split.attributes(index)
+        row = split[(index, 0)]
+        what = split.attributes(index)
         ground = torch.tensor(COLOURS[what.background]) / 127.5 - 1
         edge = torch.cat(
             [row.image[:, 0], row.image[:, -1], row.image[:, :, 0], row.image[:, :, -1]], dim=1
@@ -119,7 +121,8 @@ def test_labels_name_shape_and_colour():
     split = Shapes().split("train")
     pairs = {}
     for index in range(1000):
-        what, label = split.attributes(index), split[(index, 0)].label
+        what = split.attributes(index)
+        label = split[(index, 0)].label
         assert 0 <= label < Shapes.num_classes and pairs.setdefault(
             label, (what.shape, what.colour)
         ) == (what.shape, what.colour)

@@ -254,7 +254,8 @@ def test_a_resumed_run_goes_on_counting_and_ends_in_the_same_weights(train, save
         train(*words, "resume=must", "data.max_skipped=50", run="two").code == 0
     )  # another bound makes no other run
     assert train(*words, run="one").code == 0
-    one, two = saved(tmp_path / "one"), saved(tmp_path / "two")
+    one = saved(tmp_path / "one")
+    two = saved(tmp_path / "two")
     assert numbers(tmp_path / "two") == numbers(tmp_path / "one") and all(
         torch.equal(one[key], two[key]) for key in one
     )
@@ -349,7 +350,9 @@ def apart(one, other):
 
 @pytest.mark.slow
 def test_two_ranks_and_workers_equal_one(watched):
-    one, two, loaded = watched(1, 0), watched(2, 0), watched(1, 2)
+    one = watched(1, 0)
+    two = watched(2, 0)
+    loaded = watched(1, 2)
     for rank in two[1]:
         assert {(captions, images) for captions, images, _ in rank} == {(4, 4)} and sum(
             replaced for *_, replaced in rank

@@ -21,8 +21,11 @@ from sdtrain.data.images import Images
 from sdtrain.errors import DataError
 
 TABLES = (Path(__file__).parents[2] / "data" / "README.md").read_text(encoding="utf-8")
-COLOUR, BLUE, WHITE = (200, 40, 90), (0, 0, 255), (255, 255, 255)
-PLAIN, OTHER = Image.new("RGB", (40, 40), COLOUR), Image.new("RGB", (40, 40), BLUE)
+COLOUR = (200, 40, 90)
+BLUE = (0, 0, 255)
+WHITE = (255, 255, 255)
+PLAIN = Image.new("RGB", (40, 40), COLOUR)
+OTHER = Image.new("RGB", (40, 40), BLUE)
 NOISY = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
 # Orientation -> how a camera that writes it has turned an upright picture (EXIF 2.32, tag 0x0112).
 STORED = {

@@ -73,7 +73,8 @@ def test_linear_and_the_same_in_epsilon(scale, x):
         rtol=0,
         atol=1e-12,
     )
-    alpha, sigma = ALPHA_BAR[600] ** 0.5, (1 - ALPHA_BAR[600]) ** 0.5
+    alpha = ALPHA_BAR[600] ** 0.5
+    sigma = (1 - ALPHA_BAR[600]) ** 0.5
     eps = x.cos() / 7 + scale * (x.sin() * 3.1 - x.cos() / 7)
     torch.testing.assert_close(
         answer, (x - sigma * eps) / alpha, rtol=0, atol=1e-11
@@ -143,7 +144,8 @@ def test_an_x0_that_is_too_large_is_scaled_down_and_no_other(scale):
     """Picture by picture, whatever the guidance; one that is within the bound is passed on bit for
     bit.
     """
-    x, t = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor(0.3)
+    x = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    t = torch.tensor(0.3)
     size = torch.tensor([0.1, 1.0, 500.0]).reshape(3, 1, 1, 1)
     denoisers = told(lambda x, t: x.sin() * size, lambda x, t: (x + 1).sin() * size)
     free = classifier_free(denoisers, scale, linear())(x, t)

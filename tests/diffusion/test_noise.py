@@ -15,7 +15,8 @@ LAWS = {
     for path in sorted((config_dir() / "noise").glob("*.yaml"))
     if path.stem != "none"
 }
-SHAPE, COUNT = (2, 5, 8), 20000
+SHAPE = (2, 5, 8)
+COUNT = 20000
 
 
 def drawn(law, count=COUNT, seed=0, shape=SHAPE):

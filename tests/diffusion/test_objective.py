@@ -116,8 +116,10 @@ def log_density(x, alpha, sigma):
 def test_the_mixtures_epsilon_is_minus_sigma_times_the_score(alpha, sigma, generator):
     x = torch.randn(2000, 2, generator=generator, dtype=torch.float64).requires_grad_()
     (score,) = torch.autograd.grad(log_density(x, alpha, sigma).sum(), x)
-    a, s = torch.tensor(alpha, dtype=torch.float64), torch.tensor(sigma, dtype=torch.float64)
-    eps, x0 = MIXTURE.epsilon(x.detach(), a, s), MIXTURE.x0(x.detach(), a, s)
+    a = torch.tensor(alpha, dtype=torch.float64)
+    s = torch.tensor(sigma, dtype=torch.float64)
+    eps = MIXTURE.epsilon(x.detach(), a, s)
+    x0 = MIXTURE.x0(x.detach(), a, s)
     # A few roundings of numbers up to 5. Reached: 4e-15.
     torch.testing.assert_close(eps, -sigma * score, rtol=0, atol=1e-14)
     torch.testing.assert_close(alpha * x0 + sigma * eps, x.detach(), rtol=0, atol=1e-14)
@@ -131,10 +133,8 @@ def test_the_mixtures_epsilon_is_minus_sigma_times_the_score(alpha, sigma, gener
 def test_the_mixtures_samples_have_its_moments(generator):
     x = GaussianMixture.ring().sample(200000, generator)
     angle = np.arange(6) * np.pi / 3
-    weights, means = (
-        np.array([1, 2, 3, 1, 2, 3]) / 12,
-        1.2 * np.stack([np.cos(angle), np.sin(angle)], 1),
-    )
+    weights = np.array([1, 2, 3, 1, 2, 3]) / 12
+    means = 1.2 * np.stack([np.cos(angle), np.sin(angle)], 1)
     mean = weights @ means
     variance = weights @ means**2 - mean**2 + 0.04
     np.testing.assert_allclose(x.mean(0), mean, rtol=0, atol=4 * np.sqrt(variance.max() / 200000))
@@ -173,30 +173,32 @@ def test_loss_floor_of_every_schedule_prediction_and_weighting(name, prediction,
 
     Four levels of 8192 squared errors each: 4 standard errors are 6 % of the floor.
     """
-    schedule, predicted, d, count = made(SCHEDULES[name]), made(PREDICTIONS[prediction]), 0.8, 512
+    schedule = made(SCHEDULES[name])
+    predicted = made(PREDICTIONS[prediction])
+    d = 0.8
+    count = 512
     t = torch.tensor([30, 300, 650, 950], dtype=torch.float64) / 999
     repeated = t.repeat_interleave(count)
     alpha, sigma = schedule.alpha_sigma(repeated, torch.float64)
-    x0, noise = (
-        d * torch.randn(len(repeated), 1, 4, 4, generator=generator),
-        torch.randn(len(repeated), 1, 4, 4, generator=generator),
-    )
+    x0 = d * torch.randn(len(repeated), 1, 4, 4, generator=generator)
+    noise = torch.randn(len(repeated), 1, 4, 4, generator=generator)
     x = alpha * x0 + sigma * noise
-    best_x0, best_eps = (
-        alpha * d**2 * x / (alpha**2 * d**2 + sigma**2),
-        sigma * x / (alpha**2 * d**2 + sigma**2),
-    )
+    best_x0 = alpha * d**2 * x / (alpha**2 * d**2 + sigma**2)
+    best_eps = sigma * x / (alpha**2 * d**2 + sigma**2)
     best = TARGET.get(prediction, predicted.target)(best_x0, best_eps, alpha, sigma)
 
     a, s = (c.flatten().numpy() for c in schedule.alpha_sigma(t, torch.float64))
     floor = a**2 * d**2 / (a**2 * d**2 + s**2)
-    one, none = np.ones_like(a), np.zeros_like(a)
+    one = np.ones_like(a)
+    none = np.zeros_like(a)
     if prediction in TARGET:
-        p, q = TARGET[prediction](one, none, a, s), TARGET[prediction](none, one, a, s)
+        p = TARGET[prediction](one, none, a, s)
+        q = TARGET[prediction](none, one, a, s)
         slope = (a / (a * q - s * p)) ** 2  # (d eps / d output)^2 at a given x
     else:
         slope = predicted.jacobian(torch.from_numpy(a), torch.from_numpy(s)).numpy()
-    allowed, law = 0, Uniform()
+    allowed = 0
+    law = Uniform()
     for weighting, node in WEIGHTINGS.items():
         density = Density(schedule, law)
         try:
@@ -245,10 +247,8 @@ def test_loss_floor(place, std, generator):
     """E|eps - eps*|^2 / D = a^2 d^2 / (a^2 d^2 + s^2). 131072 squared errors: 4 standard errors are
     1.6 % of the floor.
     """
-    x0, noise = (
-        std * torch.randn(2048, 4, 4, 4, generator=generator),
-        torch.randn(2048, 4, 4, 4, generator=generator),
-    )
+    x0 = std * torch.randn(2048, 4, 4, 4, generator=generator)
+    noise = torch.randn(2048, 4, 4, 4, generator=generator)
     losses = make().at(gaussian(std), x0, noise, times(place, 2048)).per_sample.double()
     signal = ALPHA_BAR[place].item() * std**2
     floor = signal / (signal + 1 - ALPHA_BAR[place].item())
@@ -261,7 +261,9 @@ def test_loss_floor_in_pure_noise_and_on_pure_data(schedule, prediction, generat
     """At t = 1 x says nothing of x0: the best output is 0, and the target's whole variance is left:
     of v d^2, of flow 1 + d^2 less that of eps, which x is. At t = 0 of flow x says nothing of eps.
     """
-    d, count, noise = 0.8, 4096, torch.randn(4096, 1, 2, 2, generator=generator)
+    d = 0.8
+    count = 4096
+    noise = torch.randn(4096, 1, 2, 2, generator=generator)
     x0 = d * torch.randn(count, 1, 2, 2, generator=generator)
     objective = Objective(
         schedule=schedule, prediction=prediction, weighting=Simple(), times=Uniform()
@@ -287,11 +289,10 @@ def test_mean_floor_over_all_times(generator):
     """The law of t and the level at each t at once: the mean of the floors over the 1000 points. A
     latent scale off by 5 % is seen.
     """
-    std, count = 0.7, 40000
-    x0, noise = (
-        std * torch.randn(count, 4, 1, 1, generator=generator),
-        torch.randn(count, 4, 1, 1, generator=generator),
-    )
+    std = 0.7
+    count = 40000
+    x0 = std * torch.randn(count, 4, 1, 1, generator=generator)
+    noise = torch.randn(count, 4, 1, 1, generator=generator)
     u = torch.rand(count, generator=generator, dtype=torch.float64)
     losses = make()(gaussian(std), x0, noise, u).per_sample.double()
     floor = (ALPHA_BAR * std**2 / (ALPHA_BAR * std**2 + 1 - ALPHA_BAR)).mean().item()
@@ -307,8 +308,10 @@ def test_orthogonality(place, generator):
     """eps* is a conditional expectation, so its error is orthogonal to every function of x_t:
     E[(eps - eps*) h(x_t)] = 0.
     """
-    count, seen = 50000, {}
-    x0, noise = draw_mixture(count, generator), torch.randn(count, 2, 1, 1, generator=generator)
+    count = 50000
+    seen = {}
+    x0 = draw_mixture(count, generator)
+    noise = torch.randn(count, 2, 1, 1, generator=generator)
 
     def network(x, timestep):
         seen["x"], seen["output"] = x.double(), mixture(x, timestep)
@@ -327,10 +330,8 @@ def test_orthogonality(place, generator):
 def test_what_the_network_is_fed(generator):
     """x_t = alpha x0 + sigma eps and the timestep of t, each sample its own level."""
     fed = []
-    x0, noise = (
-        torch.randn(1000, 2, 3, 3, generator=generator),
-        torch.randn(1000, 2, 3, 3, generator=generator),
-    )
+    x0 = torch.randn(1000, 2, 3, 3, generator=generator)
+    noise = torch.randn(1000, 2, 3, 3, generator=generator)
     make().at(
         lambda x, timestep: fed.append((x, timestep)) or x,
         x0,
@@ -352,7 +353,9 @@ def test_no_noise_is_lost_to_low_precision(name, dtype, generator):
     """x0 = 0 and eps = 1 in whatever precision the latents come: the network sees sigma to one
     float32 ulp at every t, the first ones too.
     """
-    schedule, fed, count = made(SCHEDULES[name]), [], 1000
+    schedule = made(SCHEDULES[name])
+    fed = []
+    count = 1000
     t = torch.arange(count, dtype=torch.float64) / (count - 1)
     objective = Objective(schedule=schedule, prediction=V(), weighting=Simple(), times=Uniform())
     with torch.autocast(
@@ -379,7 +382,8 @@ def test_input_noise_goes_to_the_network_and_the_target_stays(generator):
     x0, noise, added = (
         torch.randn(100, 2, 3, 3, generator=generator, dtype=torch.float64) for _ in range(3)
     )
-    t, fed = torch.arange(100, dtype=torch.float64) * 9 / 999, []
+    t = torch.arange(100, dtype=torch.float64) * 9 / 999
+    fed = []
     objective = Objective(schedule=linear(), prediction=V(), weighting=Simple(), times=Uniform())
     losses = objective.at(lambda x, timestep: fed.append(x) or x, x0, noise, t, added)
     alpha, sigma = level(torch.arange(100) * 9)
@@ -445,7 +449,8 @@ def test_uniform_times_are_the_points_equally_likely():
 
 
 def test_continuous_times_cover_the_interval():
-    u, fed = (torch.arange(5000, dtype=torch.float64) + 0.5) / 5000, []
+    u = (torch.arange(5000, dtype=torch.float64) + 0.5) / 5000
+    fed = []
     network = lambda x, timestep: fed.append(timestep) or x  # noqa: E731
     t = make(continuous=True)(network, torch.zeros(5000, 1, 1, 1), torch.zeros(5000, 1, 1, 1), u).t
     # t has the law of u: equal spacing, so 5 in every thousandth, from one end to the other, also
@@ -507,7 +512,8 @@ def test_denoiser_is_the_posterior_mean_of_a_mixture(place, generator):
         alpha * draw_mixture(256, generator)
         + sigma * torch.randn(256, 2, 1, 1, generator=generator).double()
     )
-    a, s = alpha.item(), sigma.item()
+    a = alpha.item()
+    s = sigma.item()
     v = a**2 * MIXTURE.stds**2 + s**2
     offset = x.flatten(1)[:, None] - a * MIXTURE.means
     r = (MIXTURE.weights.log() - offset.square().sum(2) / (2 * v) - v.log()).softmax(1)
@@ -527,7 +533,8 @@ def test_denoiser_is_the_posterior_mean_of_a_mixture(place, generator):
 @pytest.mark.parametrize("prediction", TARGET)
 @pytest.mark.parametrize("name", ["linear", "flow", "edm"])
 def test_denoiser_reads_x0_from_every_prediction(name, prediction, generator):
-    schedule, t = made(SCHEDULES[name]), torch.tensor(0.6, dtype=torch.float64)
+    schedule = made(SCHEDULES[name])
+    t = torch.tensor(0.6, dtype=torch.float64)
     alpha, sigma = schedule.alpha_sigma(t, torch.float64)
     x = (
         alpha * draw_mixture(256, generator)
@@ -562,7 +569,8 @@ def path_gap(betas, d, shift=0):
     generator = torch.Generator().manual_seed(0)
     beta = torch.from_numpy(betas)[:, None]
     x0 = d * torch.randn(1, 64, generator=generator, dtype=torch.float64)
-    path, last = [], x0
+    path = []
+    last = x0
     for b, z in zip(
         beta, torch.randn(len(beta), 1, 64, generator=generator, dtype=torch.float64), strict=True
     ):
@@ -575,7 +583,8 @@ def path_gap(betas, d, shift=0):
     alpha, sigma = (c.reshape(-1, 1) for c in schedule.alpha_sigma(place, torch.float64))
     marginal = alpha**2 * d**2 + sigma**2
     best, left = alpha * d**2 * x / marginal, d**2 * sigma**2 / marginal  # E[x0 | x], Var[x0 | x]
-    now, then = (alpha[1:], sigma[1:]), (alpha[:-1], sigma[:-1])
+    now = (alpha[1:], sigma[1:])
+    then = (alpha[:-1], sigma[:-1])
     std = posterior_std(now, then)
     mean = step_to(x[1:], best[1:], now, then, std, torch.zeros(()))
     slope = step_to(

@@ -26,7 +26,9 @@ def nodes(group):
     }
 
 
-SCHEDULES, PREDICTIONS, WEIGHTINGS = nodes("schedule"), nodes("prediction"), nodes("weighting")
+SCHEDULES = nodes("schedule")
+PREDICTIONS = nodes("prediction")
+WEIGHTINGS = nodes("weighting")
 SCHEDULES["table"]["betas"] = (1e-4 + 0.015 * np.linspace(0, 1, 1000) ** 2).tolist()
 
 
@@ -42,10 +44,8 @@ def made(node, **given):
 def edm_target(x0, eps, a, s, sigma_data=1.0):
     """F = (x0 - c_skip y) / c_out at y = x / a and sigma' = s / a (Karras et al. 2022, table 1)."""
     noise = s / a
-    c_skip, c_out = (
-        sigma_data**2 / (noise**2 + sigma_data**2),
-        noise * sigma_data / (noise**2 + sigma_data**2) ** 0.5,
-    )
+    c_skip = sigma_data**2 / (noise**2 + sigma_data**2)
+    c_out = noise * sigma_data / (noise**2 + sigma_data**2) ** 0.5
     return (x0 - c_skip * (x0 + noise * eps)) / c_out
 
 
@@ -104,7 +104,8 @@ def draw(generator, count=500):
 @pytest.mark.parametrize("name", PREDICTIONS)
 def test_target_x0_and_epsilon_are_consistent_for_any_alpha_and_sigma(name, generator):
     prediction, (x0, eps, alpha, sigma) = made(PREDICTIONS[name]), draw(generator)
-    x, output = alpha * x0 + sigma * eps, prediction.target(x0, eps, alpha, sigma)
+    x = alpha * x0 + sigma * eps
+    output = prediction.target(x0, eps, alpha, sigma)
     # Divided by 0.05 at least: 20 roundings of numbers up to 5, and squared coefficients up to 30
     # times each other.
     torch.testing.assert_close(prediction.x0(x, output, alpha, sigma), x0, rtol=0, atol=1e-12)
@@ -128,10 +129,8 @@ def test_target_x0_and_epsilon_are_consistent_for_any_alpha_and_sigma(name, gene
 @pytest.mark.parametrize("name", TARGET)
 def test_formulas_by_hand(name, generator):
     prediction, (x0, eps, alpha, sigma) = made(PREDICTIONS[name]), draw(generator)
-    x, output = (
-        alpha * x0 + sigma * eps,
-        torch.randn(x0.shape, generator=generator, dtype=torch.float64),
-    )
+    x = alpha * x0 + sigma * eps
+    output = torch.randn(x0.shape, generator=generator, dtype=torch.float64)
     close = {"rtol": 1e-12, "atol": 1e-12}  # a dozen roundings, divided by 0.05 twice
     torch.testing.assert_close(
         prediction.target(x0, eps, alpha, sigma), TARGET[name](x0, eps, alpha, sigma), **close
@@ -156,7 +155,8 @@ def test_edm_at_any_sigma_data(generator):
     x0, eps, alpha, sigma = draw(generator)
     for sigma_data in (0.5, 1.0, 2.0):
         prediction = EDM(sigma_data=sigma_data)
-        target, x = edm_target(x0, eps, alpha, sigma, sigma_data), alpha * x0 + sigma * eps
+        target = edm_target(x0, eps, alpha, sigma, sigma_data)
+        x = alpha * x0 + sigma * eps
         torch.testing.assert_close(
             prediction.target(x0, eps, alpha, sigma), target, rtol=1e-12, atol=1e-12
         )
@@ -170,7 +170,8 @@ def test_edm_at_any_sigma_data(generator):
         )
         torch.testing.assert_close(unit, torch.ones_like(unit), rtol=0, atol=1e-15)
     root = (alpha**2 + sigma**2).sqrt()
-    a, s = alpha / root, sigma / root
+    a = alpha / root
+    s = sigma / root
     torch.testing.assert_close(
         EDM().target(x0, eps, a, s), -V().target(x0, eps, a, s), rtol=1e-13, atol=1e-14
     )
@@ -179,12 +180,11 @@ def test_edm_at_any_sigma_data(generator):
 @pytest.mark.parametrize("name", [name for name in PREDICTIONS if name != "epsilon"])
 def test_pure_noise_and_pure_data_can_be_read(name, generator):
     """At alpha = 0 x0 is read from the output alone, at sigma = 0 it is x."""
-    prediction, x0, eps = (
-        made(PREDICTIONS[name]),
-        torch.randn(4, 2, 3, 3, generator=generator),
-        torch.randn(4, 2, 3, 3, generator=generator),
-    )
-    one, none = torch.ones(4, 1, 1, 1), torch.zeros(4, 1, 1, 1)
+    prediction = made(PREDICTIONS[name])
+    x0 = torch.randn(4, 2, 3, 3, generator=generator)
+    eps = torch.randn(4, 2, 3, 3, generator=generator)
+    one = torch.ones(4, 1, 1, 1)
+    none = torch.zeros(4, 1, 1, 1)
     torch.testing.assert_close(
         prediction.x0(eps, prediction.target(x0, eps, none, one), none, one), x0, rtol=0, atol=2e-6
     )  # float32
@@ -257,14 +257,16 @@ def certificate(name, dtype, t, generator, weightings=WEIGHTINGS):
 
     alpha and sigma of the conversion are the schedule's; that they are right is shown elsewhere.
     """
-    schedule, found = made(SCHEDULES[name]), {}
+    schedule = made(SCHEDULES[name])
+    found = {}
     net = Net(len(t), generator).to(dtype)
     x0, noise = (
         torch.randn(len(t), 2, 5, 5, generator=generator, dtype=torch.float64).to(dtype)
         for _ in range(2)
     )
     alpha, sigma = schedule.alpha_sigma(t, dtype)
-    x, timestep = alpha * x0 + sigma * noise, (t * (schedule.num_timesteps - 1)).to(torch.float32)
+    x = alpha * x0 + sigma * noise
+    timestep = (t * (schedule.num_timesteps - 1)).to(torch.float32)
 
     def measured(loss):
         gradients = torch.autograd.grad(loss.sum(), net.weights)

@@ -28,7 +28,8 @@ def nodes(group):
     }
 
 
-SCHEDULES, TIMES = nodes("schedule"), nodes("times")
+SCHEDULES = nodes("schedule")
+TIMES = nodes("times")
 SCHEDULES["table"]["betas"] = (1e-4 + 0.015 * np.linspace(0, 1, 1000) ** 2).tolist()
 ELSEWHERE = {
     "log_normal": {"mean": -0.4, "std": 1.0},
@@ -84,7 +85,8 @@ def test_every_law_with_a_formula_is_offered():
 @pytest.mark.parametrize("law", TIMES)
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_quantile_and_cdf_are_inverse(name, law):
-    schedule, times = schedule_of(name), made(TIMES[law])
+    schedule = schedule_of(name)
+    times = made(TIMES[law])
     u = evenly(5000)
     t = times.quantile(u, schedule)
     assert t.dtype == torch.float64 and (t.diff() > 0).all() and t.min() >= 0 and t.max() <= 1
@@ -121,7 +123,8 @@ def test_realised_times_follow_the_law(name, law):
     """20,000 evenly spread uniforms: the share below each level is the law's to one draw, on points
     to half a point's share.
     """
-    schedule, count = schedule_of(name), 20000
+    schedule = schedule_of(name)
+    count = 20000
     arguments = {
         key: value
         for key, value in TIMES[law].items()
@@ -141,7 +144,9 @@ def test_realised_times_follow_the_law(name, law):
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_training_on_a_table_draws_its_points_with_the_laws_shares(name, law):
     """Point i has the law of [i / T, (i + 1) / T), the stretch of time that is its own."""
-    schedule, times, count = schedule_of(name), made(TIMES[law]), 100000
+    schedule = schedule_of(name)
+    times = made(TIMES[law])
+    count = 100000
     assert times.draws_points(schedule) == (schedule.discrete and not times.continuous)
     if not schedule.discrete:
         torch.testing.assert_close(
@@ -162,7 +167,8 @@ def test_training_on_a_table_draws_its_points_with_the_laws_shares(name, law):
 
 
 def test_every_argument_of_a_law_counts():
-    u, schedule = evenly(100), linear()
+    u = evenly(100)
+    schedule = linear()
     for law, changes in ELSEWHERE.items():
         for key, value in changes.items():
             assert not torch.equal(
@@ -179,8 +185,10 @@ def test_log_normal_gives_the_same_levels_under_every_schedule():
     """Cut to one range: the same log_snr for the same u, those of EDM's law, whatever the curve
     underneath.
     """
-    u, law = evenly(500), NormalDist(-1.2, 1.2)
-    first, last = law.cdf(-2.5), law.cdf(2)
+    u = evenly(500)
+    law = NormalDist(-1.2, 1.2)
+    first = law.cdf(-2.5)
+    last = law.cdf(2)
     wanted = [-2 * law.inv_cdf(first + place * (last - first)) for place in u.tolist()]
     for name in SCHEDULES:
         schedule = clip(schedule_of(name), log_snr_min=-4.0, log_snr_max=5.0)

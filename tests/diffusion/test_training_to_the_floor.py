@@ -46,7 +46,8 @@ def exact(objective):
 
     def network(x, timestep):
         alpha, sigma = objective.schedule.alpha_sigma(timestep.double() / 999, torch.float64)
-        x0, eps = RING.x0(x.double(), alpha, sigma), RING.epsilon(x.double(), alpha, sigma)
+        x0 = RING.x0(x.double(), alpha, sigma)
+        eps = RING.epsilon(x.double(), alpha, sigma)
         targets = {
             Epsilon: lambda: eps,
             X0: lambda: x0,
@@ -65,10 +66,8 @@ def excess(objective, network, count=200000):
     with torch.no_grad():
         for _ in range(count // 20000):
             x0 = RING.sample(20000, generator).float()[..., None, None]
-            noise, u = (
-                torch.randn(20000, 2, 1, 1, generator=generator),
-                torch.rand(20000, generator=generator, dtype=torch.float64),
-            )
+            noise = torch.randn(20000, 2, 1, 1, generator=generator)
+            u = torch.rand(20000, generator=generator, dtype=torch.float64)
             mine, best = (
                 objective(which, x0, noise, u).per_sample.double()
                 for which in (network, exact(objective))
@@ -80,7 +79,8 @@ def excess(objective, network, count=200000):
 
 def trained(objective, steps=3500, batch=512):
     torch.manual_seed(0)
-    network, generator = MLP(), torch.Generator().manual_seed(0)
+    network = MLP()
+    generator = torch.Generator().manual_seed(0)
     averaged = torch.optim.swa_utils.AveragedModel(
         network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995)
     )

@@ -38,12 +38,10 @@ def nodes(group):
     }
 
 
-SCHEDULES, PREDICTIONS, WEIGHTINGS, TIMES = (
-    nodes("schedule"),
-    nodes("prediction"),
-    nodes("weighting"),
-    nodes("times"),
-)
+SCHEDULES = nodes("schedule")
+PREDICTIONS = nodes("prediction")
+WEIGHTINGS = nodes("weighting")
+TIMES = nodes("times")
 SCHEDULES["table"]["betas"] = (1e-4 + 0.015 * np.linspace(0, 1, 1000) ** 2).tolist()
 
 
@@ -79,7 +77,8 @@ def gauss_legendre(edges, order=12):
     what is smooth between the edges.
     """
     nodes, weights = np.polynomial.legendre.leggauss(order)
-    low, width = np.asarray(edges)[:-1, None], np.diff(edges)[:, None]
+    low = np.asarray(edges)[:-1, None]
+    width = np.diff(edges)[:, None]
     return torch.from_numpy((low + width * (nodes + 1) / 2).ravel()), torch.from_numpy(
         (width * weights / 2).ravel()
     )
@@ -134,7 +133,8 @@ def test_what_is_charged_is_the_papers_weight_times_the_jacobian(name, changed, 
         torch.rand(2000, 1, 1, 1, generator=generator, dtype=torch.float64) ** 3 + 1e-4
         for _ in range(2)
     )
-    a, s = alpha.numpy(), sigma.numpy()
+    a = alpha.numpy()
+    s = sigma.numpy()
     weight = BY_HAND[name](
         (a / s) ** 2, **{key: value for key, value in node.items() if key != "_target_"}
     )
@@ -148,7 +148,8 @@ def test_min_snr_on_the_own_target_of_each_prediction():
     """min(SNR, g) / SNR for epsilon, min(SNR, g) for x0, min(SNR, g) / (SNR + 1) for v (Hang et al.
     2023).
     """
-    snr, gamma = 10 ** np.linspace(-5, 5, 201), 5.0
+    snr = 10 ** np.linspace(-5, 5, 201)
+    gamma = 5.0
     alpha, sigma = (
         torch.from_numpy(c).reshape(-1, 1, 1, 1)
         for c in (np.sqrt(snr / (snr + 1)), np.sqrt(1 / (snr + 1)))
@@ -277,7 +278,8 @@ def grid(schedule, *inner):
 @pytest.mark.parametrize("law", TIMES)
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_density_integrates_to_one(name, law):
-    schedule, times = schedule_of(name), made(TIMES[law])
+    schedule = schedule_of(name)
+    times = made(TIMES[law])
     density = Density(schedule, times)
     if schedule.discrete:  # sums over the points are trapezoid sums
         log_snr = schedule.log_snr(torch.arange(1000, dtype=torch.float64) / 999)
@@ -311,7 +313,9 @@ def test_density_is_that_of_the_realised_times(name, law):
     """200,000 evenly spread draws, counted between 60 levels, against the integral of the density
     between them.
     """
-    schedule, times, count = schedule_of(name), made(TIMES[law]), 200000
+    schedule = schedule_of(name)
+    times = made(TIMES[law])
+    count = 200000
     times.continuous = (
         True  # on points, the histogram is of 1000 lines; their shares are tested with the times
     )
@@ -339,22 +343,22 @@ def test_density_has_no_holes(name, law):
     """At single points, such as the ends and the centre of a symmetric law, it is what it is beside
     them.
     """
-    schedule, times = schedule_of(name), made(TIMES[law])
+    schedule = schedule_of(name)
+    times = made(TIMES[law])
     times.continuous = True
     density = Density(schedule, times)
     for t in (
         (0.25, 0.4375) if law == "logit_normal" else (0.0, 0.25, 0.4375, 1.0)
     ):  # that law falls off the ends faster than a step can follow
-        level, step = schedule.log_snr(torch.tensor(t, dtype=torch.float64)).item(), 1e-7
+        level = schedule.log_snr(torch.tensor(t, dtype=torch.float64)).item()
+        step = 1e-7
         beside = [
             x
             for x in (level - step, level + step)
             if schedule.log_snr_min <= x <= schedule.log_snr_max
         ]
-        at, near = (
-            density(torch.tensor([level], dtype=torch.float64)).item(),
-            density(torch.tensor(beside, dtype=torch.float64)).tolist(),
-        )
+        at = density(torch.tensor([level], dtype=torch.float64)).item()
+        near = density(torch.tensor(beside, dtype=torch.float64)).tolist()
         assert 0.999 * min(near) - 1e-300 <= at <= 1.001 * max(near) + 1e-300, (
             f"t = {t}: {at}, beside {near}"
         )

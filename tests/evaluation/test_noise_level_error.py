@@ -24,7 +24,8 @@ from sdtrain.evaluation.noise_level_error import (
 )
 from sdtrain.paths import config_dir
 
-SHAPE, STD = (4, 8, 8), 0.8
+SHAPE = (4, 8, 8)
+STD = 0.8
 
 
 def nodes(group):
@@ -35,7 +36,8 @@ def nodes(group):
     }
 
 
-SCHEDULES, PREDICTIONS = nodes("schedule"), nodes("prediction")
+SCHEDULES = nodes("schedule")
+PREDICTIONS = nodes("prediction")
 SCHEDULES["table"]["betas"] = (1e-4 + 0.015 * np.linspace(0, 1, 1000) ** 2).tolist()
 
 
@@ -79,10 +81,8 @@ def measured(schedule, prediction, count=64, seed=0, weighting=None, loss=None):
         loss=loss,
     )
     x0, noise = gaussian(count, seed)
-    network, inside = (
-        ideal(schedule, prediction),
-        (LEVELS >= schedule.log_snr_min) & (LEVELS <= schedule.log_snr_max),
-    )
+    network = ideal(schedule, prediction)
+    inside = (LEVELS >= schedule.log_snr_min) & (LEVELS <= schedule.log_snr_max)
 
     def error(picture, log_snr, sign):
         return objective.epsilon_error(
@@ -124,13 +124,15 @@ def test_the_ideal_denoiser_of_gaussian_latents_has_the_closed_form(schedule, pr
 
 
 def test_a_wrong_network_is_charged_more():
-    schedule, prediction = made(SCHEDULES["scaled_linear"]), made(PREDICTIONS["epsilon"])
+    schedule = made(SCHEDULES["scaled_linear"])
+    prediction = made(PREDICTIONS["epsilon"])
     objective = Objective(
         schedule=schedule, prediction=prediction, weighting=Simple(), times=Uniform()
     )
     x0, noise = gaussian(64, 0)
     levels = LEVELS[(LEVELS >= schedule.log_snr_min) & (LEVELS <= schedule.log_snr_max)]
-    best, at = ideal(schedule, prediction), schedule.time_of
+    best = ideal(schedule, prediction)
+    at = schedule.time_of
 
     def error(network):
         error = lambda i, level, sign: objective.epsilon_error(  # noqa: E731
@@ -145,14 +147,16 @@ def test_a_wrong_network_is_charged_more():
 
 
 def test_neither_weighting_nor_loss_changes_it():
-    schedule, prediction = made(SCHEDULES["cosine"]), made(PREDICTIONS["v"])
+    schedule = made(SCHEDULES["cosine"])
+    prediction = made(PREDICTIONS["v"])
     plain = measured(schedule, prediction, 8)
     other = measured(schedule, prediction, 8, weighting=MinSNR(gamma=5.0), loss=Huber(delta=0.1))
     assert torch.equal(plain.errors, other.errors)
 
 
 def test_the_stated_error_is_the_spread_over_repeats():
-    schedule, prediction = made(SCHEDULES["scaled_linear"]), made(PREDICTIONS["epsilon"])
+    schedule = made(SCHEDULES["scaled_linear"])
+    prediction = made(PREDICTIONS["epsilon"])
     found = [measured(schedule, prediction, 48, seed).summary() for seed in range(20)]
     spread = torch.tensor([numbers["bits_per_dim"] for numbers in found]).std().item()
     assert 0.65 < spread / np.mean([numbers["bits_per_dim_error"] for numbers in found]) < 1.5
@@ -162,14 +166,13 @@ def test_linear_errors_are_the_mean_over_noise():
     """Of the denoiser written out, for latents that it does not fit."""
     generator = torch.Generator().manual_seed(0)
     x0 = 0.5 + 1.5 * torch.randn(3, *SHAPE, generator=generator, dtype=torch.float64)
-    mean, variance = (
-        torch.tensor([0.1, -0.2, 0.0, 0.3]).view(1, 4, 1, 1),
-        torch.tensor([0.5, 1.0, 2.0, 0.8]).view(1, 4, 1, 1),
-    )
+    mean = torch.tensor([0.1, -0.2, 0.0, 0.3]).view(1, 4, 1, 1)
+    variance = torch.tensor([0.5, 1.0, 2.0, 0.8]).view(1, 4, 1, 1)
     found = linear_errors(x0, mean, variance)
     noise = torch.randn(4000, *SHAPE, generator=generator, dtype=torch.float64)
     for place in (2, 9, 12, 14, 20):
-        alpha, sigma = LEVELS[place].sigmoid().sqrt(), (-LEVELS[place]).sigmoid().sqrt()
+        alpha = LEVELS[place].sigmoid().sqrt()
+        sigma = (-LEVELS[place]).sigmoid().sqrt()
         guess = (
             sigma
             * (alpha * x0[:, None] + sigma * noise - alpha * mean)

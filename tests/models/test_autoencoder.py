@@ -230,10 +230,8 @@ def test_the_sizes_of_a_run_are_its_autoencoders(composed, tmp_path):
 
 def test_the_stored_figures_are_those_of_the_weights():
     folder = find_folder(SHIPPED["path"], "")
-    measured, config = (
-        json.loads((folder / "measured.json").read_text()),
-        json.loads((folder / "config.json").read_text()),
-    )
+    measured = json.loads((folder / "measured.json").read_text())
+    config = json.loads((folder / "config.json").read_text())
     assert config["scaling_factor"] == measured["latent_scale"] and measured["psnr"] >= 30
 
 

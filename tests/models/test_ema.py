@@ -107,7 +107,8 @@ def test_state_round_trip(tmp_path):
     counter is part of the state.
     """
     parameters, values = drifting(12)
-    ema, other = EMA(parameters, 0.9), EMA({"w": nn.Parameter(torch.zeros(3))}, 0.9)
+    ema = EMA(parameters, 0.9)
+    other = EMA({"w": nn.Parameter(torch.zeros(3))}, 0.9)
     for step, value in enumerate(values[1:]):
         parameters["w"].data.copy_(value)
         ema.update(parameters)

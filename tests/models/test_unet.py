@@ -30,15 +30,11 @@ def make(**changed):
 
 @pytest.mark.parametrize("pooled", [False, True])
 def test_shape_and_every_argument_reaches_the_output(pooled):
-    unet, generator = (
-        make(block_channels=[32, 64], attention=[False, True], pooled_context=pooled),
-        torch.Generator().manual_seed(0),
-    )
-    x, context, timestep = (
-        torch.randn(3, 4, 8, 8, generator=generator),
-        torch.randn(3, 5, 16, generator=generator),
-        torch.tensor([0.0, 500.0, 999.0]),
-    )
+    unet = make(block_channels=[32, 64], attention=[False, True], pooled_context=pooled)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 4, 8, 8, generator=generator)
+    context = torch.randn(3, 5, 16, generator=generator)
+    timestep = torch.tensor([0.0, 500.0, 999.0])
     with torch.no_grad():
         output = unet(x, timestep, context)
         assert output.shape == x.shape
@@ -73,7 +69,9 @@ def test_a_tiny_unet_reaches_the_floor_of_unit_gaussian_latents():
     """x0 ~ N(0, 1): eps* = sigma x and E|eps - eps*|^2 = alpha^2 at every level, whose mean over
     the table is the floor of the training loss.
     """
-    schedule, unet, generator = scaled_linear(), make(), torch.Generator().manual_seed(1)
+    schedule = scaled_linear()
+    unet = make()
+    generator = torch.Generator().manual_seed(1)
     objective = Objective(
         schedule=schedule, prediction=Epsilon(), weighting=Simple(), times=Uniform()
     )

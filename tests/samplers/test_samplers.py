@@ -58,7 +58,8 @@ SCHEDULES = {
 }
 INDIRECT = ["sampler", "grid"]
 ALPHA_BAR = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))  # of linear(), made here
-RADIUS, WIDTH = 1.2, 0.2
+RADIUS = 1.2
+WIDTH = 0.2
 WEIGHTS = torch.tensor([0.3, 0.1, 0.2, 0.1, 0.05, 0.25], dtype=torch.float64)
 CENTRES = RADIUS * torch.stack(
     [
@@ -135,7 +136,9 @@ def test_the_ring_comes_out(sampler, generator):
     first order is of that size. All else is smaller than chance, of which 4 standard errors are
     allowed.
     """
-    schedule, count, steps = linear(), 8000, 250
+    schedule = linear()
+    count = 8000
+    steps = 250
     low, high = schedule.log_snr(torch.tensor([1.0, 0.0], dtype=torch.float64)).tolist()
     grid = even_in_log_snr(steps, schedule, low, high)
 
@@ -170,7 +173,8 @@ def test_shape_of_the_walk(sampler, grid, steps, generator):
     """Each step is shown once, in order, beginning with the noise itself; the last x0 is the
     answer; float32 stays float32.
     """
-    schedule, shown = scaled_linear(), []
+    schedule = scaled_linear()
+    shown = []
     x = torch.randn(3, 2, 1, 1, generator=generator)
     answer = sampler(
         ring(schedule),
@@ -326,12 +330,14 @@ def test_ddim_up_and_down_returns(generator):
     """Inversion: data to noise along the same grid turned round, and back. The way back misses by
     the step, to first order.
     """
-    schedule, missed = linear(), []
+    schedule = linear()
+    missed = []
     start = (
         CENTRES.repeat(10, 1) + WIDTH * torch.randn(60, 2, generator=generator, dtype=torch.float64)
     )[..., None, None]
     for steps in (100, 200, 400):
-        grid, seen = even_in_log_snr(steps + 1, schedule, -6.0, 6.0), []
+        grid = even_in_log_snr(steps + 1, schedule, -6.0, 6.0)
+        seen = []
         ddim(
             ring(schedule),
             start,
@@ -373,7 +379,8 @@ def test_posterior_is_the_product_of_bayes(place, after, generator):
     x_t, x0 = torch.randn(2, 50, 3, 1, 1, generator=generator, dtype=torch.float64)
     grid = torch.tensor([place, after], dtype=torch.float64) / 999
     betas = np.linspace(1e-4, 0.02, 1000)
-    alpha_s, variance_s = math.sqrt(ALPHA_BAR[after]), 1 - ALPHA_BAR[after]
+    alpha_s = math.sqrt(ALPHA_BAR[after])
+    variance_s = 1 - ALPHA_BAR[after]
     a = math.sqrt(np.prod(1 - betas[after + 1 : place + 1]))
     v = -math.expm1(np.log1p(-betas[after + 1 : place + 1]).sum())
     precision = 1 / variance_s + a**2 / v
@@ -401,7 +408,9 @@ def test_eta_scales_the_noise_and_nothing_else(generator):
     eq. 12 and 16).
     """
     x_t, x0 = torch.randn(2, 50, 3, 1, 1, generator=generator, dtype=torch.float64)
-    place, after, eta = 700, 600, 0.3
+    place = 700
+    after = 600
+    eta = 0.3
     std = eta * math.sqrt(
         (1 - ALPHA_BAR[after]) / (1 - ALPHA_BAR[place]) * (1 - ALPHA_BAR[place] / ALPHA_BAR[after])
     )
@@ -425,7 +434,8 @@ def test_eta_0_draws_nothing_and_other_eta_are_refused():
     def noise(step):
         raise AssertionError("a deterministic walk asked for noise")
 
-    schedule, x = linear(), torch.ones(1, 2, 1, 1)
+    schedule = linear()
+    x = torch.ones(1, 2, 1, 1)
     ddim(ring(schedule), x, trailing(3, schedule), schedule, noise)
     for eta in (-0.1, 1.1, math.nan):
         with pytest.raises(UserError) as refused:
@@ -441,7 +451,8 @@ def test_parity_with_diffusers(eta, spacing, generator):
 
     Their last step goes to alpha_bar = 1, which is the x0 that ours ends in.
     """
-    schedule, x = scaled_linear(), torch.randn(16, 3, 4, 4, generator=generator)
+    schedule = scaled_linear()
+    x = torch.randn(16, 3, 4, 4, generator=generator)
     noise = torch.randn(10, *x.shape, generator=generator)
     network = lambda x, timestep: (  # noqa: E731
         (x.roll(1, 1) + timestep.reshape(-1, 1, 1, 1) / 1000).sin() * 0.4 + 0.6 * x
@@ -460,7 +471,9 @@ def test_parity_with_diffusers(eta, spacing, generator):
     grid = {"trailing": trailing, "leading": leading}[spacing](10, schedule)
     assert (grid * 999).round().long().tolist() == theirs.timesteps.tolist()
 
-    state, states, same = x, [], torch.Generator().manual_seed(1)
+    state = x
+    states = []
+    same = torch.Generator().manual_seed(1)
     for step, timestep in enumerate(theirs.timesteps):
         states.append(state)
         output = network(state, timestep.float().expand(len(x)))
@@ -474,7 +487,8 @@ def test_parity_with_diffusers(eta, spacing, generator):
         same = torch.Generator().manual_seed(1)
         noise = [torch.randn(x.shape, generator=same) for _ in range(10)]
 
-    seen, denoiser = [], Denoiser(network, schedule, Epsilon())
+    seen = []
+    denoiser = Denoiser(network, schedule, Epsilon())
     ours = (ddpm if eta is None else ddim)(
         denoiser,
         x,
@@ -525,14 +539,14 @@ def test_parity_with_the_samplers_of_diffusers(name, generator):
     last step is our last x0.
     """
     make, over_alpha = THEIRS[name]
-    schedule, theirs = scaled_linear(), make()
+    schedule = scaled_linear()
+    theirs = make()
     theirs.set_timesteps(10)
-    x, noise = torch.randn(16, 3, 4, 4, generator=generator), []
+    x = torch.randn(16, 3, 4, 4, generator=generator)
+    noise = []
     alpha_bar = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
-    state, same = (
-        x / math.sqrt(alpha_bar[-1]) if over_alpha else x,
-        torch.Generator().manual_seed(1),
-    )
+    state = x / math.sqrt(alpha_bar[-1]) if over_alpha else x
+    same = torch.Generator().manual_seed(1)
     for timestep in theirs.timesteps:
         seen = theirs.scale_model_input(state, timestep)
         stochastic = (

@@ -41,10 +41,8 @@ def nodes(group):
     }
 
 
-SCHEDULES, MODIFIERS = (
-    nodes("schedule"),
-    {name: node[name] for name, node in nodes("modifiers").items()},
-)
+SCHEDULES = nodes("schedule")
+MODIFIERS = {name: node[name] for name, node in nodes("modifiers").items()}
 SCHEDULES["table"]["betas"] = BETAS["linear"].tolist()
 MODIFIERS["clip"] |= {
     "log_snr_min": -4.0,
@@ -88,7 +86,8 @@ def test_every_modifier_over_every_schedule(modifier, name):
         with pytest.raises(UserError, match=r"modifiers=\[zero_terminal_snr\]"):
             called(MODIFIERS[modifier], old)
         return
-    new, t = called(MODIFIERS[modifier], old), dense()
+    new = called(MODIFIERS[modifier], old)
+    t = dense()
     log_snr = new.log_snr(t)
     assert log_snr.dtype == torch.float64
     assert (log_snr.diff() < 0).all() and log_snr[1:-1].isfinite().all()
@@ -118,7 +117,8 @@ def test_every_modifier_over_every_schedule(modifier, name):
 def algorithm_1(betas):
     """Lin et al. 2024, algorithm 1: alpha_bar after the rescaling."""
     root = np.sqrt(np.cumprod(1 - betas))
-    first, last = root[0], root[-1]
+    first = root[0]
+    last = root[-1]
     return ((root - last) * first / (first - last)) ** 2
 
 
@@ -155,7 +155,8 @@ def test_zero_terminal_has_parity_with_diffusers():
 )
 def test_zero_terminal_keeps_the_first_level_and_ends_in_noise(name):
     old = make(name)
-    new, ends = zero_terminal_snr(old), torch.tensor([0.0, 1.0], dtype=torch.float64)
+    new = zero_terminal_snr(old)
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
     assert (
         abs(new.log_snr(ends)[0].item() - old.log_snr(ends)[0].item()) < 1e-10
     )  # two roundings of 1 - sigma^2 / 2 are 2e-16, of sigma^2 = 4e-6
@@ -190,7 +191,8 @@ def test_zero_terminal_is_refused_on_what_ends_in_noise():
 @pytest.mark.parametrize("factor", [0.5, 3.0, 8.0])
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_shift_multiplies_sigma_over_alpha(name, factor):
-    old, t = make(name), dense()[1:-1]
+    old = make(name)
+    t = dense()[1:-1]
     new = shift(old, factor=factor)
     np.testing.assert_allclose(
         new.log_snr(t).numpy(), old.log_snr(t).numpy() - 2 * np.log(factor), rtol=0, atol=1e-14
@@ -281,11 +283,9 @@ def test_modifiers_apply_in_the_order_in_which_they_stand():
             }
         )
 
-    first, second, by = (
-        made("shift", "clip"),
-        made("clip", "shift"),
-        2 * math.log(MODIFIERS["shift"]["factor"]),
-    )
+    first = made("shift", "clip")
+    second = made("clip", "shift")
+    by = 2 * math.log(MODIFIERS["shift"]["factor"])
     # linear runs from 9.2 to -10.1, shifted by -2.2 from 7.0 to -12.3: both bounds cut either.
     assert (first.log_snr_max, first.log_snr_min) == pytest.approx((5.0, -4.0), abs=1e-10)
     assert (second.log_snr_max, second.log_snr_min) == pytest.approx(

@@ -40,13 +40,15 @@ def shifted_share(share, log_snr_min, log_snr_max, t):
     """The law that is cut: uniform t between the shares of the law above its two bounds.
     share(log_snr): that share of the whole law.
     """
-    first, last = share(log_snr_max), share(log_snr_min)
+    first = share(log_snr_max)
+    last = share(log_snr_min)
     return first + t * (last - first)
 
 
 def cosine_curve(t, *, log_snr_min, log_snr_max):
     """Hoogeboom et al. 2023, section 3: the angle runs evenly between those of the bounds."""
-    first, last = np.arctan(np.exp(-log_snr_max / 2)), np.arctan(np.exp(-log_snr_min / 2))
+    first = np.arctan(np.exp(-log_snr_max / 2))
+    last = np.arctan(np.exp(-log_snr_min / 2))
     return -2 * np.log(np.tan(first + t * (last - first)))
 
 
@@ -67,7 +69,8 @@ def laplace_curve(t, *, centre, scale, log_snr_min, log_snr_max):
 def edm_curve(t, *, log_sigma_mean, log_sigma_std, sigma_min, sigma_max):
     """Karras et al. 2022, table 1: ln(sigma) ~ N(mean, std^2), small sigma first."""
     law = NormalDist(log_sigma_mean, log_sigma_std)
-    first, last = law.cdf(math.log(sigma_min)), law.cdf(math.log(sigma_max))
+    first = law.cdf(math.log(sigma_min))
+    last = law.cdf(math.log(sigma_max))
     return np.array([-2 * law.inv_cdf(first + u * (last - first)) for u in t.tolist()])
 
 
@@ -87,8 +90,10 @@ def sigmoid_curve(t, *, start, end, temperature, log_snr_min, log_snr_max):
     def logistic(x):
         return 1 / (1 + np.exp(-np.longdouble(x)))
 
-    s, e = start / temperature, end / temperature
-    first, last = logistic(s), logistic(e)
+    s = start / temperature
+    e = end / temperature
+    first = logistic(s)
+    last = logistic(e)
     at_bounds = [last - logistic(bound) * (last - first) for bound in (log_snr_max, log_snr_min)]
     u0, u1 = (np.log(p / (1 - p)) for p in at_bounds)
     gamma = (last - logistic(u0 + t.astype(np.longdouble) * (u1 - u0))) / (last - first)
@@ -200,7 +205,8 @@ def test_inverse(schedule):
 
 
 def test_inverse_refuses_what_lies_outside_or_takes_it_to_the_end(schedule):
-    high, low = schedule.log_snr_max, schedule.log_snr_min
+    high = schedule.log_snr_max
+    low = schedule.log_snr_min
     middle = schedule.log_snr(torch.tensor(0.5)).item()
     for outside in [value for value in (high + 1e-9, low - 1e-9) if math.isfinite(value)]:
         with pytest.raises(ValueError, match="outside"):
@@ -297,7 +303,8 @@ def test_realised_log_snr_follows_the_claimed_law(name, changed):
     """100,000 times as training draws them, evenly spread uniforms: the share of them below each
     level is the law's to one draw.
     """
-    changes, count = ELSEWHERE.get(name, {}) if changed else {}, 100000
+    changes = ELSEWHERE.get(name, {}) if changed else {}
+    count = 100000
     arguments = {
         key: value
         for key, value in (CONFIGS[name] | changes).items()

@@ -88,7 +88,10 @@ def test_markov_chain_equals_the_closed_form(tabled):
     and variance sigma^2.
     """
     schedule, betas = tabled
-    mean, variance, means, variances = 1.0, 0.0, [], []
+    mean = 1.0
+    variance = 0.0
+    means = []
+    variances = []
     for beta in betas:
         mean, variance = mean * np.sqrt(1 - beta), (1 - beta) * variance + beta
         means.append(mean)
@@ -203,10 +206,8 @@ def test_a_table_from_a_list_or_a_file(form, key, tmp_path):
     values = betas if key == "betas" else np.cumprod(1 - np.array(betas)).tolist()
     path = tmp_path / "a table, of mine.txt"
     path.write_text(FORMATS[form](values), encoding="utf-8")
-    of_list, of_file = (
-        table(**{key: values}, num_timesteps=5),
-        table(**{key: str(path)}, num_timesteps=5),
-    )
+    of_list = table(**{key: values}, num_timesteps=5)
+    of_file = table(**{key: str(path)}, num_timesteps=5)
     t = points(of_list)
     np.testing.assert_allclose(
         of_list.alpha_sigma(t, torch.float64)[0].flatten().numpy() ** 2,

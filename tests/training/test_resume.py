@@ -164,7 +164,8 @@ def signal_after(owner: type, name: str, last: int, number: int) -> None:
 
     A save under way is let finish before a kill: how much is lost then is known.
     """
-    plain, calls = getattr(owner, name), itertools.count(1)
+    plain = getattr(owner, name)
+    calls = itertools.count(1)
 
     def counted(self, *given):
         result = plain(self, *given)
@@ -276,7 +277,8 @@ def test_without_workers_too(command, saved, whole, interrupted):
 def test_with_other_ranks_or_windows_it_ends_there_to_rounding(
     command, saved, whole, interrupted, words
 ):
-    middle, end = flattened(saved(interrupted)), flattened(saved(whole))
+    middle = flattened(saved(interrupted))
+    end = flattened(saved(whole))
     result = command("sdtrain", *SHORT, *words, "resume=must", f"hydra.run.dir={interrupted}")
     assert result.code == 0 and [line["images_seen"] for line in numbers(interrupted)] == [
         line["images_seen"] for line in numbers(whole)
