@@ -119,6 +119,7 @@ def in_step_5(happens) -> None:
 
 MOMENTS = {
     "training": (DiffusionModule, "training_step", 3),
+    "validation": (DiffusionModule, "validate", 2),  # the first measures what it costs
     "sampling": (sample_grid, "generate", 1),
     "saving": (checkpoint_io, "write_checkpoint", 2),
 }

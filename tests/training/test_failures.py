@@ -134,10 +134,11 @@ LOOKING = [
     ("moment", "number", "code", "seen"),
     [
         ("training", signal.SIGINT, 130, [3]),
+        ("validation", signal.SIGTERM, 143, [2]),
         ("sampling", signal.SIGTERM, 143, [2]),
         ("saving", signal.SIGTERM, 143, [2, 3, 4]),
     ],
-    ids=["Ctrl-C in training", "sampling", "saving"],
+    ids=["Ctrl-C in training", "validation", "sampling", "saving"],
 )
 def test_a_signal_at_any_moment_ends_the_run_between_two_steps_and_it_goes_on_bit_for_bit(
     train, whole, tmp_path, moment, number, code, seen
