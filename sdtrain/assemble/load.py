@@ -216,8 +216,10 @@ def _check_frozen(model: LatentDiffusion, cfg: dict[str, Any], folder: Checkpoin
             raise UserError(
                 f"model.{part} has other weights (sha256 {digest[:12]}) than the run in "
                 f"{folder.run.path} was trained with ({trained[:12]})",
-                key="checkpoint",
-                remedy=f"Restore the files that model.{part} reads.",
+                key="model.pretrained" if "pretrained" in cfg["model"] else "checkpoint",
+                remedy="Set model.pretrained to the pipeline that the run was trained with."
+                if "pretrained" in cfg["model"]
+                else f"Restore the files that model.{part} reads.",
             )
 
 

@@ -23,11 +23,6 @@ def load_pipeline(folder: Path, device: str) -> tuple[LatentDiffusion, int]:
     try:
         pretrained = text_override("model.pretrained", str(folder))
         config = compose_config(PRIMARY, ["model=stable_diffusion", pretrained])
-        image_size = config["data"]["image_size"]
-        if image_size is None:
-            raise UserError(
-                "has no sample_size in unet/config.json, which gives the size of its pictures"
-            )
         model = build_model(config, folder)
     except UserError as error:
         raise UserError(
@@ -36,4 +31,4 @@ def load_pipeline(folder: Path, device: str) -> tuple[LatentDiffusion, int]:
             value=str(folder),
             remedy="Give the folder of a run, or of another pipeline.",
         ) from error
-    return model.to(device).eval(), image_size
+    return model.to(device).eval(), config["data"]["image_size"]

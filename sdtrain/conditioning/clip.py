@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
@@ -61,7 +62,10 @@ class Clip(Conditioner):
     ) -> None:
         super().__init__()
         folder = find_folder(architecture, "model.conditioner.architecture")
-        config = CLIPTextConfig.from_pretrained(folder, local_files_only=True)
+        try:
+            config = CLIPTextConfig.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # transformers raises various classes for wrong values
+            raise weights_error("model.conditioner.architecture", folder, error) from error
         layers = config.num_hidden_layers
         if not 0 <= clip_skip < layers:
             raise UserError(
@@ -70,7 +74,15 @@ class Clip(Conditioner):
                 value=clip_skip,
             )
         tokenizer_folder = find_folder(tokenizer, "model.conditioner.tokenizer")
-        self.tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder, local_files_only=True)
+        self.tokenizer = _read_tokenizer(tokenizer_folder)
+        if len(self.tokenizer) > config.vocab_size:
+            raise UserError(
+                f"has a tokenizer of {len(self.tokenizer)} tokens, but a text encoder with "
+                f"vocab_size={config.vocab_size}",
+                key="model.pretrained",
+                value=str(tokenizer_folder.parent),
+                remedy="Set model.pretrained to a folder whose parts belong together.",
+            )
         self.frozen = not trained
         self.clip_skip = clip_skip
         self.context_dim = config.hidden_size
@@ -88,7 +100,7 @@ class Clip(Conditioner):
         return self.max_length
 
     def count_truncated(self, captions: Sequence[str]) -> int:
-        tokens = self.tokenizer(list(captions)).input_ids
+        tokens = self.tokenizer(list(captions), verbose=False).input_ids
         return sum(len(each) > self.max_length for each in tokens)
 
     def forward(self, inputs: Inputs) -> Conditioning:
@@ -113,14 +125,30 @@ class Clip(Conditioner):
             return self.net.final_layer_norm(states[-1 - self.clip_skip]).float()
 
 
+def _read_tokenizer(folder: Path) -> CLIPTokenizer:
+    try:
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # transformers raises various classes for broken files
+        first_line = (str(error).splitlines() or [""])[0]
+        raise UserError(
+            f"holds no CLIP tokenizer that can be read: {first_line}",
+            key="model.conditioner.tokenizer",
+            value=str(folder),
+            remedy="Set model.pretrained, or model.conditioner.tokenizer, to another folder.",
+        ) from error
+
+
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Let transformers draw no progress bar in the `with` block."""
+def _quiet_transformers() -> Iterator[None]:
+    """Let transformers draw no progress bar and print no report in the `with` block."""
     was_enabled = logging.is_progress_bar_enabled()
+    verbosity = logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if was_enabled:
             logging.enable_progress_bar()
 
@@ -131,7 +159,7 @@ def _read_text_model(weights: str, variant: str | None) -> tuple[CLIPTextModel, 
     folder = find_folder(weights, key)
     files = require_weight_files(folder, TRANSFORMERS, key, variant)
     try:
-        with _no_progress_bar():
+        with _quiet_transformers():
             net, info = CLIPTextModel.from_pretrained(
                 folder,
                 local_files_only=True,

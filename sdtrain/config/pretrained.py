@@ -43,6 +43,14 @@ SCHEDULER_DEFAULTS = {
 }
 """Values of diffusers' schedulers for what scheduler_config.json leaves out."""
 
+SCHEDULER_TYPES = {
+    "beta_start": float,
+    "beta_end": float,
+    "num_train_timesteps": int,
+    "trained_betas": list[float] | None,
+}
+"""Types of the values that are read from scheduler_config.json."""
+
 PREDICTIONS = {"epsilon": "Epsilon", "v_prediction": "V", "sample": "X0"}
 """{prediction_type of diffusers: class of sdtrain.diffusion.prediction}."""
 
@@ -83,8 +91,22 @@ def fill_from_pretrained(config: DictConfig) -> DictConfig:
         if not filled.get("prediction"):
             filled.prediction = prediction_node(pipeline, source)
         if filled.data.get("image_size", 0) is None:
-            filled.data.image_size = pipeline.image_size
+            filled.data.image_size = _image_size(pipeline, source)
     return filled
+
+
+def _image_size(pipeline: PipelineFolder, source: str) -> int:
+    """Return the side of the pictures that the UNet was trained on. Raises UserError if it is not
+    known.
+    """
+    if pipeline.image_size is None:
+        raise UserError(
+            f"{KEY}={source} has no single sample_size in unet/config.json, from which the size of "
+            "the pictures follows",
+            key="data.image_size",
+            remedy="Set data.image_size.",
+        )
+    return pipeline.image_size
 
 
 def _check_parts(train: Any) -> None:
@@ -122,6 +144,12 @@ def schedule_node(pipeline: PipelineFolder, source: str) -> dict[str, Any]:
     sdtrain's.
     """
     scheduler = SCHEDULER_DEFAULTS | pipeline.scheduler
+    for key, hint in SCHEDULER_TYPES.items():
+        try:
+            check_value(scheduler[key], hint, key)
+        except UserError as error:
+            found = f"{key}={scheduler[key]!r}"
+            raise _scheduler_error(source, found, "schedule") from error
     count = scheduler["num_train_timesteps"]
     if scheduler["trained_betas"] is not None:
         betas = list(scheduler["trained_betas"])

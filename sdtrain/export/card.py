@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -13,6 +14,8 @@ from sdtrain.runs.metrics import read_metrics
 
 CARD = "README.md"
 SAMPLES = "samples.png"
+LONGEST_LIST = 20
+"""Longest list of the configuration that the card shows."""
 
 SECTIONS = ("data", "schedule", "modifiers", "prediction", "weighting", "loss", "times", "seed")
 """Sections of the run's configuration that the card shows, beside the model."""
@@ -66,6 +69,7 @@ def write_card(config: ExportConfig, loaded: LoadedCheckpoint, saved: dict) -> N
         text += ["## What differs from sdtrain's samples", "", *[f"* {line}" for line in lost], ""]
     sections = {name: saved[name] for name in SECTIONS if saved.get(name) is not None}
     sections["model"] = saved["model"]
+    sections = _without_paths(sections)
     text += ["## Configuration", "", "```yaml", OmegaConf.to_yaml(sections).rstrip(), "```", ""]
     text += [
         "## Licence",
@@ -74,6 +78,19 @@ def write_card(config: ExportConfig, loaded: LoadedCheckpoint, saved: dict) -> N
         "",
     ]
     write_text(folder / CARD, "\n".join(text))
+
+
+def _without_paths(node: Any) -> Any:
+    """Return a copy for publication: of an absolute path only the last name, and of a long list of
+    numbers its length.
+    """
+    if isinstance(node, dict):
+        return {key: _without_paths(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return f"{len(node)} values" if len(node) > LONGEST_LIST else node
+    if isinstance(node, str) and node.startswith("/"):
+        return Path(node).name
+    return node
 
 
 def _prompt(loaded: LoadedCheckpoint) -> str:

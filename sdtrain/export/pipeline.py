@@ -34,6 +34,13 @@ def build_pipeline(model: LatentDiffusion, image_size: int) -> StableDiffusionPi
     if getattr(model.autoencoder, "latent_shift", False):
         raise _part_error("model.autoencoder", "a shift of its latents")
     scheduler = scheduler_of(model.objective.schedule, model.objective.prediction)
+    if image_size % 8:
+        raise UserError(
+            f"cannot be exported: its pictures have {image_size} pixels a side, and a Stable "
+            "Diffusion pipeline draws multiples of 8 only",
+            key="checkpoint",
+            remedy="Train with a data.image_size that is a multiple of 8.",
+        )
     tokenizer: CLIPTokenizer = model.conditioner.tokenizer
     tokenizer.model_max_length = model.conditioner.max_length
     latent_side = model.autoencoder.latent_shape(image_size)[-1]
@@ -41,6 +48,8 @@ def build_pipeline(model: LatentDiffusion, image_size: int) -> StableDiffusionPi
     autoencoder.register_to_config(
         scaling_factor=model.autoencoder.latent_scale, sample_size=image_size
     )
+    for network in (unet, autoencoder):
+        network.register_to_config(_name_or_path="")  # a path of this machine
     return StableDiffusionPipeline(
         vae=autoencoder,
         text_encoder=text_encoder,
@@ -92,7 +101,12 @@ def _check_clip_skip(conditioner: nn.Module) -> None:
     call only.
     """
     if getattr(conditioner, "clip_skip", 0):
-        raise _part_error("model.conditioner", f"clip_skip={conditioner.clip_skip}")
+        raise UserError(
+            f"cannot be exported: it was trained with clip_skip={conditioner.clip_skip}, which a "
+            "Stable Diffusion pipeline does not store",
+            key="checkpoint",
+            remedy="Train with model.conditioner.clip_skip=0.",
+        )
 
 
 def _add_text_prefix(file: Path) -> None:

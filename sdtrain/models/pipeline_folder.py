@@ -79,6 +79,7 @@ def read_pipeline_folder(path: Path, source: str, variant: str | None) -> Pipeli
             raise _pipeline_error(source, f"its subfolder {subfolder}/ is missing")
     for subfolder, stem in STEMS.items():
         _check_weights(path / subfolder, stem, source, variant)
+    _check_tokenizer(path / TOKENIZER, source)
     unet = _read_network_config(path, UNET, source)
     text_encoder = _read_network_config(path, TEXT_ENCODER, source)
     scheduler = _read_json(path / SCHEDULER / "scheduler_config.json", source)
@@ -118,7 +119,21 @@ def _read_network_config(path: Path, subfolder: str, source: str) -> dict[str, A
     expected = CLASSES[subfolder]
     if name != expected:
         raise _pipeline_error(source, f"{subfolder}/config.json is of class {name}, not {expected}")
-    return DEFAULTS[subfolder] | config
+    config = DEFAULTS[subfolder] | config
+    for key in DEFAULTS[subfolder]:
+        is_optional = key == "sample_size"
+        if type(config[key]) is not int and not is_optional:
+            raise _pipeline_error(source, f"{subfolder}/config.json has {key}={config[key]!r}")
+    return config
+
+
+def _check_tokenizer(folder: Path, source: str) -> None:
+    """Raise UserError if the vocabulary is missing: transformers would make an empty one."""
+    in_one = (folder / "tokenizer.json").is_file()
+    in_two = (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
+    if not in_one and not in_two:
+        reason = f"{TOKENIZER}/tokenizer.json, or vocab.json and merges.txt, are missing"
+        raise _pipeline_error(source, reason)
 
 
 def _read_json(file: Path, source: str) -> dict[str, Any]:

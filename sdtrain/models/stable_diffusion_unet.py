@@ -4,6 +4,7 @@ from typing import ClassVar
 
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.utils import logging
 from torch import Tensor, nn
 
 from sdtrain.paths import find_folder
@@ -53,6 +54,8 @@ def _read_unet(weights: str, variant: str | None) -> UNet2DConditionModel:
     key = "model.unet.weights"
     folder = find_folder(weights, key)
     files = require_weight_files(folder, DIFFUSERS, key, variant)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
         net, info = UNet2DConditionModel.from_pretrained(
             folder,
@@ -65,5 +68,7 @@ def _read_unet(weights: str, variant: str | None) -> UNet2DConditionModel:
         )
     except Exception as error:  # diffusers raises various classes for files that do not match
         raise weights_error(key, folder, error) from error
+    finally:
+        logging.set_verbosity(verbosity)
     check_loaded(info, key, folder)
     return net

@@ -14,8 +14,10 @@ from safetensors.torch import load_file, save_file
 from stable_diffusion import SCHEDULER, save_pipeline
 
 from sdtrain.assemble.objective import build_schedule
+from sdtrain.conditioning.clip import Clip
 from sdtrain.conditioning.interface import Inputs
 from sdtrain.config.pretrained import prediction_node, schedule_node
+from sdtrain.errors import UserError
 from sdtrain.models.pipeline_folder import read_pipeline_folder
 
 PROMPTS = ["a large red star on a blue background", ""]
@@ -134,13 +136,25 @@ def test_the_schedule_is_that_of_the_folder(name, folder, tmp_path, planned, tin
     [
         ("scheduler_config.json", "beta_schedule", "sigmoid", schedule_node),
         ("scheduler_config.json", "prediction_type", "flow_prediction", prediction_node),
+        ("scheduler_config.json", "beta_start", None, schedule_node),
+        ("scheduler_config.json", "trained_betas", 5, schedule_node),
+        ("scheduler_config.json", "num_train_timesteps", "many", schedule_node),
     ],
 )
 def test_a_scheduler_without_counterpart_is_refused(folder, file, key, value, node_of):
     pipeline = read_pipeline_folder(folder, "SOURCE", None)
     pipeline.scheduler[key] = value
-    with pytest.raises(Exception, match=f"{key}={value}") as caught:
+    with pytest.raises(UserError, match=f"{key}='?{value}") as caught:
         node_of(pipeline, "SOURCE")
+    assert caught.value.key == "model.pretrained"
+
+
+def test_a_tokenizer_of_another_text_encoder_is_refused(folder, tmp_path):
+    copied = Path(shutil.copytree(folder, tmp_path / "pipeline"))
+    file = copied / "text_encoder/config.json"
+    file.write_text(file.read_text().replace('"vocab_size": 1756', '"vocab_size": 100'))
+    with pytest.raises(UserError, match="vocab_size=100") as caught:
+        Clip(architecture=f"{copied}/text_encoder", tokenizer=f"{copied}/tokenizer")
     assert caught.value.key == "model.pretrained"
 
 

@@ -157,6 +157,8 @@ def test_averaged_weights_half_precision_and_the_card(finetuned, here, tmp_path)
     assert torch.equal(weights_of(averaged, "unet")[name], ema[f"unet.net.{name}"])
     assert weights_of(half, "unet")[name].dtype == torch.float16
     card = (averaged / "README.md").read_text()
+    assert str(finetuned) not in card
+    assert str(finetuned) not in (averaged / "vae/config.json").read_text()
     for text in ("StableDiffusionPipeline", "averaged", "scaled_linear", "Licence"):
         assert text in card, text
 
@@ -217,6 +219,14 @@ def test_a_mistake_is_refused_and_nothing_is_written(words, key, tiny_run, here,
     assert key in result.paragraph
     assert not (tmp_path / "new").exists()
     assert [path.name for path in full.iterdir()] == ["file"]
+
+
+def test_a_size_that_no_pipeline_draws_is_refused(run_of, here, tmp_path):
+    run = run_of("run", "data.image_size=36", *SHORT)
+    result = here("sdtrain-export", f"checkpoint={run}", f"output={tmp_path}/out")
+    assert result.code == 2
+    assert "data.image_size" in result.paragraph
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_model_of_classes_is_refused(run_of, here, tmp_path):

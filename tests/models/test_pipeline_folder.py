@@ -72,6 +72,14 @@ WRONG = {
         lambda p: change(p / "unet/config.json", _class_name="UNet2DModel"),
         ["UNet2DModel", "UNet2DConditionModel"],
     ),
+    "empty tokenizer": (
+        lambda p: (p / "tokenizer/tokenizer.json").unlink(),
+        ["tokenizer/tokenizer.json"],
+    ),
+    "no number": (
+        lambda p: change(p / "text_encoder/config.json", max_position_embeddings="x"),
+        ["max_position_embeddings='x'"],
+    ),
     "broken json": (lambda p: (p / "unet/config.json").write_text("{"), ["unet/config.json"]),
 }
 
