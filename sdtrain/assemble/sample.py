@@ -19,6 +19,7 @@ def sample_checkpoint(config: SampleConfig) -> int:
     Raises UserError as `load`, `load_pipeline`, `build_drawing` and `sample` do.
     """
     if is_pipeline(Path(config.checkpoint)):
+        _warn_of_options_of_runs(config)
         folder = Path(config.checkpoint)
         model, image_size = load_pipeline(folder, pick_device(config.accelerator))
         drawing = build_drawing(vars(config), model.objective.schedule)
@@ -45,3 +46,17 @@ def sample_checkpoint(config: SampleConfig) -> int:
         config_file=loaded.checkpoint.config,
         untrained=untrained,
     )
+
+
+def _warn_of_options_of_runs(config: SampleConfig) -> None:
+    """Warn of options that have no effect on a pipeline."""
+    given = {
+        "ema=false": not config.ema,
+        "autoencoder": config.autoencoder is not None,
+        "model.pretrained": config.model["pretrained"] is not None,
+        "data": bool(config.data),
+        "allow": bool(config.allow),
+    }
+    for option, is_given in given.items():
+        if is_given:
+            warn(f"{option} has no effect: checkpoint={config.checkpoint} is a pipeline.")

@@ -258,6 +258,14 @@ def test_sdtrain_sample_draws_with_the_exported_pipeline_as_with_the_run(here, f
         assert ours.std() > 0
 
 
+def test_what_has_no_effect_on_a_pipeline_is_told(here, finetuned, tmp_path):
+    pipeline = finetuned / "pipeline"
+    words = ["prompt=x", "num_images=1", "steps=2", "ema=false", f"output={tmp_path}/drawn"]
+    result = here("sdtrain-sample", f"checkpoint={pipeline}", *words)
+    assert result.code == 0
+    assert "ema=false has no effect" in result.err
+
+
 def test_a_broken_pipeline_is_refused(here, finetuned, tmp_path):
     folder = export(here, finetuned / "run", tmp_path / "out")
     (folder / "unet" / "config.json").write_text("{}")
