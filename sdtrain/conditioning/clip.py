@@ -11,6 +11,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging
 
 from sdtrain.conditioning.interface import Conditioner, Conditioning, Inputs
+from sdtrain.conditioning.tokens import count_truncated, tokenize
 from sdtrain.errors import UserError
 from sdtrain.paths import find_folder
 from sdtrain.weight_files import (
@@ -100,21 +101,11 @@ class Clip(Conditioner):
         return self.max_length
 
     def count_truncated(self, captions: Sequence[str]) -> int:
-        tokens = self.tokenizer(list(captions), verbose=False).input_ids
-        return sum(len(each) > self.max_length for each in tokens)
+        return count_truncated(self.tokenizer, captions, self.max_length)
 
     def forward(self, inputs: Inputs) -> Conditioning:
-        captions = []
-        for caption, dropped in zip(inputs.captions, inputs.dropped.tolist(), strict=True):
-            captions.append("" if dropped else caption)
-        tokens = self.tokenizer(
-            captions,
-            padding="max_length",
-            truncation=True,
-            max_length=self.max_length,
-            return_tensors="pt",
-        ).input_ids
-        return Conditioning(context=self._context(tokens.to(inputs.dropped.device)))
+        tokens = tokenize(self.tokenizer, inputs, self.max_length)
+        return Conditioning(context=self._context(tokens))
 
     def _context(self, tokens: Tensor) -> Tensor:
         """Return the hidden state [B, L, D] of tokens [B, L]."""

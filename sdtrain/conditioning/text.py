@@ -7,6 +7,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from sdtrain.conditioning.interface import Conditioner, Conditioning, Inputs
+from sdtrain.conditioning.tokens import count_truncated, tokenize
 from sdtrain.errors import UserError
 from sdtrain.paths import find_folder
 
@@ -70,19 +71,9 @@ class Text(Conditioner):
         return self.max_length
 
     def count_truncated(self, captions: Sequence[str]) -> int:
-        tokens = self.tokenizer(list(captions)).input_ids
-        return sum(len(each) > self.max_length for each in tokens)
+        return count_truncated(self.tokenizer, captions, self.max_length)
 
     def forward(self, inputs: Inputs) -> Conditioning:
-        captions = []
-        for caption, dropped in zip(inputs.captions, inputs.dropped.tolist(), strict=True):
-            captions.append("" if dropped else caption)
-        tokens = self.tokenizer(
-            captions,
-            padding="max_length",
-            truncation=True,
-            max_length=self.max_length,
-            return_tensors="pt",
-        ).input_ids
-        hidden = self.net(input_ids=tokens.to(inputs.dropped.device)).last_hidden_state
+        tokens = tokenize(self.tokenizer, inputs, self.max_length)
+        hidden = self.net(input_ids=tokens).last_hidden_state
         return Conditioning(context=hidden)
