@@ -89,7 +89,8 @@ class Ranks(L.Callback):
         """Process id of rank 0, if it has started this process."""
         self.ending = threading.Event()
         self.thread: threading.Thread | None = None
-        self.began = time.time()
+        # A file system's clock may be some milliseconds behind: a log written at once counts too.
+        self.began = time.time() - 1.0
         self.world_size = 1
         # Infinite until all ranks have connected, which has a time limit of its own.
         self.last_step = math.inf
