@@ -1,10 +1,12 @@
 """Find the safetensors of a network in a folder of diffusers' or transformers' layout.
 
-Does not import torch.
+Does not import torch; `quiet_libraries` imports both libraries.
 """
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,6 +81,50 @@ def require_weight_files(folder: Path, stem: str, key: str, variant: str | None)
             remedy="Set model.pretrained to a folder with these weights, or change model.variant.",
         )
     return files
+
+
+def read_header(file: Path) -> dict[str, dict]:
+    """Return {name: {"dtype", "shape", "data_offsets"}} of the tensors in a safetensors file.
+
+    Raises ValueError, which says what the file is or lacks, if it is none or is incomplete.
+    """
+    size = file.stat().st_size
+    with open(file, "rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or 8 + length > size:
+            raise ValueError("is no safetensors file, or an incomplete one")
+        try:
+            header = json.loads(stream.read(length))
+        except ValueError as error:
+            raise ValueError("is no safetensors file") from error
+    header.pop("__metadata__", None)
+    end = 8 + length + max((each["data_offsets"][1] for each in header.values()), default=0)
+    if size < end:
+        raise ValueError(
+            f"is incomplete: it has {size:,} of {end:,} bytes; perhaps a download was interrupted"
+        )
+    return header
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Let diffusers and transformers draw no progress bar and print no advice in the block."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    libraries = (diffusers_logging, transformers_logging)
+    verbosities = [library.get_verbosity() for library in libraries]
+    drew_bars = [library.is_progress_bar_enabled() for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, verbosity, drew_bar in zip(libraries, verbosities, drew_bars, strict=True):
+            library.set_verbosity(verbosity)
+            if drew_bar:
+                library.enable_progress_bar()
 
 
 def check_loaded(info: dict, key: str, folder: Path) -> None:

@@ -19,6 +19,7 @@ from sdtrain.console import warn
 from sdtrain.errors import StorageError, UserError
 from sdtrain.latent_diffusion import LatentDiffusion
 from sdtrain.models.autoencoder import Autoencoder
+from sdtrain.models.hub import find_pipeline
 from sdtrain.models.pipeline_folder import TEXT_ENCODER, UNET, VAE
 from sdtrain.paths import find_folder
 from sdtrain.runs.checkpoint import read_weights
@@ -171,20 +172,21 @@ def _set_pretrained(model: dict[str, Any], run: RunFolder, moved_to: str | None)
     """Set from where the weights of a run with model.pretrained are read.
 
     Trained weights are in the checkpoint, and those of the folder are not read. The folder of
-    frozen weights is below `moved_to`, if that is given.
+    frozen weights is below `moved_to`, if that is given: a folder, a single file or a hub id.
     """
-    if "pretrained" not in model:
+    if model.get("pretrained") is None:
         if moved_to is not None:
             warn("model.pretrained has no effect: the run uses no pretrained weights.")
         return
+    folder = None if moved_to is None else find_pipeline(moved_to, None, None)
     trained = {"unet": True, "conditioner": TEXT_ENCODER in model["train"]}
     for part, subfolder in PART_FOLDERS.items():
         if trained[part]:
             model[part]["weights"] = None
-        elif moved_to is not None:
-            model[part]["weights"] = str(Path(moved_to).expanduser().absolute() / subfolder)
-    if moved_to is not None and not run.kept_files("autoencoder", "path").is_dir():
-        model["autoencoder"]["path"] = str(Path(moved_to).expanduser().absolute() / VAE)
+        elif folder is not None:
+            model[part]["weights"] = str(folder / subfolder)
+    if folder is not None and not run.kept_files("autoencoder", "path").is_dir():
+        model["autoencoder"]["path"] = str(folder / VAE)
 
 
 def restore_old_defaults(autoencoder: dict[str, Any]) -> None:
@@ -216,9 +218,9 @@ def _check_frozen(model: LatentDiffusion, cfg: dict[str, Any], folder: Checkpoin
             raise UserError(
                 f"model.{part} has other weights (sha256 {digest[:12]}) than the run in "
                 f"{folder.run.path} was trained with ({trained[:12]})",
-                key="model.pretrained" if "pretrained" in cfg["model"] else "checkpoint",
+                key="model.pretrained" if cfg["model"].get("pretrained") else "checkpoint",
                 remedy="Set model.pretrained to the pipeline that the run was trained with."
-                if "pretrained" in cfg["model"]
+                if cfg["model"].get("pretrained")
                 else f"Restore the files that model.{part} reads.",
             )
 

@@ -4,11 +4,12 @@ from pathlib import Path
 
 from sdtrain.assemble.drawing import build_drawing
 from sdtrain.assemble.load import load, pick_device
-from sdtrain.assemble.load_pipeline import is_pipeline, load_pipeline
+from sdtrain.assemble.load_pipeline import load_pipeline
 from sdtrain.config.schema import SampleConfig
 from sdtrain.console import warn
 from sdtrain.generation.sample import sample
-from sdtrain.models.pipeline_folder import INDEX
+from sdtrain.models.hub import find_pipeline
+from sdtrain.models.pipeline_folder import INDEX, is_pipeline
 from sdtrain.runs.layout import CheckpointFolder
 
 
@@ -20,10 +21,11 @@ def sample_checkpoint(config: SampleConfig) -> int:
     """
     if is_pipeline(Path(config.checkpoint)):
         _warn_of_options_of_runs(config)
-        folder = Path(config.checkpoint)
-        model, image_size = load_pipeline(folder, pick_device(config.accelerator))
+        source = Path(config.checkpoint)
+        model, image_size = load_pipeline(source, pick_device(config.accelerator))
         drawing = build_drawing(vars(config), model.objective.schedule)
-        return sample(config, model, drawing, image_size, config_file=folder / INDEX)
+        config_file = find_pipeline(str(source), None, None) / INDEX
+        return sample(config, model, drawing, image_size, config_file=config_file)
     loaded = load(
         CheckpointFolder(Path(config.checkpoint)),
         ema=config.ema,

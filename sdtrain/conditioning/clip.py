@@ -1,14 +1,12 @@
 """Condition on a caption with a pretrained CLIP text encoder, as Stable Diffusion does."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-from transformers.utils import logging
 
 from sdtrain.conditioning.interface import Conditioner, Conditioning, Inputs
 from sdtrain.conditioning.tokens import count_truncated, tokenize
@@ -18,6 +16,7 @@ from sdtrain.weight_files import (
     FROZEN_DTYPES,
     TRANSFORMERS,
     check_loaded,
+    quiet_libraries,
     require_weight_files,
     weights_error,
 )
@@ -129,28 +128,13 @@ def _read_tokenizer(folder: Path) -> CLIPTokenizer:
         ) from error
 
 
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Let transformers draw no progress bar and print no report in the `with` block."""
-    was_enabled = logging.is_progress_bar_enabled()
-    verbosity = logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if was_enabled:
-            logging.enable_progress_bar()
-
-
 def _read_text_model(weights: str, variant: str | None) -> tuple[CLIPTextModel, str]:
     """Load a text model from safetensors alone, in float32; return it and the hash of the files."""
     key = "model.conditioner.weights"
     folder = find_folder(weights, key)
     files = require_weight_files(folder, TRANSFORMERS, key, variant)
     try:
-        with _quiet_transformers():
+        with quiet_libraries():
             net, info = CLIPTextModel.from_pretrained(
                 folder,
                 local_files_only=True,

@@ -23,7 +23,7 @@ from sdtrain.config.flags import (
     read_flags,
 )
 from sdtrain.config.overrides import typed_keys
-from sdtrain.config.pretrained import fill_from_pretrained
+from sdtrain.config.pretrained import fill_from_pretrained, image_size_of_unet
 from sdtrain.models.autoencoder_folder import read_autoencoder_folder
 from sdtrain.paths import config_dir
 from sdtrain.runs.resume import flatten
@@ -55,9 +55,9 @@ def resolve_config(
 ) -> dict:
     """Return the configuration as a dict, with every reference and every size resolved.
 
-    What the folder of model.pretrained says is filled in. Sizes of the autoencoder that are null
-    are read from its folder, or from the configuration of the first stage that will train it.
-    Raises UserError if there is no autoencoder.
+    What the folders of model.pretrained and model.architecture say is filled in. Sizes of the
+    autoencoder that are null are read from its folder, or from the configuration of the first stage
+    that will train it. Raises UserError if there is no autoencoder.
 
     Args:
         config: as Hydra composed it.
@@ -65,22 +65,33 @@ def resolve_config(
         composition: arguments that say where config files are; by default those of the running
             command.
     """
-    config = fill_from_pretrained(config)
+    config = copy.deepcopy(fill_from_pretrained(config))
+    if composition is None:
+        composition = current_composition_arguments()
+    _fill_autoencoder_sizes(config, list(overrides), list(composition))
+    if (
+        OmegaConf.select(config, "model.unet.architecture")
+        and config.data.get("image_size", 0) is None
+    ):
+        config.data.image_size = image_size_of_unet(config.model)
+    return OmegaConf.to_container(config, resolve=True)
+
+
+def _fill_autoencoder_sizes(
+    config: DictConfig, overrides: list[str], composition: list[str]
+) -> None:
+    """Set the sizes of the autoencoder that are null. Raises UserError if it does not exist."""
     node = OmegaConf.select(config, "model.autoencoder")
     if not isinstance(node, DictConfig) or node.get("_target_") != AUTOENCODER:
-        return OmegaConf.to_container(config, resolve=True)
+        return
     missing = []
     for name in ("latent_channels", "downsampling"):
         if node.get(name, 0) is None:
             missing.append(name)
     if missing and not OmegaConf.is_missing(node, "path"):  # a missing path is reported later
-        config = copy.deepcopy(config)
-        if composition is None:
-            composition = current_composition_arguments()
-        sizes = _autoencoder_sizes(config, list(overrides), list(composition))
+        sizes = _autoencoder_sizes(config, overrides, composition)
         for name in missing:
-            config.model.autoencoder[name] = sizes[name]
-    return OmegaConf.to_container(config, resolve=True)
+            node[name] = sizes[name]
 
 
 def _autoencoder_sizes(

@@ -16,21 +16,42 @@ from sdtrain.models.pipeline_folder import (
     TOKENIZER,
     UNET,
     VAE,
+    Architecture,
     PipelineFolder,
+    check_fit,
+    read_architecture,
+    read_json,
     read_pipeline_folder,
 )
+from sdtrain.paths import find_folder
 
 Part = Literal["unet", "text_encoder"]
 """A part of a pretrained model that can be trained."""
 
 PRETRAINED_KEYS = {
-    "pretrained": str,
+    "pretrained": str | None,
+    "architecture": str | None,
     "revision": str | None,
     "variant": Literal["fp16", "bf16"] | None,
-    "train": list[Part],
+    "train": list[Part] | None,
     "frozen_dtype": Literal["fp16", "bf16"] | None,
 }
 """Keys under `model` that say which pretrained weights are read, and their types."""
+
+PIPELINE_FOLDERS = {
+    "unet.architecture": UNET,
+    "unet.weights": UNET,
+    "conditioner.architecture": TEXT_ENCODER,
+    "conditioner.weights": TEXT_ENCODER,
+    "conditioner.tokenizer": TOKENIZER,
+    "autoencoder.path": VAE,
+}
+"""{key of the model: subfolder of the pipeline that it names}."""
+
+SHIPPED_TOKENIZER = Path("data/stable_diffusion/tokenizer")
+"""CLIP's vocabulary."""
+SHAPES_AUTOENCODER = Path("data/shapes_autoencoder")
+"""The autoencoder without model.pretrained, unless a first stage trains one."""
 
 SCHEDULER_DEFAULTS = {
     "beta_schedule": "linear",
@@ -56,90 +77,141 @@ PREDICTIONS = {"epsilon": "Epsilon", "v_prediction": "V", "sample": "X0"}
 
 
 def fill_from_pretrained(config: DictConfig) -> DictConfig:
-    """Return a copy of a composed configuration that is filled from the folder of model.pretrained.
+    """Return a copy of a composed configuration that is filled from the folders of
+    model.architecture and model.pretrained.
 
-    schedule, prediction, modifiers and data.image_size are filled in if they are empty. Other
-    configurations are returned as they are. Raises UserError if the folder cannot be used.
+    schedule, prediction, modifiers and the folders of the parts are filled in if they are empty.
+    Other configurations are returned as they are. Raises UserError if a folder cannot be used.
     """
     node = config.get("model")
-    if not isinstance(node, DictConfig) or not {"_target_", "pretrained"} <= node.keys():
+    if not isinstance(node, DictConfig) or not {"_target_", *PRETRAINED_KEYS} <= node.keys():
         return config
-    if OmegaConf.is_missing(node, "pretrained") or not isinstance(node.pretrained, str):
+    for name, hint in PRETRAINED_KEYS.items():
+        if not OmegaConf.is_missing(node, name):
+            value = OmegaConf.to_container(node, resolve=False)[name]
+            check_value(value, hint, f"model.{name}")
+    source = None if OmegaConf.is_missing(node, "pretrained") else node.pretrained
+    if source is None and node.architecture is None:
         raise UserError(
             f"{KEY} is missing",
             key=KEY,
-            remedy=f"Set {KEY} to the folder of a pipeline in diffusers' layout, or to its id on "
-            "the Hugging Face hub.",
+            remedy=f"Set {KEY} to the folder of a pipeline in diffusers' layout, to a safetensors "
+            "file of Stable Diffusion, or to an id on the Hugging Face hub.",
         )
-    source = node.pretrained
-    for name, hint in PRETRAINED_KEYS.items():
-        check_value(OmegaConf.to_container(node, resolve=False).get(name), hint, f"model.{name}")
-    _check_parts(node.train)
-    path = find_pipeline(source, node.revision, node.variant)
-    pipeline = read_pipeline_folder(path, source, node.variant)
     filled = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
+    pipeline = None
     with open_dict(filled):
-        _fill_parts(filled.model, path)
-        if not filled.get("schedule"):
-            filled.schedule = schedule_node(pipeline, source)
-            if pipeline.scheduler.get("rescale_betas_zero_snr"):
-                modifier = {
-                    "_target_": "sdtrain.schedules.modifiers.zero_terminal_snr",
-                    "_partial_": True,
-                }
-                filled.modifiers = {"zero_terminal_snr": modifier} | (filled.get("modifiers") or {})
-        if not filled.get("prediction"):
-            filled.prediction = prediction_node(pipeline, source)
-        if filled.data.get("image_size", 0) is None:
-            filled.data.image_size = _image_size(pipeline, source)
+        if source is not None:
+            path = find_pipeline(source, node.revision, node.variant)
+            pipeline = read_pipeline_folder(path, source, node.variant)
+            _fill_folders(filled.model, PIPELINE_FOLDERS, source, path)
+            filled.first_stage = None  # the pipeline has an autoencoder
+        else:
+            _fill_without_pipeline(filled.model)
+        described = pipeline
+        if node.architecture is not None:
+            described = _fill_architecture(filled.model, pipeline)
+        _check_parts(filled.model)
+        _fill_objective(filled, described, source or node.architecture)
     return filled
 
 
-def _image_size(pipeline: PipelineFolder, source: str) -> int:
-    """Return the side of the pictures that the UNet was trained on. Raises UserError if it is not
-    known.
+def _fill_folders(
+    model: DictConfig, folders: dict[str, str], source: str | None, path: Path
+) -> None:
+    """Set keys of the model that have the value `source`, as the yaml has them, to subfolders of
+    `path`. The user may have named others.
     """
-    if pipeline.image_size is None:
-        raise UserError(
-            f"{KEY}={source} has no single sample_size in unet/config.json, from which the size of "
-            "the pictures follows",
-            key="data.image_size",
-            remedy="Set data.image_size.",
-        )
-    return pipeline.image_size
+    for key, subfolder in folders.items():
+        part, _, name = key.partition(".")
+        if name in model[part] and OmegaConf.select(model, key) == source:
+            OmegaConf.update(model, key, str(path / subfolder))
 
 
-def _check_parts(train: Any) -> None:
-    """Raise UserError unless model.train names parts that can be trained."""
+def _fill_without_pipeline(model: DictConfig) -> None:
+    """Let the text encoder start with random weights, and take the autoencoder of the data."""
+    _fill_folders(model, {"conditioner.architecture": TEXT_ENCODER}, None, Path(model.architecture))
+    _fill_folders(model, {"conditioner.tokenizer": "."}, None, SHIPPED_TOKENIZER)
+    _fill_folders(model, {"autoencoder.path": "."}, None, SHAPES_AUTOENCODER)
+    if model.train is None:
+        model.train = [UNET, TEXT_ENCODER]
+
+
+def _fill_architecture(model: DictConfig, pipeline: PipelineFolder | None) -> Architecture:
+    """Let the UNet have the architecture of model.architecture, with random weights.
+
+    Returns that architecture. Raises UserError if it does not fit the rest of the pipeline.
+    """
+    source = model.architecture
+    folder = find_folder(source, "model.architecture")
+    architecture = read_architecture(folder, source)
+    _fill_folders(model, {"unet.architecture": UNET}, model.pretrained, Path(source))
+    model.unet.weights = None
+    if pipeline is not None:
+        check_fit(architecture.unet, pipeline, model.pretrained)
+    return architecture
+
+
+def _check_parts(model: DictConfig) -> None:
+    """Set model.train and what follows from it. Raises UserError unless it names parts that can be
+    trained.
+    """
     allowed = get_args(Part)
+    train = [UNET] if model.train is None else list(model.train)
+    has_random_text = model.conditioner.get("weights", "") is None
     if not train or any(part not in allowed for part in train) or UNET not in train:
         raise UserError(
             "must name the parts to train",
             key="model.train",
-            value=list(train or []),
+            value=train,
             allowed="[unet] or [unet,text_encoder]",
         )
-
-
-def _fill_parts(model: DictConfig, path: Path) -> None:
-    """Set the folders of the parts, unless the user has named others."""
-    source = model.pretrained
-    folders = {
-        "unet.architecture": UNET,
-        "unet.weights": UNET,
-        "conditioner.architecture": TEXT_ENCODER,
-        "conditioner.weights": TEXT_ENCODER,
-        "conditioner.tokenizer": TOKENIZER,
-        "autoencoder.path": VAE,
-    }
-    for key, subfolder in folders.items():
-        if OmegaConf.select(model, key) == source:  # as the yaml has it
-            OmegaConf.update(model, key, str(path / subfolder))
+    if has_random_text and TEXT_ENCODER not in train:
+        raise UserError(
+            "leaves out the text encoder, whose weights are random without model.pretrained",
+            key="model.train",
+            value=train,
+            remedy="Set model.train=[unet,text_encoder], or model.pretrained.",
+        )
+    model.train = train
     if "trained" in model.conditioner:
-        model.conditioner.trained = TEXT_ENCODER in model.train
+        model.conditioner.trained = TEXT_ENCODER in train
 
 
-def schedule_node(pipeline: PipelineFolder, source: str) -> dict[str, Any]:
+def _fill_objective(config: DictConfig, described: Architecture, source: str) -> None:
+    """Set schedule, modifiers and prediction as the folder says, unless the user has chosen."""
+    if not config.get("schedule"):
+        config.schedule = schedule_node(described, source)
+        if described.scheduler.get("rescale_betas_zero_snr"):
+            modifier = {
+                "_target_": "sdtrain.schedules.modifiers.zero_terminal_snr",
+                "_partial_": True,
+            }
+            config.modifiers = {"zero_terminal_snr": modifier} | (config.get("modifiers") or {})
+    if not config.get("prediction"):
+        config.prediction = prediction_node(described, source)
+
+
+def image_size_of_unet(model: DictConfig) -> int:
+    """Return the side of the pictures that the UNet of a pipeline is made for, in pixels.
+
+    Raises UserError if its config.json, or the size of the autoencoder, does not say.
+    """
+    key = "model.unet.architecture"
+    folder = find_folder(model.unet.architecture, key)
+    side = read_json(folder / "config.json", str(folder)).get("sample_size")
+    downsampling = model.autoencoder.get("downsampling")
+    if not isinstance(side, int) or not isinstance(downsampling, int):
+        raise UserError(
+            f"is missing: neither it nor a single sample_size in {folder}/config.json says how "
+            "large the pictures are",
+            key="data.image_size",
+            remedy="Set data.image_size.",
+        )
+    return side * downsampling
+
+
+def schedule_node(pipeline: Architecture, source: str) -> dict[str, Any]:
     """Return the node of the schedule in scheduler_config.json. Raises UserError if it is none of
     sdtrain's.
     """
@@ -167,7 +239,7 @@ def _schedule(target: str, **arguments: Any) -> dict[str, Any]:
     return {"_target_": f"sdtrain.schedules.{target}", **arguments}
 
 
-def prediction_node(pipeline: PipelineFolder, source: str) -> dict[str, Any]:
+def prediction_node(pipeline: Architecture, source: str) -> dict[str, Any]:
     """Return the node of the prediction in scheduler_config.json. Raises UserError if it is none
     of sdtrain's.
     """
@@ -187,9 +259,9 @@ def _scheduler_error(source: str, found: str, group: str) -> UserError:
 
 
 def replaced_lines(config: dict) -> list[str]:
-    """Return a line for each of schedule and prediction that is not that of model.pretrained."""
+    """Return a line for each of schedule and prediction that is not that of the pretrained UNet."""
     model = config["model"]
-    if not isinstance(model.get("pretrained"), str):
+    if not isinstance(model.get("pretrained"), str) or model["architecture"] is not None:
         return []
     source = model["pretrained"]
     path = find_pipeline(source, model["revision"], model["variant"])

@@ -15,7 +15,7 @@ from sdtrain.config.path_keys import expand_homes_in_config
 from sdtrain.config.schema import EvaluateConfig, ExportConfig, SampleConfig
 from sdtrain.console import warn
 from sdtrain.errors import UserError
-from sdtrain.models.pipeline_folder import INDEX as PIPELINE_INDEX
+from sdtrain.models.pipeline_folder import is_pipeline
 from sdtrain.runs.layout import SweepFolder
 from sdtrain.runs.manifest import find_checkpoint
 
@@ -26,7 +26,7 @@ SAMPLING_NODES = ("sampler", "grid", "guidance")
 def check_sample(config: dict, overrides: Iterable[str]) -> SampleConfig:
     """Check a resolved configuration of `sdtrain-sample`. Raises UserError.
 
-    In the returned one, `checkpoint` is the folder of an intact checkpoint or of a pipeline, and
+    In the returned one, `checkpoint` is the folder of an intact checkpoint or a pipeline, and
     `prompt` a list of all prompts: those that were typed, then those of prompt_file.
     """
     typed = typed_keys(overrides)
@@ -35,7 +35,7 @@ def check_sample(config: dict, overrides: Iterable[str]) -> SampleConfig:
     Checker(typed, filled_in=()).call(config, "", SampleConfig)
     checked = SampleConfig(**config)
     folder = Path(checked.checkpoint)
-    if not (folder / PIPELINE_INDEX).is_file():
+    if not is_pipeline(folder):
         folder = find_checkpoint(folder)
     checked = replace(
         checked,

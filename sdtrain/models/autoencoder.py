@@ -77,7 +77,7 @@ class Autoencoder(nn.Module):
         self.files = folder.files
         self.files_sha256 = folder.config_sha256
         self.dtype = getattr(torch, FROZEN_DTYPES[dtype])
-        self.net = _read_autoencoder(folder, path).to(self.dtype)
+        self.net = _read_autoencoder(folder, path, self.dtype)
         self.latent_channels = folder.latent_channels
         self.downsampling = folder.downsampling
         self.sample_posterior = sample_posterior
@@ -267,15 +267,15 @@ def _check_size(name: str, expected: int | None, actual: int, path: str) -> None
         )
 
 
-def _read_autoencoder(folder: AutoencoderFolder, path: str) -> AutoencoderKL:
-    """Load the network of a folder from safetensors alone: frozen, float32."""
+def _read_autoencoder(folder: AutoencoderFolder, path: str, dtype: torch.dtype) -> AutoencoderKL:
+    """Load the network of a folder from safetensors alone, frozen."""
     try:
         net, info = AutoencoderKL.from_pretrained(
             folder.path,
             local_files_only=True,
             use_safetensors=True,
             variant=folder.weights.variant,
-            torch_dtype=torch.float32,
+            torch_dtype=dtype,
             low_cpu_mem_usage=False,
             output_loading_info=True,
         )

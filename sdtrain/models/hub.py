@@ -1,4 +1,7 @@
-"""Find a pipeline: a folder, or a repository of the Hugging Face hub. Does not import torch."""
+"""Find a pipeline: a folder, a single file, or a repository of the Hugging Face hub.
+
+Does not import torch, unless it has to convert a file.
+"""
 
 import re
 from collections.abc import Callable
@@ -6,6 +9,7 @@ from pathlib import Path
 
 from sdtrain.errors import UserError
 from sdtrain.models.pipeline_folder import KEY, SCHEDULER, STEMS, TOKENIZER
+from sdtrain.models.single_file import convert_single_file
 from sdtrain.weight_files import weight_file_name
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -13,24 +17,32 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def find_pipeline(source: str, revision: str | None, variant: str | None) -> Path:
-    """Return the folder of a pipeline. One that is on the hub is downloaded unless it is cached.
+    """Return the folder of a pipeline.
 
-    source: a folder, or a hub id OWNER/NAME. revision: branch, tag or commit on the hub. variant:
-    whose weight files are downloaded. Raises UserError if there is none.
+    One that is on the hub is downloaded and a single file is converted, unless it is cached.
+
+    source: a folder, a safetensors file in the original layout, or a hub id OWNER/NAME. revision:
+    branch, tag or commit on the hub. variant: whose weight files are downloaded. Raises UserError
+    if there is none.
     """
     path = Path(source).expanduser()
     if path.exists():
-        if revision is not None:
-            raise UserError(
-                f"has no effect: {KEY}={source} is a folder",
-                key="model.revision",
-                value=revision,
-                remedy="Remove it.",
-            )
-        return path.absolute()
+        options = {"model.revision": revision}
+        if path.is_file():
+            options["model.variant"] = variant
+        for key, value in options.items():
+            if value is not None:
+                kind = "file" if path.is_file() else "folder"
+                raise UserError(
+                    f"has no effect: {KEY}={source} is a {kind}",
+                    key=key,
+                    value=value,
+                    remedy="Remove it.",
+                )
+        return convert_single_file(path.absolute()) if path.is_file() else path.absolute()
     if not HUB_ID.fullmatch(source):
         raise UserError(
-            "is neither a folder nor an id of the Hugging Face hub (OWNER/NAME)",
+            "is neither a folder, a file nor an id of the Hugging Face hub (OWNER/NAME)",
             key=KEY,
             value=source,
             remedy=f"Set {KEY} to the folder of a pipeline in diffusers' layout.",

@@ -10,7 +10,13 @@ from typing import Any
 
 from sdtrain.errors import UserError
 from sdtrain.models.autoencoder_folder import AutoencoderFolder, read_autoencoder_folder
-from sdtrain.weight_files import DIFFUSERS, TRANSFORMERS, find_weight_files, weight_file_name
+from sdtrain.weight_files import (
+    DIFFUSERS,
+    TRANSFORMERS,
+    find_weight_files,
+    read_header,
+    weight_file_name,
+)
 
 KEY = "model.pretrained"
 
@@ -47,28 +53,46 @@ UNSUPPORTED = {
 
 
 @dataclass(frozen=True)
-class PipelineFolder:
-    """The configuration files of a pipeline.
+class Architecture:
+    """The configuration files of a pipeline's networks and scheduler.
 
-    path: the folder with model_index.json. unet, text_encoder, scheduler: contents of their
-    configuration files, the first two with the defaults of their classes.
+    unet, text_encoder, scheduler: their contents, the first two with the defaults of their classes.
     """
 
-    path: Path
     unet: dict[str, Any]
     text_encoder: dict[str, Any]
     scheduler: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PipelineFolder(Architecture):
+    """A pipeline with weights. autoencoder: the files of its VAE."""
+
     autoencoder: AutoencoderFolder
 
-    @property
-    def image_size(self) -> int | None:
-        """Side of the pictures that the UNet was trained on, in pixels; None if it is unknown."""
-        side = self.unet["sample_size"]
-        return side * self.autoencoder.downsampling if isinstance(side, int) else None
+
+def is_pipeline(path: Path) -> bool:
+    """Whether a path is a pipeline: a folder in diffusers' layout, or a single safetensors file."""
+    return (path / INDEX).is_file() or (path.is_file() and path.suffix == ".safetensors")
+
+
+def read_architecture(path: Path, source: str) -> Architecture:
+    """Read the configuration files in a folder, which need not hold weights.
+
+    source: the folder as the user named it, for messages. Raises UserError if there are none.
+    """
+    for subfolder in (UNET, TEXT_ENCODER, SCHEDULER):
+        if not (path / subfolder).is_dir():
+            raise _pipeline_error(source, f"its subfolder {subfolder}/ is missing")
+    return Architecture(
+        unet=_read_network_config(path / UNET, source),
+        text_encoder=_read_network_config(path / TEXT_ENCODER, source),
+        scheduler=read_json(path / SCHEDULER / "scheduler_config.json", source),
+    )
 
 
 def read_pipeline_folder(path: Path, source: str, variant: str | None) -> PipelineFolder:
-    """Read and check the configuration files in a folder.
+    """Read and check the configuration files of a pipeline with weights.
 
     source: the folder as the user named it, for messages. variant: of the weight files. Raises
     UserError if there is no such pipeline, or its parts do not fit together.
@@ -80,28 +104,18 @@ def read_pipeline_folder(path: Path, source: str, variant: str | None) -> Pipeli
     for subfolder, stem in STEMS.items():
         _check_weights(path / subfolder, stem, source, variant)
     _check_tokenizer(path / TOKENIZER, source)
-    unet = _read_network_config(path, UNET, source)
-    text_encoder = _read_network_config(path, TEXT_ENCODER, source)
-    scheduler = _read_json(path / SCHEDULER / "scheduler_config.json", source)
+    architecture = read_architecture(path, source)
     autoencoder = read_autoencoder_folder(str(path / VAE), variant)
-    pipeline = PipelineFolder(path, unet, text_encoder, scheduler, autoencoder)
-    _check_fit(pipeline, source)
+    pipeline = PipelineFolder(**vars(architecture), autoencoder=autoencoder)
+    check_fit(pipeline.unet, pipeline, source)
     return pipeline
 
 
 def _check_class(path: Path, source: str) -> None:
     """Raise UserError if the folder holds no pipeline, or one of another architecture."""
-    if path.is_file():
-        raise UserError(
-            "is a file; sdtrain reads a folder in diffusers' layout",
-            key=KEY,
-            value=source,
-            remedy="Convert it once with diffusers: "
-            "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER).",
-        )
     if not (path / INDEX).is_file():
         raise _pipeline_error(source, f"{INDEX} is missing")
-    name = str(_read_json(path / INDEX, source).get("_class_name"))
+    name = str(read_json(path / INDEX, source).get("_class_name"))
     for beginning, lacking in UNSUPPORTED.items():
         if name.startswith(beginning):
             raise UserError(
@@ -112,9 +126,13 @@ def _check_class(path: Path, source: str) -> None:
             )
 
 
-def _read_network_config(path: Path, subfolder: str, source: str) -> dict[str, Any]:
-    """Return a network's config.json with the defaults of its class."""
-    config = _read_json(path / subfolder / "config.json", source)
+def _read_network_config(folder: Path, source: str) -> dict[str, Any]:
+    """Return a network's config.json with the defaults of its class.
+
+    folder: the pipeline's UNET or TEXT_ENCODER.
+    """
+    subfolder = folder.name
+    config = read_json(folder / "config.json", source)
     name = config.get("_class_name") or (config.get("architectures") or [None])[0]
     expected = CLASSES[subfolder]
     if name != expected:
@@ -136,7 +154,8 @@ def _check_tokenizer(folder: Path, source: str) -> None:
         raise _pipeline_error(source, reason)
 
 
-def _read_json(file: Path, source: str) -> dict[str, Any]:
+def read_json(file: Path, source: str) -> dict[str, Any]:
+    """Return the contents of a configuration file. Raises UserError, which names the source."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -147,30 +166,39 @@ def _read_json(file: Path, source: str) -> dict[str, Any]:
     return content
 
 
-def _check_fit(pipeline: PipelineFolder, source: str) -> None:
-    """Raise UserError if text encoder, UNet and autoencoder do not fit together."""
+def check_fit(unet: dict[str, Any], pipeline: PipelineFolder, source: str) -> None:
+    """Raise UserError if a UNet does not fit a pipeline's text encoder and autoencoder.
+
+    unet: its config.json, see `Architecture`.
+    """
     width = pipeline.text_encoder["hidden_size"]
-    attended = pipeline.unet["cross_attention_dim"]
+    attended = unet["cross_attention_dim"]
     if width != attended:
         raise _pipeline_error(
             source,
-            f"its text encoder has width {width} (hidden_size), but its UNet attends to width "
+            f"its text encoder has width {width} (hidden_size), but the UNet attends to width "
             f"{attended} (cross_attention_dim)",
         )
     latent_channels = pipeline.autoencoder.latent_channels
     for name in ("in_channels", "out_channels"):
-        channels = pipeline.unet[name]
+        channels = unet[name]
         if channels != latent_channels:
             raise _pipeline_error(
                 source,
-                f"its UNet has {name}={channels}, but its autoencoder has "
+                f"the UNet has {name}={channels}, but its autoencoder has "
                 f"latent_channels={latent_channels}",
             )
 
 
 def _check_weights(folder: Path, stem: str, source: str, variant: str | None) -> None:
     """Raise UserError if there are no complete safetensors."""
-    if find_weight_files(folder, stem, variant) is not None:
+    files = find_weight_files(folder, stem, variant)
+    if files is not None:
+        for path in files.paths:
+            try:
+                read_header(path)
+            except ValueError as error:
+                raise _pipeline_error(source, f"{folder.name}/{path.name} {error}") from error
         return
     reason = f"{folder.name}/{weight_file_name(stem, variant)} is missing"
     pickled = sorted(path.name for path in folder.glob("*.bin"))

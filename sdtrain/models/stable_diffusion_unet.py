@@ -4,11 +4,16 @@ from typing import ClassVar
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.utils import logging
 from torch import Tensor, nn
 
 from sdtrain.paths import find_folder
-from sdtrain.weight_files import DIFFUSERS, check_loaded, require_weight_files, weights_error
+from sdtrain.weight_files import (
+    DIFFUSERS,
+    check_loaded,
+    quiet_libraries,
+    require_weight_files,
+    weights_error,
+)
 
 
 class StableDiffusionUNet(nn.Module):
@@ -54,21 +59,18 @@ def _read_unet(weights: str, variant: str | None) -> UNet2DConditionModel:
     key = "model.unet.weights"
     folder = find_folder(weights, key)
     files = require_weight_files(folder, DIFFUSERS, key, variant)
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
     try:
-        net, info = UNet2DConditionModel.from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            variant=files.variant,
-            torch_dtype=torch.float32,
-            low_cpu_mem_usage=False,
-            output_loading_info=True,
-        )
+        with quiet_libraries():
+            net, info = UNet2DConditionModel.from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                variant=files.variant,
+                torch_dtype=torch.float32,
+                low_cpu_mem_usage=False,
+                output_loading_info=True,
+            )
     except Exception as error:  # diffusers raises various classes for files that do not match
         raise weights_error(key, folder, error) from error
-    finally:
-        logging.set_verbosity(verbosity)
     check_loaded(info, key, folder)
     return net

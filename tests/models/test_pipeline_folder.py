@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from stable_diffusion import save_pipeline
 
 from sdtrain.errors import UserError
@@ -46,7 +46,13 @@ def half_downloaded(pipeline: Path) -> None:
     file.with_name(f"{file.name}.index.json").write_text(json.dumps(listed))
 
 
+def truncated(pipeline: Path) -> None:
+    file = pipeline / "unet/diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+
+
 WRONG = {
+    "truncated": (truncated, ["diffusion_pytorch_model.safetensors", "download"]),
     "no pipeline": (lambda p: (p / "model_index.json").unlink(), ["model_index.json"]),
     "SDXL": (
         lambda p: change(p / "model_index.json", _class_name="StableDiffusionXLPipeline"),
@@ -94,14 +100,6 @@ def test_what_is_wrong_with_a_folder_is_named(pipeline, case):
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
-def test_a_single_file_is_refused_with_the_way_to_convert_it(tmp_path):
-    file = tmp_path / "model.safetensors"
-    save_file({"x": torch.zeros(1)}, file)
-    with pytest.raises(UserError, match="from_single_file") as caught:
-        read_pipeline_folder(find_pipeline(str(file), None, None), str(file), None)
-    assert caught.value.key == KEY
-
-
 def test_a_variant_is_wanted_of_every_part(pipeline):
     with pytest.raises(UserError, match="fp16"):
         read_pipeline_folder(pipeline, "SOURCE", "fp16")
@@ -109,7 +107,7 @@ def test_a_variant_is_wanted_of_every_part(pipeline):
         file.rename(file.with_name(f"{file.stem}.fp16.safetensors"))
     folder = read_pipeline_folder(pipeline, "SOURCE", "fp16")
     assert folder.autoencoder.weights.variant == "fp16"
-    assert read_pipeline_folder(pipeline, "SOURCE", None).image_size == 32
+    assert read_pipeline_folder(pipeline, "SOURCE", None).unet["sample_size"] == 8
     with pytest.raises(UserError, match="bf16"):
         read_pipeline_folder(pipeline, "SOURCE", "bf16")
 
