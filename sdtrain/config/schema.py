@@ -227,6 +227,7 @@ class ExportConfig:
     checkpoint: str
     output: str
     dtype: Literal["fp32", "fp16"]
+    format: Literal["folder", "single_file"]
     ema: bool
     autoencoder: str | None
     model: MovedModel

@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from sdtrain.assemble.load import LoadedCheckpoint
 from sdtrain.config.schema import ExportConfig
+from sdtrain.export.single_file import FILE
 from sdtrain.files import write_text
 from sdtrain.runs.layout import RunFolder
 from sdtrain.runs.metrics import read_metrics
@@ -21,13 +22,24 @@ SECTIONS = ("data", "schedule", "modifiers", "prediction", "weighting", "loss", 
 """Sections of the run's configuration that the card shows, beside the model."""
 
 
-def lost_lines(saved: dict) -> list[str]:
-    """Return a line for each setting of the run's samples that no pipeline has.
+STABLE_DIFFUSION = ("sdtrain.schedules.scaled_linear.scaled_linear", 0.00085, 0.012)
+"""Schedule that other programs assume for a single file, and its first and last beta."""
 
-    saved: the run's configuration.
+
+def lost_lines(saved: dict, *, single_file: bool) -> list[str]:
+    """Return a line for each setting of the run's samples that the exported files lack.
+
+    saved: the run's configuration. single_file: whether the weights are in one file.
     """
     guidance = saved.get("guidance") or {}
     lines = []
+    schedule = saved["schedule"]
+    known = (schedule["_target_"], schedule.get("beta_start"), schedule.get("beta_end"))
+    if single_file and (known != STABLE_DIFFUSION or saved.get("modifiers")):
+        lines.append(
+            "The schedule is not in the single file, but in scheduler/ beside it: programs that "
+            "read the file alone draw with Stable Diffusion's schedule, another than this run's."
+        )
     if guidance.get("max_std") is not None:
         lines.append(
             f"guidance.max_std={guidance['max_std']:g} is lost: a pipeline does not bound the "
@@ -56,7 +68,7 @@ def write_card(config: ExportConfig, loaded: LoadedCheckpoint, saved: dict) -> N
         "",
         "```python",
         "from diffusers import StableDiffusionPipeline",
-        'pipeline = StableDiffusionPipeline.from_pretrained("FOLDER")',
+        f"pipeline = StableDiffusionPipeline.{_loading_call(config.format)}",
         f'images = pipeline("{_prompt(loaded)}", num_inference_steps=50).images',
         "```",
         "",
@@ -64,7 +76,7 @@ def write_card(config: ExportConfig, loaded: LoadedCheckpoint, saved: dict) -> N
     if _copy_samples(run, folder):
         text += [f"![samples of the run, each above its prompt]({SAMPLES})", ""]
     text += ["## Metrics", "", *_metric_rows(run), ""]
-    lost = lost_lines(saved)
+    lost = lost_lines(saved, single_file=config.format == "single_file")
     if lost:
         text += ["## What differs from sdtrain's samples", "", *[f"* {line}" for line in lost], ""]
     sections = {name: saved[name] for name in SECTIONS if saved.get(name) is not None}
@@ -78,6 +90,13 @@ def write_card(config: ExportConfig, loaded: LoadedCheckpoint, saved: dict) -> N
         "",
     ]
     write_text(folder / CARD, "\n".join(text))
+
+
+def _loading_call(file_format: str) -> str:
+    """Return the call with which diffusers loads the pipeline."""
+    if file_format == "single_file":
+        return f'from_single_file("FOLDER/{FILE}", config="FOLDER")'
+    return 'from_pretrained("FOLDER")'
 
 
 def _without_paths(node: Any) -> Any:

@@ -7,10 +7,10 @@ from sdtrain.config.schema import ExportConfig
 from sdtrain.console import warn
 from sdtrain.errors import UserError
 from sdtrain.export.card import lost_lines, write_card
-from sdtrain.export.pipeline import build_pipeline, quiet_libraries, write_pipeline
-from sdtrain.files import check_writable
+from sdtrain.export.pipeline import build_pipeline, write_pipeline
 from sdtrain.runs.config import read_config
 from sdtrain.runs.layout import CheckpointFolder
+from sdtrain.weight_files import quiet_libraries
 
 
 def export(config: ExportConfig) -> None:
@@ -19,7 +19,6 @@ def export(config: ExportConfig) -> None:
     Raises UserError if it cannot be loaded or has no counterpart in diffusers, or the output folder
     is not empty, and StorageError if it cannot be written.
     """
-    quiet_libraries()
     folder = Path(config.output)
     if folder.exists() and any(folder.iterdir()):
         raise UserError(
@@ -35,10 +34,11 @@ def export(config: ExportConfig) -> None:
         pretrained=config.model["pretrained"],
         keep_frozen_dtype=False,
     )
-    pipeline = build_pipeline(loaded.model, loaded.image_size)
-    check_writable(folder)
     saved = read_config(checkpoint.config)
-    write_pipeline(pipeline, folder, config.dtype)
+    single_file = config.format == "single_file"
+    with quiet_libraries():
+        pipeline = build_pipeline(loaded.model, loaded.image_size)
+        write_pipeline(pipeline, folder, config.dtype, single_file=single_file)
     write_card(config, loaded, saved)
-    for line in lost_lines(saved):
+    for line in lost_lines(saved, single_file=single_file):
         warn(line)

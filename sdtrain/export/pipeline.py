@@ -5,14 +5,14 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
-from transformers.utils import logging as transformers_logging
 
 from sdtrain.errors import StorageError, UserError
 from sdtrain.export.scheduler import scheduler_of
+from sdtrain.export.single_file import original_state, write_single_file
+from sdtrain.files import check_writable
 from sdtrain.latent_diffusion import LatentDiffusion
 from sdtrain.weight_files import TRANSFORMERS, weight_file_name
 
@@ -62,16 +62,24 @@ def build_pipeline(model: LatentDiffusion, image_size: int) -> StableDiffusionPi
     )
 
 
-def write_pipeline(pipeline: StableDiffusionPipeline, folder: Path, dtype: str) -> None:
+def write_pipeline(
+    pipeline: StableDiffusionPipeline, folder: Path, dtype: str, *, single_file: bool
+) -> None:
     """Write a pipeline into an empty folder, its model_index.json last.
 
-    dtype: "fp32" or "fp16", of the weights in the files. Raises StorageError if it cannot be
-    written.
+    dtype: "fp32" or "fp16", of the weights in the files. single_file: whether the weights are
+    written to one file in Stable Diffusion's original layout. Raises UserError if they cannot, and
+    StorageError if nothing can be written.
     """
     pipeline.to(dtype=DTYPES[dtype])
+    state = original_state(pipeline) if single_file else None
+    check_writable(folder)
     try:
-        pipeline.save_pretrained(folder, safe_serialization=True)
-        _add_text_prefix(folder / "text_encoder" / weight_file_name(TRANSFORMERS, None))
+        if state is not None:
+            write_single_file(pipeline, state, folder)
+        else:
+            pipeline.save_pretrained(folder, safe_serialization=True)
+            _add_text_prefix(folder / "text_encoder" / weight_file_name(TRANSFORMERS, None))
     except OSError as error:
         (folder / "model_index.json").unlink(missing_ok=True)
         raise StorageError(
@@ -79,13 +87,6 @@ def write_pipeline(pipeline: StableDiffusionPipeline, folder: Path, dtype: str) 
             key="output",
             remedy="Free space, and set output to an empty folder.",
         ) from error
-
-
-def quiet_libraries() -> None:
-    """Silence the progress bars and the advice of diffusers and transformers."""
-    transformers_logging.disable_progress_bar()
-    diffusers_logging.disable_progress_bar()
-    diffusers_logging.set_verbosity_error()
 
 
 def _network(part: nn.Module, kind: type[nn.Module], key: str) -> Any:

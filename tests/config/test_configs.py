@@ -30,11 +30,17 @@ FOR_AN_AUTOENCODER = [
 OF_EVALUATE = [file for file in FILES if file.startswith("metric/")]
 NOT_OF_THE_DEFAULT_RUN = (*FOR_AN_AUTOENCODER, *OF_EVALUATE)
 OPTIONS = [file for file in FILES if "/" in file and file not in NOT_OF_THE_DEFAULT_RUN]
+SMALL_UNET = ["model.unet.architecture={pipeline}/unet", "data.image_size=32"]
+SMALL_TEXT = ["model.conditioner.architecture={pipeline}/text_encoder"]
+SMALL_TEXT.append("model.conditioner.tokenizer={pipeline}/tokenizer")
 BESIDE = {  # what an option wants beside it
     "data/emoji": ["model/autoencoder=pixels", "data.image_size=16"],
     "data/images": ["model/autoencoder=pixels", "data.image_size=16", "data.path={pictures}"],
     "model/autoencoder/pixels": ["data.image_size=16"],
     "model/stable_diffusion": ["model.pretrained={pipeline}", "data.image_size=32"],
+    "model/sd15": [*SMALL_UNET, *SMALL_TEXT],
+    "model/sd21": [*SMALL_UNET, *SMALL_TEXT],
+    "model/small": [*SMALL_UNET, *SMALL_TEXT],
     "model/autoencoder/folder": ["model.autoencoder.path=data/shapes_autoencoder"],
     "experiment/images_autoencoder": ["data.path={pictures}"],
     "schedule/table": ["schedule.betas=[0.001,0.01,0.1,0.2,0.3,0.5]", "schedule.num_timesteps=6"],
