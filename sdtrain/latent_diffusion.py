@@ -158,10 +158,16 @@ class LatentDiffusion(nn.Module):
                 return self.latents(None, moments.to(self.device))
             return self.latents(torch.stack([row.image for row in rows]).to(self.device))
 
-    def inputs(self, batch: Batch, dropped: Tensor) -> Inputs:
-        """Return the inputs of the conditioner for a batch. dropped: [B] bool."""
-        size = tuple(batch.noise.shape[-2:])
-        return Inputs(batch.caption, batch.label, dropped, latent_size=size, depth=batch.depth)
+    def inputs(self, batch: Batch) -> Inputs:
+        """Return the inputs of the conditioner for a training batch, a share of them dropped."""
+        return Inputs(
+            batch.caption,
+            batch.label,
+            batch.drop < self.caption_dropout,
+            latent_size=tuple(batch.noise.shape[-2:]),
+            depth=batch.depth,
+            tokens=batch.tokens,
+        )
 
     def network(self, conditioning: Conditioning) -> Network:
         """Return (x, timestep) -> output: the only place that passes a conditioning to the unet."""
@@ -176,7 +182,7 @@ class LatentDiffusion(nn.Module):
     def losses(self, batch: Batch) -> Losses:
         """Return the training loss per sample, for the random draws in the batch."""
         x0 = self.latents(batch.image, batch.moments, batch.posterior)
-        conditioning = self.conditioner(self.inputs(batch, batch.drop < self.caption_dropout))
+        conditioning = self.conditioner(self.inputs(batch))
         network = self.network(conditioning)
         return self.objective(network, x0, batch.noise, batch.u, batch.input_noise)
 

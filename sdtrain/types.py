@@ -53,6 +53,8 @@ class Batch:
             micro-batch.
         network_seed: seeds what a network draws itself during training, such as dropout.
         moments: [B, 2, C, h, w] in place of the pictures, see Row; or None.
+        tokens: [B, L] int64 of the captions, with empty ones in place of those that are dropped; or
+            None.
         skipped: (name, problem) of each unreadable picture that was replaced by another one.
     """
 
@@ -69,6 +71,7 @@ class Batch:
     stream_end: int
     network_seed: int = 0
     moments: Tensor | None = None
+    tokens: Tensor | None = None
     skipped: tuple[tuple[str, str], ...] = ()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from sdtrain.conditioning.interface import Conditioner, Conditioning, Inputs
-from sdtrain.conditioning.tokens import count_truncated, tokenize
+from sdtrain.conditioning.tokens import Tokenize
 from sdtrain.errors import UserError
 from sdtrain.paths import find_folder
 from sdtrain.weight_files import (
@@ -87,6 +87,7 @@ class Clip(Conditioner):
         self.clip_skip = clip_skip
         self.context_dim = config.hidden_size
         self.max_length = config.max_position_embeddings
+        self.tokenize = Tokenize(self.tokenizer, self.max_length)
         self.sha256 = None
         if weights is None:
             self.net = CLIPTextModel(config)
@@ -100,11 +101,10 @@ class Clip(Conditioner):
         return self.max_length
 
     def count_truncated(self, captions: Sequence[str]) -> int:
-        return count_truncated(self.tokenizer, captions, self.max_length)
+        return self.tokenize.count_truncated(captions)
 
     def forward(self, inputs: Inputs) -> Conditioning:
-        tokens = tokenize(self.tokenizer, inputs, self.max_length)
-        return Conditioning(context=self._context(tokens))
+        return Conditioning(context=self._context(self.tokenize.of_inputs(inputs)))
 
     def _context(self, tokens: Tensor) -> Tensor:
         """Return the hidden state [B, L, D] of tokens [B, L]."""

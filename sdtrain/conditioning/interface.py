@@ -4,7 +4,7 @@ A new condition is one file with a subclass of Conditioner and one yaml in
 configs/model/conditioner/.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,7 +19,9 @@ class Inputs:
     condition, so that the network also learns to work without one; in training a share of
     model.caption_dropout, chosen by the uniforms in the batch. latent_size: (h, w) of the latents,
     for conditions that are concatenated to them. depth: [B, 1, H, W], inverse depth at the
-    picture's size, 1 nearest and 0 farthest; None if the data have none.
+    picture's size, 1 nearest and 0 farthest; None if the data have none. tokens: what the
+    conditioner's `tokenize` has made of the captions, with empty ones in place of those dropped;
+    None if that has not been done yet.
     """
 
     captions: Sequence[str]
@@ -27,6 +29,7 @@ class Inputs:
     dropped: Tensor
     latent_size: tuple[int, int]
     depth: Tensor | None = None
+    tokens: Tensor | None = None
 
 
 @dataclass
@@ -62,6 +65,11 @@ class Conditioner(nn.Module):
 
     class_names: Sequence[str] = ()
     """Names of the classes, by label; empty if they are not known."""
+
+    tokenize: Callable[[Sequence[str]], Tensor] | None = None
+    """B captions -> tokens [B, L], for the workers of the data loader, which need a picklable
+    function without the network. None if it reads no captions, or tokenizes them in `forward`.
+    """
 
     frozen: bool = False
     """Whether it is excluded from training. Checkpoints do not store a frozen part; a run records

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from sdtrain.conditioning.interface import Conditioner, Conditioning, Inputs
-from sdtrain.conditioning.tokens import count_truncated, tokenize
+from sdtrain.conditioning.tokens import Tokenize
 from sdtrain.errors import UserError
 from sdtrain.paths import find_folder
 
@@ -50,6 +50,7 @@ class Text(Conditioner):
         self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         self.context_dim = context_dim
         self.max_length = max_length
+        self.tokenize = Tokenize(self.tokenizer, max_length)
         self.net = CLIPTextModel(
             CLIPTextConfig(
                 vocab_size=len(self.tokenizer),
@@ -71,9 +72,8 @@ class Text(Conditioner):
         return self.max_length
 
     def count_truncated(self, captions: Sequence[str]) -> int:
-        return count_truncated(self.tokenizer, captions, self.max_length)
+        return self.tokenize.count_truncated(captions)
 
     def forward(self, inputs: Inputs) -> Conditioning:
-        tokens = tokenize(self.tokenizer, inputs, self.max_length)
-        hidden = self.net(input_ids=tokens).last_hidden_state
+        hidden = self.net(input_ids=self.tokenize.of_inputs(inputs)).last_hidden_state
         return Conditioning(context=hidden)

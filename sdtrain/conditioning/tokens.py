@@ -1,6 +1,7 @@
 """Captions to tokens, for conditioners with a CLIP tokenizer."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 from transformers import CLIPTokenizer
@@ -8,26 +9,46 @@ from transformers import CLIPTokenizer
 from sdtrain.conditioning.interface import Inputs
 
 
-def tokenize(tokenizer: CLIPTokenizer, inputs: Inputs, max_length: int) -> Tensor:
-    """Return the tokens [B, max_length] of the captions, padded or truncated, on their device.
+@dataclass(frozen=True)
+class Tokenize:
+    """Turns captions into tokens [B, max_length], padded or truncated.
 
-    A dropped caption is replaced by the empty one.
+    It holds no network, so that the workers of the data loader can use it.
     """
-    captions = []
-    for caption, dropped in zip(inputs.captions, inputs.dropped.tolist(), strict=True):
-        captions.append("" if dropped else caption)
-    tokens = tokenizer(
-        captions,
-        padding="max_length",
-        truncation=True,
-        max_length=max_length,
-        return_tensors="pt",
-    ).input_ids
-    return tokens.to(inputs.dropped.device)
+
+    tokenizer: CLIPTokenizer
+    max_length: int
+
+    def __call__(self, captions: Sequence[str]) -> Tensor:
+        return self.tokenizer(
+            list(captions),
+            padding="max_length",
+            truncation=True,
+            max_length=self.max_length,
+            return_tensors="pt",
+        ).input_ids
+
+    def of_inputs(self, inputs: Inputs) -> Tensor:
+        """Return the tokens of a conditioner's inputs, on their device.
+
+        Those that come with the batch are used. A dropped caption is replaced by the empty one.
+        """
+        device = inputs.dropped.device
+        if inputs.tokens is not None:
+            return inputs.tokens.to(device)
+        captions = replace_dropped(inputs.captions, inputs.dropped)
+        return self(captions).to(device)
+
+    def count_truncated(self, captions: Sequence[str]) -> int:
+        """Return how many captions have more than max_length tokens."""
+        # verbose: transformers would warn of indexing errors, although nothing longer is ever read.
+        tokens = self.tokenizer(list(captions), verbose=False).input_ids
+        return sum(len(each) > self.max_length for each in tokens)
 
 
-def count_truncated(tokenizer: CLIPTokenizer, captions: Sequence[str], max_length: int) -> int:
-    """Return how many captions have more than max_length tokens."""
-    # verbose: transformers would warn of indexing errors, although nothing longer is ever read.
-    tokens = tokenizer(list(captions), verbose=False).input_ids
-    return sum(len(each) > max_length for each in tokens)
+def replace_dropped(captions: Sequence[str], dropped: Tensor) -> list[str]:
+    """Return the captions, with the empty one in place of those that are dropped [B]."""
+    kept = []
+    for caption, is_dropped in zip(captions, dropped.tolist(), strict=True):
+        kept.append("" if is_dropped else caption)
+    return kept

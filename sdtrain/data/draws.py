@@ -25,6 +25,8 @@ class Collate:
         global_batch: pictures of one optimizer step, over all ranks and micro-batches.
         noise: (draw, shape) -> (noise to predict, noise to add to the latents or None if it is the
             same), see sdtrain.diffusion.noise.
+        tokenize: B captions -> tokens [B, L], see sdtrain.conditioning.interface; or None.
+        caption_dropout: share of captions that are replaced by the empty one before that.
     """
 
     def __init__(
@@ -36,12 +38,16 @@ class Collate:
         stratified: bool,
         global_batch: int,
         noise: Callable,
+        tokenize: Callable[[Sequence[str]], Tensor] | None = None,
+        caption_dropout: float = 0.0,
     ) -> None:
         self.seed = seed
         self.latent_shape = tuple(latent_shape)
         self.stratified = stratified
         self.global_batch = global_batch
         self.draw_noise = noise
+        self.tokenize = tokenize
+        self.caption_dropout = caption_dropout
         self.noise = KeyedRandom(seed, "noise")
         self.scalars = KeyedRandom(seed, "scalars")
         self.posterior = KeyedRandom(seed, "posterior") if posterior else None
@@ -92,8 +98,18 @@ class Collate:
             # Keyed by the first ordinal, with which no other micro-batch of any rank begins.
             network_seed=int(self.network.at(ordinals[0]).integers(1 << 63)),
             moments=_stack(moments),
+            tokens=self._tokens(captions, drop),
             skipped=tuple(skipped),
         )
+
+    def _tokens(self, captions: list[str], drop: list[float]) -> Tensor | None:
+        """Return the tokens of captions, some of which are dropped by their uniforms."""
+        if self.tokenize is None:
+            return None
+        kept = []
+        for caption, uniform in zip(captions, drop, strict=True):
+            kept.append("" if uniform < self.caption_dropout else caption)
+        return self.tokenize(kept)
 
     def _noise(self, ordinals: list[int]) -> tuple[Tensor, Tensor | None]:
         """Return the noise to predict, and the noise to add or None if it is the same.

@@ -1,5 +1,6 @@
 """The data loaders: pictures in keyed order, collated with the random numbers of their step."""
 
+import os
 import signal
 from collections.abc import Iterator
 
@@ -53,13 +54,15 @@ class CollateBlock:
         return self.collate(rows, ordinals, stream_end)
 
 
-def ignore_signals(worker: int) -> None:
+def set_up_worker(worker: int) -> None:
     """Make a loader worker ignore SIGTERM and SIGINT, and use one thread.
 
     A signal to the whole process group must not end the workers before the last checkpoint is
     written.
     """
     torch.set_num_threads(1)
+    # Threads of the tokenizer do not survive the fork of a worker; unset, it prints a warning.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
@@ -149,7 +152,7 @@ class DataModule(L.LightningDataModule):
             RowsWithOrdinals(self.train),
             batch_sampler=stream,
             collate_fn=CollateBlock(self.collate, rank, world_size),
-            worker_init_fn=ignore_signals,
+            worker_init_fn=set_up_worker,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),

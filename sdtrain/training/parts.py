@@ -132,6 +132,8 @@ def _diffusion_parts(
         stratified=model.objective.times.stratified,
         global_batch=progress.batch_size,
         noise=build(config["noise"], "noise"),
+        tokenize=model.conditioner.tokenize,
+        caption_dropout=model.caption_dropout,
     )
     datamodule = _datamodule(plan, data, collate, progress)
     check_fit(model, data)
