@@ -40,6 +40,7 @@ class StableDiffusionUNet(nn.Module):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        self.is_pretrained = weights is not None
         folder = find_folder(architecture, "model.unet.architecture")
         config = UNet2DConditionModel.load_config(folder, local_files_only=True)
         if weights is None:

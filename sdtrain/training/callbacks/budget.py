@@ -22,6 +22,9 @@ IN_MID_RUN = 0.5
 """Fraction of the budget that looks may use before the end of the run; the last ones get the rest.
 """
 
+AT_START = 0.2
+"""Fraction of the whole run's budget that looks may use before the first step."""
+
 PAGE = 2e9
 """Cost of laying out, compressing and writing a sheet of pictures or a plot, in multiplications."""
 
@@ -81,6 +84,15 @@ class Budget:
             return math.inf
         allowed = self.share * TRAINING * images_seen * (1 if last else IN_MID_RUN)
         return max(0.0, allowed - self.spent)
+
+    def left_at_start(self, max_images: int) -> float:
+        """Return how many evaluations the looks before the first step may spend together.
+
+        max_images: the length of the run.
+        """
+        if self.share is None:
+            return math.inf
+        return self.share * TRAINING * max_images * AT_START
 
     def assume_all_spent(self, images_seen: int) -> None:
         """Assume that the looks so far have spent all they could, if it is not known."""

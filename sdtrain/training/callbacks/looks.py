@@ -61,6 +61,23 @@ class Look(Protocol):
         """
 
 
+@runtime_checkable
+class LookAtStart(Protocol):
+    """A look that also runs before the first step, if the model starts with pretrained weights."""
+
+    def plan_at_start(self, module: L.LightningModule, costs: Costs, allowed: float) -> PlannedLook:
+        """Return the largest look at the model that costs at most `allowed` evaluations."""
+
+    def look_at_start(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        planned: PlannedLook,
+        stopping: Stopping,
+    ) -> None:
+        """Look as planned, unless that has been done. Checks for signals as `Look.look` does."""
+
+
 class Looks(L.Callback):
     """Runs each look that is due, after the checkpoint is saved, with its part of the budget.
 
@@ -116,6 +133,40 @@ class Looks(L.Callback):
             self.budget.assume_all_spent(seen)
             self.run_before = list(self.looks)
 
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if module.progress.images_seen == 0:
+            for name, look in self.looks.items():
+                if isinstance(look, LookAtStart):
+                    self._run_at_start(trainer, module, name, look)
+
+    def _run_at_start(
+        self, trainer: L.Trainer, module: L.LightningModule, name: str, look: LookAtStart
+    ) -> None:
+        """Run a look before the first step, on rank 0 while the others wait.
+
+        A signal ends it; the run then stops after the first step, with a checkpoint.
+        """
+        costs = self._measured_costs(trainer, module)
+        allowed = self.budget.left_at_start(module.progress.max_images) / trainer.world_size
+        planned = look.plan_at_start(module, costs, allowed)
+        self.budget.spent += planned.cost * trainer.world_size
+        if planned.left_out:
+            self._announce_left_out({name: planned.left_out}, last=False)
+        if not planned.cost:
+            return
+        try:
+            if trainer.is_global_zero:
+                look.look_at_start(trainer, module, planned, self.stopping)
+            self.stopping.wait_for_ranks()
+        except LookInterruptedError:
+            return
+
+    def _measured_costs(self, trainer: L.Trainer, module: L.LightningModule) -> Costs:
+        """Return the costs of the model, which are measured once."""
+        if self.costs is None:
+            self.costs = measure_costs(module, trainer.datamodule, trainer.world_size)
+        return self.costs
+
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs, batch, batch_index: int
     ) -> None:
@@ -141,8 +192,7 @@ class Looks(L.Callback):
         due = [(name, look) for name, look in self.looks.items() if look.is_due(progress)]
         if not due:
             return
-        if self.costs is None:
-            self.costs = measure_costs(module, trainer.datamodule, trainer.world_size)
+        costs = self._measured_costs(trainer, module)
         left = self.budget.left(progress.images_seen, last)
         weights = sum(look.weight for _, look in due)
         left_out = {}
@@ -154,7 +204,7 @@ class Looks(L.Callback):
             ranks_busy = 1 if look.on_all_ranks else trainer.world_size
             planned = look.plan(
                 module,
-                self.costs,
+                costs,
                 left * look.weight / weights / ranks_busy,
                 first=name not in self.run_before,
                 last=last,

@@ -5,20 +5,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import lightning.pytorch as L
-import torch
 from PIL import Image
 from torch import Tensor
 
 from sdtrain import pictures
 from sdtrain.config.schema import check_at_least
-from sdtrain.diffusion import add_noise
 from sdtrain.errors import UserError
 from sdtrain.generation.drawing import Drawing, Request
 from sdtrain.generation.generate import generate
+from sdtrain.generation.sheets import denoising_strip, forward_row
 from sdtrain.generation.steps import compare_steps, draws_noise
-from sdtrain.models.modes import eval_mode
 from sdtrain.plots import draw_sampler_errors
-from sdtrain.randomness import KeyedRandom
 from sdtrain.runs.layout import RunFolder
 from sdtrain.runs.manifest import sha256_of
 from sdtrain.training.callbacks.budget import Costs, affordable_count
@@ -51,7 +48,9 @@ class SampleGrid(L.Callback):
     x_t and the predicted x0 during the sampling of the first picture.
 
     Draws a row of forward diffusion once, at the start, and comparisons of guidance scales and of
-    numbers of sampler steps at the end. Writes PNG files under samples/, and logs them too.
+    numbers of sampler steps at the end. A model that starts with pretrained weights is also sampled
+    before the first step, and at the end beside that. Writes PNG files under samples/, and logs
+    them too.
 
     Args:
         every: images seen between grids; 0 draws none.
@@ -130,8 +129,37 @@ class SampleGrid(L.Callback):
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         path = self.run.forward_row
         if trainer.is_global_zero and self.every and not path.exists():
-            row = self.forward_row(trainer, module)
+            latents = module.model.latents_of_rows([trainer.datamodule.train[(0, 0)]])
+            row = forward_row(module.model, latents, self.strip_steps, self.seed)
             self._show(trainer, module, "forward", row, path)
+
+    def plan_at_start(self, module: L.LightningModule, costs: Costs, allowed: float) -> PlannedGrid:
+        planned = PlannedGrid()
+        if self.every and _is_pretrained(module):
+            each = costs.drawing(module, self.drawing, self.data.image_size)
+            overhead = self._grid_overhead(costs)
+            planned.pictures = affordable_count(allowed - overhead, each, self.num_images)
+            if planned.pictures:
+                planned.cost = overhead + planned.pictures * each
+            if planned.pictures < self.num_images:
+                reduced = f"before the first step {planned.pictures} of {self.num_images} pictures"
+                planned.left_out.append(reduced)
+        return planned
+
+    def look_at_start(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        planned: PlannedGrid,
+        stopping: Stopping,
+    ) -> None:
+        if not self.run.pictures(0).exists():
+            requests = self.requests(trainer, module)[: planned.pictures]
+            self.draw(trainer, module, requests, stopping)
+
+    def _grid_overhead(self, costs: Costs) -> float:
+        """Return the cost of a grid's files beside its pictures."""
+        return 3 * costs.page + 2 * self.strip_steps * costs.decode
 
     def is_due(self, progress: Progress) -> bool:
         return self.every > 0 and (progress.ended or progress.is_due(self.every))
@@ -155,7 +183,9 @@ class SampleGrid(L.Callback):
                 planned.left_out.append(f"{name}{count} of {wanted} pictures")
             return count
 
-        overhead = 3 * costs.page + 2 * self.strip_steps * costs.decode
+        overhead = self._grid_overhead(costs)
+        if last and _is_pretrained(module):
+            overhead += costs.page
         planned.pictures = fit(self.num_images, [self.drawing], overhead, "")
         if last and self.guidance_scales and module.model.conditioner.reads:
             wanted = min(self.strip_steps, self.num_images)
@@ -179,6 +209,8 @@ class SampleGrid(L.Callback):
             requests = self.requests(trainer, module)
             if planned.pictures:
                 self.draw(trainer, module, requests[: planned.pictures], stopping)
+                if module.progress.ended and _is_pretrained(module):
+                    self.draw_before_and_after(trainer, module, requests)
             if planned.guided:
                 self.draw_guidance(trainer, module, requests[: planned.guided], stopping)
             if planned.stepped:
@@ -219,7 +251,8 @@ class SampleGrid(L.Callback):
         notes = self.drawing.settings | {"config_sha256": sha256_of(self.run.config)}
         self.last_grid = self.log_picture(trainer, module, "grid", grid, notes)
         stopping.check_interrupted()
-        self.log_picture(trainer, module, "strip", self.strip(module, steps))
+        strip = denoising_strip(model.autoencoder, steps, self.strip_steps)
+        self.log_picture(trainer, module, "strip", strip)
         request_notes = []
         table = []
         pixels = pictures.to_uint8(images)
@@ -233,6 +266,30 @@ class SampleGrid(L.Callback):
         columns = ["images_seen", "prompt", "seed", "guidance_scale", "image"]
         for logger in trainer.loggers:
             log_table(logger, "samples/table", columns, table, seen)
+
+    def draw_before_and_after(
+        self, trainer: L.Trainer, module: L.LightningModule, requests: list[Request]
+    ) -> None:
+        """Draw the pictures of the unchanged model above those of now, from the same prompts and
+        seeds.
+        """
+        seen = module.progress.images_seen
+        try:
+            before = self._single_pictures(0)
+            after = self._single_pictures(seen)
+        except OSError:  # one of them was not drawn, or could not be written
+            return
+        count = min(len(before), len(after), self.strip_steps)
+        rows = [("before training", before[:count]), (f"after {seen} images", after[:count])]
+        heads = [request.title(module.model.conditioner) for request in requests[:count]]
+        sheet = pictures.strip_of_rows(rows, heads)
+        self.log_picture(trainer, module, "before_and_after", sheet)
+
+    def _single_pictures(self, images_seen: int) -> list[Image.Image]:
+        """Return the pictures that were drawn side by side. Raises OSError if there are none."""
+        with Image.open(self.run.pictures(images_seen)) as row:
+            size = row.height
+            return [row.crop((x, 0, x + size, size)) for x in range(0, row.width, size)]
 
     def draw_guidance(
         self,
@@ -275,42 +332,6 @@ class SampleGrid(L.Callback):
         self.log_picture(trainer, module, "steps", sheet)
         self.log_picture(trainer, module, "sampler_error", plot)
 
-    @torch.no_grad()
-    def forward_row(self, trainer: L.Trainer, module: L.LightningModule) -> Image.Image:
-        """Return one training picture at rising t as the network sees it: x_t decoded, and x_t."""
-        model = module.model
-        x0 = model.latents_of_rows([trainer.datamodule.train[(0, 0)]])
-        t = torch.linspace(0, 1, self.strip_steps, dtype=torch.float64, device=module.device)
-        normal = KeyedRandom(self.seed, "forward").normal(0, tuple(x0.shape[1:]))
-        noise = torch.from_numpy(normal).to(module.device)
-        x = add_noise(x0, noise[None], *model.objective.schedule.alpha_sigma(t))
-        heads = [f"t = {time:.2f}" for time in t.tolist()]
-        with eval_mode(model.autoencoder):
-            decoded = ("x_t, decoded", model.autoencoder.decode(x))
-        return pictures.strip([decoded, ("x_t, latents", pictures.latents_as_rgb(x))], heads)
-
-    def strip(
-        self, module: L.LightningModule, steps: list[tuple[int, Tensor, Tensor]]
-    ) -> Image.Image:
-        """Return a strip of x_t and the predicted x0, decoded, at evenly spaced steps.
-
-        steps: (number, x_t [1, C, h, w], x0 [1, C, h, w]) of each sampler step.
-        """
-        last = len(steps) - 1
-        columns = self.strip_steps
-        indices = {round(i * last / (columns - 1)) for i in range(columns)}
-        x = []
-        x0 = []
-        heads = []
-        for index in sorted(indices):
-            number, x_t, predicted_x0 = steps[index]
-            x.append(x_t)
-            x0.append(predicted_x0)
-            heads.append(f"step {number + 1}")
-        decode = module.model.autoencoder.decode
-        rows = [("x_t, decoded", decode(torch.cat(x))), ("predicted x0", decode(torch.cat(x0)))]
-        return pictures.strip(rows, heads)
-
     def log_picture(
         self,
         trainer: L.Trainer,
@@ -339,6 +360,11 @@ class SampleGrid(L.Callback):
         for logger in trainer.loggers:
             log_picture(logger, f"samples/{kind}", picture, module.progress.images_seen)
         return written_path
+
+
+def _is_pretrained(module: L.LightningModule) -> bool:
+    """Whether the unet started with pretrained weights."""
+    return getattr(module.model.unet, "is_pretrained", False)
 
 
 def check_guidance_scales(guidance_scales: list[float]) -> None:

@@ -1,0 +1,102 @@
+"""A model with pretrained weights is sampled before the first step, and at the end beside that."""
+
+import itertools
+import os
+import signal
+
+import numpy as np
+import pytest
+from PIL import Image
+from reading import newest, same, status, tensors
+from stable_diffusion import save_pipeline
+
+from sdtrain.pictures import read_notes
+from sdtrain.training.callbacks.budget import AT_START, TRAINING, Budget
+from sdtrain.training.stopping import Stopping
+
+SHORT = [
+    "trainer.max_images=16",
+    "callbacks.samples.every=1000",
+    "callbacks.samples.num_images=2",
+    "callbacks.samples.guidance_scales=[]",
+    "optimizer.lr=1e-2",
+]
+START = "pictures-000000000.png"
+
+
+@pytest.fixture(scope="module")
+def chosen(tmp_path_factory):
+    pipeline = save_pipeline(tmp_path_factory.mktemp("pretrained") / "pipeline")
+    return ["model=stable_diffusion", f"model.pretrained={pipeline}", "data.image_size=32"]
+
+
+@pytest.fixture(scope="module")
+def run(train_tiny, chosen, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "run"
+    result = train_tiny(folder, *chosen, *SHORT)
+    assert result.code == 0, result.err
+    return folder
+
+
+def test_the_unchanged_model_is_drawn_as_its_pipeline_draws(run, chosen, here, tmp_path):
+    pipeline = chosen[1].removeprefix("model.pretrained=")
+    with Image.open(run / "samples" / START) as row:
+        drawn = np.asarray(row)
+        requests = read_notes(row)["requests"]
+    assert [request["seed"] for request in requests] == [0, 1]
+    words = [f"checkpoint={pipeline}", f"prompt={requests[0]['prompt']}", "num_images=1"]
+    words += ["steps=2", "guidance_scale=3", "guidance.max_std=null", f"output={tmp_path}/drawn"]
+    result = here("sdtrain-sample", *words)
+    assert result.code == 0, result.err
+    expected = np.asarray(Image.open(tmp_path / "drawn" / "00000-seed0.png"))
+    assert np.array_equal(drawn[:, :32], expected)
+
+
+def test_at_the_end_both_are_beside_each_other(run):
+    before = np.asarray(Image.open(run / "samples" / START))
+    after = np.asarray(Image.open(run / "samples" / "pictures-000000016.png"))
+    assert before.shape == after.shape
+    assert (before != after).any()
+    sheet = Image.open(run / "samples" / "before_and_after-000000016.png")
+    assert sheet.height > 2 * 32
+
+
+def test_it_changes_no_weight(run, train_tiny, chosen, tmp_path):
+    result = train_tiny(tmp_path / "run", *chosen, *SHORT, "callbacks.samples.every=0")
+    assert result.code == 0, result.err
+    assert not (tmp_path / "run" / "samples").exists()
+    assert same(tensors(newest(tmp_path / "run")), tensors(newest(run)))
+
+
+def test_it_has_a_part_of_the_budget(train_tiny, chosen, tmp_path):
+    """Which is too small in a short run, and that is told."""
+    assert Budget(0.1).left_at_start(1000) == pytest.approx(0.1 * TRAINING * 1000 * AT_START)
+    result = train_tiny(tmp_path / "run", *chosen, *SHORT, "looks.share=0.05")
+    assert result.code == 0, result.err
+    assert "before the first step 0 of 2 pictures" in result.out
+    assert not (tmp_path / "run" / "samples" / START).exists()
+
+
+def test_a_model_without_pretrained_weights_is_not_drawn_at_the_start(train_tiny, tmp_path):
+    result = train_tiny(tmp_path / "run", *SHORT)
+    assert result.code == 0, result.err
+    assert not list((tmp_path / "run" / "samples").glob("*-000000000.png"))
+    assert not list((tmp_path / "run" / "samples").glob("before_and_after*"))
+
+
+def test_a_signal_ends_it_and_the_run_stops_after_a_step(train_tiny, chosen, tmp_path, monkeypatch):
+    calls = itertools.count(1)
+    check = Stopping.check_interrupted
+
+    def checked(stopping: Stopping) -> None:
+        if next(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        check(stopping)
+
+    monkeypatch.setattr(Stopping, "check_interrupted", checked)
+    run = tmp_path / "run"
+    result = train_tiny(run, *chosen, *SHORT)
+    assert result.code == 143, result.err
+    assert status(run)["state"] == "interrupted"
+    assert newest(run).name == f"{8:012d}"
+    assert not (run / "samples" / START).exists()
