@@ -5,6 +5,8 @@ from pathlib import Path
 from sdtrain.assemble.model import build_model
 from sdtrain.config.compose import PRIMARY, compose_config
 from sdtrain.config.overrides import text_override
+from sdtrain.config.schema import EvaluateConfig, SampleConfig
+from sdtrain.console import warn
 from sdtrain.errors import UserError
 from sdtrain.latent_diffusion import LatentDiffusion
 
@@ -27,3 +29,16 @@ def load_pipeline(source: Path, device: str) -> tuple[LatentDiffusion, int]:
             remedy="Give the folder of a run, or another pipeline.",
         ) from error
     return model.to(device).eval(), config["data"]["image_size"]
+
+
+def warn_of_options_of_runs(config: SampleConfig | EvaluateConfig) -> None:
+    """Warn of options that have no effect on a pipeline."""
+    given = {
+        "ema=false": not config.ema,
+        "autoencoder": config.autoencoder is not None,
+        "model.pretrained": config.model["pretrained"] is not None,
+        "allow": bool(config.allow),
+    }
+    for option, is_given in given.items():
+        if is_given:
+            warn(f"{option} has no effect: checkpoint={config.checkpoint} is a pipeline.")

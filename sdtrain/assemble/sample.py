@@ -4,7 +4,7 @@ from pathlib import Path
 
 from sdtrain.assemble.drawing import build_drawing
 from sdtrain.assemble.load import load, pick_device
-from sdtrain.assemble.load_pipeline import load_pipeline
+from sdtrain.assemble.load_pipeline import load_pipeline, warn_of_options_of_runs
 from sdtrain.config.schema import SampleConfig
 from sdtrain.console import warn
 from sdtrain.generation.sample import sample
@@ -20,7 +20,9 @@ def sample_checkpoint(config: SampleConfig) -> int:
     Raises UserError as `load`, `load_pipeline`, `build_drawing` and `sample` do.
     """
     if is_pipeline(Path(config.checkpoint)):
-        _warn_of_options_of_runs(config)
+        warn_of_options_of_runs(config)
+        if config.data:
+            warn(f"data has no effect: checkpoint={config.checkpoint} is a pipeline.")
         source = Path(config.checkpoint)
         model, image_size = load_pipeline(source, pick_device(config.accelerator))
         drawing = build_drawing(vars(config), model.objective.schedule)
@@ -48,17 +50,3 @@ def sample_checkpoint(config: SampleConfig) -> int:
         config_file=loaded.checkpoint.config,
         untrained=untrained,
     )
-
-
-def _warn_of_options_of_runs(config: SampleConfig) -> None:
-    """Warn of options that have no effect on a pipeline."""
-    given = {
-        "ema=false": not config.ema,
-        "autoencoder": config.autoencoder is not None,
-        "model.pretrained": config.model["pretrained"] is not None,
-        "data": bool(config.data),
-        "allow": bool(config.allow),
-    }
-    for option, is_given in given.items():
-        if is_given:
-            warn(f"{option} has no effect: checkpoint={config.checkpoint} is a pipeline.")

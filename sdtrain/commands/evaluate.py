@@ -16,7 +16,7 @@ def task(cfg: DictConfig) -> None:
     from sdtrain.assemble.subject import load_subject
     from sdtrain.evaluation.evaluate import evaluate
 
-    evaluate(config, lambda checkpoint: load_subject(config, checkpoint))
+    evaluate(config, lambda path: load_subject(config, path))
 
 
 def main() -> None:

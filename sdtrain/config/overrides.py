@@ -139,9 +139,11 @@ def typed_values(arguments: Iterable[str]) -> dict[str, str]:
 def add_data_key(argument: str) -> str:
     """Let an override of the run's data set, such as data.path=FOLDER, add a new key.
 
-    The keys of the data set are known only after the run is read. Any other argument is returned
-    as it is.
+    The keys of the data set are known only after the run is read. data=NAME, which names the data
+    for a pipeline, becomes the key data.option. Any other argument is returned as it is.
     """
+    if argument.startswith("data="):
+        argument = argument.replace("data=", "data.option=", 1)
     return f"++{argument}" if argument.startswith("data.") else argument
 
 

@@ -61,7 +61,7 @@ def check_export(config: dict, overrides: Iterable[str]) -> ExportConfig:
 def check_evaluate(config: dict, overrides: Iterable[str]) -> EvaluateConfig:
     """Check a resolved configuration of `sdtrain-evaluate`. Raises UserError.
 
-    In the returned one, `checkpoint` is the folder of a sweep or of an intact checkpoint.
+    In the returned one, `checkpoint` is a sweep, an intact checkpoint or a pipeline.
     """
     typed = typed_keys(overrides)
     config = expand_homes_in_config(config)
@@ -75,7 +75,7 @@ def check_evaluate(config: dict, overrides: Iterable[str]) -> EvaluateConfig:
     Checker(typed, filled_in=()).call(config, "", EvaluateConfig)
     checked = EvaluateConfig(**config)
     folder = Path(checked.checkpoint)
-    if not SweepFolder(folder).record.is_file():
+    if not SweepFolder(folder).record.is_file() and not is_pipeline(folder):
         folder = find_checkpoint(folder)
     checked = replace(checked, checkpoint=str(folder))
     # From here on torch is imported, by the targets.

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,14 @@ from sdtrain.errors import UserError
 from sdtrain.evaluation.metric import CAPTIONS, REFERENCES, Measurement, Metric
 from sdtrain.evaluation.subject import Subject
 from sdtrain.files import check_writable, write_text
+from sdtrain.models.hub import find_pipeline
+from sdtrain.models.pipeline_folder import INDEX, is_pipeline
 from sdtrain.runs.layout import CheckpointFolder, EvaluationFolder, SweepFolder
 from sdtrain.runs.manifest import find_checkpoint, list_checkpoints, sha256_of
 from sdtrain.runs.reader import read_evaluation, sweep_arms
 
-LoadSubject = Callable[[CheckpointFolder], Subject]
+LoadSubject = Callable[[Path], Subject]
+"""The folder of a checkpoint, or a pipeline -> what the metrics measure."""
 
 RESERVED_KEYS = (
     "settings",
@@ -39,8 +42,20 @@ RESERVED_KEYS = (
 """Keys of evaluation.json that are not metrics."""
 
 
+@dataclass(frozen=True)
+class Evaluated:
+    """What is evaluated. path: a checkpoint or a pipeline. config_file: the file whose hash says
+    which. output: where the results are written.
+    """
+
+    path: Path
+    config_file: Path
+    output: EvaluationFolder
+
+
 def evaluate(config: EvaluateConfig, load_subject: LoadSubject) -> None:
-    """Evaluate config.checkpoint: a complete checkpoint, or the arms of a sweep that have one.
+    """Evaluate config.checkpoint: a complete checkpoint, a pipeline, or the arms of a sweep that
+    have a checkpoint.
 
     If an arm cannot be evaluated, the others still are, and the first UserError is raised at the
     end.
@@ -49,7 +64,8 @@ def evaluate(config: EvaluateConfig, load_subject: LoadSubject) -> None:
     metrics = build_metrics(config.metrics)
     folder = Path(config.checkpoint)
     if not SweepFolder(folder).record.is_file():
-        evaluate_checkpoint(config, metrics, CheckpointFolder(folder), load_subject, console)
+        evaluated = _evaluated(folder, config.output)
+        evaluate_one(config, metrics, evaluated, load_subject, console)
         return
     failure = None
     for arm in _arms(folder):
@@ -59,9 +75,8 @@ def evaluate(config: EvaluateConfig, load_subject: LoadSubject) -> None:
             continue
         own_output = f"{config.output}/{arm.name}" if config.output else config.output
         try:
-            checkpoint = CheckpointFolder(find_checkpoint(arm))
-            arm_config = replace(config, output=own_output)
-            evaluate_checkpoint(arm_config, metrics, checkpoint, load_subject, console)
+            evaluated = _evaluated(find_checkpoint(arm), own_output)
+            evaluate_one(config, metrics, evaluated, load_subject, console)
         except UserError as error:  # the other arms may succeed
             console.print(f"not evaluated: {error}", soft_wrap=True)
             if failure is None:
@@ -105,10 +120,28 @@ def build_metrics(nodes: dict) -> dict[str, Metric]:
     return metrics
 
 
-def evaluate_checkpoint(
+def _evaluated(path: Path, output: str | None) -> Evaluated:
+    """Return what is evaluated: a complete checkpoint, whose results are written into its run
+    unless `output` is given, or a pipeline. Raises UserError for a pipeline without `output`.
+    """
+    if not is_pipeline(path):
+        checkpoint = CheckpointFolder(path)
+        folder = EvaluationFolder(Path(output)) if output else checkpoint.run.evaluation
+        return Evaluated(path, checkpoint.config, folder)
+    if output is None:
+        raise UserError(
+            f"output is missing: checkpoint={path} is a pipeline, into which nothing is written",
+            key="output",
+            remedy="Set output to a folder.",
+        )
+    index = find_pipeline(str(path), None, None) / INDEX
+    return Evaluated(path, index, EvaluationFolder(Path(output)))
+
+
+def evaluate_one(
     config: EvaluateConfig,
     metrics: dict[str, Metric],
-    checkpoint: CheckpointFolder,
+    evaluated: Evaluated,
     load_subject: LoadSubject,
     console: Console,
 ) -> None:
@@ -116,17 +149,15 @@ def evaluate_checkpoint(
 
     Results of earlier evaluations of the same checkpoint are kept.
     """
-    subject = load_subject(checkpoint)
+    subject = load_subject(evaluated.path)
     for name, metric in metrics.items():
         check_needs(name, metric, subject)
         metric.check(subject)
-    folder = checkpoint.run.evaluation
-    if config.output:
-        folder = EvaluationFolder(Path(config.output))
+    folder = evaluated.output
     check_writable(folder.path)
-    settings = _settings(config, checkpoint, subject)
+    settings = _settings(config, evaluated, subject)
     result = settings | {"settings": {}}
-    for name, (earlier_settings, columns) in _earlier_results(folder, checkpoint.path).items():
+    for name, (earlier_settings, columns) in _earlier_results(folder, evaluated.path).items():
         result[name] = columns
         result["settings"][name] = earlier_settings
     for name, metric in metrics.items():
@@ -138,19 +169,17 @@ def evaluate_checkpoint(
         result["settings"][name] = dict(settings)
         if metric.own_steps:
             del result["settings"][name]["steps"]
-    if config.data and not subject.data_source.was_used:
+    if config.data and not subject.data_source.was_used and not is_pipeline(evaluated.path):
         warn("data has no effect: none of these metrics uses the training pictures.")
     write_text(folder.numbers, json.dumps(result, indent=1) + "\n")
     console.print(f"Written to {folder.path}", soft_wrap=True)
 
 
-def _settings(
-    config: EvaluateConfig, checkpoint: CheckpointFolder, subject: Subject
-) -> dict[str, Any]:
+def _settings(config: EvaluateConfig, evaluated: Evaluated, subject: Subject) -> dict[str, Any]:
     """Return what evaluation.json records about how its numbers were measured."""
     return {
-        "checkpoint": str(checkpoint.path),
-        "config_sha256": sha256_of(checkpoint.config),
+        "checkpoint": str(evaluated.path),
+        "config_sha256": sha256_of(evaluated.config_file),
         "num_images": config.num_images,
         "seed": config.seed,
         **subject.drawing.settings,

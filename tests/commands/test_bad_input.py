@@ -221,7 +221,7 @@ def refusal_of_evaluate(config: dict, *words: str) -> UserError:
     """With which the command's own calls end."""
     with pytest.raises(UserError) as refused:
         checked = check_evaluate(with_values(config, *words), words)
-        evaluate(checked, lambda checkpoint: load_subject(checked, checkpoint))
+        evaluate(checked, lambda path: load_subject(checked, path))
     return refused.value
 
 
