@@ -4,6 +4,7 @@ Hydra's command line), or as processes of their own (`command`)."""
 import contextlib
 import copy
 import functools
+import gc
 import importlib
 import io
 import json
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from reading import SMALL, newest, tensors, with_values
+from reading import SMALL, newest, tensors, with_model_values
 
 MODULES = {"sdtrain": "train"}
 """Of a command under sdtrain.commands, where it is not called alike."""
@@ -49,6 +50,12 @@ TINY = [
     "lr_schedule.warmup_images=16",
     "optimizer.lr=0.001",
 ]
+
+
+def pytest_collection_finish() -> None:
+    """The collector need not look again and again at what the imports have made, which stays."""
+    gc.collect()
+    gc.freeze()
 
 
 @dataclass
@@ -136,11 +143,12 @@ def refused(planned, built):
 
 
 def is_option(word: str) -> bool:
-    """Whether it chooses a yaml of configs/, as schedule=linear does."""
+    """Whether it chooses a yaml of configs/, as schedule=linear does, or several of a group."""
     from sdtrain.paths import config_dir
 
-    group, _, name = word.partition("=")
-    return (config_dir() / group.lstrip("+~") / f"{name}.yaml").is_file()
+    group, _, names = word.partition("=")
+    folder = config_dir() / group.lstrip("+~")
+    return all((folder / f"{name}.yaml").is_file() for name in names.strip("[]").split(","))
 
 
 def options_of(words: Iterable[str]) -> list[str]:
@@ -227,20 +235,15 @@ def tiny_config(composed, tiny):
 
     def made(*words: str) -> dict:
         values = [word for word in tiny(*words) if not is_option(word)]
-        config = with_values(composed(*options_of(words)), *values)
-        parts = config["model"]
-        if parts.get("conditioner") and "context_dim" in parts.get("unet", {}):
-            # The one value of TINY to which another key refers.
-            parts["unet"]["context_dim"] = parts["conditioner"]["context_dim"]
-        return config
+        return with_model_values(composed(*options_of(words)), *values)
 
     return made
 
 
 @pytest.fixture(scope="session")
-def train_tiny(tiny, tiny_config):
-    """train_tiny(FOLDER, "seed=1", ...): what `sdtrain` does with the folder and the configuration
-    once Hydra has composed it, in this process."""
+def train_config():
+    """train_config(FOLDER, CONFIGURATION, ["seed=1", ...]): what `sdtrain` does with the folder and
+    the configuration once Hydra has composed it of what is typed, in this process."""
     from sdtrain.config.boundary import error_boundary
     from sdtrain.config.overrides import prepare_arguments
     from sdtrain.config.precheck import precheck_config
@@ -248,9 +251,8 @@ def train_tiny(tiny, tiny_config):
     from sdtrain.runs.start import check_start
     from sdtrain.training.run import train
 
-    def run(folder: Path, *words: str) -> Result:
-        typed = prepare_arguments(tiny(*words))
-        config = tiny_config(*words)
+    def run(folder: Path, config: dict, words: list[str]) -> Result:
+        typed = prepare_arguments(words)
         out = io.StringIO()
         err = io.StringIO()
         code = 0
@@ -266,6 +268,16 @@ def train_tiny(tiny, tiny_config):
             except SystemExit as left:
                 code = left.code
         return Result(code or 0, out.getvalue(), err.getvalue())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def train_tiny(tiny, tiny_config, train_config):
+    """train_tiny(FOLDER, "seed=1", ...): the same, of a tiny run with these words."""
+
+    def run(folder: Path, *words: str) -> Result:
+        return train_config(folder, tiny_config(*words), tiny(*words))
 
     return run
 

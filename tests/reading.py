@@ -117,6 +117,15 @@ def with_values(config: dict, *words: str) -> dict:
     return config
 
 
+def with_model_values(config: dict, *words: str) -> dict:
+    """with_values(...), for values of SMALL too, to one of which another key refers."""
+    config = with_values(config, *words)
+    parts = config["model"]
+    if parts.get("conditioner") and "context_dim" in parts.get("unet", {}):
+        parts["unet"]["context_dim"] = parts["conditioner"]["context_dim"]
+    return config
+
+
 def with_option(config: dict, word: str) -> dict:
     """A copy of a composed configuration with the option of GROUP=NAME: what Hydra would compose of
     a yaml that is one node, without asking it again."""
