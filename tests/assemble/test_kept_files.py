@@ -25,7 +25,13 @@ from sdtrain.training.parts import build_parts, saved_config
 from sdtrain.training.progress import Progress
 from sdtrain.training.resume import check_changes
 
-SHORT = [*BARE, "trainer.max_images=8", "checkpoint.every=8", "lr_schedule.warmup_images=0"]
+SHORT = [
+    *BARE,
+    "trainer.max_images=8",
+    "checkpoint.every=8",
+    "lr_schedule.warmup_images=0",
+    "data.size=8",
+]
 
 FROZEN = """
 import torch
@@ -94,15 +100,17 @@ def exchange_two_words(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(here, tiny, tmp_path_factory):
+def trained(train_tiny, tmp_path_factory):
     """A folder with a tokenizer in tok/ and an autoencoder in vae/, and a run that was trained
     there on both."""
     folder = tmp_path_factory.mktemp("trained")
     shutil.copytree(find_folder("data/tokenizer", ""), folder / "tok")
     (folder / "tok" / "weights.bin").write_bytes(b"is no part of a tokenizer")
     shutil.copytree(find_folder("data/shapes_autoencoder", ""), folder / "vae")
-    words = tiny(*SHORT, "model.conditioner.tokenizer=tok", "model.autoencoder.path=vae")
-    result = here("sdtrain", *words, f"hydra.run.dir={folder}/run", cwd=folder)
+    words = [*SHORT, "model.conditioner.tokenizer=tok", "model.autoencoder.path=vae"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        result = train_tiny(folder / "run", *words)
     assert result.code == 0, result.err
     return folder
 
@@ -170,18 +178,13 @@ def test_a_small_autoencoder_is_kept_and_an_exchange_of_its_config_is_noticed(
     assert len(saved["files_sha256"]) == 64
 
 
-def test_a_frozen_part_of_ones_own_is_known_by_its_weights(
-    here, tiny, changes, tmp_path, monkeypatch
-):
+def test_a_frozen_part_of_ones_own_is_known_by_its_weights(run_of, changes, tmp_path, monkeypatch):
     (tmp_path / "frozen_of_mine.py").write_text(FROZEN)
     monkeypatch.syspath_prepend(tmp_path)
     torch.save(torch.ones(16), tmp_path / "weights.pt")
     own = ["model.conditioner._target_=frozen_of_mine.Frozen", "model.conditioner.context_dim=16"]
     words = [*own, f"+model.conditioner.weights={tmp_path}/weights.pt"]
-    kept = [word for word in tiny(*SHORT) if not word.startswith("model.conditioner")]
-    run = tmp_path / "run"
-    result = here("sdtrain", *kept, *words, f"hydra.run.dir={run}")
-    assert result.code == 0, result.err
+    run = run_of("run", *SHORT, *words, "~model.conditioner.layers")
     drawn(run, allow=["frozen_of_mine"])
     assert changes(run) == []
     torch.save(torch.zeros(16), tmp_path / "weights.pt")

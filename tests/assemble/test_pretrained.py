@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
-from reading import BARE, newest, same, tensors
+from omegaconf import OmegaConf
+from reading import BARE, newest, same, tensors, with_values
 from safetensors.torch import load_file, save_file
 from stable_diffusion import SCHEDULER, save_pipeline
 
 from sdtrain.assemble.objective import build_schedule
 from sdtrain.conditioning.clip import Clip
 from sdtrain.conditioning.interface import Inputs
+from sdtrain.config.compose import resolve_config
 from sdtrain.config.pretrained import prediction_node, schedule_node
 from sdtrain.errors import UserError
 from sdtrain.models.pipeline_folder import read_pipeline_folder
@@ -41,21 +43,29 @@ def chosen(folder):
 
 
 @pytest.fixture(scope="module")
-def words(tiny, chosen):
-    """words("seed=1", ...) -> a short fine-tuning of this pipeline."""
-
-    def overrides(*more: str) -> list[str]:
-        return tiny(*chosen, *more)
-
-    return overrides
+def config(tiny_config, chosen):
+    """The configuration of a short fine-tuning of this pipeline. On few pictures, as the scale of
+    the latents is measured on all of them."""
+    return tiny_config(*chosen, "data.size=8")
 
 
 @pytest.fixture(scope="module")
-def model_of(planned, built, words):
-    def model(*more: str):
-        return built(planned(*words(*more))).module.model
+def composed_config(tiny, composed, chosen):
+    """composed_config("model.train=[unet]", ...) -> the same of keys that Hydra refers to
+    elsewhere."""
+    return lambda *words: composed(*tiny(*chosen, "data.size=8", *words))
 
-    return model
+
+@pytest.fixture(scope="module")
+def build_model(planned, built):
+    """build_model(CONFIGURATION) -> its model."""
+    return lambda config: built(planned(config=config)).module.model
+
+
+@pytest.fixture(scope="module")
+def model(build_model, config):
+    """Not to be changed: several tests read it."""
+    return build_model(config)
 
 
 def inputs(prompts: list[str]) -> Inputs:
@@ -64,8 +74,7 @@ def inputs(prompts: list[str]) -> Inputs:
     return Inputs(prompts, labels, labels.bool(), latent_size=(8, 8))
 
 
-def test_context_noise_and_latents_are_those_of_the_pipeline(pipeline, model_of):
-    model = model_of()
+def test_context_noise_and_latents_are_those_of_the_pipeline(pipeline, model):
     assert torch.equal(
         model.conditioner(inputs(PROMPTS)).context,
         pipeline.encode_prompt(PROMPTS, "cpu", 1, False)[0],
@@ -82,9 +91,9 @@ def test_context_noise_and_latents_are_those_of_the_pipeline(pipeline, model_of)
         assert torch.equal(model.latents(image), encoded)
 
 
-def test_clip_skip_leaves_out_the_last_layers(pipeline, model_of):
+def test_clip_skip_leaves_out_the_last_layers(pipeline, build_model, config):
     """As a text encoder would that had never had them."""
-    conditioner = model_of("model.conditioner.clip_skip=1").conditioner
+    conditioner = build_model(with_values(config, "model.conditioner.clip_skip=1")).conditioner
     shorter = copy.deepcopy(pipeline.text_encoder)
     del shorter.encoder.layers[-1]
     tokens = pipeline.tokenizer(PROMPTS, padding="max_length", return_tensors="pt").input_ids
@@ -94,8 +103,8 @@ def test_clip_skip_leaves_out_the_last_layers(pipeline, model_of):
 
 
 @pytest.mark.parametrize("clip_skip", [-1, 3])
-def test_clip_skip_leaves_a_layer(refused, words, clip_skip):
-    error = refused(*words(f"model.conditioner.clip_skip={clip_skip}"))
+def test_clip_skip_leaves_a_layer(refused, config, clip_skip):
+    error = refused(config=with_values(config, f"model.conditioner.clip_skip={clip_skip}"))
     assert error.key == "model.conditioner.clip_skip"
 
 
@@ -112,13 +121,24 @@ SCHEDULERS = {
 }
 
 
+@pytest.fixture(scope="module")
+def filled(config):
+    """filled("model.pretrained=FOLDER", ...) -> the configuration with these values, in which what
+    was filled in from the folder is filled in once more."""
+
+    def again(*words: str) -> dict:
+        empty = ["schedule=null", "prediction=null", "data.image_size=null"]
+        return resolve_config(OmegaConf.create(with_values(config, *empty, *words)), [])
+
+    return again
+
+
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_the_schedule_is_that_of_the_folder(name, folder, tmp_path, planned, tiny):
+def test_the_schedule_is_that_of_the_folder(name, folder, tmp_path, planned, filled):
     copied = Path(shutil.copytree(folder, tmp_path / "pipeline"))
     scheduler = DDIMScheduler(**SCHEDULERS[name])
     scheduler.save_pretrained(copied / "scheduler")
-    chosen = ["model=stable_diffusion", f"model.pretrained={copied}", "data.image_size=32"]
-    config = planned(*tiny(*chosen)).config
+    config = planned(config=filled(f"model.pretrained={copied}")).config
     schedule = build_schedule(config)
     t = torch.linspace(0, 1, len(scheduler.alphas_cumprod), dtype=torch.float64)
     alpha, sigma = schedule.alpha_sigma(t)
@@ -158,48 +178,53 @@ def test_a_tokenizer_of_another_text_encoder_is_refused(folder, tmp_path):
     assert caught.value.key == "model.pretrained"
 
 
-def test_a_schedule_that_replaces_the_folders_is_told_and_recorded(planned, words):
-    plan = planned(*words("schedule=cosine"))
+def test_a_schedule_that_replaces_the_folders_is_told_and_recorded(planned, composed_config):
+    plan = planned(config=composed_config("schedule=cosine"))
     assert plan.config["schedule"]["_target_"].endswith(".cosine")
     assert any("schedule=cosine replaces scaled_linear" in note for note in plan.notes)
-    assert not any("replaces" in note for note in planned(*words()).notes)
 
 
-def test_settings_of_stable_diffusion(planned, words):
-    config = planned(*words()).config
-    assert config["guidance"]["max_std"] is None
-    assert config["weighting"]["_target_"].endswith(".Simple")
-    assert config["model"]["autoencoder"]["sample_posterior"]
+def test_settings_of_stable_diffusion(planned, config):
+    plan = planned(config=config)
+    assert not any("replaces" in note for note in plan.notes)
+    assert plan.config["guidance"]["max_std"] is None
+    assert plan.config["weighting"]["_target_"].endswith(".Simple")
+    assert plan.config["model"]["autoencoder"]["sample_posterior"]
 
 
-def test_the_size_of_the_pictures_is_that_of_the_unet(planned, tiny, folder):
-    config = planned(*tiny("model=stable_diffusion", f"model.pretrained={folder}")).config
-    assert config["data"]["image_size"] == 32
+def test_the_size_of_the_pictures_is_that_of_the_unet(filled):
+    assert filled()["data"]["image_size"] == 32
 
 
 @pytest.mark.parametrize("train", ["[]", "[vae]", "[text_encoder]", "[unet,unets]"])
-def test_parts_that_cannot_be_trained_are_refused(refused, words, train):
-    assert refused(*words(f"model.train={train}")).key == "model.train"
+def test_parts_that_cannot_be_trained_are_refused(filled, train):
+    with pytest.raises(UserError) as refused:
+        filled(f"model.train={train}")
+    assert refused.value.key == "model.train"
 
 
-def test_gradient_checkpointing_changes_no_gradient(model_of):
+def test_gradient_checkpointing_changes_no_gradient(model, build_model, config):
+    checkpointed = build_model(with_values(config, "model.unet.gradient_checkpointing=true"))
     gradients = []
-    for words in ([], ["model.unet.gradient_checkpointing=true"]):
-        model = model_of(*words)
-        assert model.unet.net.is_gradient_checkpointing == bool(words)
-        model.train()
-        context = model.conditioner(inputs(PROMPTS)).context
+    for each in (copy.deepcopy(model), checkpointed):
+        assert each.unet.net.is_gradient_checkpointing == (each is checkpointed)
+        each.train()
+        context = each.conditioner(inputs(PROMPTS)).context
         torch.manual_seed(0)
-        model.unet(torch.randn(2, 4, 8, 8), torch.zeros(2), context).square().mean().backward()
-        gradients.append(model.unet.net.conv_in.weight.grad)
+        each.unet(torch.randn(2, 4, 8, 8), torch.zeros(2), context).square().mean().backward()
+        gradients.append(each.unet.net.conv_in.weight.grad)
     assert torch.equal(*gradients)
+
+
+UNSEEN = ["callbacks.samples.every=0", "validation=none", "data.size=16"]
+"""Of a run that nobody looks at, but with averaged weights."""
 
 
 @pytest.fixture(scope="module")
 def finetuned(train_tiny, chosen, tmp_path_factory):
     """A run of four steps, with a checkpoint after each two."""
     run = tmp_path_factory.mktemp("finetuned") / "run"
-    result = train_tiny(run, *chosen, "trainer.max_images=32")
+    result = train_tiny(run, *chosen, *UNSEEN, "trainer.max_images=32")
     assert result.code == 0, result.err
     return run
 
@@ -211,11 +236,9 @@ def test_a_checkpoint_holds_what_is_trained(finetuned, pipeline):
     assert not torch.equal(saved[first], pipeline.unet.conv_in.weight)
 
 
-def test_a_trained_text_encoder_is_in_the_checkpoint(here, words, tmp_path, pipeline):
-    run = tmp_path / "run"
-    both = words("model.train=[unet,text_encoder]", "trainer.max_images=16")
-    result = here("sdtrain", *both, f"hydra.run.dir={run}")
-    assert result.code == 0, result.err
+def test_a_trained_text_encoder_is_in_the_checkpoint(run_of, chosen, pipeline):
+    both = ["model.train=[unet,text_encoder]", "model.conditioner.trained=true"]
+    run = run_of("run", *chosen, *UNSEEN, *both, "trainer.max_images=16")
     saved = load_file(newest(run) / "model.safetensors")
     assert {name.partition(".")[0] for name in saved} == {"unet", "conditioner"}
     name = "conditioner.net.final_layer_norm.weight"
@@ -226,7 +249,7 @@ def test_resumed_in_the_middle_it_ends_in_the_same_weights(finetuned, train_tiny
     run = Path(shutil.copytree(finetuned, tmp_path / "run"))
     for checkpoint in sorted((run / "checkpoints").iterdir())[1:]:
         shutil.rmtree(checkpoint)
-    result = train_tiny(run, *chosen, "trainer.max_images=32", "resume=must")
+    result = train_tiny(run, *chosen, *UNSEEN, "trainer.max_images=32", "resume=must")
     assert result.code == 0, result.err
     assert same(tensors(newest(run)), tensors(newest(finetuned)))
 
@@ -235,7 +258,7 @@ def test_it_is_drawn_with_where_the_pipeline_has_moved_to(folder, run_of, here, 
     """And with the same weights only."""
     before = Path(shutil.copytree(folder, tmp_path / "before"))
     chosen = ["model=stable_diffusion", f"model.pretrained={before}", "data.image_size=32"]
-    run = run_of("run", *chosen, *BARE, "trainer.max_images=8")
+    run = run_of("run", *chosen, *BARE, "trainer.max_images=8", "data.size=8")
     elsewhere = before.rename(tmp_path / "elsewhere")
 
     def draw(*words: str):
@@ -255,9 +278,9 @@ def test_it_is_drawn_with_where_the_pipeline_has_moved_to(folder, run_of, here, 
     assert "sha256" in other.paragraph
 
 
-def test_frozen_parts_in_half_precision_give_nearly_the_same(model_of):
-    whole = model_of()
-    half = model_of("model.frozen_dtype=bf16")
+def test_frozen_parts_in_half_precision_give_nearly_the_same(model, build_model, composed_config):
+    whole = model
+    half = build_model(composed_config("model.frozen_dtype=bf16"))
     for part in (half.conditioner.net, half.autoencoder.net):
         assert {p.dtype for p in part.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in half.unet.parameters()} == {torch.float32}
@@ -275,6 +298,8 @@ def test_frozen_parts_in_half_precision_give_nearly_the_same(model_of):
         assert 0 < (rounded - exact).abs().mean() < 0.05 * exact.std()
 
 
-def test_a_trained_text_encoder_is_not_rounded(model_of):
-    model = model_of("model.frozen_dtype=fp16", "model.train=[unet,text_encoder]")
+def test_a_trained_text_encoder_is_not_rounded(build_model, composed_config):
+    words = ["model.frozen_dtype=fp16", "model.train=[unet,text_encoder]"]
+    model = build_model(composed_config(*words))
     assert {p.dtype for p in model.conditioner.parameters()} == {torch.float32}
+    assert {p.dtype for p in model.autoencoder.parameters()} == {torch.float16}

@@ -36,12 +36,13 @@ def make_pictures(folder) -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(here, tiny, tmp_path_factory):
+def trained(train_tiny, tmp_path_factory):
     """A folder with pictures in pics/, and a run that was trained there on data.path=pics."""
     folder = tmp_path_factory.mktemp("trained")
     make_pictures(folder / "pics")
-    words = tiny("data=images", "data.path=pics", *SMALL)
-    result = here("sdtrain", *words, f"hydra.run.dir={folder}/run", cwd=folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        result = train_tiny(folder / "run", "data=images", "data.path=pics", *SMALL)
     assert result.code == 0, result.err
     return folder
 
