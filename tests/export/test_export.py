@@ -1,6 +1,7 @@
 """What a run has trained is loaded by diffusers alone and draws the same pictures."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,14 +11,16 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
-from reading import newest
+from reading import BARE, newest, with_option, with_values
 from safetensors.torch import load_file
 from stable_diffusion import save_pipeline
 
 from sdtrain.assemble.drawing import build_drawing
 from sdtrain.assemble.load import load
 from sdtrain.assemble.objective import build_objective
+from sdtrain.config.run_readers import check_export
 from sdtrain.errors import UserError
+from sdtrain.export.export import export as export_checkpoint
 from sdtrain.export.scheduler import scheduler_of
 from sdtrain.generation.drawing import Request
 from sdtrain.generation.generate import generate, starting_latents
@@ -25,34 +28,48 @@ from sdtrain.randomness import KeyedRandom
 from sdtrain.runs.layout import CheckpointFolder
 
 PROMPT = "a large red star on a blue background"
-SHORT = ["trainer.max_images=16", "callbacks.samples.every=0", "validation.every=0"]
+SHORT = [
+    "trainer.max_images=16",
+    "callbacks.samples.every=0",
+    "validation.every=0",
+    "data.size=16",
+]
+STEPS = 10
 
 
-def export(here, run: Path, output: Path, *words: str) -> Path:
-    result = here("sdtrain-export", f"checkpoint={run}", f"output={output}", *words)
-    assert result.code == 0, result.err
-    return output
+@pytest.fixture(scope="module")
+def export(composed):
+    """export(RUN, OUTPUT, "ema=false", ...) -> OUTPUT, to which the command's own calls have
+    exported the run."""
+
+    def exported(run: Path, output: Path, *words: str) -> Path:
+        values = [f"checkpoint={run}", f"output={output}", *words]
+        config = with_values(composed(config="export"), *values)
+        export_checkpoint(check_export(config, values))
+        return output
+
+    return exported
 
 
-def drawn_by_diffusers(folder: Path, latents: torch.Tensor, steps: int) -> torch.Tensor:
+def drawn_by_diffusers(folder: Path, latents: torch.Tensor) -> torch.Tensor:
     """Pictures [1, 3, H, W] in [0, 1], from these starting latents."""
     pipeline = StableDiffusionPipeline.from_pretrained(folder, low_cpu_mem_usage=False)
     pipeline.set_progress_bar_config(disable=True)
     images = pipeline(
         PROMPT,
         latents=latents,
-        num_inference_steps=steps,
+        num_inference_steps=STEPS,
         guidance_scale=3.0,
         output_type="np",
     ).images
     return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
-def drawn_by_sdtrain(composed, run: Path, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+def drawn_by_sdtrain(composed, run: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """A picture of ddim on the trailing grid, without a bound on x0; and its starting latents."""
     loaded = load(CheckpointFolder(newest(run)), ema=True, device="cpu", allow=[])
-    words = ["checkpoint=x", "guidance.max_std=null", "grid=trailing", f"steps={steps}"]
-    settings = composed(*words, config="sample")
+    default = with_option(composed(config="sample"), "grid=trailing")
+    settings = with_values(default, "guidance.max_std=null", f"steps={STEPS}")
     drawing = build_drawing(settings, loaded.model.objective.schedule)
     requests = [Request(3, prompt=PROMPT)]
     images = generate(loaded.model, requests, drawing, loaded.image_size)
@@ -60,34 +77,46 @@ def drawn_by_sdtrain(composed, run: Path, steps: int) -> tuple[torch.Tensor, tor
     return images / 2 + 0.5, latents
 
 
+@pytest.fixture(scope="module")
+def exported(tiny_run, here, tmp_path_factory):
+    """(what the command prints on stderr, the pipeline that it makes of the default run)."""
+    output = tmp_path_factory.mktemp("exported") / "out"
+    result = here("sdtrain-export", f"checkpoint={tiny_run}", f"output={output}")
+    assert result.code == 0, result.err
+    return result.err, output
+
+
+def test_diffusers_draws_the_same_picture_as_the_default_run(tiny_run, exported, composed):
+    ours, latents = drawn_by_sdtrain(composed, tiny_run)
+    assert (drawn_by_diffusers(exported[1], latents) - ours).abs().max() < 1e-3
+
+
 PARITY = {
-    "scaled_linear": [],
     "shifted v": ["modifiers=[shift]", "prediction=v"],
     "zero-terminal v": ["modifiers=[zero_terminal_snr]", "prediction=v"],
     "cosine v": ["schedule=cosine", "prediction=v"],
     "laplace v": ["schedule=laplace", "prediction=v"],
 }
-EVERY_DAY = ("scaled_linear", "zero-terminal v")
+EVERY_DAY = "zero-terminal v"
 
 
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(case, marks=[] if case in EVERY_DAY else pytest.mark.slow) for case in PARITY],
+    [pytest.param(case, marks=[] if case == EVERY_DAY else pytest.mark.slow) for case in PARITY],
 )
-def test_diffusers_draws_the_same_picture(case, here, tiny, composed, tmp_path):
-    run = tmp_path / "run"
-    assert here("sdtrain", *tiny(*PARITY[case], *SHORT), f"hydra.run.dir={run}").code == 0
-    folder = export(here, run, tmp_path / "out")
-    ours, latents = drawn_by_sdtrain(composed, run, steps=50)
-    assert (drawn_by_diffusers(folder, latents, steps=50) - ours).abs().max() < 1e-3
+def test_diffusers_draws_the_same_picture(case, run_of, export, composed, tmp_path):
+    run = run_of("run", *PARITY[case], *SHORT)
+    folder = export(run, tmp_path / "out")
+    ours, latents = drawn_by_sdtrain(composed, run)
+    assert (drawn_by_diffusers(folder, latents) - ours).abs().max() < 1e-3
 
 
 @pytest.mark.slow
-def test_flow_is_drawn_to_a_hundredth(run_of, here, composed, tmp_path):
+def test_flow_is_drawn_to_a_hundredth(run_of, export, composed, tmp_path):
     run = run_of("run", "schedule=flow", "prediction=flow", *SHORT)
-    folder = export(here, run, tmp_path / "out")
-    ours, latents = drawn_by_sdtrain(composed, run, steps=50)
-    assert (drawn_by_diffusers(folder, latents, steps=50) - ours).abs().max() < 1e-2
+    folder = export(run, tmp_path / "out")
+    ours, latents = drawn_by_sdtrain(composed, run)
+    assert (drawn_by_diffusers(folder, latents) - ours).abs().max() < 1e-2
 
 
 @pytest.fixture(scope="module")
@@ -99,23 +128,34 @@ def finetuned(train_tiny, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def raw(finetuned, export):
+    """The pipeline of its weights that are not averaged. Not to be changed."""
+    return export(finetuned / "run", finetuned / "raw", "ema=false")
+
+
+@pytest.fixture(scope="module")
+def averaged(finetuned, export):
+    """The pipeline of its averaged weights. Not to be changed."""
+    return export(finetuned / "run", finetuned / "averaged")
+
+
 def weights_of(pipeline: Path, subfolder: str) -> dict[str, torch.Tensor]:
     (file,) = (pipeline / subfolder).glob("*.safetensors")
     return load_file(file)
 
 
-def test_out_and_in_and_out_again_the_weights_are_the_same(finetuned, run_of, here, tmp_path):
-    first = export(here, finetuned / "run", tmp_path / "first", "ema=false")
-    chosen = ["model=stable_diffusion", f"model.pretrained={first}", "optimizer.lr=0"]
-    run = run_of("run", *chosen, *SHORT)
-    second = export(here, run, tmp_path / "second")
+def test_out_and_in_and_out_again_the_weights_are_the_same(raw, run_of, export, tmp_path):
+    chosen = ["model=stable_diffusion", f"model.pretrained={raw}", "optimizer.lr=0"]
+    run = run_of("run", *chosen, *SHORT, "trainer.max_images=8")
+    second = export(run, tmp_path / "second")
     for subfolder in ("unet", "text_encoder", "vae"):
-        before = weights_of(first, subfolder)
+        before = weights_of(raw, subfolder)
         after = weights_of(second, subfolder)
         assert before.keys() == after.keys()
         assert all(torch.equal(before[name], after[name]) for name in before)
     for name in ("unet", "text_encoder", "vae"):
-        assert public_config(first / name) == public_config(second / name)
+        assert public_config(raw / name) == public_config(second / name)
 
 
 def public_config(folder: Path) -> dict:
@@ -124,34 +164,35 @@ def public_config(folder: Path) -> dict:
     return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
-def test_only_what_was_trained_has_changed(finetuned, here, tmp_path):
-    folder = export(here, finetuned / "run", tmp_path / "out", "ema=false")
+def test_only_what_was_trained_has_changed(finetuned, raw):
     for subfolder in ("text_encoder", "vae"):
         before = weights_of(finetuned / "pipeline", subfolder)
-        after = weights_of(folder, subfolder)
+        after = weights_of(raw, subfolder)
         prefix = "text_model." if subfolder == "text_encoder" else ""
         for name, value in before.items():
             name = name if name.startswith(prefix) else f"{prefix}{name}"
             assert torch.equal(after[name].float(), value.float()), name
     saved = load_file(newest(finetuned / "run") / "model.safetensors")
-    unet = weights_of(folder, "unet")
+    unet = weights_of(raw, "unet")
     assert all(torch.equal(saved[f"unet.net.{name}"], value) for name, value in unet.items())
 
 
-def test_frozen_weights_go_out_in_full_precision(finetuned, run_of, here, tmp_path):
+def test_frozen_weights_go_out_in_full_precision(finetuned, run_of, export, tmp_path):
     """Whatever they were trained with."""
     chosen = ["model=stable_diffusion", f"model.pretrained={finetuned}/pipeline"]
-    run = run_of("run", *chosen, "model.frozen_dtype=bf16", "data.image_size=32", *SHORT)
-    folder = export(here, run, tmp_path / "out")
+    keys = ("model.frozen_dtype", "model.conditioner.dtype", "model.autoencoder.dtype")
+    halved = [f"{key}=bf16" for key in keys]  # as Hydra fills them in
+    few = ["data.image_size=32", "data.size=8", "trainer.max_images=8"]
+    run = run_of("run", *chosen, *BARE, *few, *halved)
+    folder = export(run, tmp_path / "out", "ema=false")
     before = weights_of(finetuned / "pipeline", "text_encoder")
     after = weights_of(folder, "text_encoder")
     for name, value in before.items():
         assert torch.equal(after[f"text_model.{name.removeprefix('text_model.')}"], value), name
 
 
-def test_averaged_weights_half_precision_and_the_card(finetuned, here, tmp_path):
-    averaged = export(here, finetuned / "run", tmp_path / "averaged")
-    half = export(here, finetuned / "run", tmp_path / "half", "dtype=fp16")
+def test_averaged_weights_half_precision_and_the_card(finetuned, averaged, export, tmp_path):
+    half = export(finetuned / "run", tmp_path / "half", "dtype=fp16")
     ema = load_file(newest(finetuned / "run") / "ema.safetensors")
     name = "conv_in.weight"
     assert torch.equal(weights_of(averaged, "unet")[name], ema[f"unet.net.{name}"])
@@ -164,13 +205,12 @@ def test_averaged_weights_half_precision_and_the_card(finetuned, here, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_pipeline_without_sdtrain_draws(finetuned, here, tmp_path):
+def test_a_pipeline_without_sdtrain_draws(averaged, tmp_path):
     """And reads no file of sdtrain's."""
-    folder = export(here, finetuned / "run", tmp_path / "out")
     code = (
         "import sys; sys.modules['sdtrain'] = None\n"
         "from diffusers import StableDiffusionPipeline\n"
-        f"pipeline = StableDiffusionPipeline.from_pretrained({str(folder)!r})\n"
+        f"pipeline = StableDiffusionPipeline.from_pretrained({str(averaged)!r})\n"
         "image = pipeline('a red star', num_inference_steps=2).images[0]\n"
         "assert image.size == (32, 32)\n"
     )
@@ -194,11 +234,10 @@ def test_what_no_scheduler_expresses_is_refused_by_name(case, composed):
     assert caught.value.key == "checkpoint"
 
 
-def test_what_is_lost_is_told(tiny_run, here, tmp_path):
-    result = here("sdtrain-export", f"checkpoint={tiny_run}", f"output={tmp_path}/out")
-    assert result.code == 0
-    assert "guidance.max_std" in result.err
-    assert "guidance.max_std" in (tmp_path / "out/README.md").read_text()
+def test_what_is_lost_is_told(exported):
+    printed, folder = exported
+    assert "guidance.max_std" in printed
+    assert "guidance.max_std" in (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -221,27 +260,24 @@ def test_a_mistake_is_refused_and_nothing_is_written(words, key, tiny_run, here,
     assert [path.name for path in full.iterdir()] == ["file"]
 
 
-def test_a_size_that_no_pipeline_draws_is_refused(run_of, here, tmp_path):
-    run = run_of("run", "data.image_size=36", *SHORT)
-    result = here("sdtrain-export", f"checkpoint={run}", f"output={tmp_path}/out")
-    assert result.code == 2
-    assert "data.image_size" in result.paragraph
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [("data.image_size=36", "data.image_size"), ("model/conditioner=class_label", "ClassLabel")],
+)
+def test_a_model_that_no_pipeline_holds_is_refused(word, said, run_of, export, tmp_path):
+    run = run_of("run", word, *BARE, "data.size=8", "trainer.max_images=8")
+    with pytest.raises(UserError, match=said) as refused:
+        export(run, tmp_path / "out", "ema=false")
+    assert refused.value.exit_code == 2
     assert not (tmp_path / "out").exists()
 
 
-def test_a_model_of_classes_is_refused(run_of, here, tmp_path):
-    run = run_of("run", "model/conditioner=class_label", *SHORT)
-    result = here("sdtrain-export", f"checkpoint={run}", f"output={tmp_path}/out")
-    assert result.code == 2
-    assert "ClassLabel" in result.paragraph
-    assert not (tmp_path / "out").exists()
-
-
-def test_sdtrain_sample_draws_with_the_exported_pipeline_as_with_the_run(here, finetuned, tmp_path):
+def test_sdtrain_sample_draws_with_the_exported_pipeline_as_with_the_run(
+    here, finetuned, averaged, tmp_path
+):
     """To one level of colour: the table of betas is rounded."""
-    folder = export(here, finetuned / "run", tmp_path / "out")
     drawn = {}
-    for name, checkpoint in (("run", finetuned / "run"), ("pipeline", folder)):
+    for name, checkpoint in (("run", finetuned / "run"), ("pipeline", averaged)):
         output = tmp_path / f"drawn by {name}"
         words = [f"prompt={PROMPT}", "num_images=2", "steps=10", f"output={output}"]
         words.append("save_latents=true")
@@ -266,8 +302,8 @@ def test_what_has_no_effect_on_a_pipeline_is_told(here, finetuned, tmp_path):
     assert "ema=false has no effect" in result.err
 
 
-def test_a_broken_pipeline_is_refused(here, finetuned, tmp_path):
-    folder = export(here, finetuned / "run", tmp_path / "out")
+def test_a_broken_pipeline_is_refused(here, averaged, tmp_path):
+    folder = Path(shutil.copytree(averaged, tmp_path / "out"))
     (folder / "unet" / "config.json").write_text("{}")
     result = here("sdtrain-sample", f"checkpoint={folder}", "prompt=x", f"output={tmp_path}/drawn")
     assert result.code == 2
