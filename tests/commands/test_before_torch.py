@@ -67,30 +67,22 @@ COMMANDS = {
         "trainer.max_images": "resume=auto trainer.max_images=0",
         "tariner": "resume=auto tariner.max_images=1",
         "resume=must": "resume=must hydra.run.dir=nothing",
-        "data.path": "data=images",
     },
-    "sample": {
-        "checkpoint": "",
-        "checkpoint=nowhere": "checkpoint=nowhere",
-        "num_images": "checkpoint=RUN numimages=3",
-        "sampler=dimm": "checkpoint=RUN sampler=dimm",
-    },
-    "evaluate": {
-        "checkpoint=nowhere": "checkpoint=nowhere",
-        "metrics=beauty": "checkpoint=RUN metrics=beauty",
-        "metrics": "checkpoint=RUN metrics=[]",
-    },
+    "sample": {"checkpoint": "", "num_images": "checkpoint=RUN numimages=3"},
+    "evaluate": {"metrics=beauty": "checkpoint=RUN metrics=beauty"},
 }
 # A part of the message: (what Hydra composes, what is set then).
 CHECKS = {
     "train": {
         "steps=0": ("", "steps=0"),
+        "data.path": ("data=images", ""),
         "schedule.betas=nowhere": ("schedule=table", "schedule.betas=nowhere"),
         "schedule.alphas_cumprod=nowhere": ("schedule=table", "schedule.alphas_cumprod=nowhere"),
         "model.unet.block_channels": ("", "model.unet.block_channels=[-64,64]"),
         "model.block_channels": ("experiment=shapes_autoencoder", "model.block_channels=[]"),
     },
     "sample": {
+        "checkpoint=nowhere": ("", "checkpoint=nowhere"),
         "checkpoint=broken": ("", "checkpoint=broken"),
         "num_images=0": ("", "checkpoint=RUN num_images=0"),
         "steps=0": ("", "checkpoint=RUN steps=0"),
@@ -100,6 +92,8 @@ CHECKS = {
         "prompt_file=nowhere": ("", "checkpoint=RUN prompt_file=nowhere"),
     },
     "evaluate": {
+        "checkpoint=nowhere": ("", "checkpoint=nowhere"),
+        "metrics": ("", "checkpoint=RUN metrics={}"),
         "num_images=0": ("", "checkpoint=RUN num_images=0"),
         "accelerator": ("", "checkpoint=RUN accelerator=tpu"),
         "sampler": ("", "checkpoint=RUN sampler=null"),
