@@ -5,12 +5,14 @@ The fixture `train` (tests/training/conftest.py) hands on such a call as before=
 in here.
 """
 
+import contextlib
 import itertools
 import math
 import os
 import shutil
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -35,6 +37,18 @@ BATCH = 32
 SIGINT = signal.SIGINT
 SIGTERM = signal.SIGTERM
 SIGKILL = signal.SIGKILL
+
+
+@contextlib.contextmanager
+def undone() -> Iterator[None]:
+    """What the calls below change in this process is put back."""
+    places = [(owner, name) for owner, name, _ in [*GUARDS.values(), *MOMENTS.values()]]
+    kept = [(owner, name, getattr(owner, name)) for owner, name in places]
+    try:
+        yield
+    finally:
+        for owner, name, value in kept:
+            setattr(owner, name, value)
 
 
 # Guards that are broken: for the twins of what is proven.

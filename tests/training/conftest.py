@@ -8,7 +8,7 @@ from pathlib import Path
 import mishaps
 import pytest
 from mishaps import BATCH
-from reading import SMALL
+from reading import SMALL, with_model_values
 
 SHORT = [
     *SMALL,
@@ -42,10 +42,25 @@ def train(command):
 
 
 @pytest.fixture(scope="session")
-def whole(train, tmp_path_factory):
+def train_here(composed, train_config):
+    """The same in this process, and without Hydra's command line."""
+
+    def run(folder: Path, *words: str, before: str = ""):
+        typed = [*SHORT, *words]
+        values = [word for word in typed if word != "logger=none"]
+        config = with_model_values(composed("logger=none"), *values)
+        with mishaps.undone():
+            eval(before or "None", vars(mishaps))
+            return train_config(folder, config, typed)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def whole(train_here, tmp_path_factory):
     """The run to which nothing happens, with all its checkpoints."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    result = train(run, "checkpoint.keep=6")
+    result = train_here(run, "checkpoint.keep=6")
     assert result.code == 0, result.err
     return run
 

@@ -31,10 +31,10 @@ def ended_like(whole, run) -> bool:
     ids=["weight", "latent"],
 )
 def test_a_nan_ends_the_run_the_newest_checkpoint_is_the_state_before_and_it_goes_on_from_there(
-    train, whole, tmp_path, happens, samples
+    train_here, whole, tmp_path, happens, samples
 ):
     run = tmp_path / "run"
-    result = train(run, before=f"in_step_5({happens})")
+    result = train_here(run, before=f"in_step_5({happens})")
     assert result.code == 4, result.err
     for words in (
         "1 of the last 5 optimizer steps, first in step 5, which ended at 160 images",
@@ -49,31 +49,31 @@ def test_a_nan_ends_the_run_the_newest_checkpoint_is_the_state_before_and_it_goe
     assert int(newest(run).name) == 4 * BATCH
     assert find_damage(newest(run)) is None and same_as(whole, newest(run))
     if happens == "latent":
-        assert train(run, "resume=must").code == 0 and ended_like(whole, run)
+        assert train_here(run, "resume=must").code == 0 and ended_like(whole, run)
 
 
-def test_unasked_before_a_save_a_divergence_is_saved_over(train, whole, tmp_path):
+def test_unasked_before_a_save_a_divergence_is_saved_over(train_here, whole, tmp_path):
     """The twin: the newest checkpoint lacks a step, and the state before it is gone."""
     run = tmp_path / "run"
-    assert train(run, before="in_step_5(latent), broken('asked')").code == 4
+    assert train_here(run, before="in_step_5(latent), broken('asked')").code == 4
     assert int(newest(run).name) > 4 * BATCH and not same_as(whole, newest(run))
 
 
-def test_unguarded_a_nan_reaches_every_weight_and_the_disk(train, tmp_path):
+def test_unguarded_a_nan_reaches_every_weight_and_the_disk(train_here, tmp_path):
     """The twin of the other two guards: the step that is masked, and the look at what is saved."""
     run = tmp_path / "run"
-    result = train(run, before="in_step_5(latent), broken('masked')")
+    result = train_here(run, before="in_step_5(latent), broken('masked')")
     assert result.code == 4, result.err
     assert "is not finite at 000000000160 images: it is not saved" in result.paragraph
     assert finite(tensors(newest(run)))
     worse = tmp_path / "worse"
-    result = train(worse, before="in_step_5(latent), broken('masked', 'looked at')")
+    result = train_here(worse, before="in_step_5(latent), broken('masked', 'looked at')")
     assert result.code == 0 and not finite(tensors(newest(worse)))
 
 
-def test_a_learning_rate_of_1e9_ends_the_run_and_leaves_good_checkpoints(train, tmp_path):
+def test_a_learning_rate_of_1e9_ends_the_run_and_leaves_good_checkpoints(train_here, tmp_path):
     run = tmp_path / "run"
-    result = train(run, "trainer.max_images=640", "trainer.log_every=640", "optimizer.lr=1e9")
+    result = train_here(run, "trainer.max_images=640", "trainer.log_every=640", "optimizer.lr=1e9")
     assert result.code == 4, result.err
     for words in (
         "optimizer steps, first in step ",
@@ -104,17 +104,17 @@ def poisoned(whole, tmp_path):
     return run
 
 
-def test_a_nan_in_a_checkpoint_is_not_gone_on_with(train, whole, poisoned):
-    result = train(poisoned, "resume=must")
+def test_a_nan_in_a_checkpoint_is_not_gone_on_with(train_here, whole, poisoned):
+    result = train_here(poisoned, "resume=must")
     assert result.code == 4, result.err
     assert str(newest(poisoned)) in result.paragraph and "is not finite" in result.paragraph
     shutil.rmtree(newest(poisoned))  # as the paragraph advises
-    assert train(poisoned, "resume=must").code == 0 and ended_like(whole, poisoned)
+    assert train_here(poisoned, "resume=must").code == 0 and ended_like(whole, poisoned)
 
 
-def test_unlooked_at_a_nan_in_a_checkpoint_is_called_good(train, poisoned):
+def test_unlooked_at_a_nan_in_a_checkpoint_is_called_good(train_here, poisoned):
     """The twin: the samples are blamed, and the checkpoint is not."""
-    result = train(poisoned, "resume=must", before="broken('looked at')")
+    result = train_here(poisoned, "resume=must", before="broken('looked at')")
     assert result.code == 4
     assert "first in step 5" in result.paragraph
     assert "the last checkpoint is good" in result.paragraph
@@ -141,7 +141,7 @@ LOOKING = [
     ids=["Ctrl-C in training", "validation", "sampling", "saving"],
 )
 def test_a_signal_at_any_moment_ends_the_run_between_two_steps_and_it_goes_on_bit_for_bit(
-    train, whole, tmp_path, moment, number, code, seen
+    train, train_here, whole, tmp_path, moment, number, code, seen
 ):
     """seen: steps. A save is made by a thread, while training is at one step or the next."""
     run = tmp_path / "run"
@@ -154,7 +154,7 @@ def test_a_signal_at_any_moment_ends_the_run_between_two_steps_and_it_goes_on_bi
     assert left["images_seen"] in [steps * BATCH for steps in seen]
     assert int(newest(run).name) == left["images_seen"]
     assert find_damage(newest(run)) is None and same_as(whole, newest(run))
-    result = train(run, *LOOKING, "resume=must")
+    result = train_here(run, *LOOKING, "resume=must")
     assert result.code == 0 and ended_like(whole, run), result.err
 
 
@@ -165,7 +165,7 @@ ON_RANK_1 = "signal_in_step_4(SIGTERM, rank=1)"
 
 
 def test_a_second_ctrl_c_in_the_midst_of_the_save_leaves_at_once_and_what_is_on_disk_is_whole(
-    train, whole, tmp_path
+    train, train_here, whole, tmp_path
 ):
     run = tmp_path / "run"
     result = train(run, LATER, before=TWICE)
@@ -173,7 +173,7 @@ def test_a_second_ctrl_c_in_the_midst_of_the_save_leaves_at_once_and_what_is_on_
     assert [int(folder.name) for folder in checkpoints(run)] == [3 * BATCH]
     assert find_damage(newest(run)) is None
     assert list((run / "checkpoints").glob(".*.tmp"))  # the save was under way
-    assert train(run, "resume=must").code == 0
+    assert train_here(run, "resume=must").code == 0
     assert ended_like(whole, run) and not list((run / "checkpoints").glob(".*"))
 
 
@@ -192,13 +192,13 @@ def test_unheard_a_sigterm_loses_the_steps_since_the_last_save(train, tmp_path):
     assert status(run)["state"] == "running" and int(newest(run).name) == 3 * BATCH
 
 
-def test_a_signal_to_rank_1_alone_ends_both_and_the_run_goes_on(train, whole, tmp_path):
+def test_a_signal_to_rank_1_alone_ends_both_and_the_run_goes_on(train, train_here, whole, tmp_path):
     run = tmp_path / "run"
     result = train(run, LATER, *RANKS, before=ON_RANK_1)
     assert result.code == 143, result.err
     assert status(run)["state"] == "interrupted"
     assert int(newest(run).name) == 4 * BATCH and find_damage(newest(run)) is None
-    assert train(run, "resume=must").code == 0
+    assert train_here(run, "resume=must").code == 0
     start = flattened(tensors(checkpoints(whole)[0]))
     end = flattened(tensors(newest(whole)))
     resumed = flattened(tensors(newest(run)))

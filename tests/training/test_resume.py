@@ -16,7 +16,7 @@ from random import Random
 import pytest
 import torch
 from lightning.pytorch.strategies import Strategy
-from reading import SMALL, flattened, numbers, status, with_values
+from reading import flattened, numbers, status, with_values
 
 from sdtrain.runs.manifest import list_checkpoints, newest_intact
 from sdtrain.runs.resume import compare_configs
@@ -135,27 +135,22 @@ def test_an_unfinished_run_is_found_again_with_what_is_allowed(
     assert found_by("schedule=linear", "resume_allow=[schedule]") == run
 
 
-# The default experiment of a small network, shorter: 12 steps of two micro-batches, three epochs.
+# 12 steps of two micro-batches, three epochs.
 SHORT = [
-    *SMALL,
     "trainer.max_images=384",
+    "data.batch_size=32",
     "data.size=128",
-    "data.validation_size=64",
+    "data.validation_size=32",
     "data.num_workers=1",
     "trainer.accumulate=2",
-    "trainer.accelerator=cpu",
-    "trainer.threads=1",
     "trainer.log_every=32",
     "checkpoint.every=64",
     "validation.every=96",
     "validation.num_images=32",
     "callbacks.samples.every=384",
-    "callbacks.samples.num_images=2",
     "callbacks.samples.guidance_scales=[1,2]",
+    "callbacks.noise_levels.every=384",
     "callbacks.noise_levels.num_images=2",
-    "looks.share=null",
-    "steps=2",
-    "logger=none",
 ]
 
 
@@ -187,16 +182,16 @@ def digest(tensors: dict) -> str:
 
 
 @pytest.fixture(scope="module")
-def whole(command, tmp_path_factory):
+def whole(train_tiny, tmp_path_factory):
     """A run that was not stopped."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    result = command("sdtrain", *SHORT, f"hydra.run.dir={run}")
+    result = train_tiny(run, *SHORT)
     assert result.code == 0, result.err
     return run
 
 
 @pytest.fixture(scope="module")
-def signalled(command):
+def signalled(command, tiny):
     """A process of its own that this happens to. What it leaves with is what it should."""
 
     def run(
@@ -207,7 +202,8 @@ def signalled(command):
         name: str = "training_step",
     ) -> None:
         before = f"{__file__}:signal_after({owner.__name__}, {name!r}, {last}, {number})"
-        result = command("sdtrain", *SHORT, "resume=auto", f"hydra.run.dir={folder}", before=before)
+        words = [*tiny(*SHORT), "resume=auto", f"hydra.run.dir={folder}"]
+        result = command("sdtrain", *words, before=before)
         assert result.code == (-number if number == signal.SIGKILL else 143), result.err
 
     return run
@@ -247,24 +243,25 @@ def resumed_at(out: str) -> int:
     ],
 )
 def test_interrupted_anywhere_it_ends_in_the_same_bits(
-    command, signalled, saved, whole, tmp_path, lasts, given, seen
+    train_tiny, signalled, saved, whole, tmp_path, lasts, given, seen
 ):
     """In mid-window, in mid-epoch, after the last batch of an epoch, and there again.
 
-    lasts: micro-batches of each process, of 16 pictures; 8 are an epoch.
+    lasts: micro-batches of each process, of 16 pictures; 8 are an epoch. What goes on last, here
+    and below, does so in this process.
     """
     run = tmp_path / "run"
     for last in lasts:
         signalled(run, last, *given)
-    result = command("sdtrain", *SHORT, "resume=must", f"hydra.run.dir={run}")
+    result = train_tiny(run, *SHORT, "resume=must")
     assert result.code == 0 and resumed_at(result.out) == seen, result.err + result.out
     assert digest(saved(run)) == digest(saved(whole)) and numbers(run) == numbers(whole)
 
 
 @pytest.mark.slow
-def test_without_workers_too(command, saved, whole, interrupted):
-    words = [*SHORT, "resume=must", "data.num_workers=0", f"hydra.run.dir={interrupted}"]
-    assert command("sdtrain", *words).code == 0
+def test_without_workers_too(train_tiny, saved, whole, interrupted):
+    words = [*SHORT, "resume=must", "data.num_workers=0"]
+    assert train_tiny(interrupted, *words).code == 0
     assert digest(saved(interrupted)) == digest(saved(whole))
 
 
@@ -275,11 +272,12 @@ def test_without_workers_too(command, saved, whole, interrupted):
     ids=["ranks", "windows"],
 )
 def test_with_other_ranks_or_windows_it_ends_there_to_rounding(
-    command, saved, whole, interrupted, words
+    command, tiny, saved, whole, interrupted, words
 ):
     middle = flattened(saved(interrupted))
     end = flattened(saved(whole))
-    result = command("sdtrain", *SHORT, *words, "resume=must", f"hydra.run.dir={interrupted}")
+    words = [*tiny(*SHORT, *words), "resume=must", f"hydra.run.dir={interrupted}"]
+    result = command("sdtrain", *words)
     assert result.code == 0 and [line["images_seen"] for line in numbers(interrupted)] == [
         line["images_seen"] for line in numbers(whole)
     ], result.err
@@ -294,20 +292,13 @@ BROKEN = {
 }
 
 
-def nothing(*given) -> None:
-    """What a broken guard does."""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("guard", BROKEN)
-def test_with_a_guard_broken_it_does_not(command, saved, whole, interrupted, guard):
+def test_with_a_guard_broken_it_does_not(train_tiny, saved, whole, interrupted, monkeypatch, guard):
     """The twins."""
-    owner, name = BROKEN[guard]
     words = [*SHORT, "trainer.accumulate=4"] if guard == "Lightning counts on" else SHORT
-    before = f"{__file__}:setattr({owner.__name__}, {name!r}, nothing)"
-    result = command(
-        "sdtrain", *words, "resume=must", f"hydra.run.dir={interrupted}", before=before
-    )
+    monkeypatch.setattr(*BROKEN[guard], lambda *given: None)
+    result = train_tiny(interrupted, *words, "resume=must")
     assert result.code == 0, result.err
     if guard == "Lightning counts on":
         assert numbers(interrupted)[-1]["images_seen"] != 384
@@ -322,11 +313,14 @@ def test_with_a_guard_broken_it_does_not(command, saved, whole, interrupted, gua
 
 
 @pytest.mark.slow
-def test_killed_at_random_it_loses_an_interval_at_most(start, command, saved, whole, tmp_path):
+def test_killed_at_random_it_loses_an_interval_at_most(
+    start, tiny, train_tiny, saved, whole, tmp_path
+):
     run = tmp_path / "run"
     random = Random(0)
     for _ in range(2):
-        running = start("sdtrain", *SHORT, "resume=auto", f"hydra.run.dir={run}")
+        words = [*tiny(*SHORT), "resume=auto", f"hydra.run.dir={run}"]
+        running = start("sdtrain", *words)
         goal = (written(run) or [0])[-1] + random.randrange(32, 100)
         running.until(lambda goal=goal: (written(run) or [0])[-1] >= goal)
         time.sleep(random.random() * 0.1)
@@ -336,7 +330,7 @@ def test_killed_at_random_it_loses_an_interval_at_most(start, command, saved, wh
         last, _ = newest_intact(run)
         # One save may have been under way.
         assert last is not None and int(last.name) >= seen // 64 * 64 - 64
-    assert command("sdtrain", *SHORT, "resume=must", f"hydra.run.dir={run}").code == 0
+    assert train_tiny(run, *SHORT, "resume=must").code == 0
     assert digest(saved(run)) == digest(saved(whole)) and numbers(run) == numbers(whole)
 
 
