@@ -61,50 +61,67 @@ def test_a_run_that_is_under_way_is_left_alone(train_tiny, tiny_run, tmp_path):
 
 
 TOGETHER = """
-import contextlib, sys
+import contextlib, os, signal, sys
+import sdtrain.training.run
 from sdtrain.commands import train
 from sdtrain.runs.layout import RunFolder
 
-if sys.argv.pop(1) == "unlocked":
-    train.hold_run_folder = lambda folder, **_: contextlib.nullcontext(RunFolder(folder))
 print("ready", flush=True)
-sys.stdin.readline()
-train.main()
+for line in sys.stdin:
+    how, folder = line.rstrip().split(" ", 1)
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(120)
+        sys.argv.append(f"hydra.run.dir={folder}")
+        if how == "unlocked":
+            train.hold_run_folder = lambda folder, **_: contextlib.nullcontext(RunFolder(folder))
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        train.main()
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
 
 
-def at_once(tmp_path, how, words) -> list[tuple[int, str]]:
-    """(exit code, stderr) of two commands that begin in the same moment."""
-    (tmp_path / "together.py").write_text(TOGETHER)
-    pipes = {
-        "stdin": subprocess.PIPE,
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.PIPE,
-        "text": True,
-    }
-    both = [
-        subprocess.Popen(
-            [sys.executable, str(tmp_path / "together.py"), how, *words], cwd=tmp_path, **pipes
-        )
-        for _ in range(2)
-    ]
+@pytest.fixture(scope="module")
+def at_once(tiny, tmp_path_factory):
+    """at_once("locked", RUN) -> [(exit code, stderr)] of two commands that begin in the same
+    moment in that folder. They are forks of two processes that wait."""
+    folder = tmp_path_factory.mktemp("together")
+    script = folder / "together.py"
+    script.write_text(TOGETHER)
+    words = tiny("checkpoint.every=1000", "callbacks.samples.every=0")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    both = []
+    errors = []
+    for number in range(2):
+        errors.append(open(folder / f"stderr-{number}", "w+"))
+        command = [sys.executable, str(script), *words]
+        both.append(subprocess.Popen(command, cwd=folder, stderr=errors[-1], **pipes))
+
+    def ends(how: str, run: Path) -> list[tuple[int, str]]:
+        starts = [file.seek(0, os.SEEK_END) for file in errors]
+        for each in both:
+            each.stdin.write(f"{how} {run}\n")
+            each.stdin.flush()
+        codes = [int(each.stdout.readline()) for each in both]
+        said = []
+        for file, start in zip(errors, starts, strict=True):
+            file.seek(start)
+            said.append(file.read())
+        return sorted(zip(codes, said, strict=True))
+
     try:
         assert [each.stdout.readline() for each in both] == ["ready\n"] * 2
-        for each in both:
-            each.stdin.write("\n")
-            each.stdin.flush()
-        said = [each.communicate(timeout=120)[1] for each in both]
-        return sorted((each.returncode, err) for each, err in zip(both, said, strict=True))
+        yield ends
     finally:
         for each in both:
-            each.kill()
+            each.stdin.close()
+            each.wait()
+        for file in errors:
+            file.close()
 
 
 ALL_LINES = [16, 32, 48, 64]
-
-
-def words_of(tiny, run: Path) -> list[str]:
-    return [*tiny("checkpoint.every=1000", "callbacks.samples.every=0"), f"hydra.run.dir={run}"]
 
 
 def images_logged(run: Path) -> list[int]:
@@ -112,9 +129,9 @@ def images_logged(run: Path) -> list[int]:
 
 
 @pytest.mark.slow
-def test_of_two_that_start_at_once_in_one_folder_one_trains(tiny, tmp_path):
+def test_of_two_that_start_at_once_in_one_folder_one_trains(at_once, tmp_path):
     run = tmp_path / "run"
-    (won, _), (lost, err) = at_once(tmp_path, "locked", words_of(tiny, run))
+    (won, _), (lost, err) = at_once("locked", run)
     assert (won, lost) == (0, 2)
     assert f"process {status(run)['pid']} on {socket.gethostname()} since 20" in err
     assert "hydra.run.dir" in err
@@ -125,15 +142,14 @@ def test_of_two_that_start_at_once_in_one_folder_one_trains(tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_unlocked_two_that_start_at_once_spoil_each_others_run(tiny, tmp_path):
+def test_unlocked_two_that_start_at_once_spoil_each_others_run(at_once, tmp_path):
     """The twin: both train, and write into one file, unless one trips over the other. On a loaded
     machine one may be so late that it finds a finished run, so there are several tries.
     """
     outcomes = []
     for number in range(4):
         run = tmp_path / f"run {number}"
-        ends = at_once(tmp_path, "unlocked", words_of(tiny, run))
-        codes = [code for code, _ in ends]
+        codes = [code for code, _ in at_once("unlocked", run)]
         both_trained = 2 not in codes
         if both_trained and (any(codes) or images_logged(run) != ALL_LINES):
             return
