@@ -142,9 +142,10 @@ def test_the_options_that_run_elsewhere_pass_the_check(options, planned, folders
     assert planned(*words).notes == ()
 
 
-def finishes(run, words, folder) -> None:
-    sixteen = ["trainer.max_images=16", "checkpoint.every=1000"]
-    result = run("sdtrain", *words, *sixteen, f"hydra.run.dir={folder}")
+SIXTEEN = ["trainer.max_images=16", "checkpoint.every=1000"]
+
+
+def assert_finished(result, folder) -> None:
     assert result.code == 0, result.err
     assert status(folder)["state"] == "finished"
     assert newest(folder).name == f"{16:012d}"
@@ -152,15 +153,16 @@ def finishes(run, words, folder) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("option", OF_THE_MATHEMATICS)
-def test_every_option_of_the_mathematics_passes_the_check(option, planned, built, tiny, folders):
-    """And is built with data and model: what it computes, see below; and TOGETHER runs."""
-    assert built(planned(*tiny(*choice(option, folders)))).module is not None
+def test_every_option_of_the_mathematics_passes_the_check(option, planned, tiny_config, folders):
+    """What it computes: tests/config/test_effects.py. Some of them run together, below."""
+    assert planned(config=tiny_config(*choice(option, folders))).config
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("option", OTHERS)
-def test_every_other_option_runs_two_steps(option, here, tiny, folders, tmp_path):
-    finishes(here, tiny(*choice(option, folders)), tmp_path / "run")
+def test_every_other_option_runs_two_steps(option, composed, tiny, train_config, folders, tmp_path):
+    words = tiny(*choice(option, folders), *SIXTEEN)
+    assert_finished(train_config(tmp_path / "run", composed(*words), words), tmp_path / "run")
 
 
 TOGETHER = [  # one option of each group of the mathematics, none of them the default
@@ -178,8 +180,8 @@ TOGETHER = [  # one option of each group of the mathematics, none of them the de
 
 
 @pytest.mark.slow
-def test_options_of_all_groups_run_two_steps_together(here, tiny, tmp_path):
-    finishes(here, tiny(*TOGETHER), tmp_path / "run")
+def test_options_of_all_groups_run_two_steps_together(train_tiny, tmp_path):
+    assert_finished(train_tiny(tmp_path / "run", *TOGETHER, *SIXTEEN), tmp_path / "run")
 
 
 def test_the_default_options_are_found():
@@ -210,16 +212,28 @@ def test_a_diffusion_model_without_a_group_that_it_needs_is_refused(refused, com
         assert error.key == group
 
 
+installed = pytest.mark.skipif(not find_fonts(), reason="no colour emoji font")
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not find_fonts(), reason="no colour emoji font")
-@pytest.mark.parametrize("option", LONG)
-def test_emoji(option, command, tiny, tmp_path):
+@installed
+@pytest.mark.parametrize("option", sorted({*LONG} - {"experiment/emoji"}))
+def test_emoji(option, train_tiny, monkeypatch, tmp_path):
+    """Of a few hundred code points."""
+    monkeypatch.setattr("sdtrain.data.emoji.code_points", lambda: range(0x1F300, 0x1F400))
     run = tmp_path / "run"
-    stage = ["first_stage.max_images=16"] if option == "experiment/emoji" else []
-    finishes(command, tiny(*choice(option, {}), *stage), run)
+    assert_finished(train_tiny(run, *choice(option, {}), *SIXTEEN), run)
     if option != "data/emoji":
-        autoencoder = run / "first_stage/autoencoder" if stage else run / "autoencoder"
-        assert (autoencoder / "config.json").is_file()
+        assert (run / "autoencoder/config.json").is_file()
+
+
+@pytest.mark.slow
+@installed
+def test_emoji_in_both_stages(command, tiny, tmp_path):
+    run = tmp_path / "run"
+    words = tiny("experiment=emoji", "first_stage.max_images=16", *SIXTEEN)
+    assert_finished(command("sdtrain", *words, f"hydra.run.dir={run}"), run)
+    assert (run / "first_stage/autoencoder/config.json").is_file()
 
 
 @pytest.mark.parametrize("config", ["sample", "evaluate"])

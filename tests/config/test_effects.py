@@ -164,9 +164,12 @@ def trained_three_steps(parts) -> str:
 
 
 @pytest.mark.slow
-def test_every_key_of_data_model_and_optimizer_has_an_effect(planned, built, composed, tiny):
+def test_every_key_of_data_model_and_optimizer_has_an_effect(
+    planned, built, composed, tiny, tiny_config
+):
     def digest(*words: str) -> str:
-        return trained_three_steps(built(planned(*tiny("data.num_workers=0", *words))))
+        config = tiny_config("data.num_workers=0", *words)
+        return trained_three_steps(built(planned(config=config)))
 
     straight = digest()
     assert digest() == straight  # the twin: with nothing changed nothing changes
