@@ -85,21 +85,21 @@ def test_deterministic_and_blind_to_the_ordinal(few):
 
 @installed
 @pytest.mark.slow
-def test_a_run_does_not_go_on_with_the_emoji_of_another_font(here, tiny, tmp_path, few):
+def test_a_run_does_not_go_on_with_the_emoji_of_another_font(train_tiny, tmp_path, few):
     few[:] = range(0x1F600, 0x1F610)
-    words = tiny(
+    words = [
         "data=emoji",
         "model/autoencoder=pixels",
         "data.image_size=16",
         "trainer.max_images=16",
         "callbacks=none",
         "validation=none",
-    )
-    run = f"hydra.run.dir={tmp_path}/run"
-    assert here("sdtrain", *words, run).code == 0
-    assert here("sdtrain", *words, run, "resume=must").code == 0
+    ]
+    run = tmp_path / "run"
+    assert train_tiny(run, *words).code == 0
+    assert train_tiny(run, *words, "resume=must").code == 0
     few.append(0x1F610)
-    result = here("sdtrain", *words, run, "resume=must")
+    result = train_tiny(run, *words, "resume=must")
     assert result.code == 2
     assert "data.sha256: " in result.err
     assert "the emoji of data.font changed" in result.err
@@ -123,7 +123,8 @@ def test_options_are_seen(few):
 
 @pytest.mark.slow
 @installed
-def test_folder_reads_back(data, tmp_path):
+def test_folder_reads_back(few, tmp_path):
+    data = Emoji()
     write_folder(data, tmp_path / "emoji")
     back = Images(path=str(tmp_path / "emoji"), crop="center", flip=False)
     for name in ("train", "validation"):
@@ -174,7 +175,8 @@ def test_command_leaves_with_the_errors_code(tmp_path, capsys):
 
 @installed
 @pytest.mark.slow
-def test_command_writes_the_folder(tmp_path, capsys):
+def test_command_writes_the_folder(few, tmp_path, capsys):
+    few.append(0x1F600)
     assert main([str(tmp_path), "--image-size", "24"]) == 0
     assert Image.open(tmp_path / "1f600.png").size == (24, 24)
     assert (tmp_path / "1f600.txt").read_text() == "grinning face\n"

@@ -412,29 +412,28 @@ def remove(folder):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_the_same_pictures_and_captions_only(here, tiny, tmp_path):
+def test_a_run_goes_on_with_the_same_pictures_and_captions_only(train_tiny, tmp_path):
     names = [f"{i:02}.png" for i in range(12)]
     folder = captioned(tmp_path / "pictures", names=names, captions=["a cat"] * 12)
-    words = tiny(
+    words = [
         "data=images",
         f"data.path={folder}",
         "model/autoencoder=pixels",
         "data.num_workers=0",
-        "trainer.max_images=16",
         "callbacks=none",
         "validation=none",
-    )
-    run = f"hydra.run.dir={tmp_path}/run"
-    assert here("sdtrain", *words, run).code == 0
+    ]
+    run = tmp_path / "run"
+    assert train_tiny(run, *words, "trainer.max_images=16").code == 0
     shutil.copytree(folder, tmp_path / "kept")
     more = ["resume=auto", "trainer.max_images=32"]
     for change in (change_caption, change_size, change_pixels, remove):
         change(folder)
-        result = here("sdtrain", *words, run, *more)
+        result = train_tiny(run, *words, *more)
         assert result.code == 2, change.__name__
         assert "data.sha256: " in result.err, change.__name__
         assert "the pictures or captions in data.path changed" in result.err
         shutil.rmtree(folder)
         shutil.copytree(tmp_path / "kept", folder)
-    result = here("sdtrain", *words, run, *more)
+    result = train_tiny(run, *words, *more)
     assert result.code == 0, result.err

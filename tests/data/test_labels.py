@@ -148,12 +148,11 @@ def test_a_model_of_labels_is_refused_without_them(refused, composed, tiny, tmp_
 
 
 @pytest.fixture(scope="module")
-def animals(here, tiny, tmp_path_factory):
+def animals(train_tiny, tmp_path_factory):
     """A folder with 24 pictures of three classes in data/, and a run that was trained on them."""
     folder = tmp_path_factory.mktemp("animals")
     paint(folder / "data", [f"{kind}/{i}.png" for kind in ("cat", "dog", "fox") for i in range(8)])
-    words = tiny(*WORDS, f"data.path={folder}/data")
-    result = here("sdtrain", *words, f"hydra.run.dir={folder}/run")
+    result = train_tiny(folder / "run", *WORDS, f"data.path={folder}/data")
     assert result.code == 0, result.err
     assert "3 classes: 0 cat, 1 dog, 2 fox." in result.out
     return folder

@@ -168,7 +168,7 @@ def test_the_bound_counts_different_pictures():
 
 
 @pytest.fixture
-def train(here, tiny, folder, tmp_path):
+def train(train_tiny, folder, tmp_path):
     """train("key=value", ..., run="run"): a run of 64 pictures, without workers."""
     words = [
         "data=images",
@@ -182,8 +182,8 @@ def train(here, tiny, folder, tmp_path):
 
     def run_of(*more, run="run"):
         given = {word.partition("=")[0] for word in more}
-        kept = [word for word in tiny(*words) if word.partition("=")[0] not in given]
-        return here("sdtrain", *kept, *more, f"hydra.run.dir={tmp_path}/{run}")
+        kept = [word for word in words if word.partition("=")[0] not in given]
+        return train_tiny(tmp_path / run, *kept, *more)
 
     return run_of
 

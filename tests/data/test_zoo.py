@@ -453,7 +453,7 @@ def test_the_tables_and_these_lists_have_the_same_rows():
 
 
 @pytest.mark.slow
-def test_captions_that_are_cut_are_counted_at_the_start(here, tiny, folder, tmp_path):
+def test_captions_that_are_cut_are_counted_at_the_start(train_tiny, folder, tmp_path):
     for file in folder.glob("*.txt"):
         file.write_text("cat " * (500 if file.name < "4" else 5))
     words = [
@@ -464,11 +464,8 @@ def test_captions_that_are_cut_are_counted_at_the_start(here, tiny, folder, tmp_
         "data.num_workers=0",
         "data.batch_size=4",
     ]
-    result = here(
-        "sdtrain",
-        *tiny(*words, "trainer.max_images=4", "callbacks=none", "validation=none"),
-        f"hydra.run.dir={tmp_path}/run",
-    )
+    short = ["trainer.max_images=4", "callbacks=none", "validation=none"]
+    result = train_tiny(tmp_path / "run", *words, *short)
     assert result.code == 0, result.err
     cut = sum(name < "4" for name in Images(path=str(folder), image_size=16).split("train").names)
     assert f"{cut} of 6 captions have more than model.conditioner.max_length=24 tokens" in " ".join(

@@ -9,11 +9,11 @@ import pytest
 
 
 @pytest.fixture(scope="module")
-def small_run(here, tiny, tmp_path_factory):
+def small_run(train_tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("small")
     few = ["data.size=2", "data.validation_size=1", "data.batch_size=2", "trainer.max_images=4"]
     looks = ["callbacks.noise_levels.every=4", "callbacks.samples.every=0", "validation.every=4"]
-    result = here("sdtrain", *tiny(*few, *looks), f"hydra.run.dir={folder}/run")
+    result = train_tiny(folder / "run", *few, *looks)
     assert result.code == 0, result.err
     return folder / "run", result
 

@@ -177,21 +177,21 @@ def test_a_refused_rewrite_keeps_the_one_that_was_there(run):
 @pytest.mark.slow
 @pytest.mark.parametrize("allowed", [9, 1])
 def test_a_full_disk_ends_a_run_with_5_and_the_older_checkpoint_stays(
-    here, tiny, tmp_path, tiny_run, allowed
+    train_tiny, tmp_path, tiny_run, allowed
 ):
     """To its end, where the last save must hold, or until too many in a row have failed, seen when
     the next begins."""
     run = tmp_path / "run"
     first = list_checkpoints(tiny_run)[0]
     shutil.copytree(first, run / "checkpoints" / first.name)
-    words = tiny(
+    words = [
         "resume=must",
         "trainer.max_images=96",
         "checkpoint.every=8",
         f"checkpoint.max_failed_saves={allowed}",
-    )
+    ]
     with files_at_most(400_000):  # less than the weights
-        result = here("sdtrain", *words, f"hydra.run.dir={run}")
+        result = train_tiny(run, *words)
     assert result.code == 5 and "hydra.run.dir" in result.err, result.err
     assert f"failed saves in a row: 1 of at most {allowed}" in result.err
     # Two have failed, and a third begins.
@@ -374,23 +374,23 @@ def test_nothing_is_unpickled(run, tiny_run, tmp_path):
     assert (tmp_path / "touched").exists()
 
 
-def test_a_run_keeps_the_newest_and_removes_what_a_dead_one_left(here, tiny, tmp_path):
+def test_a_run_keeps_the_newest_and_removes_what_a_dead_one_left(train_tiny, tmp_path):
     run = tmp_path / "run"
     (run / "checkpoints" / ".000000000016.1.tmp").mkdir(parents=True)
-    words = tiny(*BARE, "trainer.max_images=32", "checkpoint.every=8", "checkpoint.keep=3")
-    assert here("sdtrain", *words, f"hydra.run.dir={run}").code == 0
+    words = [*BARE, "trainer.max_images=32", "checkpoint.every=8", "checkpoint.keep=3"]
+    assert train_tiny(run, *words).code == 0
     left = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert left == ["000000000016", "000000000024", "000000000032"]
 
 
 def test_resume_goes_on_from_the_newest_whole_one_and_names_the_damaged(
-    here, tiny, tiny_run, saved, tmp_path
+    train_tiny, tiny_run, saved, tmp_path
 ):
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
     harmed = newest(run)
     flip(harmed / "model.safetensors")
-    result = here("sdtrain", *tiny("resume=must"), f"hydra.run.dir={run}")
+    result = train_tiny(run, "resume=must")
     assert result.code == 0, result.err
     assert "is skipped" in result.out and "model.safetensors" in result.out
     assert (harmed.parent / f"{harmed.name}.damaged").is_dir()
@@ -400,7 +400,7 @@ def test_resume_goes_on_from_the_newest_whole_one_and_names_the_damaged(
 
 @pytest.mark.slow
 def test_unlooked_at_a_damaged_one_would_be_gone_on_with(
-    here, tiny, tiny_run, saved, tmp_path, monkeypatch
+    train_tiny, tiny_run, saved, tmp_path, monkeypatch
 ):
     """The twin."""
     run = tmp_path / "run"
@@ -408,6 +408,6 @@ def test_unlooked_at_a_damaged_one_would_be_gone_on_with(
     flip(newest(run) / "model.safetensors")
     for module in ("runs.manifest", "training.checkpoint_io"):
         monkeypatch.setattr(f"sdtrain.{module}.find_damage", lambda folder: None)
-    result = here("sdtrain", *tiny("resume=must", "trainer.max_images=72"), f"hydra.run.dir={run}")
+    result = train_tiny(run, "resume=must", "trainer.max_images=72")
     assert result.code == 0 and "is skipped" not in result.out, result.err
     assert not same(saved(tiny_run), saved(run))

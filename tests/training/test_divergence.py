@@ -102,7 +102,7 @@ def test_one_sick_batch_may_be_left_out(train_sick, tmp_path):
 
 
 @pytest.mark.slow
-def test_without_the_guard_they_would_be_nan(here, tiny, tmp_path, monkeypatch):
+def test_without_the_guard_they_would_be_nan(train_tiny, tmp_path, monkeypatch):
     """The twin. A second guard looks at what is written."""
 
     def unguarded(self, optimizer, loss):
@@ -112,15 +112,14 @@ def test_without_the_guard_they_would_be_nan(here, tiny, tmp_path, monkeypatch):
         return StepResult(zero, zero, norm)
 
     monkeypatch.setattr(Optimisation, "clip", unguarded)
-    result = here("sdtrain", *tiny(*WILD), f"hydra.run.dir={tmp_path}/run")
+    result = train_tiny(tmp_path / "run", *WILD)
     assert result.code == 4 and "it is not saved" in result.paragraph, result.err
 
 
 @pytest.mark.slow
-def test_a_divergence_before_the_first_checkpoint_does_not_speak_of_one(here, tiny, tmp_path):
+def test_a_divergence_before_the_first_checkpoint_does_not_speak_of_one(train_tiny, tmp_path):
     run = tmp_path / "run"
-    words = tiny(*BARE, "optimizer.lr=1e30", "checkpoint.every=1000")
-    result = here("sdtrain", *words, f"hydra.run.dir={run}")
+    result = train_tiny(run, *BARE, "optimizer.lr=1e30", "checkpoint.every=1000")
     assert result.code == 4 and not checkpoints(run), result.err
     assert "last checkpoint is good" not in result.paragraph
 

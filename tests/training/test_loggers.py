@@ -63,11 +63,11 @@ def test_tensorboard(tensorboard_run):
 
 
 @pytest.mark.slow
-def test_tensorboard_of_a_resumed_run_has_each_step_once(here, tiny, tensorboard_run, tmp_path):
+def test_tensorboard_of_a_resumed_run_has_each_step_once(train_tiny, tensorboard_run, tmp_path):
     run = shutil.copytree(tensorboard_run, tmp_path / "run")
     shutil.rmtree(newest(run))  # as if it had been killed before it was written
-    words = tiny("logger=tensorboard", "trainer.max_images=32", *SEEN, "resume=must")
-    result = here("sdtrain", *words, f"hydra.run.dir={run}")
+    words = ["logger=tensorboard", "trainer.max_images=32", *SEEN, "resume=must"]
+    result = train_tiny(run, *words)
     assert result.code == 0, result.err
     assert [event.step for event in events_of(run).Scalars("train/loss")] == [16, 32]
 

@@ -144,32 +144,32 @@ def test_a_signal_ends_the_last_look_and_it_is_made_later(
 
 @pytest.mark.slow
 def test_a_signal_in_mid_run_saves_and_the_look_is_made_later(
-    here, tiny, saved, unpatched, tmp_path
+    train_tiny, saved, unpatched, tmp_path
 ):
     """Where there is no checkpoint of its own (8), and where there is one (16, 24)."""
     whole = tmp_path / "whole"
-    assert here("sdtrain", *tiny(*OFTEN), f"hydra.run.dir={whole}").code == 0
+    assert train_tiny(whole, *OFTEN).code == 0
     go_on = Stopping.check_interrupted
     for place, (call, seen) in enumerate([(3, 8), (11, 16), (20, 24)]):
         run = tmp_path / str(place)
         signal_at(call)
-        assert_stopped(run, here("sdtrain", *tiny(*OFTEN), f"hydra.run.dir={run}"), 143, seen)
+        assert_stopped(run, train_tiny(run, *OFTEN), 143, seen)
         unpatched.setattr(Stopping, "check_interrupted", go_on)
-        result = here("sdtrain", *tiny(*OFTEN, "resume=must"), f"hydra.run.dir={run}")
+        result = train_tiny(run, *OFTEN, "resume=must")
         assert result.code == 0, result.err
         assert_same_run(run, whole, saved)
 
 
 @pytest.mark.slow
 def test_killed_in_the_last_look_the_last_step_is_there(
-    command, here, tiny, whole, saved, tmp_path
+    command, train_tiny, tiny, whole, saved, tmp_path
 ):
     run = tmp_path / "run"
     before = f"{__file__}:signal_at(16, signal.SIGKILL)"
     result = command("sdtrain", *tiny(*AT_THE_END), f"hydra.run.dir={run}", before=before)
     assert result.code == -signal.SIGKILL and status(run)["state"] == "running"
     assert newest(run).name == f"{16:012d}" and same(saved(run), saved(whole))
-    result = here("sdtrain", *tiny(*AT_THE_END, "resume=must"), f"hydra.run.dir={run}")
+    result = train_tiny(run, *AT_THE_END, "resume=must")
     assert result.code == 0, result.err
     assert_same_run(run, whole, saved)
 
@@ -191,20 +191,20 @@ def test_a_signal_to_a_rank_that_waits_ends_the_look_of_another(command, tiny, s
 
 
 @pytest.mark.slow
-def test_a_run_whose_time_was_up_only_looks(here, tiny, unpatched, tmp_path):
+def test_a_run_whose_time_was_up_only_looks(train_tiny, unpatched, tmp_path):
     """And one that may take longer than that goes on."""
     run = tmp_path / "run"
     timed = ["trainer.max_minutes=0.001", "trainer.max_images=640", "lr_schedule=constant"]
     signal_at(1)
-    result = here("sdtrain", *tiny(*AT_THE_END, *timed), f"hydra.run.dir={run}")
+    result = train_tiny(run, *AT_THE_END, *timed)
     seen = status(run)["images_seen"]
     assert_stopped(run, result, 143, seen)
     unpatched.undo()
-    result = here("sdtrain", *tiny(*AT_THE_END, *timed, "resume=must"), f"hydra.run.dir={run}")
+    result = train_tiny(run, *AT_THE_END, *timed, "resume=must")
     assert result.code == 0 and status(run)["images_seen"] == seen, result.err
     assert "validation/loss" in set().union(*lines(run))
     longer = [*timed, "trainer.max_minutes=1", f"trainer.max_images={seen + 8}", "resume=must"]
-    result = here("sdtrain", *tiny(*AT_THE_END, *longer), f"hydra.run.dir={run}")
+    result = train_tiny(run, *AT_THE_END, *longer)
     assert result.code == 0 and status(run)["images_seen"] == seen + 8, result.err
 
 

@@ -296,13 +296,12 @@ def stopped_by(train_tiny, tmp_path, monkeypatch):
 
 
 def test_stopped_by_a_signal_and_resumed_it_is_the_same_run(
-    stopped_by, here, tiny, saved, straight
+    stopped_by, train_tiny, saved, straight
 ):
     """The first line after that is of all images since the last, those before the stop too. In
     processes of their own: tests/training/test_resume.py."""
     run = stopped_by(signal.SIGTERM, 143)
-    words = tiny(*SHORT, "resume=must", "data.num_workers=2")
-    result = here("sdtrain", *words, f"hydra.run.dir={run}")
+    result = train_tiny(run, *SHORT, "resume=must", "data.num_workers=2")
     assert result.code == 0, result.err
     assert losses(run) == losses(straight) and len(losses(run)) == 2
     assert newest(run).name == newest(straight).name and same(saved(run), saved(straight))
