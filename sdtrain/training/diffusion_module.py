@@ -35,6 +35,9 @@ class DiffusionModule(OptimisedModule):
 
     def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True) -> None:
         self.model.load_trained_state(state_dict)
+        # Lightning keeps this dictionary until the optimizer is restored: for a model of a billion
+        # weights, gigabytes beside the average and the optimizer's state.
+        state_dict.clear()
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         losses = self.model.losses(batch)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from reading import newest, same, status, tensors
+from safetensors.torch import load_file
 from stable_diffusion import save_pipeline
 
 from sdtrain.pictures import read_notes
@@ -100,3 +101,33 @@ def test_a_signal_ends_it_and_the_run_stops_after_a_step(train_tiny, chosen, tmp
     assert status(run)["state"] == "interrupted"
     assert newest(run).name == f"{8:012d}"
     assert not (run / "samples" / START).exists()
+
+
+def test_loader_workers_change_no_weight(run, train_tiny, chosen, tmp_path):
+    more = ["looks.share=null", "data.num_workers=2"]
+    result = train_tiny(tmp_path / "run", *chosen, *SHORT, *more)
+    assert result.code == 0, result.err
+    assert same(tensors(newest(tmp_path / "run")), tensors(newest(run)))
+
+
+@pytest.mark.slow
+def test_two_ranks_train_as_one(run, command, tiny, chosen, tmp_path):
+    """Up to the rounding of a mean over two ranks; the start is drawn once."""
+    ranks = ["strategy=ddp", "trainer.devices=2", f"hydra.run.dir={tmp_path}/run"]
+    result = command("sdtrain", *tiny(*chosen, *SHORT, *ranks))
+    assert result.code == 0, result.err
+    pipeline = chosen[1].removeprefix("model.pretrained=")
+    before = load_file(f"{pipeline}/unet/diffusion_pytorch_model.safetensors")
+    of_one = load_file(newest(run) / "model.safetensors")
+    of_two = load_file(newest(tmp_path / "run") / "model.safetensors")
+    difference = 0.0
+    distance = 0.0
+    for name, value in before.items():
+        trained = of_one[f"unet.net.{name}"]
+        difference += (of_two[f"unet.net.{name}"] - trained).square().sum().item()
+        distance += (trained - value).square().sum().item()
+    assert distance > 0
+    assert difference < (1e-3) ** 2 * distance
+    drawn = np.asarray(Image.open(run / "samples" / START))
+    by_two = np.asarray(Image.open(tmp_path / "run" / "samples" / START))
+    assert np.array_equal(by_two, drawn)
