@@ -143,8 +143,13 @@ def _fill_architecture(model: DictConfig, pipeline: PipelineFolder | None) -> Ar
     Returns that architecture. Raises UserError if it does not fit the rest of the pipeline.
     """
     source = model.architecture
-    folder = find_folder(source, "model.architecture")
-    architecture = read_architecture(folder, source)
+    key = "model.architecture"
+    try:
+        architecture = read_architecture(find_folder(source, key), source)
+    except UserError as error:
+        raise UserError(
+            error.problem, key=key, value=source, remedy=f"Set {key} to another folder."
+        ) from error
     _fill_folders(model, {"unet.architecture": UNET}, model.pretrained, Path(source))
     model.unet.weights = None
     if pipeline is not None:

@@ -139,7 +139,7 @@ def test_an_architecture_takes_the_frozen_parts_of_a_pipeline(tmp_path):
     [
         (["model.train=[unet]"], "model.train"),
         (["model.architecture=nowhere"], "model.architecture"),
-        (["model.architecture=data/tokenizer"], "model.pretrained"),
+        (["model.architecture=data/tokenizer"], "model.architecture"),
         (["model.architecture=null"], "model.pretrained"),
     ],
 )
