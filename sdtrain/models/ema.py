@@ -51,7 +51,10 @@ class EMA:
         return {"steps": self.steps, "weights": self.weights}
 
     def load_state_dict(self, state: dict) -> None:
-        """Restore what `state_dict` returned. Raises ValueError if names or shapes differ."""
+        """Restore what `state_dict` returned, whose tensors are taken over and not copied.
+
+        Raises ValueError if names or shapes differ.
+        """
         differing = self.weights.keys() ^ state["weights"].keys()
         if differing:
             raise ValueError(
@@ -63,4 +66,4 @@ class EMA:
                 raise ValueError(f"the stored average of {name} has another shape than the model's")
         self.steps = state["steps"]
         for name, value in state["weights"].items():
-            self.weights[name].copy_(value)
+            self.weights[name] = value.to(self.weights[name])

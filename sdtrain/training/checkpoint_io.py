@@ -151,17 +151,20 @@ class FolderIO(CheckpointIO):
         reason = find_damage(folder)
         if reason:
             raise StorageError(f"The checkpoint {folder} is not whole: {reason}", key="resume")
+        for name in ("model", "ema"):
+            # Read a second time below: the file is mapped, and what has been looked at takes memory
+            # until it is released.
+            bad = find_non_finite(read_weights(folder, name) or {})
+            if bad:
+                raise DivergedError(
+                    f"{bad} in the checkpoint {folder} is not finite",
+                    key="resume",
+                    remedy="Remove that folder to resume from the checkpoint before it, or start a "
+                    "new run.",
+                )
         state = read_trainer(folder)
         state["state_dict"] = read_weights(folder, "model")
         average = read_weights(folder, "ema")
-        bad = find_non_finite(state["state_dict"]) or find_non_finite(average or {})
-        if bad:
-            raise DivergedError(
-                f"{bad} in the checkpoint {folder} is not finite",
-                key="resume",
-                remedy="Remove that folder to resume from the checkpoint before it, or start a new "
-                "run.",
-            )
         if average is not None:
             state["callbacks"][EMA] = {"steps": state.pop("ema_steps"), "weights": average}
         return state
