@@ -12,7 +12,7 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs(path, tmp_path, monkeypatch):
-    monkeypatch.setenv("NOTEBOOK_IMAGES", "640")
+    monkeypatch.setenv("NOTEBOOK_IMAGES", "128")
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(
         notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}
