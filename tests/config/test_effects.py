@@ -74,12 +74,13 @@ STEPPED = {  # seen in the first batches and in the weights after three steps
     "lr_schedule.warmup_images": 24,
     "lr_schedule.final_factor": 0.5,
 }
-SHORT = [  # three steps
+SHORT = [  # three steps, looked at after the last
     "trainer.max_images=24",
+    "data.size=16",
     "trainer.log_every=8",
     "checkpoint.every=8",
-    "callbacks.samples.every=8",
-    "validation.every=8",
+    "callbacks.samples.every=24",
+    "validation.every=24",
 ]
 LEFT = {  # seen in what a run leaves behind
     "steps": 3,
@@ -168,8 +169,9 @@ def test_every_key_of_data_model_and_optimizer_has_an_effect(
     planned, built, composed, tiny, tiny_config
 ):
     def digest(*words: str) -> str:
-        config = tiny_config("data.num_workers=0", *words)
-        return trained_three_steps(built(planned(config=config)))
+        typed = ["data.num_workers=0", *words]
+        plan = planned(*tiny(*typed), config=tiny_config(*typed))
+        return trained_three_steps(built(plan))
 
     straight = digest()
     assert digest() == straight  # the twin: with nothing changed nothing changes
