@@ -33,7 +33,7 @@ TINY = [
     "trainer.threads=1",
     "trainer.log_every=16",
     "data.batch_size=8",
-    "data.size=64",
+    "data.size=32",
     "data.validation_size=16",
     *SMALL,
     "model.block_channels=[8,8,8]",

@@ -230,7 +230,7 @@ def test_evaluate_refuses(composed, tiny_run, label_run, tmp_path):
     cases = [
         ("[sampler_error]", ["metrics.sampler_error.steps=[]"], "metrics.sampler_error.steps", ""),
         ("[sampler_error]", ["steps=3"], "steps", "metrics.sampler_error.steps"),
-        ("[retrieval]", ["metrics.retrieval.max_pictures=63"], "metrics=retrieval", "64"),
+        ("[retrieval]", ["metrics.retrieval.max_pictures=31"], "metrics=retrieval", "32"),
         ("[prompt_accuracy]", ["guidance_scale=strong"], "guidance_scale", ""),
         ("[prompt_accuracy]", ["+metrics.prompt_accuracy.k=3"], "metrics.prompt_accuracy.k", ""),
         (
@@ -270,7 +270,7 @@ def test_evaluate_works_and_keeps_what_was_measured_before(here, tiny_run, tmp_p
     # The first has its own.
     assert used == {"sampler_error": None, "prompt_accuracy": 2, "retrieval": 2}
     assert written["prompt_accuracy"].keys() == {"trained", "held_out"}
-    assert written["retrieval"]["chance"]["top_1"] == 1 / 64
+    assert written["retrieval"]["chance"]["top_1"] == 1 / 32
     found = written["sampler_error"]
     assert found["mean"].keys() == {"2 steps", "4 steps"}
     assert 0 < found["mean"]["4 steps"] <= found["largest"]["4 steps"] < 1
@@ -307,12 +307,12 @@ def test_a_run_folder_that_cannot_be_written_is_5(here, tiny, tmp_path):
 
 def test_a_batch_larger_than_the_data_is_3(refused, planned, built, tiny_config):
     """As large as the data it may be."""
-    error = refused(config=tiny_config("data.batch_size=65"))
+    error = refused(config=tiny_config("data.batch_size=33"))
     assert error.exit_code == 3 and error.key == "data.batch_size"
-    assert "64 pictures" in str(error)
-    parts = built(planned(config=tiny_config(*BARE, "data.batch_size=64")))
+    assert "32 pictures" in str(error)
+    parts = built(planned(config=tiny_config(*BARE, "data.batch_size=32")))
     batch = next(iter(parts.datamodule.train_dataloader()))
-    assert batch.ordinal.tolist() == list(range(64))
+    assert batch.ordinal.tolist() == list(range(32))
 
 
 def pictures(folder, captions=True, count=20):

@@ -131,7 +131,7 @@ def test_data_that_are_gone_are_reported_before_anything_is_drawn(here, tiny_run
     shutil.copytree(tiny_run, run)
     (checkpoint,) = list_checkpoints(run)[-1:]
     files = CheckpointFolder(checkpoint)
-    files.config.write_text(files.config.read_text().replace("size: 64", "size: 0", 1))
+    files.config.write_text(files.config.read_text().replace("size: 32", "size: 0", 1))
     files.manifest.unlink()
     write_manifest(checkpoint)
     words = ["metrics=[sampler_error,retrieval]", "steps=2", "num_images=2"]
