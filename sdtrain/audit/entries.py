@@ -184,7 +184,7 @@ def _note_relations(entries: list[Entry]) -> None:
         entry.duplicate_of = [entries[index].name for index in relations.duplicates]
         entry.same_objective_as = [entries[index].name for index in relations.reparameterised]
         if entry.duplicate_of:
-            entry.notes.append(f"duplicate of {', '.join(entry.duplicate_of)}")
+            entry.notes.append(f"duplicate of {'; '.join(entry.duplicate_of)}")
         if entry.same_objective_as:
             others = ", ".join(entry.same_objective_as)
             entry.notes.append(f"same objective with another prediction: {others}")

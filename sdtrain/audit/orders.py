@@ -1,4 +1,4 @@
-"""Measures the convergence order of every sampler that adds no noise.
+"""Measures the convergence order of every sampler of configs/sampler that adds no noise.
 
     python -m sdtrain.audit.orders [STEPS ...]
 

@@ -16,7 +16,8 @@ def task(cfg: DictConfig) -> None:
     from sdtrain.assemble.sample import sample_checkpoint
 
     count = sample_checkpoint(config)
-    print(f"{count} pictures and grid.png in {config.output}")
+    noun = "picture" if count == 1 else "pictures"
+    print(f"{count} {noun} and grid.png in {config.output}")
 
 
 def main() -> None:

@@ -111,6 +111,12 @@ def is_part_of_sdtrain(target: str) -> bool:
     return inspect.isclass(imported) or module.startswith("sdtrain.schedules.")
 
 
+def foreign_packages(node: Any) -> list[str]:
+    """Return the packages besides sdtrain whose classes a node builds, as `allow` names them."""
+    packages = {target.partition(".")[0] for target in iterate_targets(node)}
+    return sorted(packages - {"sdtrain"})
+
+
 def check_targets(node: Any, allow: Iterable[str]) -> None:
     """Raise UserError for a target that is neither a part of sdtrain nor of a package in `allow`.
 

@@ -99,7 +99,9 @@ def open_picture(source: Source, *, background: Sequence[int] = WHITE) -> Image.
     # Decoders of Pillow raise OSError, SyntaxError, ValueError, struct.error, zlib.error and more.
     except Exception as error:
         raise _picture_error(
-            source, f"cannot be decoded: {_reason(error)}", "Repair it or remove it."
+            source,
+            f"cannot be decoded: {_reason(error)}",
+            "Repair it, remove it, or set data.on_error=skip.",
         ) from error
     finally:
         if picture is not source:

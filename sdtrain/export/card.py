@@ -54,6 +54,7 @@ def write_card(config: ExportConfig, loaded: LoadedCheckpoint, saved: dict) -> N
     """Write the card, and the last grid of samples of the run beside it. Raises OSError."""
     folder = Path(config.output)
     run = loaded.checkpoint.run
+    scale = saved["guidance_scale"]
     text = [
         "---",
         "library_name: diffusers",
@@ -69,7 +70,8 @@ def write_card(config: ExportConfig, loaded: LoadedCheckpoint, saved: dict) -> N
         "```python",
         "from diffusers import StableDiffusionPipeline",
         f"pipeline = StableDiffusionPipeline.{_loading_call(config.format)}",
-        f'images = pipeline("{_prompt(loaded)}", num_inference_steps=50).images',
+        f'prompt = "{_prompt(loaded)}"',
+        f"images = pipeline(prompt, num_inference_steps=50, guidance_scale={scale:g}).images",
         "```",
         "",
     ]

@@ -7,7 +7,9 @@ from rich.console import Console
 from rich.text import Text
 from torch import nn
 
+from sdtrain.assemble.load import BUILT
 from sdtrain.config.overrides import text_override
+from sdtrain.config.trusted import foreign_packages
 from sdtrain.latent_diffusion import LatentDiffusion
 from sdtrain.runs.layout import RunFolder
 from sdtrain.runs.manifest import list_checkpoints
@@ -139,6 +141,11 @@ def _next_command(run: Run, plan: Plan, parts: Parts, averaged: bool) -> str | N
         words.append(text_override("label", names[0]) if names else "label=0")
     if not averaged:
         words.append("ema=false")
+    if (plan.config.get("guidance") or {}).get("max_std", 0) is None:
+        words.append("guidance.max_std=null")
+    packages = foreign_packages([plan.config.get(section) for section in BUILT])
+    if packages:
+        words.append(f"allow=[{','.join(packages)}]")
     return shlex.join([*words, "output=samples"])
 
 
@@ -153,9 +160,10 @@ def _diffusion_command(folder: RunFolder, plan: Plan) -> str | None:
     module = data["_target_"].removeprefix("sdtrain.data.").partition(".")[0]
     words = [f"data={module}"] if data["_target_"].startswith("sdtrain.data.") else []
     words.append(text_override("model.autoencoder.path", str(folder.autoencoder)))
-    for key in ("path", "image_size"):
-        if key in data:
-            words.append(text_override(f"data.{key}", str(data[key])))
+    if "path" in data:
+        words.append(text_override("data.path", str(data["path"])))
+    if "image_size" in data:
+        words.append(f"data.image_size={data['image_size']}")
     return shlex.join(["sdtrain", *words])
 
 

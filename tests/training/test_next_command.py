@@ -41,12 +41,15 @@ class Reading(Conditioner):
         self.reads = frozenset(reads)
 
 
-def next_command(conditioner, prompt: str, folder, averaged: bool = True) -> str | None:
+def next_command(
+    conditioner, prompt: str, folder, averaged: bool = True, config: dict | None = None
+) -> str | None:
     """As it is printed."""
     model = SimpleNamespace(conditioner=conditioner)
     data = SimpleNamespace(example_prompts=lambda count: [prompt] * count)
     parts = SimpleNamespace(module=SimpleNamespace(model=model), data=data)
-    plan = SimpleNamespace(prechecked=SimpleNamespace(trains_autoencoder=False))
+    prechecked = SimpleNamespace(trains_autoencoder=False)
+    plan = SimpleNamespace(prechecked=prechecked, config=config or {})
     return _next_command(SimpleNamespace(folder=RunFolder(folder)), plan, parts, averaged)
 
 
@@ -79,6 +82,31 @@ def test_a_line_says_what_the_model_needs(tmp_path):
     assert {"label=7", "label='7'"} & set(shlex.split(next_command(named, "x", tmp_path)))
     assert "ema=false" not in next_command(Reading("caption"), "x", tmp_path)
     assert next_command(Reading("depth", "caption"), "x", tmp_path) is None
+
+
+def test_a_line_says_what_sdtrain_sample_cannot_know(tmp_path):
+    """That the samples are not bounded, and whose classes the checkpoint builds."""
+    config = {
+        "guidance": {"max_std": None},
+        "model": {"unet": {"_target_": "mine.Net"}, "_target_": "sdtrain.latent_diffusion.X"},
+        "schedule": {"_target_": "other.schedule"},
+    }
+    words = shlex.split(next_command(Reading("caption"), "x", tmp_path, config=config))
+    assert {"guidance.max_std=null", "allow=[mine,other]"} <= set(words)
+    bounded = next_command(Reading("caption"), "x", tmp_path, config={"guidance": {"max_std": 1.5}})
+    assert "max_std" not in bounded
+    assert "allow" not in bounded
+
+
+def test_the_line_of_an_autoencoder_is_composed(train_tiny, composed, tmp_path):
+    result = train_tiny(tmp_path / "run", "experiment=shapes_autoencoder", "trainer.max_images=8")
+    assert result.code == 0, result.err
+    (line,) = [line for line in result.out.splitlines() if line.startswith("  next ")]
+    command, *typed = shlex.split(line.removeprefix("  next"))
+    assert command == "sdtrain"
+    config = composed(*prepare_arguments(typed))
+    assert config["data"]["image_size"] == 32
+    assert config["model"]["autoencoder"]["path"] == str(tmp_path / "run" / "autoencoder")
 
 
 def test_the_printed_line_draws(train_tiny, here, tmp_path):
