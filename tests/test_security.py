@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from reading import newest
+from reading import newest, with_values
 
 from sdtrain.assemble.load import load
 from sdtrain.config.overrides import prepare_arguments
+from sdtrain.config.run_readers import check_evaluate, check_sample
 from sdtrain.errors import StorageError, UserError
 from sdtrain.models.autoencoder import Autoencoder
 from sdtrain.paths import shipped_folder
@@ -127,10 +128,10 @@ def test_a_pickle_in_a_checkpoint_is_not_loaded(tmp_path, marker, evil, name):
 
 
 def test_a_pickle_as_trainer_state_is_refused_on_resume_and_not_read_otherwise(
-    here, tiny, tiny_run, tmp_path, marker, made
+    train_tiny, tiny_run, tmp_path, marker, made
 ):
     run = with_file(tiny_run, tmp_path, "trainer.pt", made("zip"))
-    result = here(*resumed(run, tiny))
+    result = train_tiny(run, "resume=must", "trainer.max_images=128")
     assert result.code == 5
     assert "trainer.pt" in result.paragraph
     assert not marker.exists()
@@ -152,14 +153,18 @@ def test_every_command_refuses_a_pickle_as_weights(
         assert not marker.exists()
 
 
-def test_a_pickle_given_as_checkpoint_is_refused(here, tmp_path, marker, made):
-    for name, words in (("zip", sampled), ("tar", sampled), ("plain", evaluated)):
+def test_a_pickle_given_as_checkpoint_is_refused(composed, tmp_path, marker, made):
+    """By what both commands ask before they load anything."""
+    for name in PICKLES:
         file = tmp_path / f"{name}.tar"
         file.write_bytes(made(name))
-        result = here(*words(file, tmp_path))
-        assert result.code == 2, name
-        assert "checkpoint=" in result.paragraph
-        assert not marker.exists()
+        for command, check in (("sample", check_sample), ("evaluate", check_evaluate)):
+            words = [f"checkpoint={file}"]
+            with pytest.raises(UserError) as refused:
+                check(with_values(composed(config=command), *words), words)
+            assert refused.value.key == "checkpoint", (name, command)
+            assert refused.value.exit_code == 2
+            assert not marker.exists()
 
 
 @pytest.mark.parametrize(
