@@ -146,9 +146,10 @@ def is_option(word: str) -> bool:
     """Whether it chooses a yaml of configs/, as schedule=linear does, or several of a group."""
     from sdtrain.paths import config_dir
 
-    group, _, names = word.partition("=")
+    group, _, value = word.partition("=")
     folder = config_dir() / group.lstrip("+~")
-    return all((folder / f"{name}.yaml").is_file() for name in names.strip("[]").split(","))
+    names = value[1:-1].split(",") if value.startswith("[") else [value]
+    return all((folder / f"{name}.yaml").is_file() for name in names)
 
 
 def options_of(words: Iterable[str]) -> list[str]:
