@@ -13,6 +13,9 @@ from pathlib import Path
 
 from sdtrain.errors import StorageError
 
+ONLY_OWNER = 0o600
+"""Mode of a file that only its owner may read and write."""
+
 REPLACED_SUFFIX = ".old.tmp"
 """Suffix of the temporary name of a folder while a new one takes its place."""
 
@@ -21,11 +24,12 @@ REPLACED_SUFFIX = ".old.tmp"
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to, and rename it to `path` afterwards.
 
-    Raises OSError; then `path` is unchanged.
+    Raises OSError; then `path` is unchanged. The file gets the mode of newly created files.
     """
     temporary = _temporary_path(path)
     try:
         yield temporary
+        _set_mode(temporary)
         _fsync(temporary)
         temporary.replace(path)
     except BaseException:
@@ -46,11 +50,9 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        mode = _mode_of_new_files(temporary)
         yield temporary
+        set_modes(temporary)
         for file in temporary.iterdir():
-            if stat.S_IMODE(file.stat().st_mode) != mode:
-                file.chmod(mode)
             _fsync(file)
         _fsync(temporary)
         _replace_folder(temporary, folder)
@@ -58,6 +60,13 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def set_modes(folder: Path) -> None:
+    """Give every file below the folder the mode of newly created files. Raises OSError."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            _set_mode(file)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -128,6 +137,12 @@ def check_writable(folder: Path, key: str = "output") -> Path:
 
 def _temporary_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _set_mode(file: Path) -> None:
+    """Give a file that only its owner can use, as safetensors makes it, the mode of new files."""
+    if stat.S_IMODE(file.stat().st_mode) == ONLY_OWNER:
+        file.chmod(_mode_of_new_files(file.parent))
 
 
 def _mode_of_new_files(folder: Path) -> int:

@@ -12,7 +12,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from sdtrain.errors import StorageError, UserError
 from sdtrain.export.scheduler import scheduler_of
 from sdtrain.export.single_file import original_state, write_single_file
-from sdtrain.files import check_writable
+from sdtrain.files import check_writable, set_modes
 from sdtrain.latent_diffusion import LatentDiffusion
 from sdtrain.weight_files import TRANSFORMERS, weight_file_name
 
@@ -80,6 +80,7 @@ def write_pipeline(
         else:
             pipeline.save_pretrained(folder, safe_serialization=True)
             _add_text_prefix(folder / "text_encoder" / weight_file_name(TRANSFORMERS, None))
+        set_modes(folder)
     except OSError as error:
         (folder / "model_index.json").unlink(missing_ok=True)
         raise StorageError(

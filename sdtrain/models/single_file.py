@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from sdtrain.console import warn
 from sdtrain.errors import StorageError, UserError
+from sdtrain.files import set_modes
 from sdtrain.models.original_names import (
     AUTOENCODER_PREFIX,
     CLIP_PREFIX,
@@ -143,6 +144,7 @@ def _convert(file: Path, configuration: Path, folder: Path, shapes: dict[str, li
                 pipeline = _read(file, described)
                 _check_weights(pipeline, shapes, file)
                 pipeline.save_pretrained(converted, safe_serialization=True)
+            set_modes(converted)
             converted.rename(folder)
     except OSError as error:
         if (folder / INDEX).is_file():  # another process was faster

@@ -61,6 +61,18 @@ def test_diffusers_and_sdtrain_draw_what_the_run_draws(exported, here, tmp_path)
     assert np.abs(np.asarray(image).astype(int) - by_run).max() <= 1
 
 
+def test_files_have_the_mode_of_new_files(exported, here, tmp_path):
+    """safetensors makes its own readable only to their owner."""
+    new = tmp_path / "new"
+    new.touch()
+    folder = tmp_path / "folder"
+    assert here("sdtrain-export", f"checkpoint={exported}/run", f"output={folder}").code == 0
+    written = [path for path in [*exported.rglob("fp32/*"), *folder.rglob("*")] if path.is_file()]
+    assert len(written) > 10
+    for path in written:
+        assert path.stat().st_mode == new.stat().st_mode, path
+
+
 def test_half_precision_and_the_card(exported):
     whole = load_file(exported / "fp32" / "model.safetensors")
     half = load_file(exported / "fp16" / "model.safetensors")
