@@ -4,6 +4,7 @@ Readers therefore never see an incomplete file, whatever happens to the writer. 
 leaves a hidden name that ends in .tmp: see `remove_leftovers`.
 """
 
+import hashlib
 import os
 import shutil
 import stat
@@ -76,6 +77,14 @@ def write_text(path: Path, text: str) -> None:
     """
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, as hex."""
+    with open(path, "rb") as file:
+        if hasattr(hashlib, "file_digest"):
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.sha256(file.read()).hexdigest()
 
 
 def missing_folders(folder: Path) -> list[Path]:

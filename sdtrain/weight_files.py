@@ -97,8 +97,15 @@ def read_header(file: Path) -> dict[str, dict]:
             header = json.loads(stream.read(length))
         except ValueError as error:
             raise ValueError("is no safetensors file") from error
-    header.pop("__metadata__", None)
-    end = 8 + length + max((each["data_offsets"][1] for each in header.values()), default=0)
+    try:
+        header.pop("__metadata__", None)
+        ends = []
+        for each in header.values():
+            ends.append(each["data_offsets"][1])
+            list(each["shape"])  # must be one
+        end = 8 + length + max(ends, default=0)
+    except (AttributeError, KeyError, IndexError, TypeError) as error:
+        raise ValueError("is no safetensors file") from error
     if size < end:
         raise ValueError(
             f"is incomplete: it has {size:,} of {end:,} bytes; perhaps a download was interrupted"

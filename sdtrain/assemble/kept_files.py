@@ -16,11 +16,10 @@ from torch import nn
 
 from sdtrain.config.check import import_target
 from sdtrain.errors import UserError
-from sdtrain.files import atomic_folder
+from sdtrain.files import atomic_folder, sha256_of
 from sdtrain.latent_diffusion import LatentDiffusion
 from sdtrain.paths import find_folder, is_shipped
 from sdtrain.runs.layout import RunFolder
-from sdtrain.runs.manifest import sha256_of
 
 SHA256 = "files_sha256"
 """Key under which a run's configuration stores the hash of a part's files."""

@@ -178,7 +178,12 @@ def _set_pretrained(model: dict[str, Any], run: RunFolder, moved_to: str | None)
         if moved_to is not None:
             warn("model.pretrained has no effect: the run uses no pretrained weights.")
         return
-    folder = None if moved_to is None else find_pipeline(moved_to, None, None)
+    folder = None
+    if moved_to is not None:
+        variant = None if Path(moved_to).is_file() else model.get("variant")
+        folder = find_pipeline(moved_to, None, variant)
+    elif Path(str(model["pretrained"])).is_file():
+        folder = find_pipeline(model["pretrained"], None, None)  # its cached folder may be gone
     trained = {"unet": True, "conditioner": TEXT_ENCODER in model["train"]}
     for part, subfolder in PART_FOLDERS.items():
         if trained[part]:

@@ -8,7 +8,7 @@ from sdtrain.assemble.load_pipeline import load_pipeline, warn_of_options_of_run
 from sdtrain.config.schema import SampleConfig
 from sdtrain.console import warn
 from sdtrain.generation.sample import sample
-from sdtrain.models.hub import find_pipeline
+from sdtrain.models.hub import find_checkpoint_pipeline
 from sdtrain.models.pipeline_folder import INDEX, is_pipeline
 from sdtrain.runs.layout import CheckpointFolder
 
@@ -26,7 +26,7 @@ def sample_checkpoint(config: SampleConfig) -> int:
         source = Path(config.checkpoint)
         model, image_size = load_pipeline(source, pick_device(config.accelerator))
         drawing = build_drawing(vars(config), model.objective.schedule)
-        config_file = find_pipeline(str(source), None, None) / INDEX
+        config_file = find_checkpoint_pipeline(source) / INDEX
         return sample(config, model, drawing, image_size, config_file=config_file)
     loaded = load(
         CheckpointFolder(Path(config.checkpoint)),

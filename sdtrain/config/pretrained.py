@@ -98,6 +98,7 @@ def fill_from_pretrained(config: DictConfig) -> DictConfig:
             remedy=f"Set {KEY} to the folder of a pipeline in diffusers' layout, to a safetensors "
             "file of Stable Diffusion, or to an id on the Hugging Face hub.",
         )
+    _check_effects(node, source)
     filled = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
     pipeline = None
     with open_dict(filled):
@@ -114,6 +115,27 @@ def fill_from_pretrained(config: DictConfig) -> DictConfig:
         _check_parts(filled.model)
         _fill_objective(filled, described, source or node.architecture)
     return filled
+
+
+def _check_effects(model: DictConfig, source: str | None) -> None:
+    """Raise UserError for options that have no effect together with the others."""
+    if source is None:
+        for name in ("revision", "variant"):
+            if model[name] is not None:
+                raise UserError(
+                    f"has no effect without {KEY}",
+                    key=f"model.{name}",
+                    value=model[name],
+                    remedy="Remove it.",
+                )
+    weights = OmegaConf.to_container(model.unet, resolve=False).get("weights")
+    if model.architecture is not None and weights not in (None, "${model.pretrained}"):
+        raise UserError(
+            "has no effect with model.architecture, whose UNet starts with random weights",
+            key="model.unet.weights",
+            value=weights,
+            remedy="Remove one of them.",
+        )
 
 
 def _fill_folders(

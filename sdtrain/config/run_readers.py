@@ -16,7 +16,8 @@ from sdtrain.config.schema import EvaluateConfig, ExportConfig, SampleConfig
 from sdtrain.console import warn
 from sdtrain.errors import UserError
 from sdtrain.models.pipeline_folder import is_pipeline
-from sdtrain.runs.layout import SweepFolder
+from sdtrain.runs.config import read_config
+from sdtrain.runs.layout import CheckpointFolder, SweepFolder
 from sdtrain.runs.manifest import find_checkpoint
 
 SAMPLING_NODES = ("sampler", "grid", "guidance")
@@ -43,8 +44,25 @@ def check_sample(config: dict, overrides: Iterable[str]) -> SampleConfig:
         prompt=as_list(checked.prompt) + _read_prompts(checked.prompt_file),
         label=as_list(checked.label),
     )
+    _remove_bound(config, folder, typed)
     # From here on torch is imported, by the targets.
     return replace(checked, **_check_nodes(config, SAMPLING_NODES, Checker(typed)))
+
+
+def _remove_bound(config: dict, checkpoint: Path, typed: set[str]) -> None:
+    """Set guidance.max_std to null, unless it was typed, for a pipeline, which diffusers draws with
+    no bound, and for a run whose own samples had none.
+    """
+    guidance = config["guidance"]
+    if "guidance.max_std" in typed or "max_std" not in guidance:
+        return
+    own = CheckpointFolder(checkpoint).config
+    if own.is_file():
+        saved = read_config(own).get("guidance") or {}
+        if saved.get("max_std", 0) is None:
+            guidance["max_std"] = None
+    elif is_pipeline(checkpoint):
+        guidance["max_std"] = None
 
 
 def check_export(config: dict, overrides: Iterable[str]) -> ExportConfig:
@@ -78,6 +96,7 @@ def check_evaluate(config: dict, overrides: Iterable[str]) -> EvaluateConfig:
     if not SweepFolder(folder).record.is_file() and not is_pipeline(folder):
         folder = find_checkpoint(folder)
     checked = replace(checked, checkpoint=str(folder))
+    _remove_bound(config, folder, typed)
     # From here on torch is imported, by the targets.
     # A metric gets nothing from sdtrain, so all of its arguments can be configured.
     metrics = _check_nodes(config, ["metrics"], Checker(typed, filled_in=()))

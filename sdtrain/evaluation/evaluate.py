@@ -16,17 +16,22 @@ from sdtrain.console import warn
 from sdtrain.errors import UserError
 from sdtrain.evaluation.metric import CAPTIONS, REFERENCES, Measurement, Metric
 from sdtrain.evaluation.subject import Subject
-from sdtrain.files import check_writable, write_text
-from sdtrain.models.hub import find_pipeline
-from sdtrain.models.pipeline_folder import INDEX, is_pipeline
+from sdtrain.files import check_writable, sha256_of, write_text
+from sdtrain.models.hub import find_checkpoint_pipeline
+from sdtrain.models.pipeline_folder import UNET, is_pipeline
 from sdtrain.runs.layout import CheckpointFolder, EvaluationFolder, SweepFolder
-from sdtrain.runs.manifest import find_checkpoint, list_checkpoints, sha256_of
+from sdtrain.runs.manifest import find_checkpoint, list_checkpoints
 from sdtrain.runs.reader import read_evaluation, sweep_arms
+from sdtrain.weight_files import DIFFUSERS, find_weight_files
 
 LoadSubject = Callable[[Path], Subject]
 """The folder of a checkpoint, or a pipeline -> what the metrics measure."""
 
+IDENTITY_KEYS = ("checkpoint", "config_sha256", "data")
+"""Settings in which results agree that are kept together in evaluation.json."""
+
 RESERVED_KEYS = (
+    "data",
     "settings",
     "checkpoint",
     "config_sha256",
@@ -44,12 +49,12 @@ RESERVED_KEYS = (
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What is evaluated. path: a checkpoint or a pipeline. config_file: the file whose hash says
-    which. output: where the results are written.
+    """What is evaluated. path: a checkpoint or a pipeline. sha256: of the run's configuration, or
+    of the pipeline's UNet. output: where the results are written.
     """
 
     path: Path
-    config_file: Path
+    sha256: str
     output: EvaluationFolder
 
 
@@ -127,15 +132,15 @@ def _evaluated(path: Path, output: str | None) -> Evaluated:
     if not is_pipeline(path):
         checkpoint = CheckpointFolder(path)
         folder = EvaluationFolder(Path(output)) if output else checkpoint.run.evaluation
-        return Evaluated(path, checkpoint.config, folder)
+        return Evaluated(path, sha256_of(checkpoint.config), folder)
     if output is None:
         raise UserError(
             f"output is missing: checkpoint={path} is a pipeline, into which nothing is written",
             key="output",
             remedy="Set output to a folder.",
         )
-    index = find_pipeline(str(path), None, None) / INDEX
-    return Evaluated(path, index, EvaluationFolder(Path(output)))
+    unet = find_weight_files(find_checkpoint_pipeline(path) / UNET, DIFFUSERS)
+    return Evaluated(path, unet.sha256 if unet else "", EvaluationFolder(Path(output)))
 
 
 def evaluate_one(
@@ -157,7 +162,7 @@ def evaluate_one(
     check_writable(folder.path)
     settings = _settings(config, evaluated, subject)
     result = settings | {"settings": {}}
-    for name, (earlier_settings, columns) in _earlier_results(folder, evaluated.path).items():
+    for name, (earlier_settings, columns) in _earlier_results(folder, settings).items():
         result[name] = columns
         result["settings"][name] = earlier_settings
     for name, metric in metrics.items():
@@ -177,9 +182,10 @@ def evaluate_one(
 
 def _settings(config: EvaluateConfig, evaluated: Evaluated, subject: Subject) -> dict[str, Any]:
     """Return what evaluation.json records about how its numbers were measured."""
-    return {
+    of_pipeline = {"data": config.data} if is_pipeline(evaluated.path) else {}
+    return of_pipeline | {
         "checkpoint": str(evaluated.path),
-        "config_sha256": sha256_of(evaluated.config_file),
+        "config_sha256": evaluated.sha256,
         "num_images": config.num_images,
         "seed": config.seed,
         **subject.drawing.settings,
@@ -216,17 +222,20 @@ def check_needs(name: str, metric: Metric, subject: Subject) -> None:
 
 
 def _earlier_results(
-    folder: EvaluationFolder, checkpoint: Path
+    folder: EvaluationFolder, settings_now: dict[str, Any]
 ) -> dict[str, tuple[dict[str, Any], Any]]:
-    """Return {metric: (settings, columns)} of earlier evaluations of the same checkpoint."""
+    """Return {metric: (settings, columns)} of earlier evaluations of the same checkpoint, or of the
+    same pipeline on the same data.
+    """
     evaluation = read_evaluation(folder.path)
     settings_of = evaluation.get("settings")
     if not isinstance(settings_of, dict):
         return {}
     results = {}
     for name, settings in settings_of.items():
-        same = isinstance(settings, dict) and settings.get("checkpoint") == str(checkpoint)
-        if same and name in evaluation:
+        if not isinstance(settings, dict) or name not in evaluation:
+            continue
+        if all(settings.get(key) == settings_now.get(key) for key in IDENTITY_KEYS):
             results[name] = (settings, evaluation[name])
     return results
 

@@ -35,6 +35,11 @@ def lost_lines(saved: dict, *, single_file: bool) -> list[str]:
     lines = []
     schedule = saved["schedule"]
     known = (schedule["_target_"], schedule.get("beta_start"), schedule.get("beta_end"))
+    if single_file and "prediction" in saved and not _is_epsilon(saved):
+        lines.append(
+            "That the network predicts v is not in the single file: programs that read the file "
+            "alone may take it for epsilon."
+        )
     if single_file and (known != STABLE_DIFFUSION or saved.get("modifiers")):
         lines.append(
             "The schedule is not in the single file, but in scheduler/ beside it: programs that "
@@ -48,6 +53,10 @@ def lost_lines(saved: dict, *, single_file: bool) -> list[str]:
     if guidance.get("rescale"):
         lines.append(f"guidance.rescale is lost: pass guidance_rescale={guidance['rescale']:g}.")
     return lines
+
+
+def _is_epsilon(saved: dict) -> bool:
+    return saved["prediction"]["_target_"].endswith(".Epsilon")
 
 
 def write_card(config: ExportConfig, loaded: LoadedCheckpoint, saved: dict) -> None:
@@ -122,6 +131,7 @@ def _prompt(loaded: LoadedCheckpoint) -> str:
 def _copy_samples(run: RunFolder, folder: Path) -> bool:
     """Copy the newest grid of samples, if the run has one."""
     grids = sorted(run.samples.glob("grid-*.png"))
+    grids = [grid for grid in grids if grid != run.sample("grid", 0)]  # of the unchanged model
     if grids:
         shutil.copyfile(grids[-1], folder / SAMPLES)
     return bool(grids)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -81,10 +82,10 @@ def write_pipeline(
             pipeline.save_pretrained(folder, safe_serialization=True)
             _add_text_prefix(folder / "text_encoder" / weight_file_name(TRANSFORMERS, None))
         set_modes(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         (folder / "model_index.json").unlink(missing_ok=True)
         raise StorageError(
-            f"{folder} cannot be written: {error.strerror or error}",
+            f"{folder} cannot be written: {getattr(error, 'strerror', None) or error}",
             key="output",
             remedy="Free space, and set output to an empty folder.",
         ) from error

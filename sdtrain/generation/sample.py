@@ -13,12 +13,11 @@ from sdtrain.config.run_readers import as_list
 from sdtrain.config.schema import SampleConfig
 from sdtrain.console import warn
 from sdtrain.errors import UserError
-from sdtrain.files import atomic_file, check_writable
+from sdtrain.files import atomic_file, check_writable, sha256_of
 from sdtrain.generation.drawing import Drawing, Request
 from sdtrain.generation.generate import generate, starting_latents
 from sdtrain.latent_diffusion import LatentDiffusion
 from sdtrain.runs.layout import PictureFolder
-from sdtrain.runs.manifest import sha256_of
 
 
 def sample(

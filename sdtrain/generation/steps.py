@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from sdtrain.errors import UserError
 from sdtrain.generation.drawing import Drawing, Request
 from sdtrain.generation.generate import generate
 from sdtrain.latent_diffusion import LatentDiffusion
@@ -73,3 +74,23 @@ def draws_noise(drawing: Drawing) -> bool:
 
     drawing.sampler(denoise, x, trailing(4, schedule), schedule, noise, None)
     return bool(noisy_steps)
+
+
+def check_compared_steps(sampler_steps: list[int], drawing: Drawing, key: str) -> None:
+    """Raise UserError, which names `key`, if the numbers of steps cannot be compared."""
+    if not sampler_steps:
+        return
+    if min(sampler_steps) < 1 or len(set(sampler_steps)) < 2:
+        raise UserError(
+            "must be at least two different numbers, each at least 1, as [10,50,1000]; [] draws "
+            "none",
+            key=key,
+            value=sampler_steps,
+        )
+    if draws_noise(drawing):
+        raise UserError(
+            f"{key} compares samples from the same noise, but sampler {drawing.sampler_name} draws "
+            "new noise at each step",
+            key=key,
+            remedy="Choose sampler=ddim.",
+        )

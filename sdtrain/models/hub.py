@@ -50,6 +50,22 @@ def find_pipeline(source: str, revision: str | None, variant: str | None) -> Pat
     return _snapshot(source, revision, variant)
 
 
+def find_checkpoint_pipeline(path: Path) -> Path:
+    """Return the folder of the pipeline that a command reads as its checkpoint.
+
+    Raises UserError, which names `checkpoint`.
+    """
+    try:
+        return find_pipeline(str(path), None, None)
+    except UserError as error:
+        raise UserError(
+            error.problem,
+            key="checkpoint",
+            value=str(path),
+            remedy="Give the folder of a run, or another pipeline.",
+        ) from error
+
+
 def _snapshot(source: str, revision: str | None, variant: str | None) -> Path:
     """Return the local copy of a repository of the hub. Raises UserError if it cannot be had."""
     from huggingface_hub import snapshot_download

@@ -76,6 +76,12 @@ def is_pipeline(path: Path) -> bool:
     return (path / INDEX).is_file() or (path.is_file() and path.suffix == ".safetensors")
 
 
+def has_vocabulary(tokenizer: Path) -> bool:
+    """Whether a tokenizer's folder holds its vocabulary."""
+    in_two = (tokenizer / "vocab.json").is_file() and (tokenizer / "merges.txt").is_file()
+    return in_two or (tokenizer / "tokenizer.json").is_file()
+
+
 def read_architecture(path: Path, source: str) -> Architecture:
     """Read the configuration files in a folder, which need not hold weights.
 
@@ -147,9 +153,7 @@ def _read_network_config(folder: Path, source: str) -> dict[str, Any]:
 
 def _check_tokenizer(folder: Path, source: str) -> None:
     """Raise UserError if the vocabulary is missing: transformers would make an empty one."""
-    in_one = (folder / "tokenizer.json").is_file()
-    in_two = (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
-    if not in_one and not in_two:
+    if not has_vocabulary(folder):
         reason = f"{TOKENIZER}/tokenizer.json, or vocab.json and merges.txt, are missing"
         raise _pipeline_error(source, reason)
 
@@ -201,6 +205,9 @@ def _check_weights(folder: Path, stem: str, source: str, variant: str | None) ->
                 raise _pipeline_error(source, f"{folder.name}/{path.name} {error}") from error
         return
     reason = f"{folder.name}/{weight_file_name(stem, variant)} is missing"
+    singles = sorted(path.name for path in folder.parent.glob("*.safetensors"))
+    if singles:
+        reason += f" (its {singles[0]} may hold all weights: name that file)"
     pickled = sorted(path.name for path in folder.glob("*.bin"))
     if pickled:
         reason += f"; {pickled[0]} is a pickle, which may run any code and is not read"

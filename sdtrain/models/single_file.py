@@ -11,19 +11,32 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors import SafetensorError
+
 from sdtrain.console import warn
 from sdtrain.errors import StorageError, UserError
-from sdtrain.files import set_modes
+from sdtrain.files import set_modes, sha256_of, write_text
 from sdtrain.models.original_names import (
     AUTOENCODER_PREFIX,
     CLIP_PREFIX,
     OPEN_CLIP_PREFIX,
+    OPEN_CLIP_WIDTH,
     UNET_PREFIX,
     autoencoder_names,
     text_encoder_names,
     unet_names,
 )
-from sdtrain.models.pipeline_folder import INDEX, KEY, TOKENIZER
+from sdtrain.models.pipeline_folder import (
+    INDEX,
+    KEY,
+    SCHEDULER,
+    TEXT_ENCODER,
+    TOKENIZER,
+    UNET,
+    VAE,
+    has_vocabulary,
+    read_pipeline_folder,
+)
 from sdtrain.paths import shipped_folder
 from sdtrain.weight_files import quiet_libraries, read_header
 
@@ -33,11 +46,14 @@ if TYPE_CHECKING:
 CONFIGURATIONS = "stable_diffusion"
 """Folder of sdtrain's data with the configurations of Stable Diffusion."""
 
-VERSIONS = {768: "v1", 1024: "v2"}
+VERSIONS = {768: "v1", OPEN_CLIP_WIDTH: "v2"}
 """{width of the text that the UNet attends to: subfolder of CONFIGURATIONS}."""
 
-PADDING = {"v1": "<|endoftext|>", "v2": "!"}
-"""{version: the token with which its captions are padded}."""
+PADDING_OF_OPEN_CLIP = "!"
+"""Token with which Stable Diffusion 2.x pads captions; 1.x pads with the end of the text."""
+
+LONGEST_NAME = 100
+"""How many characters of a file's name its cached folder has."""
 
 OTHER_ARCHITECTURES = {
     "conditioner.embedders.": "Stable Diffusion XL",
@@ -56,27 +72,40 @@ NETWORKS = {
 }
 """{network: prefixes of its weights}."""
 
+CONFIGURATION_FILES = (
+    INDEX,
+    f"{UNET}/config.json",
+    f"{VAE}/config.json",
+    f"{TEXT_ENCODER}/config.json",
+    f"{SCHEDULER}/scheduler_config.json",
+)
+"""Files of a pipeline that describe it."""
+
 
 def convert_single_file(file: Path) -> Path:
     """Return a pipeline's folder with the weights of a single file.
 
-    The folder is in the user's cache, where it is written once. The configuration is that of the
-    file's folder, if it holds a pipeline, or else that of Stable Diffusion 1.5 or 2.1, by the width
-    of the text. Raises UserError if the file is none of these.
+    The folder is in the user's cache, where it is written once for each content of the file. The
+    configuration is that of the file's folder, if it holds a pipeline, or else that of Stable
+    Diffusion 1.5 or 2.1, by the width of the text. Raises UserError if the file is none of these.
     """
-    shapes = _read_shapes(file)
-    _check_networks(shapes, file)
-    configuration = _configuration(shapes, file)
-    folder = cache_folder() / f"{file.stem}-{_key(file, configuration)}"
-    if not (folder / INDEX).is_file():
+    try:
+        shapes = _read_shapes(file)
+        _check_networks(shapes, file)
+        configuration = _configuration(shapes, file)
+        name = f"{file.stem[:LONGEST_NAME]}-{_key(file, configuration)}"
+    except OSError as error:
+        raise _file_error(file, f"cannot be read: {error.strerror or error}") from error
+    folder = cache_folder() / "converted" / name
+    if not _is_whole(folder):
         _convert(file, configuration, folder, shapes)
     return folder
 
 
 def cache_folder() -> Path:
-    """Return the folder of converted files, as XDG_CACHE_HOME says."""
+    """Return sdtrain's folder in the user's cache, as XDG_CACHE_HOME says."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "sdtrain" / "converted"
+    return Path(base) / "sdtrain"
 
 
 def _read_shapes(file: Path) -> dict[str, list[int]]:
@@ -99,7 +128,8 @@ def _check_networks(shapes: dict[str, list[int]], file: Path) -> None:
     for network, prefixes in NETWORKS.items():
         if not any(name.startswith(prefixes) for name in shapes):
             raise _file_error(file, f"holds no {network} ({prefixes[0]}*)")
-    channels = shapes.get(f"{UNET_PREFIX}input_blocks.0.0.weight", [0, 0])[1]
+    shape = shapes.get(f"{UNET_PREFIX}input_blocks.0.0.weight", [])
+    channels = shape[1] if len(shape) == 4 else 0
     if channels != 4:
         raise _file_error(
             file,
@@ -111,24 +141,66 @@ def _check_networks(shapes: dict[str, list[int]], file: Path) -> None:
 def _configuration(shapes: dict[str, list[int]], file: Path) -> Path:
     """Return the folder whose configuration the file's networks have."""
     if (file.parent / INDEX).is_file():
+        for name in CONFIGURATION_FILES:
+            if not (file.parent / name).is_file():
+                raise _file_error(file, f"has {INDEX} beside it, but no {name}")
         return file.parent
-    widths = {shape[1] for name, shape in shapes.items() if name.endswith("attn2.to_k.weight")}
+    widths = {shape[-1] for name, shape in shapes.items() if name.endswith("attn2.to_k.weight")}
     if len(widths) != 1 or not widths <= VERSIONS.keys():
         raise _file_error(
             file,
             f"holds a UNet that attends to text of width {sorted(widths)}; Stable Diffusion 1.x "
             f"has 768 and 2.x 1024, and there is no {INDEX} beside it with another configuration",
         )
-    return shipped_folder("data", "README.md") / CONFIGURATIONS / VERSIONS[widths.pop()]
+    return _shipped() / VERSIONS[widths.pop()]
+
+
+def _shipped() -> Path:
+    return shipped_folder("data", "README.md") / CONFIGURATIONS
+
+
+def _described_files(configuration: Path) -> list[tuple[Path, str]]:
+    """Return (file, name in the pipeline) of all configuration files, tokenizer included.
+
+    The tokenizer is CLIP's, as it ships with sdtrain, if the configuration has none.
+    """
+    files = [(configuration / name, name) for name in CONFIGURATION_FILES]
+    tokenizer = configuration / TOKENIZER
+    if not has_vocabulary(tokenizer):
+        tokenizer = _shipped() / TOKENIZER
+    for path in sorted([*tokenizer.glob("*.json"), *tokenizer.glob("*.txt")]):
+        files.append((path, f"{TOKENIZER}/{path.name}"))
+    return files
 
 
 def _key(file: Path, configuration: Path) -> str:
-    """Return a key of a file, as it is now, and its configuration."""
-    status = file.stat()
-    digest = hashlib.sha256(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}".encode())
-    for path in sorted(configuration.rglob("*.json")):
-        digest.update(path.read_bytes())
+    """Return a key of the contents of a file and of its configuration."""
+    digest = hashlib.sha256(_remembered_sha256(file).encode())
+    for path, name in _described_files(configuration):
+        digest.update(f"{name} {sha256_of(path)}".encode())
     return digest.hexdigest()[:16]
+
+
+def _remembered_sha256(file: Path) -> str:
+    """Return the hash of a file, which is computed once for its place, size and time."""
+    status = file.stat()
+    place = f"{file.resolve()} {status.st_size} {status.st_mtime_ns}"
+    memory = cache_folder() / "hashes" / hashlib.sha256(place.encode()).hexdigest()[:32]
+    if memory.is_file():
+        return memory.read_text(encoding="utf-8").strip()
+    digest = sha256_of(file)
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    write_text(memory, digest)
+    return digest
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a converted pipeline is complete."""
+    try:
+        read_pipeline_folder(folder, str(folder), None)
+    except UserError:
+        return False
+    return True
 
 
 def _convert(file: Path, configuration: Path, folder: Path, shapes: dict[str, list[int]]) -> None:
@@ -145,29 +217,32 @@ def _convert(file: Path, configuration: Path, folder: Path, shapes: dict[str, li
                 _check_weights(pipeline, shapes, file)
                 pipeline.save_pretrained(converted, safe_serialization=True)
             set_modes(converted)
+            if _is_whole(folder):  # another process was faster
+                return
+            shutil.rmtree(folder, ignore_errors=True)
             converted.rename(folder)
-    except OSError as error:
-        if (folder / INDEX).is_file():  # another process was faster
+    except (OSError, SafetensorError) as error:
+        if _is_whole(folder):
             return
         raise StorageError(
-            f"{folder} cannot be written: {error.strerror or error}",
+            f"{folder} cannot be written: {getattr(error, 'strerror', None) or error}",
             key=KEY,
             remedy="Free space, or set XDG_CACHE_HOME to another folder.",
         ) from error
 
 
 def copy_configuration(configuration: Path, target: Path) -> None:
-    """Copy the configuration files to `target`, with CLIP's tokenizer if they have none."""
-
-    def weights(folder: str, names: list[str]) -> set[str]:
-        return {name for name in names if name.endswith((".safetensors", ".bin", ".ckpt", ".pt"))}
-
-    shutil.copytree(configuration, target, ignore=weights)
-    if not (target / TOKENIZER).is_dir():
-        shutil.copytree(configuration.parent / TOKENIZER, target / TOKENIZER)
+    """Copy a pipeline's configuration files, with the tokenizer padding as its version does."""
+    for path, name in _described_files(configuration):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target / name)
+    if has_vocabulary(configuration / TOKENIZER):
+        return
+    text_encoder = json.loads((target / TEXT_ENCODER / "config.json").read_text(encoding="utf-8"))
+    if text_encoder.get("hidden_size") == OPEN_CLIP_WIDTH:
         settings = target / TOKENIZER / "tokenizer_config.json"
         content = json.loads(settings.read_text(encoding="utf-8"))
-        content["pad_token"] = PADDING[configuration.name]
+        content["pad_token"] = PADDING_OF_OPEN_CLIP
         settings.write_text(json.dumps(content), encoding="utf-8")
 
 
@@ -187,20 +262,27 @@ def _read(file: Path, configuration: Path) -> "StableDiffusionPipeline":
 def _check_weights(
     pipeline: "StableDiffusionPipeline", shapes: dict[str, list[int]], file: Path
 ) -> None:
-    """Raise UserError if a weight is not in the file: diffusers leaves it at a random value."""
+    """Raise UserError unless the file's weights are those of its configuration.
+
+    diffusers leaves a missing weight at a random value, and ignores others of the UNet.
+    """
     unet = pipeline.unet
     autoencoder = pipeline.vae
     text_encoder = pipeline.text_encoder
-    originals = (
-        unet_names(unet.state_dict(), unet.config),
-        autoencoder_names(autoencoder.state_dict(), autoencoder.config),
-        text_encoder_names(text_encoder.state_dict(), text_encoder.config.hidden_size),
-    )
-    missing = []
-    for names in originals:
-        missing += [name for name in names.values() if name not in shapes]
+    wanted = {
+        *unet_names(unet.state_dict(), unet.config).values(),
+        *autoencoder_names(autoencoder.state_dict(), autoencoder.config).values(),
+        *text_encoder_names(text_encoder.state_dict(), text_encoder.config.hidden_size).values(),
+    }
+    missing = sorted(wanted - shapes.keys())
     if missing:
         raise _file_error(file, f"lacks {len(missing)} weights, such as {missing[0]}")
+    of_unet = {name for name in shapes if name.startswith(UNET_PREFIX)}
+    surplus = sorted(of_unet - wanted)
+    if surplus:
+        raise _file_error(
+            file, f"holds {len(surplus)} weights that its UNet does not have, such as {surplus[0]}"
+        )
 
 
 def _file_error(file: Path, reason: str) -> UserError:

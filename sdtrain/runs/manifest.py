@@ -3,21 +3,13 @@
 Needs no torch.
 """
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
 
 from sdtrain.errors import UserError
+from sdtrain.files import sha256_of
 from sdtrain.runs.layout import CHECKPOINTS, DAMAGED, CheckpointFolder, RunFolder
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, as hex."""
-    with open(path, "rb") as file:
-        if hasattr(hashlib, "file_digest"):
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        return hashlib.sha256(file.read()).hexdigest()
 
 
 def write_manifest(folder: Path) -> None:

@@ -141,8 +141,6 @@ def _next_command(run: Run, plan: Plan, parts: Parts, averaged: bool) -> str | N
         words.append(text_override("label", names[0]) if names else "label=0")
     if not averaged:
         words.append("ema=false")
-    if (plan.config.get("guidance") or {}).get("max_std", 0) is None:
-        words.append("guidance.max_std=null")
     packages = foreign_packages([plan.config.get(section) for section in BUILT])
     if packages:
         words.append(f"allow=[{','.join(packages)}]")

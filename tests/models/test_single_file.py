@@ -1,5 +1,6 @@
 """Single files in Stable Diffusion's original layout: read, written, and refused."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,7 @@ def test_a_file_is_converted_once_and_anew_if_it_changes(tmp_path, cache):
     written = (first / "model_index.json").stat().st_mtime_ns
     assert find_pipeline(str(file), None, None) == first
     assert (first / "model_index.json").stat().st_mtime_ns == written
-    save_file(load_file(file), file)
+    save_file({name: 2 * value for name, value in load_file(file).items()}, file)
     assert find_pipeline(str(file), None, None) != first
     assert len(list(cache.iterdir())) == 2  # and nothing half-written
 
@@ -181,6 +182,10 @@ WRONG = {
     "no autoencoder": (without("first_stage_model"), "autoencoder"),
     "no text encoder": (without("cond_stage_model"), "text encoder"),
     "inpainting": (for_inpainting, "9 input channels"),
+    "another UNet": (
+        lambda state: state | {"model.diffusion_model.label_emb.0.0.weight": torch.zeros(1)},
+        "label_emb",
+    ),
     "one weight": (without("middle_block.0.in_layers.0.weight"), "middle_block.0.in_layers.0"),
     "one of the text": (without("final_layer_norm.bias"), "final_layer_norm.bias"),
 }
@@ -234,3 +239,65 @@ def test_captions_are_padded_as_the_version_does(tmp_path):
         tokenizer = CLIPTokenizer.from_pretrained(tmp_path / version / "tokenizer")
         tokens = tokenizer("a photo of a cat", padding="max_length").input_ids
         assert tokens == [49406, 320, 1125, 539, 320, 2368, 49407] + [padding] * 70
+
+
+def test_a_touched_or_copied_file_is_the_same_pipeline(tmp_path, cache):
+    """By its content, so that a run is resumed with it."""
+    file = save_single_file(tmp_path / "out", make_pipeline())
+    first = find_pipeline(str(file), None, None)
+    file.touch()
+    assert find_pipeline(str(file), None, None) == first
+    copied = shutil.copytree(file.parent, tmp_path / "copied") / FILE
+    assert find_pipeline(str(copied), None, None) == first
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_a_damaged_conversion_is_made_anew(tmp_path):
+    file = save_single_file(tmp_path / "out", make_pipeline())
+    folder = find_pipeline(str(file), None, None)
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    content = weights.read_bytes()
+    for damage in (weights.unlink, (folder / "model_index.json").unlink):
+        damage()
+        assert find_pipeline(str(file), None, None) == folder
+        assert weights.read_bytes() == content
+
+
+def test_a_configuration_without_tokenizer_gets_clips(tmp_path):
+    """And nothing but configuration files is copied."""
+    pipeline = make_pipeline(OPEN_CLIP_WIDTH)
+    file = save_single_file(tmp_path / "out", pipeline)
+    shutil.rmtree(file.parent / "tokenizer")
+    (file.parent / "unet" / "other.bin").write_bytes(b"0")
+    target = tmp_path / "copied"
+    copy_configuration(file.parent, target)
+    tokenizer = CLIPTokenizer.from_pretrained(target / "tokenizer")
+    assert tokenizer.pad_token == "!"
+    assert not (target / "unet" / "other.bin").exists()
+    (file.parent / "vae" / "config.json").unlink()
+    with pytest.raises(UserError, match="vae/config.json") as caught:
+        find_pipeline(str(file), None, None)
+    assert caught.value.key == KEY
+
+
+@pytest.mark.parametrize("header", ["[]", "3", '{"a":{}}', '{"a":{"data_offsets":[0,1]}}'])
+def test_a_header_of_another_kind_is_refused(header, tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header.encode() + b"0")
+    with pytest.raises(UserError) as caught:
+        find_pipeline(str(file), None, None)
+    assert caught.value.key == KEY
+
+
+@pytest.mark.parametrize(
+    ("word", "key"),
+    [
+        ("model.unet.weights=data/tokenizer", "model.unet.weights"),
+        ("model.revision=main", "model.revision"),
+        ("model.variant=fp16", "model.variant"),
+    ],
+)
+def test_options_without_effect_on_an_architecture_are_refused(word, key):
+    with pytest.raises(UserError) as caught:
+        compose_config("train", ["model=small", word])
+    assert caught.value.key == key

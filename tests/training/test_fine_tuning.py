@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -11,7 +12,7 @@ from reading import newest, same, status, tensors
 from safetensors.torch import load_file
 from stable_diffusion import save_pipeline
 
-from sdtrain.pictures import read_notes
+from sdtrain.pictures import read_notes, strip_of_rows
 from sdtrain.training.callbacks.budget import AT_START, TRAINING, Budget
 from sdtrain.training.stopping import Stopping
 
@@ -23,6 +24,7 @@ SHORT = [
     "optimizer.lr=1e-2",
 ]
 START = "pictures-000000000.png"
+END = "pictures-000000016.png"
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +56,33 @@ def test_the_unchanged_model_is_drawn_as_its_pipeline_draws(run, chosen, here, t
 
 
 def test_at_the_end_both_are_beside_each_other(run):
-    before = np.asarray(Image.open(run / "samples" / START))
-    after = np.asarray(Image.open(run / "samples" / "pictures-000000016.png"))
-    assert before.shape == after.shape
-    assert (before != after).any()
-    sheet = Image.open(run / "samples" / "before_and_after-000000016.png")
-    assert sheet.height > 2 * 32
+    rows = []
+    prompts = []
+    for title, name in (("before training", START), ("after 16 images", END)):
+        with Image.open(run / "samples" / name) as row:
+            prompts = [request["prompt"] for request in read_notes(row)["requests"]]
+            rows.append((title, [row.crop((x, 0, x + 32, 32)) for x in (0, 32)]))
+    first, second = (np.asarray(pictures[0]) for _, pictures in rows)
+    assert (first != second).any()
+    sheet = np.asarray(Image.open(run / "samples" / "before_and_after-000000016.png"))
+    assert np.array_equal(sheet, np.asarray(strip_of_rows(rows, prompts)))
+
+
+def test_pictures_of_another_run_or_prompt_are_not_shown_beside(run, train_tiny, chosen, tmp_path):
+    """A leftover of a run in the same folder is drawn anew; other prompts are told."""
+    folder = tmp_path / "run"
+    (folder / "samples").mkdir(parents=True)
+    shutil.copy(run / "samples" / END, folder / "samples" / START)
+    result = train_tiny(folder, *chosen, *SHORT, "trainer.max_images=8", "checkpoint.every=8")
+    assert result.code == 0, result.err
+    anew = (folder / "samples" / START).read_bytes()
+    assert anew != (run / "samples" / END).read_bytes()
+    more = ["callbacks.samples.prompts=[a,b]", "trainer.max_images=16", "resume=must"]
+    more.append("resume_allow=[trainer.max_images]")
+    result = train_tiny(folder, *chosen, *SHORT, *more)
+    assert result.code == 0, result.err
+    assert "not shown beside" in result.err
+    assert not list((folder / "samples").glob("before_and_after-000000016*"))
 
 
 def test_it_changes_no_weight(run, train_tiny, chosen, tmp_path):

@@ -150,8 +150,8 @@ class Looks(L.Callback):
         allowed = self.budget.left_at_start(module.progress.max_images) / trainer.world_size
         planned = look.plan_at_start(module, costs, allowed)
         self.budget.spent += planned.cost * trainer.world_size
-        if planned.left_out:
-            self._announce_left_out({name: planned.left_out}, last=False)
+        for line in planned.left_out:
+            self.console.print(f"{name}: {line} ({self._limit})", soft_wrap=True)
         if not planned.cost:
             return
         try:
@@ -245,12 +245,16 @@ class Looks(L.Callback):
         self.metrics_log.log_metrics(trainer, module.progress, metrics)
         self.stopping.wait_for_ranks()
 
+    @property
+    def _limit(self) -> str:
+        return f"looks.share={self.budget.share}; null sets no limit"
+
     def _announce_left_out(self, left_out: dict[str, list[str]], last: bool) -> None:
         """Print what was left out, the first time this happens before the end of the run; at the
         end keep it for the summary.
         """
         parts = [f"{name}: {', '.join(each)}" for name, each in left_out.items()]
-        line = f"{'; '.join(parts)} (looks.share={self.budget.share}; null sets no limit)"
+        line = f"{'; '.join(parts)} ({self._limit})"
         if last:
             self.left_out = line if parts else ""
         elif parts and not self.has_warned:

@@ -10,14 +10,15 @@ from torch import Tensor
 
 from sdtrain import pictures
 from sdtrain.config.schema import check_at_least
+from sdtrain.console import warn
 from sdtrain.errors import UserError
+from sdtrain.files import sha256_of
 from sdtrain.generation.drawing import Drawing, Request
 from sdtrain.generation.generate import generate
 from sdtrain.generation.sheets import denoising_strip, forward_row
-from sdtrain.generation.steps import compare_steps, draws_noise
+from sdtrain.generation.steps import check_compared_steps, compare_steps
 from sdtrain.plots import draw_sampler_errors
 from sdtrain.runs.layout import RunFolder
-from sdtrain.runs.manifest import sha256_of
 from sdtrain.training.callbacks.budget import Costs, affordable_count
 from sdtrain.training.callbacks.ema import EMACallback, averaged_weights
 from sdtrain.training.loggers.media import log_picture, log_table
@@ -88,7 +89,7 @@ class SampleGrid(L.Callback):
         check_at_least(num_images, 1, f"{KEY}.num_images")
         check_at_least(strip_steps, 2, f"{KEY}.strip_steps")
         check_guidance_scales(guidance_scales)
-        check_sampler_steps(sampler_steps, drawing)
+        check_compared_steps(sampler_steps, drawing, f"{KEY}.sampler_steps")
         self.every = every
         self.num_images = num_images
         self.prompts = prompts
@@ -153,8 +154,8 @@ class SampleGrid(L.Callback):
         planned: PlannedGrid,
         stopping: Stopping,
     ) -> None:
-        if not self.run.pictures(0).exists():
-            requests = self.requests(trainer, module)[: planned.pictures]
+        requests = self.requests(trainer, module)[: planned.pictures]
+        if self._notes_in(0) != self._notes(module, requests):  # not of this run, or none
             self.draw(trainer, module, requests, stopping)
 
     def _grid_overhead(self, costs: Costs) -> float:
@@ -210,7 +211,7 @@ class SampleGrid(L.Callback):
             if planned.pictures:
                 self.draw(trainer, module, requests[: planned.pictures], stopping)
                 if module.progress.ended and _is_pretrained(module):
-                    self.draw_before_and_after(trainer, module, requests)
+                    self.draw_before_and_after(trainer, module)
             if planned.guided:
                 self.draw_guidance(trainer, module, requests[: planned.guided], stopping)
             if planned.stepped:
@@ -248,45 +249,65 @@ class SampleGrid(L.Callback):
         titles = [request.title(model.conditioner) for request in requests]
         title = f"{seen} images seen, guidance {scale:g}, {self.drawing.steps} steps"
         grid = pictures.grid(images, titles, title=title)
-        notes = self.drawing.settings | {"config_sha256": sha256_of(self.run.config)}
-        self.last_grid = self.log_picture(trainer, module, "grid", grid, notes)
+        notes = self._notes(module, requests)
+        of_grid = {key: value for key, value in notes.items() if key != "requests"}
+        self.last_grid = self.log_picture(trainer, module, "grid", grid, of_grid)
         stopping.check_interrupted()
         strip = denoising_strip(model.autoencoder, steps, self.strip_steps)
         self.log_picture(trainer, module, "strip", strip)
-        request_notes = []
         table = []
         pixels = pictures.to_uint8(images)
         for request, prompt, picture in zip(requests, titles, pixels, strict=True):
-            request_notes.append({"prompt": prompt, "seed": request.seed})
             table.append([seen, prompt, request.seed, scale, picture])
         path = self.run.pictures(seen)
-        pictures.write_png_or_warn(
-            pictures.side_by_side(images), path, {"requests": request_notes} | notes
-        )
+        pictures.write_png_or_warn(pictures.side_by_side(images), path, notes)
         columns = ["images_seen", "prompt", "seed", "guidance_scale", "image"]
         for logger in trainer.loggers:
             log_table(logger, "samples/table", columns, table, seen)
 
-    def draw_before_and_after(
-        self, trainer: L.Trainer, module: L.LightningModule, requests: list[Request]
-    ) -> None:
+    def draw_before_and_after(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Draw the pictures of the unchanged model above those of now, from the same prompts and
-        seeds.
+        seeds; not if they differ, because prompts or guidance were changed on a resume.
         """
         seen = module.progress.images_seen
-        try:
-            before = self._single_pictures(0)
-            after = self._single_pictures(seen)
-        except OSError:  # one of them was not drawn, or could not be written
+        before = self._notes_in(0)
+        after = self._notes_in(seen)
+        if not before or not after:  # not drawn, or not written
             return
-        count = min(len(before), len(after), self.strip_steps)
-        rows = [("before training", before[:count]), (f"after {seen} images", after[:count])]
-        heads = [request.title(module.model.conditioner) for request in requests[:count]]
-        sheet = pictures.strip_of_rows(rows, heads)
+        count = min(len(before["requests"]), len(after["requests"]), self.strip_steps)
+        requests = before["requests"][:count]
+        drawn_alike = all(before[key] == after[key] for key in self.drawing.settings)
+        if not drawn_alike or requests != after["requests"][:count]:
+            warn(
+                "The pictures of the unchanged model are not shown beside those at the end: they "
+                "have other prompts, seeds or sampler settings."
+            )
+            return
+        rows = [
+            ("before training", self._single_pictures(0)[:count]),
+            (f"after {seen} images", self._single_pictures(seen)[:count]),
+        ]
+        sheet = pictures.strip_of_rows(rows, [request["prompt"] for request in requests])
         self.log_picture(trainer, module, "before_and_after", sheet)
 
+    def _notes(self, module: L.LightningModule, requests: list[Request]) -> dict[str, object]:
+        """Return what a file of pictures stores: prompts and seeds, sampler, configuration."""
+        asked = []
+        for request in requests:
+            asked.append({"prompt": request.title(module.model.conditioner), "seed": request.seed})
+        settings = self.drawing.settings | {"config_sha256": sha256_of(self.run.config)}
+        return {"requests": asked} | settings
+
+    def _notes_in(self, images_seen: int) -> dict[str, object] | None:
+        """Return what the file of pictures at that number of images stores; None without one."""
+        try:
+            with Image.open(self.run.pictures(images_seen)) as row:
+                return pictures.read_notes(row)
+        except (OSError, ValueError, KeyError):
+            return None
+
     def _single_pictures(self, images_seen: int) -> list[Image.Image]:
-        """Return the pictures that were drawn side by side. Raises OSError if there are none."""
+        """Return the pictures that were drawn side by side."""
         with Image.open(self.run.pictures(images_seen)) as row:
             size = row.height
             return [row.crop((x, 0, x + size, size)) for x in range(0, row.width, size)]
@@ -374,25 +395,4 @@ def check_guidance_scales(guidance_scales: list[float]) -> None:
             "must be a list of finite numbers, each at least 0; [] draws none",
             key=f"{KEY}.guidance_scales",
             value=guidance_scales,
-        )
-
-
-def check_sampler_steps(sampler_steps: list[int], drawing: Drawing) -> None:
-    """Raise UserError if the numbers of steps cannot be compared."""
-    key = f"{KEY}.sampler_steps"
-    if not sampler_steps:
-        return
-    if min(sampler_steps) < 1 or len(set(sampler_steps)) < 2:
-        raise UserError(
-            "must be at least two different numbers, each at least 1, as [10,50,1000]; [] draws "
-            "none",
-            key=key,
-            value=sampler_steps,
-        )
-    if draws_noise(drawing):
-        raise UserError(
-            f"{key} compares samples from the same noise, but sampler {drawing.sampler_name} draws "
-            "new noise at each step",
-            key=key,
-            remedy="Choose sampler=ddim.",
         )
