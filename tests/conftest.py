@@ -155,7 +155,8 @@ def is_option(word: str) -> bool:
 def options_of(words: Iterable[str]) -> list[str]:
     """The options of a tiny run with these words."""
     # model=stable_diffusion composes only with the pretrained folder.
-    chosen = [word for word in words if is_option(word) or word.startswith("model.pretrained=")]
+    source = ("model.pretrained=", "model.revision=")
+    chosen = [word for word in words if is_option(word) or word.startswith(source)]
     groups = {word.partition("=")[0] for word in chosen}
     usual = [word for word in TINY if is_option(word) and word.partition("=")[0] not in groups]
     return usual + chosen

@@ -1,5 +1,6 @@
 """A pipeline in Stable Diffusion's layout: real classes, a few thousand weights."""
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -71,3 +72,16 @@ def save_pipeline(folder: Path, **given) -> Path:
     """make_pipeline(...) in a folder."""
     make_pipeline(**given).save_pretrained(folder)
     return folder
+
+
+def fill_hub_cache(cache: Path, pipelines: dict[str, Path]) -> Path:
+    """Make the cache of the Hugging Face hub with OWNER/NAME. pipelines: {branch: its pipeline}.
+
+    Returns the folder with a copy of each, named after its branch, as if that were its commit.
+    """
+    repository = cache / "models--OWNER--NAME"
+    (repository / "refs").mkdir(parents=True)
+    for branch, pipeline in pipelines.items():
+        (repository / "refs" / branch).write_text(branch)
+        shutil.copytree(pipeline, repository / "snapshots" / branch)
+    return repository / "snapshots"

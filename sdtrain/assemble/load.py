@@ -19,8 +19,8 @@ from sdtrain.console import warn
 from sdtrain.errors import StorageError, UserError
 from sdtrain.latent_diffusion import LatentDiffusion
 from sdtrain.models.autoencoder import Autoencoder
-from sdtrain.models.hub import find_pipeline
-from sdtrain.models.pipeline_folder import TEXT_ENCODER, UNET, VAE
+from sdtrain.models.hub import HUB_ID, find_pipeline
+from sdtrain.models.pipeline_folder import TEXT_ENCODER, VAE
 from sdtrain.paths import find_folder
 from sdtrain.runs.checkpoint import read_weights
 from sdtrain.runs.config import read_config
@@ -38,8 +38,8 @@ BUILT = (
 )
 """Sections of a checkpoint's configuration that are built, beside the data set."""
 
-PART_FOLDERS = {"unet": UNET, "conditioner": TEXT_ENCODER}
-"""{part of a model with model.pretrained: its subfolder of the pipeline}."""
+FROZEN_FOLDERS = {"conditioner": TEXT_ENCODER, "autoencoder": VAE}
+"""{part that may be frozen in a model with model.pretrained: its subfolder of the pipeline}."""
 
 PLAIN_KEYS = ("seed", "guidance_scale")
 """Plain values that are read from it."""
@@ -178,20 +178,37 @@ def _set_pretrained(model: dict[str, Any], run: RunFolder, moved_to: str | None)
         if moved_to is not None:
             warn("model.pretrained has no effect: the run uses no pretrained weights.")
         return
-    folder = None
-    if moved_to is not None:
-        variant = None if Path(moved_to).is_file() else model.get("variant")
-        folder = find_pipeline(moved_to, None, variant)
-    elif Path(str(model["pretrained"])).is_file():
-        folder = find_pipeline(model["pretrained"], None, None)  # its cached folder may be gone
-    trained = {"unet": True, "conditioner": TEXT_ENCODER in model["train"]}
-    for part, subfolder in PART_FOLDERS.items():
-        if trained[part]:
-            model[part]["weights"] = None
-        elif folder is not None:
-            model[part]["weights"] = str(folder / subfolder)
-    if folder is not None and not run.kept_files("autoencoder", "path").is_dir():
-        model["autoencoder"]["path"] = str(folder / VAE)
+    model["unet"]["weights"] = None
+    if TEXT_ENCODER in model["train"]:
+        model["conditioner"]["weights"] = None
+    frozen = {}
+    if model["conditioner"].get("weights") is not None:
+        frozen["conditioner"] = "weights"
+    if not run.kept_files("autoencoder", "path").is_dir():
+        frozen["autoencoder"] = "path"
+    recorded = [model[part][key] for part, key in frozen.items()]
+    folder = _found_again(model, moved_to, recorded)
+    if folder is not None:
+        for part, key in frozen.items():
+            model[part][key] = str(folder / FROZEN_FOLDERS[part])
+
+
+def _found_again(model: dict[str, Any], moved_to: str | None, recorded: list[str]) -> Path | None:
+    """Return the pipeline whose frozen weights replace the recorded ones, or None if those are
+    read.
+
+    recorded: folders of frozen weights. Those of a single file and of a repository of the hub are
+    in a cache, from which they may be gone.
+    """
+    source = model["pretrained"] if moved_to is None else moved_to
+    if Path(source).is_file():
+        return find_pipeline(source, None, None)
+    if moved_to is None:
+        is_in_place = all(Path(folder).is_dir() for folder in recorded)
+        if is_in_place or not HUB_ID.fullmatch(source):
+            return None
+    revision = model["revision"] if source == model["pretrained"] else None
+    return find_pipeline(source, revision, model["variant"])
 
 
 def restore_old_defaults(autoencoder: dict[str, Any]) -> None:

@@ -7,8 +7,8 @@ from sdtrain.config.compose import PRIMARY, compose_config
 from sdtrain.config.overrides import text_override
 from sdtrain.config.schema import EvaluateConfig, SampleConfig
 from sdtrain.console import warn
-from sdtrain.errors import UserError
 from sdtrain.latent_diffusion import LatentDiffusion
+from sdtrain.models.hub import errors_name_checkpoint
 
 
 def load_pipeline(source: Path, device: str) -> tuple[LatentDiffusion, int]:
@@ -17,17 +17,10 @@ def load_pipeline(source: Path, device: str) -> tuple[LatentDiffusion, int]:
     source: a folder or a single file. Raises UserError, which names `checkpoint`, if it cannot be
     read.
     """
-    try:
+    with errors_name_checkpoint(source):
         pretrained = text_override("model.pretrained", str(source))
         config = compose_config(PRIMARY, ["model=stable_diffusion", pretrained])
         model = build_model(config, source)
-    except UserError as error:
-        raise UserError(
-            error.problem,
-            key="checkpoint",
-            value=str(source),
-            remedy="Give the folder of a run, or another pipeline.",
-        ) from error
     return model.to(device).eval(), config["data"]["image_size"]
 
 

@@ -4,7 +4,8 @@ Does not import torch, unless it has to convert a file.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sdtrain.errors import UserError
@@ -55,8 +56,15 @@ def find_checkpoint_pipeline(path: Path) -> Path:
 
     Raises UserError, which names `checkpoint`.
     """
-    try:
+    with errors_name_checkpoint(path):
         return find_pipeline(str(path), None, None)
+
+
+@contextmanager
+def errors_name_checkpoint(path: Path) -> Iterator[None]:
+    """Raise every UserError of the block as one that names `checkpoint`, which is a pipeline."""
+    try:
+        yield
     except UserError as error:
         raise UserError(
             error.problem,

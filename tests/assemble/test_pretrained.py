@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from omegaconf import OmegaConf
 from reading import BARE, newest, same, tensors, with_values
 from safetensors.torch import load_file, save_file
-from stable_diffusion import SCHEDULER, save_pipeline
+from stable_diffusion import SCHEDULER, fill_hub_cache, save_pipeline
 
 from sdtrain.assemble.objective import build_schedule
 from sdtrain.conditioning.clip import Clip
@@ -276,6 +276,27 @@ def test_it_is_drawn_with_where_the_pipeline_has_moved_to(folder, run_of, here, 
     other = draw(f"model.pretrained={elsewhere}")
     assert other.code == 2
     assert "sha256" in other.paragraph
+
+
+def test_a_run_of_the_hub_is_drawn_with_its_revision(folder, run_of, here, tmp_path, monkeypatch):
+    """Also on a machine whose cache lies elsewhere. The other branch has other weights."""
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    file = other / "text_encoder/model.safetensors"
+    changed = load_file(file)
+    next(iter(changed.values())).add_(1)
+    save_file(changed, file, metadata={"format": "pt"})
+    fill_hub_cache(tmp_path / "cache", {"main": other, "old": folder})
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    source = ["model.pretrained=OWNER/NAME", "model.revision=old"]
+    chosen = ["model=stable_diffusion", *source, "data.image_size=32"]
+    run = run_of("run", *chosen, *BARE, "trainer.max_images=8", "data.size=8")
+    (tmp_path / "cache").rename(tmp_path / "elsewhere")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "elsewhere"))
+    common = ["prompt=x", "num_images=1", "steps=2", "ema=false", f"output={run}/drawn"]
+    for named in ([], ["model.pretrained=OWNER/NAME"]):
+        drawn = here("sdtrain-sample", f"checkpoint={run}", *common, *named)
+        assert drawn.code == 0, drawn.err
 
 
 def test_frozen_parts_in_half_precision_give_nearly_the_same(model, build_model, composed_config):

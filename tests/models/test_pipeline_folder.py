@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from stable_diffusion import save_pipeline
+from stable_diffusion import fill_hub_cache, save_pipeline
 
 from sdtrain.errors import UserError
 from sdtrain.models import hub
@@ -115,18 +115,13 @@ def test_a_variant_is_wanted_of_every_part(pipeline):
 @pytest.fixture
 def cache(saved, tmp_path, monkeypatch):
     """The hub's cache with OWNER/NAME in two revisions, of which `old` is older."""
-    repository = tmp_path / "cache/models--OWNER--NAME"
-    (repository / "refs").mkdir(parents=True)
-    for reference, commit in (("main", "1" * 40), ("old", "2" * 40)):
-        (repository / "refs" / reference).write_text(commit)
-        shutil.copytree(saved, repository / "snapshots" / commit)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    return repository / "snapshots"
+    return fill_hub_cache(tmp_path / "cache", {"main": saved, "old": saved})
 
 
 def test_a_repository_of_the_hub_is_read_from_its_cache_at_a_revision(cache):
-    assert find_pipeline("OWNER/NAME", None, None) == cache / ("1" * 40)
-    assert find_pipeline("OWNER/NAME", "old", None) == cache / ("2" * 40)
+    assert find_pipeline("OWNER/NAME", None, None) == cache / "main"
+    assert find_pipeline("OWNER/NAME", "old", None) == cache / "old"
 
 
 @pytest.mark.parametrize(
