@@ -53,9 +53,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         temporary.mkdir(parents=True)
         yield temporary
         set_modes(temporary)
-        for file in temporary.iterdir():
-            _fsync(file)
-        _fsync(temporary)
+        flush_files(temporary)
         _replace_folder(temporary, folder)
         _fsync(folder.parent)
     except BaseException:
@@ -68,6 +66,13 @@ def set_modes(folder: Path) -> None:
     for file in folder.rglob("*"):
         if file.is_file():
             _set_mode(file)
+
+
+def flush_files(folder: Path) -> None:
+    """Flush everything below the folder, and the folder, to the disk. Raises OSError."""
+    for path in folder.rglob("*"):
+        _fsync(path)
+    _fsync(folder)
 
 
 def write_text(path: Path, text: str) -> None:

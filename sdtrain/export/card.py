@@ -1,16 +1,22 @@
 """The model card of an exported pipeline."""
 
+import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from PIL import Image
 
 from sdtrain.assemble.load import LoadedCheckpoint
 from sdtrain.config.schema import ExportConfig
 from sdtrain.export.single_file import FILE
 from sdtrain.files import write_text
-from sdtrain.runs.layout import RunFolder
+from sdtrain.latent_diffusion import LatentDiffusion
+from sdtrain.models.single_file import shipped_tokenizer
+from sdtrain.pictures import read_notes
+from sdtrain.runs.layout import RunFolder, images_seen_of
 from sdtrain.runs.metrics import read_metrics
 
 CARD = "README.md"
@@ -25,26 +31,18 @@ SECTIONS = ("data", "schedule", "modifiers", "prediction", "weighting", "loss", 
 STABLE_DIFFUSION = ("sdtrain.schedules.scaled_linear.scaled_linear", 0.00085, 0.012)
 """Schedule that other programs assume for a single file, and its first and last beta."""
 
+LATENT_SCALE = 0.18215
+"""Scale of the latents that they assume."""
 
-def lost_lines(saved: dict, *, single_file: bool) -> list[str]:
+
+def lost_lines(saved: dict, model: LatentDiffusion, *, single_file: bool) -> list[str]:
     """Return a line for each setting of the run's samples that the exported files lack.
 
-    saved: the run's configuration. single_file: whether the weights are in one file.
+    saved: the run's configuration. model: what is exported. single_file: whether the weights are
+    in one file.
     """
     guidance = saved.get("guidance") or {}
-    lines = []
-    schedule = saved["schedule"]
-    known = (schedule["_target_"], schedule.get("beta_start"), schedule.get("beta_end"))
-    if single_file and "prediction" in saved and not _is_epsilon(saved):
-        lines.append(
-            "That the network predicts v is not in the single file: programs that read the file "
-            "alone may take it for epsilon."
-        )
-    if single_file and (known != STABLE_DIFFUSION or saved.get("modifiers")):
-        lines.append(
-            "The schedule is not in the single file, but in scheduler/ beside it: programs that "
-            "read the file alone draw with Stable Diffusion's schedule, another than this run's."
-        )
+    lines = _lines_of_single_file(saved, model) if single_file else []
     if guidance.get("max_std") is not None:
         lines.append(
             f"guidance.max_std={guidance['max_std']:g} is lost: a pipeline does not bound the "
@@ -52,6 +50,38 @@ def lost_lines(saved: dict, *, single_file: bool) -> list[str]:
         )
     if guidance.get("rescale"):
         lines.append(f"guidance.rescale is lost: pass guidance_rescale={guidance['rescale']:g}.")
+    return lines
+
+
+def _lines_of_single_file(saved: dict, model: LatentDiffusion) -> list[str]:
+    """Return a line for each setting that is beside a single file instead of in it, and differs
+    from what programs assume that read the file alone.
+    """
+    schedule = saved["schedule"]
+    known = (schedule["_target_"], schedule.get("beta_start"), schedule.get("beta_end"))
+    lines = []
+    if not _is_epsilon(saved):
+        lines.append(
+            "That the network predicts v is not in the single file: programs that read the file "
+            "alone may take it for epsilon."
+        )
+    if known != STABLE_DIFFUSION or saved.get("modifiers"):
+        lines.append(
+            "The schedule is not in the single file, but in scheduler/ beside it: programs that "
+            "read the file alone draw with Stable Diffusion's schedule, another than this run's."
+        )
+    scale = model.autoencoder.latent_scale
+    if not math.isclose(scale, LATENT_SCALE):
+        lines.append(
+            f"The scale of the latents, {scale:.5g}, is not in the single file, but in vae/ beside "
+            f"it: programs that read the file alone take {LATENT_SCALE}."
+        )
+    clip = json.loads((shipped_tokenizer() / "vocab.json").read_text(encoding="utf-8"))
+    if model.conditioner.tokenizer.get_vocab() != clip:
+        lines.append(
+            "The vocabulary is not in the single file, but in tokenizer/ beside it: programs that "
+            "read the file alone take CLIP's, another than this run's."
+        )
     return lines
 
 
@@ -84,10 +114,13 @@ def write_card(config: ExportConfig, loaded: LoadedCheckpoint, saved: dict) -> N
         "```",
         "",
     ]
-    if _copy_samples(run, folder):
+    grid = _newest_grid(run)
+    if grid is not None:
+        shutil.copyfile(grid, folder / SAMPLES)
         text += [f"![samples of the run, each above its prompt]({SAMPLES})", ""]
+        text += [*_prompt_lines(run, grid), ""]
     text += ["## Metrics", "", *_metric_rows(run), ""]
-    lost = lost_lines(saved, single_file=config.format == "single_file")
+    lost = lost_lines(saved, loaded.model, single_file=config.format == "single_file")
     if lost:
         text += ["## What differs from sdtrain's samples", "", *[f"* {line}" for line in lost], ""]
     sections = {name: saved[name] for name in SECTIONS if saved.get(name) is not None}
@@ -128,13 +161,25 @@ def _prompt(loaded: LoadedCheckpoint) -> str:
     return (prompts[0] if prompts else "PROMPT").replace('"', '\\"')
 
 
-def _copy_samples(run: RunFolder, folder: Path) -> bool:
-    """Copy the newest grid of samples, if the run has one."""
-    grids = sorted(run.samples.glob("grid-*.png"))
-    grids = [grid for grid in grids if grid != run.sample("grid", 0)]  # of the unchanged model
-    if grids:
-        shutil.copyfile(grids[-1], folder / SAMPLES)
-    return bool(grids)
+def _newest_grid(run: RunFolder) -> Path | None:
+    """Return the newest grid of samples, other than that of the unchanged model."""
+    unchanged = run.sample("grid", 0)
+    grids = sorted(grid for grid in run.samples.glob("grid-*.png") if grid != unchanged)
+    return grids[-1] if grids else None
+
+
+def _prompt_lines(run: RunFolder, grid: Path) -> list[str]:
+    """Return a line for each picture of a grid, with its prompt and seed."""
+    images_seen = images_seen_of(grid)
+    try:
+        with Image.open(run.pictures(images_seen)) as row:
+            requests = read_notes(row)["requests"]
+    except (OSError, ValueError, KeyError, AttributeError):  # removed, or of another program
+        return []
+    lines = []
+    for number, request in enumerate(requests, start=1):
+        lines.append(f"{number}. {request['prompt']} (seed {request['seed']})")
+    return lines
 
 
 def _metric_rows(run: RunFolder) -> list[str]:

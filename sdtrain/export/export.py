@@ -40,5 +40,5 @@ def export(config: ExportConfig) -> None:
         pipeline = build_pipeline(loaded.model, loaded.image_size)
         write_pipeline(pipeline, folder, config.dtype, single_file=single_file)
     write_card(config, loaded, saved)
-    for line in lost_lines(saved, single_file=single_file):
+    for line in lost_lines(saved, loaded.model, single_file=single_file):
         warn(line)

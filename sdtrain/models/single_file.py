@@ -8,6 +8,8 @@ import json
 import os
 import shutil
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +17,7 @@ from safetensors import SafetensorError
 
 from sdtrain.console import warn
 from sdtrain.errors import StorageError, UserError
-from sdtrain.files import set_modes, sha256_of, write_text
+from sdtrain.files import flush_files, set_modes, sha256_of, write_text
 from sdtrain.models.original_names import (
     AUTOENCODER_PREFIX,
     CLIP_PREFIX,
@@ -51,6 +53,9 @@ VERSIONS = {768: "v1", OPEN_CLIP_WIDTH: "v2"}
 
 PADDING_OF_OPEN_CLIP = "!"
 """Token with which Stable Diffusion 2.x pads captions; 1.x pads with the end of the text."""
+
+LONGEST_CONVERSION = 24 * 3600
+"""Seconds after which a conversion that has not ended was killed."""
 
 LONGEST_NAME = 100
 """How many characters of a file's name its cached folder has."""
@@ -159,6 +164,11 @@ def _shipped() -> Path:
     return shipped_folder("data", "README.md") / CONFIGURATIONS
 
 
+def shipped_tokenizer() -> Path:
+    """Return the folder of CLIP's tokenizer."""
+    return _shipped() / TOKENIZER
+
+
 def _described_files(configuration: Path) -> list[tuple[Path, str]]:
     """Return (file, name in the pipeline) of all configuration files, tokenizer included.
 
@@ -167,7 +177,7 @@ def _described_files(configuration: Path) -> list[tuple[Path, str]]:
     files = [(configuration / name, name) for name in CONFIGURATION_FILES]
     tokenizer = configuration / TOKENIZER
     if not has_vocabulary(tokenizer):
-        tokenizer = _shipped() / TOKENIZER
+        tokenizer = shipped_tokenizer()
     for path in sorted([*tokenizer.glob("*.json"), *tokenizer.glob("*.txt")]):
         files.append((path, f"{TOKENIZER}/{path.name}"))
     return files
@@ -208,6 +218,7 @@ def _convert(file: Path, configuration: Path, folder: Path, shapes: dict[str, li
     warn(f"{file} is converted to {folder}, which later runs read.")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_old_scratch(folder.parent)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".", suffix=".tmp") as scratch:
             described = Path(scratch) / "configuration"
             copy_configuration(configuration, described)
@@ -217,6 +228,7 @@ def _convert(file: Path, configuration: Path, folder: Path, shapes: dict[str, li
                 _check_weights(pipeline, shapes, file)
                 pipeline.save_pretrained(converted, safe_serialization=True)
             set_modes(converted)
+            flush_files(converted)
             if _is_whole(folder):  # another process was faster
                 return
             shutil.rmtree(folder, ignore_errors=True)
@@ -229,6 +241,14 @@ def _convert(file: Path, configuration: Path, folder: Path, shapes: dict[str, li
             key=KEY,
             remedy="Free space, or set XDG_CACHE_HOME to another folder.",
         ) from error
+
+
+def _remove_old_scratch(folder: Path) -> None:
+    """Remove what killed conversions have left in the folder. Others may be under way."""
+    for scratch in folder.glob(".*.tmp"):
+        with suppress(OSError):
+            if time.time() - scratch.stat().st_mtime > LONGEST_CONVERSION:
+                shutil.rmtree(scratch)
 
 
 def copy_configuration(configuration: Path, target: Path) -> None:

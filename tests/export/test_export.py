@@ -24,6 +24,7 @@ from sdtrain.export.export import export as export_checkpoint
 from sdtrain.export.scheduler import scheduler_of
 from sdtrain.generation.drawing import Request
 from sdtrain.generation.generate import generate, starting_latents
+from sdtrain.pictures import read_notes
 from sdtrain.randomness import KeyedRandom
 from sdtrain.runs.layout import CheckpointFolder
 
@@ -89,6 +90,16 @@ def exported(tiny_run, here, tmp_path_factory):
 def test_diffusers_draws_the_same_picture_as_the_default_run(tiny_run, exported, composed):
     ours, latents = drawn_by_sdtrain(composed, tiny_run)
     assert (drawn_by_diffusers(exported[1], latents) - ours).abs().max() < 1e-3
+
+
+def test_the_card_lists_the_prompts_of_its_grid(tiny_run, exported):
+    card = (exported[1] / "README.md").read_text()
+    row = sorted(tiny_run.glob("samples/pictures-*.png"))[-1]
+    with Image.open(row) as picture:
+        requests = read_notes(picture)["requests"]
+    assert requests
+    for request in requests:
+        assert f"{request['prompt']} (seed {request['seed']})" in card
 
 
 PARITY = {

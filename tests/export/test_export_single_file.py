@@ -1,6 +1,8 @@
 """format=single_file: one safetensors file that diffusers and sdtrain draw with as with the run."""
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +11,9 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 from stable_diffusion import save_pipeline
+
+from sdtrain.export.card import lost_lines
+from sdtrain.models.single_file import shipped_tokenizer
 
 PROMPT = "a large red star on a blue background"
 
@@ -45,6 +50,7 @@ def drawn_by_sdtrain(here, checkpoint: Path, output: Path) -> np.ndarray:
     return np.asarray(Image.open(output / "00000-seed0.png")).astype(int)
 
 
+@pytest.mark.slow
 def test_diffusers_and_sdtrain_draw_what_the_run_draws(exported, here, tmp_path):
     """To one level of colour."""
     file = exported / "fp32" / "model.safetensors"
@@ -80,6 +86,40 @@ def test_half_precision_and_the_card(exported):
     assert {value.dtype for value in half.values()} == {torch.float16}
     assert "from_single_file" in (exported / "fp32" / "README.md").read_text()
     assert not list(exported.glob("fp32/*/*.safetensors"))
+
+
+KNOWN = {
+    "schedule": {
+        "_target_": "sdtrain.schedules.scaled_linear.scaled_linear",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+    },
+    "prediction": {"_target_": "sdtrain.diffusion.prediction.Epsilon"},
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "scale", "words", "told"),
+    [
+        ({}, 0.18215, {}, None),
+        ({"modifiers": {"shift": {}}}, 0.18215, {}, "schedule"),
+        ({"prediction": {"_target_": "sdtrain.diffusion.prediction.V"}}, 0.18215, {}, "predicts v"),
+        ({}, 0.5, {}, "0.5"),
+        ({}, 0.18215, {"cat</w>": 1}, "vocabulary"),
+    ],
+)
+def test_what_readers_of_the_file_alone_do_not_know_is_told(changed, scale, words, told):
+    vocabulary = json.loads((shipped_tokenizer() / "vocab.json").read_text(encoding="utf-8"))
+    model = SimpleNamespace(
+        autoencoder=SimpleNamespace(latent_scale=scale),
+        conditioner=SimpleNamespace(
+            tokenizer=SimpleNamespace(get_vocab=lambda: vocabulary | words)
+        ),
+    )
+    lines = lost_lines(KNOWN | changed, model, single_file=True)
+    assert len(lines) == (told is not None)
+    assert all(told in line for line in lines)
+    assert lost_lines(KNOWN | changed, model, single_file=False) == []
 
 
 def test_a_network_that_the_layout_cannot_hold_is_refused(tiny_run, here, tmp_path):

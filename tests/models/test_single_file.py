@@ -1,5 +1,6 @@
 """Single files in Stable Diffusion's original layout: read, written, and refused."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -67,6 +68,18 @@ def test_a_file_is_converted_once_and_anew_if_it_changes(tmp_path, cache):
     save_file({name: 2 * value for name, value in load_file(file).items()}, file)
     assert find_pipeline(str(file), None, None) != first
     assert len(list(cache.iterdir())) == 2  # and nothing half-written
+
+
+def test_what_a_killed_conversion_left_is_removed(tmp_path, cache):
+    """But not what another one is writing."""
+    killed = cache / ".killed.tmp"
+    running = cache / ".running.tmp"
+    for scratch in (killed, running):
+        scratch.mkdir(parents=True)
+    os.utime(killed, (0, 0))
+    find_pipeline(str(save_single_file(tmp_path / "out", make_pipeline())), None, None)
+    assert not killed.exists()
+    assert running.exists()
 
 
 def shipped(kind: type, folder: str) -> torch.nn.Module:
