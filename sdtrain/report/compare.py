@@ -149,7 +149,9 @@ def _reason_without_result(run: MeasuredRun) -> str | None:
     """Return why a finished run has no result to compare, or None where it has one."""
     validation = run.last_validation
     if validation is None:
-        return "no noise-level validation (callbacks.noise_levels)"
+        return (
+            "no noise-level validation (callbacks.noise_levels.every; in a short run looks.share)"
+        )
     if validation.images_seen < run.images_seen:
         seen = f"{validation.images_seen} of {run.images_seen} images"
         return f"its last noise-level validation was at {seen}"

@@ -303,7 +303,7 @@ class SampleGrid(L.Callback):
         try:
             with Image.open(self.run.pictures(images_seen)) as row:
                 return pictures.read_notes(row)
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, AttributeError):  # or of another program
             return None
 
     def _single_pictures(self, images_seen: int) -> list[Image.Image]:
