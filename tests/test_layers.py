@@ -206,11 +206,13 @@ def brought() -> list[set[str]]:
     return [set(line.split()) for line in result.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_schedules_diffusion_and_samplers_need_torch_alone(brought):
     assert brought[0] <= {"sdtrain", "torch", "numpy"}
     assert "sdtrain" in brought[0]
 
 
+@pytest.mark.slow
 def test_report_and_audit_load_neither_lightning_nor_networks(brought):
     heavy = {"lightning", "diffusers", "transformers", "datasets", "wandb"}
     assert not heavy & (brought[0] | brought[1])

@@ -7,6 +7,8 @@ import sys
 import pytest
 from reading import with_values
 
+pytestmark = pytest.mark.slow
+
 CODE = """
 import contextlib, importlib, io, json, os, sys
 

@@ -241,7 +241,10 @@ seed: 7
     "how",
     [
         ["hydra.searchpath=[file://{folder}/options]", "--config-dir={folder}", "-cn", "own"],
-        ["--config-path", "{folder}", "--config-n", "own.yaml", "hydra.mode=MULTIRUN"],
+        pytest.param(
+            ["--config-path", "{folder}", "--config-n", "own.yaml", "hydra.mode=MULTIRUN"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_the_users_own_configurations_reach_every_arm(here, tmp_path, monkeypatch, how):

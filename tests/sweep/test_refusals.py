@@ -53,8 +53,8 @@ def test_words_that_a_sweep_cannot_follow_are_refused(here, tmp_path, words, rea
     ("words", "reason"),
     [
         ("seeed=0,1", "There is no key 'seeed'"),
-        ("schedule=linear,cosin", "schedule=cosin"),
-        ("hydra.launcher.parrallel=2 seed=0,1", "parrallel"),
+        pytest.param("schedule=linear,cosin", "schedule=cosin", marks=pytest.mark.slow),
+        pytest.param("hydra.launcher.parrallel=2 seed=0,1", "parrallel", marks=pytest.mark.slow),
         ("sweep=schedules schedule=linear", "sweep=schedules varies schedule"),
     ],
 )

@@ -115,13 +115,10 @@ def assert_same_run(run, whole, saved) -> None:
     assert numbers(run) == numbers(whole) and pictures_of(run) == pictures_of(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("call", "number", "code"),
-    [
-        (16, signal.SIGTERM, 143),
-        pytest.param(1, signal.SIGINT, 130, marks=pytest.mark.slow),
-        pytest.param(5, signal.SIGTERM, 143, marks=pytest.mark.slow),
-    ],
+    [(16, signal.SIGTERM, 143), (1, signal.SIGINT, 130), (5, signal.SIGTERM, 143)],
 )
 def test_a_signal_ends_the_last_look_and_it_is_made_later(
     train_tiny, found_by, whole, saved, unpatched, tmp_path, call, number, code

@@ -83,6 +83,7 @@ def test_the_mean_over_two_ranks_is_the_gradient_of_one(planned, built, tiny_con
     assert (of_first - one).norm() > 0.01 * one.norm()  # the twin: a rank alone has another
 
 
+@pytest.mark.slow
 def test_two_micro_batches_equal_one(run_of, saved, one_rank):
     run = run_of("parts", *STEPS, "trainer.accumulate=2")
     assert 0 < distance(saved, run, one_rank) < 1e-4
