@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from sdtrain.assemble.config_additions import config_additions
 from sdtrain.assemble.kept_files import (
@@ -34,6 +35,7 @@ from sdtrain.data.split import held_out_notes
 from sdtrain.diffusion.noise import Gaussian
 from sdtrain.errors import StorageError
 from sdtrain.files import write_text
+from sdtrain.latent_diffusion import LatentDiffusion
 from sdtrain.models.autoencoder import check_latent_scale
 from sdtrain.redaction import redacted
 from sdtrain.runs.data_record import DataRecord, write_data_record
@@ -46,7 +48,12 @@ from sdtrain.training.progress import Progress
 from sdtrain.types import PictureData, extras_of
 
 CALIBRATION = 64
-"""Number of training pictures on which the scale of the latents is checked."""
+"""Number of training pictures on which the scale of the latents is checked, if they have at most
+CALIBRATION_SIDE pixels a side."""
+CALIBRATION_SIDE = 64
+MIN_CALIBRATION = 8
+"""Number of larger ones: the autoencoder of Stable Diffusion takes 25 seconds for one of 512 x 512
+pixels on one CPU core."""
 
 EXAMPLE_PROMPTS = 192
 """Number of prompts kept with a run: the default number of samples of sdtrain-evaluate."""
@@ -137,14 +144,28 @@ def _diffusion_parts(
     )
     datamodule = _datamodule(plan, data, collate, progress)
     check_fit(model, data)
-    train = datamodule.train
-    rows = [train[(index, index)] for index in range(min(CALIBRATION, len(train)))]
-    check_latent_scale(model.autoencoder, model.latents_of_rows(rows))
+    check_latent_scale(model.autoencoder, calibration_latents(model, data))
     notes = []
     for note in (classes_line(model, data), truncated_captions_line(model, data)):
         if note:
             notes.append(note)
     return Parts(data, module, datamodule, notes, config_additions(config_with_copies, model))
+
+
+def calibration_latents(model: LatentDiffusion, data: PictureData) -> Tensor:
+    """Return latents [N, C, h, w] of the first training pictures.
+
+    They are encoded in batches with as many pixels as CALIBRATION of the side CALIBRATION_SIDE.
+    """
+    train = data.split("train")
+    batch_size = max(1, CALIBRATION * CALIBRATION_SIDE**2 // data.image_size**2)
+    count = min(CALIBRATION, max(MIN_CALIBRATION, batch_size), len(train))
+    latents = []
+    for start in range(0, count, batch_size):
+        stop = min(count, start + batch_size)
+        rows = [train[(index, index)] for index in range(start, stop)]
+        latents.append(model.latents_of_rows(rows))
+    return torch.cat(latents)
 
 
 def _autoencoder_module(config: dict, plan: Plan, progress: Progress) -> AutoencoderModule:
