@@ -63,7 +63,7 @@ def print_failure(
 def fail(
     exit_code: int, message: str, log: Path | None = None, *, on_every_rank: bool | None = None
 ) -> NoReturn:
-    """Print the paragraph as `print_failure` does, and exit with the exit code."""
+    """Print `message` as `print_failure` does, with its other arguments, and exit."""
     print_failure(message, log, on_every_rank=on_every_rank)
     sys.exit(exit_code)
 

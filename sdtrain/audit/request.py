@@ -25,7 +25,7 @@ GROUPS_WITH_EFFECT = {*GROUPS, "experiment", "sampler"}
 
 @dataclass(frozen=True)
 class Combination:
-    """One choice of each group.
+    """One choice from each group.
 
     label: the choices that tell it from the other combinations, such as "epsilon, min_snr".
     config: {group: node}.

@@ -67,7 +67,11 @@ class Metric:
         """
 
     def measure(self, subject: Subject) -> Measurement:
-        """Draw pictures with `subject.samples` or `subject.draw` and measure them."""
+        """Draw pictures and return their numbers and sheets.
+
+        `subject.samples` are those of `subject.requests`, which metrics share; `subject.draw` draws
+        other requests.
+        """
         raise NotImplementedError
 
     def format(self, value: float) -> str:

@@ -27,7 +27,7 @@ def unreadable_error(path: Path, error: Exception) -> StorageError:
     """Return the error to raise if a file of a run is not what sdtrain writes."""
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
     return StorageError(
-        f"{path} is not a file that sdtrain wrote, and is not read: {reason[:300]}",
+        f"{path} cannot be read as a file that sdtrain wrote: {reason[:300]}",
         key="checkpoint",
-        remedy="Give another checkpoint, or remove this one.",
+        remedy="Give another checkpoint, or move this file away.",
     )

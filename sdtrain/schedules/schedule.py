@@ -118,7 +118,7 @@ class Schedule:
         return log_snr.sigmoid().sqrt(), (-log_snr).sigmoid().sqrt()
 
     def timestep(self, t: Tensor) -> Tensor:
-        """Return the network's input for time t: t (T - 1), float32."""
+        """Return the network's input for times t in [0, 1]: t * (num_timesteps - 1), float32."""
         return (t * (self.num_timesteps - 1)).float()
 
     def snap_to_points(self, t: Tensor) -> Tensor:

@@ -159,7 +159,8 @@ def table(
         raise UserError(
             "schedule=table needs exactly one table",
             key="schedule.betas",
-            remedy="Set schedule.betas or schedule.alphas_cumprod to a list or a file of numbers.",
+            remedy="Set either schedule.betas or schedule.alphas_cumprod, not both, to a list or a "
+            "file of numbers.",
         )
     if betas is not None:
         key = "schedule.betas"

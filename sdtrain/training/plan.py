@@ -35,9 +35,9 @@ READ_ELSEWHERE = {
 class Plan:
     """What a run, or an arm of a sweep, is going to train. Immutable.
 
-    prechecked: the user's settings. notes: lines to print about keys that were adjusted to fit
-    those typed on the command line. drawing: how samples are drawn during training; None for an
-    autoencoder.
+    prechecked: the user's settings, after the checks that need no model. notes: lines to print
+    about keys that were adjusted to fit those typed on the command line. drawing: how samples are
+    drawn during training; None for an autoencoder.
     """
 
     prechecked: PrecheckedConfig

@@ -98,8 +98,8 @@ class Stopping(L.Callback):
         self._sync(is_busy=True)
 
     def wait_for_ranks(self) -> None:
-        """Wait until all ranks have called it: after a look, and before the ranks of a look
-        exchange results. Raises LookInterruptedError if any rank has received a signal.
+        """Block until every rank has called this. Called after a look, and within a look before the
+        ranks exchange results. Raises LookInterruptedError if any rank has received a signal.
         """
         while self._group is not None and self._sync(is_busy=False):
             pass

@@ -86,9 +86,9 @@ class Budget:
         return max(0.0, allowed - self.spent)
 
     def left_at_start(self, max_images: int) -> float:
-        """Return how many evaluations the looks before the first step may spend together.
+        """Return how many network evaluations the looks before the first step may spend together.
 
-        max_images: the length of the run.
+        max_images: how many images the run will have seen at its end.
         """
         if self.share is None:
             return math.inf
