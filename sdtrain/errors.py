@@ -7,6 +7,19 @@ from typing import Any
 _NOT_GIVEN = object()
 
 
+def first_line(error: object) -> str:
+    """Return the first line of an error's text, or the name of its class if it has none.
+
+    A line that ends in a colon says nothing without the next one, which is appended.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    if lines[0].endswith(":"):
+        return " ".join(lines[:2])
+    return lines[0]
+
+
 class UserError(Exception):
     """A mistake of the user, or a problem of the user's data or machine.
 

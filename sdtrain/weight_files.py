@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdtrain.errors import UserError
+from sdtrain.errors import UserError, first_line
 
 DIFFUSERS = "diffusion_pytorch_model"
 """Stem of weight files of diffusers."""
@@ -146,9 +146,8 @@ def check_loaded(info: dict, key: str, folder: Path) -> None:
 
 def weights_error(key: str, folder: Path, reason: object) -> UserError:
     """Return the error for weights that do not match the config.json beside them."""
-    first_line = (str(reason).splitlines() or [""])[0]
     return UserError(
-        f"has weights that do not match its config.json: {first_line}",
+        f"has weights that do not match its config.json: {first_line(reason)}",
         key=key,
         value=str(folder),
         remedy="Download the folder again, or set model.pretrained to another one.",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sdtrain.errors import DataError, DivergedError, StorageError, UserError
+from sdtrain.errors import DataError, DivergedError, StorageError, UserError, first_line
 
 
 class OtherError(UserError):
@@ -28,3 +28,19 @@ def test_within_keeps_class_and_fields(kind):
         assert getattr(outer, name) == getattr(error, name)
     assert str(outer) == f"In the sweep: In the arm b: {error}"
     assert str(error) == "steps=2 must be odd. Allowed: 1, 3. Add one."
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "ValueError"),
+        ("one\ntwo", "one"),
+        (
+            "\n  of these weights:\n\tconv has another size\nand more",
+            "of these weights: conv has another size",
+        ),
+        ("alone:", "alone:"),
+    ],
+)
+def test_the_first_line_of_an_error_says_something(text, expected):
+    assert first_line(ValueError(text)) == expected

@@ -12,7 +12,7 @@ from sdtrain.conditioning.interface import READABLE, Conditioner, Conditioning, 
 from sdtrain.config.build import build
 from sdtrain.config.precheck import LOADER_KEYS
 from sdtrain.config.pretrained import PRETRAINED_KEYS
-from sdtrain.errors import UserError
+from sdtrain.errors import UserError, first_line
 from sdtrain.latent_diffusion import LatentDiffusion
 from sdtrain.models.modes import eval_mode
 from sdtrain.paths import find_folder
@@ -189,14 +189,13 @@ def empty_inputs(model: LatentDiffusion, image_size: int) -> Inputs:
 
 
 def _unet_error(error: Exception, x: Tensor, conditioning: Conditioning) -> UserError:
-    first_line = (str(error).splitlines() or [""])[0]
     beside = ""
     if conditioning.channels is not None:
         beside = f" with {conditioning.channels.shape[1]} channels of a condition beside it"
     context = list(conditioning.context.shape)
     return UserError(
         f"model.unet cannot take x {list(x.shape)}{beside}, timestep [2] and context {context} "
-        f"({type(error).__name__}: {first_line})",
+        f"({type(error).__name__}: {first_line(error)})",
         key="model.unet",
         remedy="Change model.unet, data.image_size or model.conditioner.context_dim.",
     )

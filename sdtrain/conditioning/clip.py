@@ -10,7 +10,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from sdtrain.conditioning.interface import Conditioner, Conditioning, Inputs
 from sdtrain.conditioning.tokens import Tokenize
-from sdtrain.errors import UserError
+from sdtrain.errors import UserError, first_line
 from sdtrain.paths import find_folder
 from sdtrain.weight_files import (
     FROZEN_DTYPES,
@@ -119,9 +119,8 @@ def _read_tokenizer(folder: Path) -> CLIPTokenizer:
     try:
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # transformers raises various classes for broken files
-        first_line = (str(error).splitlines() or [""])[0]
         raise UserError(
-            f"holds no CLIP tokenizer that can be read: {first_line}",
+            f"holds no CLIP tokenizer that can be read: {first_line(error)}",
             key="model.conditioner.tokenizer",
             value=str(folder),
             remedy="Set model.pretrained, or model.conditioner.tokenizer, to another folder.",

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sdtrain.errors import StorageError, UserError
+from sdtrain.errors import StorageError, UserError, first_line
 from sdtrain.files import atomic_folder
 from sdtrain.models.autoencoder_folder import WEIGHTS, AutoencoderFolder, read_autoencoder_folder
 from sdtrain.weight_files import FROZEN_DTYPES
@@ -280,8 +280,7 @@ def _read_autoencoder(folder: AutoencoderFolder, path: str, dtype: torch.dtype) 
             output_loading_info=True,
         )
     except Exception as error:  # diffusers raises various classes for sizes that do not match
-        first_line = (str(error).splitlines() or [""])[0]
-        raise _weights_error(folder, path, first_line) from error
+        raise _weights_error(folder, path, first_line(error)) from error
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise _weights_error(folder, path, f"{len(missing)} are missing, such as {missing[0]}")

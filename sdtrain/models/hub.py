@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sdtrain.errors import UserError
+from sdtrain.errors import UserError, first_line
 from sdtrain.models.pipeline_folder import KEY, SCHEDULER, STEMS, TOKENIZER
 from sdtrain.models.single_file import convert_single_file
 from sdtrain.weight_files import weight_file_name
@@ -105,11 +105,10 @@ def _from_cache_or_hub(download: Callable[..., Path], source: str, revision: str
     try:
         return download(local=False)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
         at_revision = f" at model.revision={revision}" if revision else ""
         raise UserError(
             f"is not a folder, and cannot be read from the Hugging Face hub{at_revision}: "
-            f"{first_line}",
+            f"{first_line(error)}",
             key=KEY,
             value=source,
             remedy=f"Check {KEY} and model.revision, or set {KEY} to a folder.",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 
 from sdtrain.console import warn
-from sdtrain.errors import StorageError, UserError
+from sdtrain.errors import StorageError, UserError, first_line
 from sdtrain.files import flush_files, set_modes, sha256_of, write_text
 from sdtrain.models.original_names import (
     AUTOENCODER_PREFIX,
@@ -275,8 +275,8 @@ def _read(file: Path, configuration: Path) -> "StableDiffusionPipeline":
             str(file), config=str(configuration), local_files_only=True, safety_checker=None
         )
     except Exception as error:  # diffusers raises various classes for files that do not match
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise _file_error(file, f"does not match its configuration: {first_line}") from error
+        reason = f"does not match its configuration: {first_line(error)}"
+        raise _file_error(file, reason) from error
 
 
 def _check_weights(

@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from sdtrain.errors import StorageError
+from sdtrain.errors import StorageError, first_line
 
 
 def read_config(path: Path) -> dict:
@@ -25,9 +25,8 @@ def read_config(path: Path) -> dict:
 
 def unreadable_error(path: Path, error: Exception) -> StorageError:
     """Return the error to raise if a file of a run is not what sdtrain writes."""
-    reason = str(error).strip().partition("\n")[0] or type(error).__name__
     return StorageError(
-        f"{path} cannot be read as a file that sdtrain wrote: {reason[:300]}",
+        f"{path} cannot be read as a file that sdtrain wrote: {first_line(error)[:300]}",
         key="checkpoint",
         remedy="Give another checkpoint, or move this file away.",
     )
