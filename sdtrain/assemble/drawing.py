@@ -34,7 +34,7 @@ def build_drawing(cfg: dict, schedule: Schedule) -> Drawing:
         batch_size=cfg.get("batch_size", 64),
         records={
             "sampler": record_of(cfg["sampler"]),
-            "grid": _grid_record(cfg["grid"], schedule),
+            "grid": grid_record(cfg["grid"], schedule),
             "guidance": record_of(cfg["guidance"]),
         },
     )
@@ -46,8 +46,8 @@ def build_drawing(cfg: dict, schedule: Schedule) -> Drawing:
     return drawing
 
 
-def _grid_record(node: dict, schedule: Schedule) -> dict[str, Any]:
-    """Return the record of the grid; for grid=default, of the grid that this schedule uses."""
+def grid_record(node: dict, schedule: Schedule) -> dict[str, Any]:
+    """Return the record of a grid's node; for grid=default, of the grid that this schedule uses."""
     if node["_target_"] != f"{default.__module__}.{default.__name__}":
         return record_of(node)
     grid = default_grid(schedule)

@@ -79,9 +79,10 @@ class Clip(Conditioner):
             raise UserError(
                 f"has a tokenizer of {len(self.tokenizer)} tokens, but a text encoder with "
                 f"vocab_size={config.vocab_size}",
-                key="model.pretrained",
-                value=str(tokenizer_folder.parent),
-                remedy="Set model.pretrained to a folder whose parts belong together.",
+                key="model.conditioner.tokenizer",
+                value=str(tokenizer_folder),
+                remedy="Set model.pretrained or model.architecture to a folder whose parts belong "
+                "together.",
             )
         self.frozen = not trained
         self.clip_skip = clip_skip

@@ -23,7 +23,7 @@ from sdtrain.config.flags import (
     read_flags,
 )
 from sdtrain.config.overrides import typed_keys
-from sdtrain.config.pretrained import fill_from_pretrained, image_size_of_unet
+from sdtrain.config.pretrained import check_image_size, fill_from_pretrained, image_size_of_unet
 from sdtrain.models.autoencoder_folder import read_autoencoder_folder
 from sdtrain.paths import config_dir
 from sdtrain.runs.resume import flatten
@@ -74,6 +74,7 @@ def resolve_config(
         and config.data.get("image_size", 0) is None
     ):
         config.data.image_size = image_size_of_unet(config.model)
+    check_image_size(config)
     return OmegaConf.to_container(config, resolve=True)
 
 

@@ -17,8 +17,8 @@ from sdtrain.models.pipeline_folder import (
     UNET,
     VAE,
     Architecture,
-    PipelineFolder,
     check_fit,
+    has_vocabulary,
     read_architecture,
     read_json,
     read_pipeline_folder,
@@ -48,6 +48,9 @@ PIPELINE_FOLDERS = {
 }
 """{key of the model: subfolder of the pipeline that it names}."""
 
+SIDES = 8
+"""The sides of a picture are multiples of so many pixels, in a pipeline of Stable Diffusion."""
+
 SHIPPED_TOKENIZER = Path("data/stable_diffusion/tokenizer")
 """CLIP's vocabulary."""
 SHAPES_AUTOENCODER = Path("data/shapes_autoencoder")
@@ -61,6 +64,8 @@ SCHEDULER_DEFAULTS = {
     "trained_betas": None,
     "prediction_type": "epsilon",
     "rescale_betas_zero_snr": False,
+    "use_flow_sigmas": False,
+    "flow_shift": 1.0,
 }
 """Values of diffusers' schedulers for what scheduler_config.json leaves out."""
 
@@ -72,7 +77,7 @@ SCHEDULER_TYPES = {
 }
 """Types of the values that are read from scheduler_config.json."""
 
-PREDICTIONS = {"epsilon": "Epsilon", "v_prediction": "V", "sample": "X0"}
+PREDICTIONS = {"epsilon": "Epsilon", "v_prediction": "V", "sample": "X0", "flow_prediction": "Flow"}
 """{prediction_type of diffusers: class of sdtrain.diffusion.prediction}."""
 
 
@@ -100,21 +105,30 @@ def fill_from_pretrained(config: DictConfig) -> DictConfig:
         )
     _check_effects(node, source)
     filled = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
-    pipeline = None
+    described = None
     with open_dict(filled):
+        if node.architecture is not None:
+            described = _fill_architecture(filled.model, source)
         if source is not None:
             path = find_pipeline(source, node.revision, node.variant)
             pipeline = read_pipeline_folder(path, source, node.variant)
+            if described is not None:
+                check_fit(described.unet, pipeline, source)
             _fill_folders(filled.model, PIPELINE_FOLDERS, source, path)
             filled.first_stage = None  # the pipeline has an autoencoder
+            filled.model.pretrained = _absolute(source)
         else:
+            filled.model.pretrained = None
             _fill_without_pipeline(filled.model)
-        described = pipeline
-        if node.architecture is not None:
-            described = _fill_architecture(filled.model, pipeline)
         _check_parts(filled.model)
-        _fill_objective(filled, described, source or node.architecture)
+        _fill_objective(filled, described or pipeline, node.architecture or source)
     return filled
+
+
+def _absolute(source: str) -> str:
+    """Return the absolute path of a folder or file; an id on the hub as it is."""
+    path = Path(source).expanduser()
+    return str(path.absolute()) if path.exists() else source
 
 
 def _check_effects(model: DictConfig, source: str | None) -> None:
@@ -151,18 +165,25 @@ def _fill_folders(
 
 
 def _fill_without_pipeline(model: DictConfig) -> None:
-    """Let the text encoder start with random weights, and take the autoencoder of the data."""
-    _fill_folders(model, {"conditioner.architecture": TEXT_ENCODER}, None, Path(model.architecture))
-    _fill_folders(model, {"conditioner.tokenizer": "."}, None, SHIPPED_TOKENIZER)
+    """Let the text encoder start with random weights, and take the autoencoder of the data.
+
+    The tokenizer is that of model.architecture, or CLIP's if it has none.
+    """
+    architecture = Path(model.architecture)
+    tokenizer = architecture / TOKENIZER
+    if not has_vocabulary(find_folder(model.architecture, "model.architecture") / TOKENIZER):
+        tokenizer = SHIPPED_TOKENIZER
+    _fill_folders(model, {"conditioner.architecture": TEXT_ENCODER}, None, architecture)
+    _fill_folders(model, {"conditioner.tokenizer": "."}, None, tokenizer)
     _fill_folders(model, {"autoencoder.path": "."}, None, SHAPES_AUTOENCODER)
     if model.train is None:
         model.train = [UNET, TEXT_ENCODER]
 
 
-def _fill_architecture(model: DictConfig, pipeline: PipelineFolder | None) -> Architecture:
+def _fill_architecture(model: DictConfig, pretrained: str | None) -> Architecture:
     """Let the UNet have the architecture of model.architecture, with random weights.
 
-    Returns that architecture. Raises UserError if it does not fit the rest of the pipeline.
+    Returns that architecture. Raises UserError if there is none.
     """
     source = model.architecture
     key = "model.architecture"
@@ -172,10 +193,8 @@ def _fill_architecture(model: DictConfig, pipeline: PipelineFolder | None) -> Ar
         raise UserError(
             error.problem, key=key, value=source, remedy=f"Set {key} to another folder."
         ) from error
-    _fill_folders(model, {"unet.architecture": UNET}, model.pretrained, Path(source))
+    _fill_folders(model, {"unet.architecture": UNET}, pretrained, Path(source))
     model.unet.weights = None
-    if pipeline is not None:
-        check_fit(architecture.unet, pipeline, model.pretrained)
     return architecture
 
 
@@ -209,14 +228,24 @@ def _fill_objective(config: DictConfig, described: Architecture, source: str) ->
     """Set schedule, modifiers and prediction as the folder says, unless the user has chosen."""
     if not config.get("schedule"):
         config.schedule = schedule_node(described, source)
-        if described.scheduler.get("rescale_betas_zero_snr"):
-            modifier = {
-                "_target_": "sdtrain.schedules.modifiers.zero_terminal_snr",
-                "_partial_": True,
-            }
-            config.modifiers = {"zero_terminal_snr": modifier} | (config.get("modifiers") or {})
+        modifiers = modifier_nodes(described)
+        if modifiers:
+            chosen = config.get("modifiers") or OmegaConf.create({})
+            config.modifiers = modifiers | OmegaConf.to_container(chosen, resolve=False)
     if not config.get("prediction"):
         config.prediction = prediction_node(described, source)
+
+
+def check_image_size(config: DictConfig) -> None:
+    """Raise UserError if a Stable Diffusion pipeline cannot draw pictures of this size."""
+    size = OmegaConf.select(config, "data.image_size")
+    is_pipeline = "pretrained" in (config.get("model") or {})
+    if is_pipeline and isinstance(size, int) and size % SIDES:
+        raise UserError(
+            f"must be a multiple of {SIDES}: a Stable Diffusion pipeline draws no other sizes",
+            key="data.image_size",
+            value=size,
+        )
 
 
 def image_size_of_unet(model: DictConfig) -> int:
@@ -230,12 +259,20 @@ def image_size_of_unet(model: DictConfig) -> int:
     downsampling = model.autoencoder.get("downsampling")
     if not isinstance(side, int) or not isinstance(downsampling, int):
         raise UserError(
-            f"is missing: neither it nor a single sample_size in {folder}/config.json says how "
-            "large the pictures are",
+            f"data.image_size is missing, and no single sample_size in {folder}/config.json says "
+            "how large the pictures are",
             key="data.image_size",
             remedy="Set data.image_size.",
         )
     return side * downsampling
+
+
+def modifier_nodes(pipeline: Architecture) -> dict[str, dict[str, Any]]:
+    """Return the modifiers of the schedule in scheduler_config.json, by name."""
+    if not pipeline.scheduler.get("rescale_betas_zero_snr"):
+        return {}
+    target = "sdtrain.schedules.modifiers.zero_terminal_snr"
+    return {"zero_terminal_snr": {"_target_": target, "_partial_": True}}
 
 
 def schedule_node(pipeline: Architecture, source: str) -> dict[str, Any]:
@@ -249,7 +286,15 @@ def schedule_node(pipeline: Architecture, source: str) -> dict[str, Any]:
         except UserError as error:
             found = f"{key}={scheduler[key]!r}"
             raise _scheduler_error(source, found, "schedule") from error
+    class_name = str(scheduler.get("_class_name"))
+    if class_name.startswith("FlowMatch"):  # has other keys
+        raise _scheduler_error(source, f"_class_name={class_name}", "schedule")
     count = scheduler["num_train_timesteps"]
+    if scheduler["use_flow_sigmas"]:
+        if scheduler["flow_shift"] != 1:
+            found = f"flow_shift={scheduler['flow_shift']!r}"
+            raise _scheduler_error(source, found, "schedule")
+        return _schedule("flow.flow", num_timesteps=count)
     if scheduler["trained_betas"] is not None:
         betas = list(scheduler["trained_betas"])
         return _schedule("table.table", num_timesteps=count, betas=betas, alphas_cumprod=None)
@@ -270,8 +315,10 @@ def prediction_node(pipeline: Architecture, source: str) -> dict[str, Any]:
     """Return the node of the prediction in scheduler_config.json. Raises UserError if it is none
     of sdtrain's.
     """
-    name = (SCHEDULER_DEFAULTS | pipeline.scheduler)["prediction_type"]
-    if name not in PREDICTIONS:
+    scheduler = SCHEDULER_DEFAULTS | pipeline.scheduler
+    name = scheduler["prediction_type"]
+    needs_flow = name == "flow_prediction" and not scheduler["use_flow_sigmas"]
+    if name not in PREDICTIONS or needs_flow:
         raise _scheduler_error(source, f"prediction_type={name}", "prediction")
     return {"_target_": f"sdtrain.diffusion.prediction.{PREDICTIONS[name]}"}
 
@@ -293,20 +340,27 @@ def replaced_lines(config: dict) -> list[str]:
     source = model["pretrained"]
     path = find_pipeline(source, model["revision"], model["variant"])
     pipeline = read_pipeline_folder(path, source, model["variant"])
+    chosen = {
+        "schedule": (config["schedule"], config.get("modifiers") or {}),
+        "prediction": (config["prediction"], {}),
+    }
     lines = []
-    for group, node_of in (("schedule", schedule_node), ("prediction", prediction_node)):
+    for group, (node, modifiers) in chosen.items():
         try:
-            pretrained = node_of(pipeline, source)
+            if group == "schedule":
+                pretrained = (schedule_node(pipeline, source), modifier_nodes(pipeline))
+            else:
+                pretrained = (prediction_node(pipeline, source), {})
         except UserError:
             continue
-        chosen = config[group]
-        if chosen != pretrained:
+        if (node, modifiers) != pretrained:
             lines.append(
-                f"{group}={_last_name(chosen)} replaces {_last_name(pretrained)}, with which "
+                f"{group}={_name_of(node, modifiers)} replaces {_name_of(*pretrained)}, with which "
                 f"{source} was trained."
             )
     return lines
 
 
-def _last_name(node: dict) -> str:
-    return str(node["_target_"]).rpartition(".")[2]
+def _name_of(node: dict, modifiers: dict) -> str:
+    """Return a name such as scaled_linear+shift."""
+    return "+".join([str(node["_target_"]).rpartition(".")[2], *modifiers])

@@ -15,6 +15,7 @@ from sdtrain.config.path_keys import expand_homes_in_config
 from sdtrain.config.schema import EvaluateConfig, ExportConfig, SampleConfig
 from sdtrain.console import warn
 from sdtrain.errors import UserError
+from sdtrain.models.hub import HUB_ID, find_checkpoint_pipeline
 from sdtrain.models.pipeline_folder import is_pipeline
 from sdtrain.runs.config import read_config
 from sdtrain.runs.layout import CheckpointFolder, SweepFolder
@@ -35,9 +36,7 @@ def check_sample(config: dict, overrides: Iterable[str]) -> SampleConfig:
     # Nothing is filled in at the root: there, these names are keys of the user's.
     Checker(typed, filled_in=()).call(config, "", SampleConfig)
     checked = SampleConfig(**config)
-    folder = Path(checked.checkpoint)
-    if not is_pipeline(folder):
-        folder = find_checkpoint(folder)
+    folder = _find_source(checked.checkpoint)
     checked = replace(
         checked,
         checkpoint=str(folder),
@@ -47,6 +46,19 @@ def check_sample(config: dict, overrides: Iterable[str]) -> SampleConfig:
     _remove_bound(config, folder, typed)
     # From here on torch is imported, by the targets.
     return replace(checked, **_check_nodes(config, SAMPLING_NODES, Checker(typed)))
+
+
+def _find_source(checkpoint: str) -> Path:
+    """Return the folder of an intact checkpoint, or a pipeline. Raises UserError.
+
+    A pipeline on the hub, OWNER/NAME, is returned as the folder of its local copy.
+    """
+    path = Path(checkpoint)
+    if is_pipeline(path):
+        return path
+    if HUB_ID.fullmatch(checkpoint) and not path.exists():
+        return find_checkpoint_pipeline(path)
+    return find_checkpoint(path)
 
 
 def _remove_bound(config: dict, checkpoint: Path, typed: set[str]) -> None:
@@ -93,8 +105,8 @@ def check_evaluate(config: dict, overrides: Iterable[str]) -> EvaluateConfig:
     Checker(typed, filled_in=()).call(config, "", EvaluateConfig)
     checked = EvaluateConfig(**config)
     folder = Path(checked.checkpoint)
-    if not SweepFolder(folder).record.is_file() and not is_pipeline(folder):
-        folder = find_checkpoint(folder)
+    if not SweepFolder(folder).record.is_file():
+        folder = _find_source(checked.checkpoint)
     checked = replace(checked, checkpoint=str(folder))
     _remove_bound(config, folder, typed)
     # From here on torch is imported, by the targets.

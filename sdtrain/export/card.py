@@ -9,10 +9,12 @@ from typing import Any
 from omegaconf import OmegaConf
 from PIL import Image
 
+from sdtrain.assemble.drawing import grid_record
 from sdtrain.assemble.load import LoadedCheckpoint
 from sdtrain.config.schema import ExportConfig
 from sdtrain.export.single_file import FILE
 from sdtrain.files import write_text
+from sdtrain.generation.drawing import record_of
 from sdtrain.latent_diffusion import LatentDiffusion
 from sdtrain.models.single_file import shipped_tokenizer
 from sdtrain.pictures import read_notes
@@ -27,6 +29,9 @@ LONGEST_LIST = 20
 SECTIONS = ("data", "schedule", "modifiers", "prediction", "weighting", "loss", "times", "seed")
 """Sections of the run's configuration that the card shows, beside the model."""
 
+
+PATHS = ("/", "~", "../", "file:")
+"""Beginnings of paths of this machine."""
 
 STABLE_DIFFUSION = ("sdtrain.schedules.scaled_linear.scaled_linear", 0.00085, 0.012)
 """Schedule that other programs assume for a single file, and its first and last beta."""
@@ -43,6 +48,13 @@ def lost_lines(saved: dict, model: LatentDiffusion, *, single_file: bool) -> lis
     """
     guidance = saved.get("guidance") or {}
     lines = _lines_of_single_file(saved, model) if single_file else []
+    sampler = record_of(saved["sampler"])["name"]
+    grid = grid_record(saved["grid"], model.objective.schedule)["name"]
+    if (sampler, grid) != ("ddim", "trailing"):
+        lines.append(
+            f"The run's samples are drawn by {sampler} on the grid {grid}, those of a pipeline by "
+            "ddim on the trailing one. Compare with sdtrain-sample sampler=ddim grid=trailing."
+        )
     if guidance.get("max_std") is not None:
         lines.append(
             f"guidance.max_std={guidance['max_std']:g} is lost: a pipeline does not bound the "
@@ -144,14 +156,16 @@ def _loading_call(file_format: str) -> str:
 
 
 def _without_paths(node: Any) -> Any:
-    """Return a copy for publication: of an absolute path only the last name, and of a long list of
-    numbers its length.
+    """Return a copy for publication: of a path of this machine only the last name, and of a long
+    list of numbers its length.
     """
     if isinstance(node, dict):
         return {key: _without_paths(value) for key, value in node.items()}
     if isinstance(node, list):
-        return f"{len(node)} values" if len(node) > LONGEST_LIST else node
-    if isinstance(node, str) and node.startswith("/"):
+        if len(node) > LONGEST_LIST:
+            return f"{len(node)} values"
+        return [_without_paths(value) for value in node]
+    if isinstance(node, str) and node.startswith(PATHS):
         return Path(node).name
     return node
 

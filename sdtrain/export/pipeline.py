@@ -24,21 +24,22 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
 def build_pipeline(model: LatentDiffusion, image_size: int) -> StableDiffusionPipeline:
-    """Return the model's parts as a pipeline. Sizes in their configurations are set.
+    """Return the model's parts as a pipeline. They are changed: sizes in their configurations are
+    set, and layers that are not read are removed.
 
     Raises UserError for a part that has no counterpart in a pipeline.
     """
     unet: UNet2DConditionModel = _network(model.unet, UNet2DConditionModel, "model.unet")
     text_encoder = _network(model.conditioner, CLIPTextModel, "model.conditioner")
     autoencoder: AutoencoderKL = _network(model.autoencoder, AutoencoderKL, "model.autoencoder")
-    _check_clip_skip(model.conditioner)
+    _remove_skipped_layers(model.conditioner)
     if getattr(model.autoencoder, "latent_shift", False):
         raise _part_error("model.autoencoder", "a shift of its latents")
     scheduler = scheduler_of(model.objective.schedule, model.objective.prediction)
     if image_size % 8:
         raise UserError(
-            f"cannot be exported: its pictures have {image_size} pixels a side, and a Stable "
-            "Diffusion pipeline draws multiples of 8 only",
+            f"The run cannot be exported: its pictures have {image_size} pixels a side, and a "
+            "Stable Diffusion pipeline draws multiples of 8 only",
             key="checkpoint",
             remedy="Train with a data.image_size that is a multiple of 8.",
         )
@@ -99,17 +100,15 @@ def _network(part: nn.Module, kind: type[nn.Module], key: str) -> Any:
     return network
 
 
-def _check_clip_skip(conditioner: nn.Module) -> None:
-    """Raise UserError if layers of the text encoder are left out, which a pipeline is told at each
-    call only.
+def _remove_skipped_layers(conditioner: nn.Module) -> None:
+    """Remove the last layers of the text encoder that `clip_skip` leaves out, because a pipeline
+    does not store that number.
     """
-    if getattr(conditioner, "clip_skip", 0):
-        raise UserError(
-            f"cannot be exported: it was trained with clip_skip={conditioner.clip_skip}, which a "
-            "Stable Diffusion pipeline does not store",
-            key="checkpoint",
-            remedy="Train with model.conditioner.clip_skip=0.",
-        )
+    clip_skip = getattr(conditioner, "clip_skip", 0)
+    if clip_skip:
+        network: CLIPTextModel = conditioner.net
+        network.encoder.layers = network.encoder.layers[:-clip_skip]
+        network.config.num_hidden_layers -= clip_skip
 
 
 def _add_text_prefix(file: Path) -> None:
@@ -122,7 +121,7 @@ def _add_text_prefix(file: Path) -> None:
 
 def _part_error(key: str, what: str) -> UserError:
     return UserError(
-        f"cannot be exported: {key} has {what}, which a Stable Diffusion pipeline lacks",
+        f"The run cannot be exported: {key} has {what}, which a Stable Diffusion pipeline lacks",
         key="checkpoint",
         remedy="Export a model with diffusers' UNet and autoencoder and a CLIP text encoder.",
     )

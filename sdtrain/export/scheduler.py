@@ -30,9 +30,9 @@ def scheduler_of(schedule: Schedule, prediction: Prediction) -> SchedulerMixin:
     alpha = schedule.alpha_sigma(torch.tensor(1.0))[0].item()
     if isinstance(prediction, Epsilon) and alpha < LEAST_ALPHA:
         raise UserError(
-            f"cannot be exported with prediction=epsilon under schedule={schedule.name}: alpha at "
-            f"t = 1 is {alpha:.2g}, below {LEAST_ALPHA}, and diffusers does not bound the x0 that "
-            "is divided by it",
+            "The run cannot be exported with prediction=epsilon under "
+            f"schedule={schedule.name}: alpha at t = 1 is {alpha:.2g}, below {LEAST_ALPHA}, and "
+            "diffusers does not bound the x0 that is divided by it",
             key="checkpoint",
             remedy="Train with prediction=v.",
         )
@@ -72,7 +72,7 @@ def _flow_scheduler(schedule: Schedule, prediction: Prediction) -> SchedulerMixi
 
 def _cannot_be_expressed(what: str) -> UserError:
     return UserError(
-        f"cannot be exported: no scheduler of diffusers expresses {what}",
+        f"The run cannot be exported: no scheduler of diffusers expresses {what}",
         key="checkpoint",
         remedy="Train with prediction=epsilon or prediction=v and a schedule that preserves "
         "variance, or with schedule=flow prediction=flow.",

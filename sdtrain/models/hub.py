@@ -4,12 +4,20 @@ Does not import torch, unless it has to convert a file.
 """
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sdtrain.errors import UserError, first_line
-from sdtrain.models.pipeline_folder import KEY, SCHEDULER, STEMS, TOKENIZER
+from sdtrain.models.pipeline_folder import (
+    INDEX,
+    KEY,
+    SCHEDULER,
+    STEMS,
+    TOKENIZER,
+    check_class,
+    read_pipeline_folder,
+)
 from sdtrain.models.single_file import convert_single_file
 from sdtrain.weight_files import weight_file_name
 
@@ -70,41 +78,41 @@ def errors_name_checkpoint(path: Path) -> Iterator[None]:
             error.problem,
             key="checkpoint",
             value=str(path),
-            remedy="Give the folder of a run, or another pipeline.",
+            remedy="Set checkpoint to the folder of a run, or to another pipeline.",
         ) from error
 
 
 def _snapshot(source: str, revision: str | None, variant: str | None) -> Path:
     """Return the local copy of a repository of the hub. Raises UserError if it cannot be had."""
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    patterns = ["model_index.json", f"{SCHEDULER}/*.json", f"{TOKENIZER}/*"]
+    patterns = [INDEX, f"{SCHEDULER}/*.json", f"{TOKENIZER}/*"]
     for subfolder, stem in STEMS.items():
         patterns.append(f"{subfolder}/config.json")
         patterns.append(f"{subfolder}/{weight_file_name(stem, variant)}")
         patterns.append(f"{subfolder}/{stem}*.safetensors.index*.json")
         patterns.append(f"{subfolder}/{stem}-*.safetensors")
+        if variant is not None:
+            patterns.append(f"{subfolder}/{stem}.{variant}-*.safetensors")
 
-    def download(*, local: bool) -> Path:
+    def download(wanted: list[str], *, local: bool) -> Path:
         folder = snapshot_download(
-            source, revision=revision, allow_patterns=patterns, local_files_only=local
+            source, revision=revision, allow_patterns=wanted, local_files_only=local
         )
         return Path(folder)
 
-    return _from_cache_or_hub(download, source, revision)
-
-
-def _from_cache_or_hub(download: Callable[..., Path], source: str, revision: str | None) -> Path:
-    """Return download(local=True), or else download(local=False)."""
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
+    cached = None
+    with suppress(LocalEntryNotFoundError):
+        cached = download(patterns, local=True)
+    if cached is not None and _is_complete(cached, variant):
+        return cached
     try:
-        return download(local=True)
-    except LocalEntryNotFoundError:
-        pass
-    try:
-        return download(local=False)
+        check_class(download([INDEX], local=False), source)  # before gigabytes of another model
+        return download(patterns, local=False)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        if cached is not None:
+            return cached  # whose reader says what is missing
         at_revision = f" at model.revision={revision}" if revision else ""
         raise UserError(
             f"is not a folder, and cannot be read from the Hugging Face hub{at_revision}: "
@@ -113,3 +121,12 @@ def _from_cache_or_hub(download: Callable[..., Path], source: str, revision: str
             value=source,
             remedy=f"Check {KEY} and model.revision, or set {KEY} to a folder.",
         ) from error
+
+
+def _is_complete(folder: Path, variant: str | None) -> bool:
+    """Whether the local copy of a repository holds a pipeline with all its files."""
+    try:
+        read_pipeline_folder(folder, str(folder), variant)
+    except UserError:
+        return False
+    return True

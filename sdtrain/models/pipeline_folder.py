@@ -103,7 +103,7 @@ def read_pipeline_folder(path: Path, source: str, variant: str | None) -> Pipeli
     source: the folder as the user named it, for messages. variant: of the weight files. Raises
     UserError if there is no such pipeline, or its parts do not fit together.
     """
-    _check_class(path, source)
+    check_class(path, source)
     for subfolder in (*STEMS, TOKENIZER, SCHEDULER):
         if not (path / subfolder).is_dir():
             raise _pipeline_error(source, f"its subfolder {subfolder}/ is missing")
@@ -117,7 +117,7 @@ def read_pipeline_folder(path: Path, source: str, variant: str | None) -> Pipeli
     return pipeline
 
 
-def _check_class(path: Path, source: str) -> None:
+def check_class(path: Path, source: str) -> None:
     """Raise UserError if the folder holds no pipeline, or one of another architecture."""
     if not (path / INDEX).is_file():
         raise _pipeline_error(source, f"{INDEX} is missing")

@@ -45,14 +45,32 @@ FREE_IN_A_SWEEP = (
 )
 """Keys in those groups that may change nevertheless."""
 
+PATHS_AS_TYPED = ("data.path", "model.pretrained")
+"""Paths that earlier versions saved as the user typed them."""
+
 ADDED_BY_RUN = re.compile(r"data[.]sha256|model[.]\w+[.]((files_)?sha256|latent_shift)")
 """Keys that a run adds to its own configuration once it is built: the hashes of the data's listing,
 of the weights of each frozen part and of the files that a part reads, and whether an autoencoder
 shifts its latents.
 """
 
+FILLED_FROM_PRETRAINED = (
+    "model.unet.architecture",
+    "model.unet.weights",
+    "model.conditioner.architecture",
+    "model.conditioner.weights",
+    "model.conditioner.tokenizer",
+    "model.autoencoder.path",
+)
+"""Folders that model.pretrained fills in. Those of a single file and of a repository on the hub are
+in a cache, which may lie elsewhere when a run is resumed; the hashes of the files are compared."""
+
 FILLED_FROM_DATA = ("model.conditioner.num_classes", "model.conditioner.class_names")
 """Keys that a run fills in once it has read its data, unless the user has set them."""
+
+
+LONGEST_LIST = 20
+"""Longest list that a message shows."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +151,17 @@ def _is_same_path(old: Any, new: Any) -> bool:
     return isinstance(old, str) and isinstance(new, str) and os.path.abspath(old) == new
 
 
+def _is_moved_cache(key: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether a folder that the same model.pretrained fills in lies elsewhere."""
+    names = ("model.pretrained", "model.revision", "model.variant")
+    if key not in FILLED_FROM_PRETRAINED or new.get("model.pretrained") is None:
+        return False
+    if any(old.get(name) != new.get(name) for name in names):
+        return False
+    folders = (str(old.get(key)), str(new.get(key)))
+    return os.path.basename(folders[0]) == os.path.basename(folders[1])
+
+
 def _compare(old: dict, new: dict, fixed: Iterable[str], free: Iterable[str]) -> Changes:
     old_values = dict(flatten(old))
     new_values = dict(flatten(new))
@@ -142,7 +171,9 @@ def _compare(old: dict, new: dict, fixed: Iterable[str], free: Iterable[str]) ->
         pair = (old_values.get(key), new_values.get(key))
         if isinstance(new_values.get(key, old_values.get(key)), dict):
             continue  # not a leaf
-        if pair[0] == pair[1] or key == "data.path" and _is_same_path(*pair):
+        if pair[0] == pair[1] or key in PATHS_AS_TYPED and _is_same_path(*pair):
+            continue
+        if _is_moved_cache(key, old_values, new_values):
             continue
         if is_added_by_run(key) and pair[0] is None:
             continue  # saved by an earlier version, which did not add this key
@@ -154,7 +185,15 @@ def _compare(old: dict, new: dict, fixed: Iterable[str], free: Iterable[str]) ->
 
 def format_changes(changes: dict[str, tuple[Any, Any]]) -> str:
     """Return "key: old -> new" of each change, in one line."""
-    return ", ".join(f"{key}: {old} -> {new}" for key, (old, new) in changes.items())
+    return ", ".join(
+        f"{key}: {_shortened(old)} -> {_shortened(new)}" for key, (old, new) in changes.items()
+    )
+
+
+def _shortened(value: Any) -> Any:
+    """Return how many values a long list has, and anything else as it is."""
+    is_long = isinstance(value, list) and len(value) > LONGEST_LIST
+    return f"{len(value)} values" if is_long else value
 
 
 def refuse_different_ranks(configs: list[str]) -> None:

@@ -85,7 +85,7 @@ def check_changes(
         check_weights(checkpoint, module)
     lines = []
     for key, (old, new) in changes.changed.items():
-        lines.append(f"changed since the checkpoint: {key}: {old} -> {new}")
+        lines.append(f"changed since the checkpoint: {format_changes({key: (old, new)})}")
     return lines
 
 

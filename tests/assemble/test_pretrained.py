@@ -3,6 +3,7 @@ trains what model.train names.
 """
 
 import copy
+import json
 import shutil
 from pathlib import Path
 
@@ -17,10 +18,13 @@ from stable_diffusion import SCHEDULER, fill_hub_cache, save_pipeline
 from sdtrain.assemble.objective import build_schedule
 from sdtrain.conditioning.clip import Clip
 from sdtrain.conditioning.interface import Inputs
-from sdtrain.config.compose import resolve_config
-from sdtrain.config.pretrained import prediction_node, schedule_node
+from sdtrain.config.compose import compose_config, resolve_config
+from sdtrain.config.pretrained import prediction_node, replaced_lines, schedule_node
+from sdtrain.diffusion.prediction import Flow
 from sdtrain.errors import UserError
+from sdtrain.export.scheduler import scheduler_of
 from sdtrain.models.pipeline_folder import read_pipeline_folder
+from sdtrain.schedules.flow import flow
 
 PROMPTS = ["a large red star on a blue background", ""]
 
@@ -156,6 +160,7 @@ def test_the_schedule_is_that_of_the_folder(name, folder, tmp_path, planned, fil
     [
         ("scheduler_config.json", "beta_schedule", "sigmoid", schedule_node),
         ("scheduler_config.json", "prediction_type", "flow_prediction", prediction_node),
+        ("scheduler_config.json", "_class_name", "FlowMatchEulerDiscreteScheduler", schedule_node),
         ("scheduler_config.json", "beta_start", None, schedule_node),
         ("scheduler_config.json", "trained_betas", 5, schedule_node),
         ("scheduler_config.json", "num_train_timesteps", "many", schedule_node),
@@ -175,7 +180,63 @@ def test_a_tokenizer_of_another_text_encoder_is_refused(folder, tmp_path):
     file.write_text(file.read_text().replace('"vocab_size": 1756', '"vocab_size": 100'))
     with pytest.raises(UserError, match="vocab_size=100") as caught:
         Clip(architecture=f"{copied}/text_encoder", tokenizer=f"{copied}/tokenizer")
-    assert caught.value.key == "model.pretrained"
+    assert caught.value.key == "model.conditioner.tokenizer"
+
+
+def test_a_flow_that_was_exported_is_read_as_flow(folder):
+    pipeline = read_pipeline_folder(folder, "SOURCE", None)
+    pipeline.scheduler.clear()
+    pipeline.scheduler.update(scheduler_of(flow(num_timesteps=500), Flow()).config)
+    schedule = schedule_node(pipeline, "SOURCE")
+    assert schedule == {"_target_": "sdtrain.schedules.flow.flow", "num_timesteps": 500}
+    assert prediction_node(pipeline, "SOURCE")["_target_"].endswith(".Flow")
+    pipeline.scheduler["flow_shift"] = 3.0
+    with pytest.raises(UserError, match="flow_shift=3"):
+        schedule_node(pipeline, "SOURCE")
+
+
+@pytest.mark.parametrize(
+    ("words", "modifiers", "replaced"),
+    [
+        ([], ["zero_terminal_snr"], []),
+        (
+            ["modifiers=[shift]"],
+            ["zero_terminal_snr", "shift"],
+            ["schedule=linear+zero_terminal_snr+shift replaces linear+zero_terminal_snr"],
+        ),
+        (["schedule=linear"], [], ["schedule=linear replaces linear+zero_terminal_snr"]),
+        (["prediction=epsilon"], ["zero_terminal_snr"], ["prediction=Epsilon replaces V"]),
+    ],
+)
+def test_what_replaces_a_zero_terminal_schedule_is_told(
+    folder, tmp_path, words, modifiers, replaced
+):
+    copied = Path(shutil.copytree(folder, tmp_path / "pipeline"))
+    linear = {"beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02}
+    zero = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    file = copied / "scheduler/scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | linear | zero))
+    config = compose_config(
+        "train", ["model=stable_diffusion", f"model.pretrained={copied}", *words]
+    )
+    assert list(config.get("modifiers") or {}) == modifiers
+    lines = replaced_lines(config)
+    assert len(lines) == len(replaced)
+    assert all(line.startswith(begin) for line, begin in zip(lines, replaced, strict=True))
+
+
+@pytest.mark.parametrize("size", [36, 33])
+def test_sizes_that_no_pipeline_draws_are_refused(folder, size):
+    words = ["model=stable_diffusion", f"model.pretrained={folder}", f"data.image_size={size}"]
+    with pytest.raises(UserError) as caught:
+        compose_config("train", words)
+    assert caught.value.key == "data.image_size"
+
+
+def test_the_pipeline_is_recorded_by_its_absolute_path(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    config = compose_config("train", ["model=stable_diffusion", f"model.pretrained={folder.name}"])
+    assert config["model"]["pretrained"] == str(folder)
 
 
 def test_a_schedule_that_replaces_the_folders_is_told_and_recorded(planned, composed_config):
@@ -297,6 +358,8 @@ def test_a_run_of_the_hub_is_drawn_with_its_revision(folder, run_of, here, tmp_p
     for named in ([], ["model.pretrained=OWNER/NAME"]):
         drawn = here("sdtrain-sample", f"checkpoint={run}", *common, *named)
         assert drawn.code == 0, drawn.err
+    drawn = here("sdtrain-sample", "checkpoint=OWNER/NAME", *common[:-1], f"output={run}/hub")
+    assert drawn.code == 0, drawn.err
 
 
 def test_frozen_parts_in_half_precision_give_nearly_the_same(model, build_model, composed_config):

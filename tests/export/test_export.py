@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from sdtrain.assemble.load import load
 from sdtrain.assemble.objective import build_objective
 from sdtrain.config.run_readers import check_export
 from sdtrain.errors import UserError
+from sdtrain.export.card import lost_lines
 from sdtrain.export.export import export as export_checkpoint
 from sdtrain.export.scheduler import scheduler_of
 from sdtrain.generation.drawing import Request
@@ -27,6 +29,7 @@ from sdtrain.generation.generate import generate, starting_latents
 from sdtrain.pictures import read_notes
 from sdtrain.randomness import KeyedRandom
 from sdtrain.runs.layout import CheckpointFolder
+from sdtrain.schedules.scaled_linear import scaled_linear
 
 PROMPT = "a large red star on a blue background"
 SHORT = [
@@ -120,6 +123,42 @@ def test_diffusers_draws_the_same_picture(case, run_of, export, composed, tmp_pa
     folder = export(run, tmp_path / "out")
     ours, latents = drawn_by_sdtrain(composed, run)
     assert (drawn_by_diffusers(folder, latents) - ours).abs().max() < 1e-3
+
+
+def test_layers_that_clip_skip_leaves_out_are_not_exported(
+    finetuned, run_of, export, composed, tmp_path
+):
+    chosen = ["model=stable_diffusion", f"model.pretrained={finetuned}/pipeline"]
+    words = ["data.image_size=32", "model.conditioner.clip_skip=1", *SHORT]
+    run = run_of("run", *chosen, *words)
+    folder = export(run, tmp_path / "out")
+    text_encoder = json.loads((folder / "text_encoder/config.json").read_text())
+    whole = json.loads((finetuned / "pipeline/text_encoder/config.json").read_text())
+    assert text_encoder["num_hidden_layers"] == whole["num_hidden_layers"] - 1
+    ours, latents = drawn_by_sdtrain(composed, run)
+    assert (drawn_by_diffusers(folder, latents) - ours).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("sampler", "grid", "told"),
+    [
+        ("ddim.ddim", "grids.trailing", []),
+        ("ddim.ddim", "grids.default", []),
+        ("ddim.ddim", "grids.uniform_log_snr", ["uniform_log_snr"]),
+        ("heun.heun", "grids.trailing", ["heun"]),
+    ],
+)
+def test_another_sampler_or_grid_of_the_run_is_told(sampler, grid, told):
+    saved = {
+        "schedule": {},
+        "sampler": {"_target_": f"sdtrain.samplers.{sampler}"},
+        "grid": {"_target_": f"sdtrain.samplers.{grid}"},
+    }
+    schedule = scaled_linear(num_timesteps=1000, beta_start=0.00085, beta_end=0.012)
+    model = SimpleNamespace(objective=SimpleNamespace(schedule=schedule))
+    lines = lost_lines(saved, model, single_file=False)
+    assert len(lines) == len(told)
+    assert all(word in line for word, line in zip(told, lines, strict=True))
 
 
 @pytest.mark.slow

@@ -95,6 +95,8 @@ KNOWN = {
         "beta_end": 0.012,
     },
     "prediction": {"_target_": "sdtrain.diffusion.prediction.Epsilon"},
+    "sampler": {"_target_": "sdtrain.samplers.ddim.ddim"},
+    "grid": {"_target_": "sdtrain.samplers.grids.trailing"},
 }
 
 
@@ -111,6 +113,7 @@ KNOWN = {
 def test_what_readers_of_the_file_alone_do_not_know_is_told(changed, scale, words, told):
     vocabulary = json.loads((shipped_tokenizer() / "vocab.json").read_text(encoding="utf-8"))
     model = SimpleNamespace(
+        objective=SimpleNamespace(schedule=None),
         autoencoder=SimpleNamespace(latent_scale=scale),
         conditioner=SimpleNamespace(
             tokenizer=SimpleNamespace(get_vocab=lambda: vocabulary | words)

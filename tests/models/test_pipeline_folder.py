@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file
 from stable_diffusion import fill_hub_cache, save_pipeline
 
@@ -122,6 +123,43 @@ def cache(saved, tmp_path, monkeypatch):
 def test_a_repository_of_the_hub_is_read_from_its_cache_at_a_revision(cache):
     assert find_pipeline("OWNER/NAME", None, None) == cache / "main"
     assert find_pipeline("OWNER/NAME", "old", None) == cache / "old"
+
+
+def test_a_copy_that_lacks_files_is_completed(cache, saved, monkeypatch):
+    """Of another variant, or of a download that was interrupted."""
+    weights = cache / "main/unet/diffusion_pytorch_model.safetensors"
+    weights.unlink()
+    asked = []
+
+    def snapshot_download(source, *, revision, allow_patterns, local_files_only):
+        asked.append((local_files_only, len(allow_patterns) == 1))
+        if not local_files_only and len(allow_patterns) > 1:
+            shutil.copy(saved / "unet" / weights.name, weights)
+        return str(cache / "main")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert find_pipeline("OWNER/NAME", None, None) == cache / "main"
+    assert asked == [(True, False), (False, True), (False, False)]  # the index first
+    assert weights.is_file()
+    assert find_pipeline("OWNER/NAME", None, None) == cache / "main"
+    assert len(asked) == 4  # it is complete
+
+
+def test_another_model_on_the_hub_is_refused_before_its_weights(cache, monkeypatch):
+    index = cache / "main/model_index.json"
+    index.write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline"}))
+    asked = []
+
+    def snapshot_download(source, *, revision, allow_patterns, local_files_only):
+        asked.append(len(allow_patterns))
+        if local_files_only:
+            raise LocalEntryNotFoundError("nothing in the cache")
+        return str(cache / "main")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    with pytest.raises(UserError, match="StableDiffusionXL"):
+        find_pipeline("OWNER/NAME", None, None)
+    assert len(asked) == 2 and asked[-1] == 1
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Single files in Stable Diffusion's original layout: read, written, and refused."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -113,7 +114,7 @@ def test_original_names_are_those_that_diffusers_reads(version):
 def test_the_shipped_configurations_are_stable_diffusions():
     """Numbers of weights: 1.5 and 2.1 as published."""
     counts = {}
-    for folder in ("v1/unet", "v2/unet", "small_unet", "v1/vae"):
+    for folder in ("v1/unet", "v2/unet", "small/unet", "v1/vae"):
         kind = AutoencoderKL if folder.endswith("vae") else UNet2DConditionModel
         with torch.device("meta"):
             network = shipped(kind, folder)
@@ -121,7 +122,7 @@ def test_the_shipped_configurations_are_stable_diffusions():
     assert counts["v1/unet"] == 859_520_964
     assert counts["v2/unet"] == 865_910_724
     assert counts["v1/vae"] == 83_653_863
-    assert 75e6 < counts["small_unet"] < 85e6
+    assert 75e6 < counts["small/unet"] < 85e6
 
 
 @pytest.mark.parametrize(
@@ -136,12 +137,29 @@ def test_an_architecture_is_chosen_by_name(model, prediction, side):
     assert config["model"]["unet"]["weights"] is None
 
 
-def test_an_architecture_takes_the_frozen_parts_of_a_pipeline(tmp_path):
+def test_an_architecture_brings_its_own_tokenizer(tmp_path):
+    architecture = tmp_path / "architecture"
+    make_pipeline().save_pretrained(architecture)
+    words = ["model=small", f"model.architecture={architecture}", "data.image_size=32"]
+    conditioner = compose_config("train", words)["model"]["conditioner"]
+    assert conditioner["tokenizer"] == str(architecture / "tokenizer")
+    assert conditioner["architecture"] == str(architecture / "text_encoder")
+
+
+@pytest.mark.parametrize("model", ["small", "sd15", "stable_diffusion"])
+def test_an_architecture_takes_the_frozen_parts_of_a_pipeline(model, tmp_path):
+    """And its own UNet and size of pictures."""
     pipeline = tmp_path / "pipeline"
     make_pipeline().save_pretrained(pipeline)
-    words = ["model=small", f"model.pretrained={pipeline}", f"model.architecture={pipeline}"]
-    words.append(f"model.unet.architecture={pipeline}/unet")
-    model = compose_config("train", words)["model"]
+    architecture = Path(shutil.copytree(pipeline, tmp_path / "architecture"))
+    file = architecture / "unet/config.json"
+    side = json.loads(file.read_text())["sample_size"]
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"sample_size": 2 * side}))
+    words = [f"model={model}", f"model.pretrained={pipeline}", f"model.architecture={architecture}"]
+    config = compose_config("train", words)
+    model = config["model"]
+    assert model["unet"]["architecture"] == str(architecture / "unet")
+    assert config["data"]["image_size"] == 2 * side * model["autoencoder"]["downsampling"]
     assert model["unet"]["weights"] is None
     assert model["conditioner"]["weights"] == str(pipeline / "text_encoder")
     assert model["autoencoder"]["path"] == str(pipeline / "vae")
