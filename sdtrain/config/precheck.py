@@ -137,6 +137,7 @@ def precheck_config(config: dict, overrides: Iterable[str]) -> PrecheckedConfig:
     checker.call(config["looks"], "looks", LooksSettings)
     _check_resume_allow(config)
     _check_groups(config)
+    _remove_settings_of_none(config, typed)
     _check_callbacks(config)
     check_plain_values(config)
     _make_data_path_absolute(config["data"])
@@ -212,6 +213,30 @@ def _check_groups(config: dict) -> None:
     if isinstance(autoencoder, dict) and autoencoder.get("path") == MISSING:
         key = "model.autoencoder.path"
         raise UserError(f"{key} is missing", key=key, remedy=f"Set {key} to a folder.")
+
+
+def _remove_settings_of_none(config: dict, typed: set[str]) -> None:
+    """Remove what an experiment sets of validation or a callback that the user has switched off.
+
+    Raises UserError for such a setting that the user typed.
+    """
+    callbacks = config.get("callbacks") or {}
+    for parent, prefix, names in (
+        (config, "", ("validation", "logger")),
+        (callbacks, "callbacks.", tuple(callbacks)),
+    ):
+        for name in names:
+            node = parent.get(name)
+            if not isinstance(node, dict) or "_target_" in node:
+                continue
+            useless = sorted(key for key in typed if key.startswith(f"{prefix}{name}."))
+            if useless:
+                raise UserError(
+                    f"{useless[0]} has no effect: {prefix}{name} is switched off",
+                    key=useless[0],
+                    remedy="Remove it, or choose the option that it belongs to.",
+                )
+            parent[name] = None
 
 
 def _check_callbacks(config: dict) -> None:

@@ -169,7 +169,7 @@ class PictureSplit:
             except DataError as error:
                 if self._max_skipped is None:
                     raise
-                skipped[row["file_name"]] = str(error)
+                skipped[row["file_name"]] = f"{error.problem.rstrip('.')}."
                 if len(skipped) > self._max_skipped or len(skipped) == self._distinct:
                     raise too_many_broken_error(str(error), self._max_skipped) from error
                 index = int(self._replacement.uniform(ordinal, 1, attempt)[0] * len(self))

@@ -49,12 +49,13 @@ def find_pipeline(source: str, revision: str | None, variant: str | None) -> Pat
                     remedy="Remove it.",
                 )
         return convert_single_file(path.absolute()) if path.is_file() else path.absolute()
-    if not HUB_ID.fullmatch(source):
+    if not HUB_ID.fullmatch(source) or path.suffix == ".safetensors":
         raise UserError(
             "is neither a folder, a file nor an id of the Hugging Face hub (OWNER/NAME)",
             key=KEY,
             value=source,
-            remedy=f"Set {KEY} to the folder of a pipeline in diffusers' layout.",
+            remedy=f"Set {KEY} to the folder of a pipeline in diffusers' layout, or to a "
+            "safetensors file.",
         )
     return _snapshot(source, revision, variant)
 

@@ -80,3 +80,17 @@ def test_a_yaml_of_an_earlier_version_finds_its_classes(composed):
         make_plan(precheck_config(cfg, [])).config
         == make_plan(precheck_config(composed(), [])).config
     )
+
+
+@pytest.mark.parametrize("option", ["callbacks=none", "validation=none"])
+def test_settings_of_an_experiment_give_way_to_an_option_that_switches_them_off(composed, option):
+    words = ["experiment=emoji", option]
+    config = precheck_config(composed(*words), words).config
+    if option == "validation=none":
+        assert config["validation"] is None
+    else:
+        assert not any(config["callbacks"].values())
+    typed = ["callbacks.samples.every=3" if option == "callbacks=none" else "validation.every=3"]
+    with pytest.raises(UserError) as caught:
+        precheck_config(composed(*words, *typed), [*words, *typed])
+    assert caught.value.key == typed[0].partition("=")[0]

@@ -176,3 +176,11 @@ def test_a_source_that_cannot_be_had_is_refused(cache, monkeypatch, source, revi
     with pytest.raises(UserError) as caught:
         hub.find_pipeline(source, revision, None)
     assert caught.value.key == key
+
+
+@pytest.mark.parametrize("name", ["missing.safetensors", "folder/missing.safetensors"])
+def test_a_missing_file_is_not_searched_for_on_the_hub(name, monkeypatch):
+    monkeypatch.setattr("sdtrain.models.hub._snapshot", None)  # would raise TypeError
+    with pytest.raises(UserError) as caught:
+        find_pipeline(name, None, None)
+    assert caught.value.key == "model.pretrained" and caught.value.value == name
