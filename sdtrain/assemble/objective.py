@@ -57,9 +57,9 @@ def choose_weighting(cfg: dict, typed: Iterable[str]) -> tuple[dict, str | None]
 
 
 def inline_table(schedule: dict) -> dict:
-    """Return the schedule's node with the contents of a table file in place of its name.
+    """Return the schedule's node with the name of a table file replaced by its contents.
 
-    The run then does not depend on the file.
+    The run then does not depend on the file. Other schedules are returned unchanged.
     """
     if schedule["_target_"] != "sdtrain.schedules.table.table":
         return schedule

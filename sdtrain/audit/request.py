@@ -59,7 +59,7 @@ def read_request(words: list[str]) -> AuditRequest:
     for word in words:
         if word.startswith("-"):
             raise UserError(
-                f"sdtrain-schedule has no flag {word}: comma lists are expanded without one",
+                f"sdtrain-schedule has no flag {word}; a comma list needs none to be expanded",
                 key=word,
                 remedy="Remove it.",
             )

@@ -38,7 +38,7 @@ def task(cfg: DictConfig) -> None:
 
 
 def folder_overrides(arguments: list[str]) -> list[str]:
-    """Return the overrides that set the folder of the run or sweep if it is not a new one."""
+    """Return overrides with the folder of the run or sweep to resume; [] for a new one."""
     if is_sweep(arguments):
         return extra_sweep_overrides(arguments)
     from sdtrain.training.run_dir import run_dir_overrides

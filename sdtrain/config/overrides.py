@@ -148,10 +148,10 @@ def add_data_key(argument: str) -> str:
 
 
 def choose_options(argument: str) -> str:
-    """Convert an override of a key to the override of the config group that it stands for.
+    """Convert an override of a key that a config group fills to the choice of that group.
 
-    metrics=a becomes metric=[a]. A comma outside of brackets separates the values of a sweep and
-    stays. Any other argument is returned as it is.
+    metrics=a becomes metric=[a]: the key is `metrics`, its group `metric`. A comma outside of
+    brackets separates the values of a sweep and stays. Any other argument is returned as it is.
     """
     key, equals, value = argument.partition("=")
     if not equals or key not in GROUP_OF_KEY:

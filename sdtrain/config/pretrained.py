@@ -199,8 +199,9 @@ def _fill_architecture(model: DictConfig, pretrained: str | None) -> Architectur
 
 
 def _check_parts(model: DictConfig) -> None:
-    """Set model.train and what follows from it. Raises UserError unless it names parts that can be
-    trained.
+    """Set model.train to its default, and model.conditioner.trained to match it.
+
+    Raises UserError if model.train names anything but parts that can be trained.
     """
     allowed = get_args(Part)
     train = [UNET] if model.train is None else list(model.train)

@@ -124,9 +124,10 @@ def _check_steps_are_used(metrics: dict) -> None:
         if not getattr(import_target(node, f"metrics.{name}"), "own_steps", False):
             return
     raise UserError(
-        f"steps has no effect: {', '.join(metrics)} uses its own numbers of steps",
+        "steps has no effect: each chosen metric has a number of steps of its own "
+        f"({', '.join(metrics)})",
         key="steps",
-        remedy=f"Set metrics.{next(iter(metrics))}.steps, or remove it.",
+        remedy=f"Remove steps, or set metrics.{next(iter(metrics))}.steps in its place.",
     )
 
 
@@ -138,7 +139,7 @@ def as_list(value: Any) -> list:
 
 
 def _read_prompts(prompt_file: str | None) -> list[str]:
-    """Return the lines of the file that are not empty."""
+    """Return the lines of the file that are not empty; [] without a file."""
     if prompt_file is None:
         return []
     try:

@@ -335,9 +335,11 @@ def _parse_csv(text: str, location: str) -> list[NumberedRow]:
 
 
 def _relative_name(folder: str, file_name: Any, location: str, listing: Listing) -> str:
-    """Return the normalised name, relative to the folder, of the picture in a metadata row.
+    """Return the file name in a metadata row, normalised and relative to the folder.
 
     Raises DataError if it leads outside the folder: a metadata file may come from a stranger.
+
+    location: file and line, for the error.
     """
     is_name = isinstance(file_name, str) and file_name.isprintable()
     if not is_name or not 0 < len(file_name) < 4096:

@@ -71,7 +71,9 @@ class X0(Prediction):
 
 
 class V(Prediction):
-    """v = alpha eps - sigma x0: x0 = (alpha x - sigma v) / (alpha^2 + sigma^2).
+    """The network predicts v = alpha eps - sigma x0.
+
+    Hence x0 = (alpha x - sigma v) / (alpha^2 + sigma^2).
 
     Salimans and Ho 2022, section 4.
     """

@@ -32,11 +32,11 @@ class SamplerError(Metric):
     def check(self, subject: Subject) -> None:
         if draws_noise(subject.drawing):
             raise UserError(
-                "compares pictures of the same noise, but sampler "
+                "compares pictures that start from the same noise, but sampler "
                 f"{subject.drawing.sampler_name} draws fresh noise at each step",
                 key="metrics",
                 value="sampler_error",
-                remedy="Choose sampler=ddim.",
+                remedy="Choose sampler=ddim, or another metric.",
             )
         if len(self.steps_of(subject)) < 2:
             timesteps = subject.model.objective.schedule.num_timesteps

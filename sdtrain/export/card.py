@@ -156,8 +156,9 @@ def _loading_call(file_format: str) -> str:
 
 
 def _without_paths(node: Any) -> Any:
-    """Return a copy for publication: of a path of this machine only the last name, and of a long
-    list of numbers its length.
+    """Return a copy that can be published.
+
+    Absolute paths are cut to their last component, and long lists are replaced by their length.
     """
     if isinstance(node, dict):
         return {key: _without_paths(value) for key, value in node.items()}

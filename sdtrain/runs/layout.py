@@ -152,7 +152,7 @@ class RunFolder:
 
     @property
     def output(self) -> Path:
-        """The output of the process of a sweep's arm."""
+        """What the process of a sweep's arm printed, stdout and stderr."""
         return self.path / "output.txt"
 
     def error_log(self, rank: int = 0) -> Path:

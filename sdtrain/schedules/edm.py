@@ -17,7 +17,8 @@ def edm(
     sigma_max: float = 80.0,
     num_timesteps: int = 1000,
 ) -> Schedule:
-    """ln(sigma / alpha) = -log_snr / 2 is normal, truncated to [sigma_min, sigma_max].
+    """ln(sigma / alpha) = -log_snr / 2 is normal, truncated so that sigma / alpha lies in
+    [sigma_min, sigma_max].
 
     Karras et al. 2022, table 1.
     """

@@ -105,7 +105,9 @@ class Arm:
         return f"see {self.run.output}"
 
     def _printed_paragraphs(self) -> list[str]:
-        """Return the lines of the process's output that begin with "sdtrain: "."""
+        """Return sdtrain's own messages: the lines of the process's output that begin with
+        "sdtrain: ".
+        """
         paragraphs = []
         with contextlib.suppress(OSError):
             with open(self.run.output, encoding="utf-8", errors="replace") as output:

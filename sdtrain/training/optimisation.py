@@ -110,12 +110,14 @@ class Optimisation:
         return optimizer
 
     def set_learning_rate(self, optimizer: Optimizer, images_trained: int) -> None:
-        """Set the learning rate, and reset all other settings of the parameter groups.
+        """Set the learning rate, and reset the other settings of the parameter groups to those that
+        are configured.
 
         A resumed optimizer would otherwise silently keep the settings of its checkpoint.
 
         images_trained: includes the step that is about to be taken, so that the first step of a
-        warm-up has a learning rate above 0; excludes skipped steps.
+        warm-up has a learning rate above 0; excludes skipped steps, whose
+            gradient was not finite.
         """
         factor = self.lr_schedule(images_trained, self.max_images)
         for group, settings in zip(optimizer.param_groups, self.group_settings, strict=True):

@@ -43,9 +43,10 @@ class Look(Protocol):
     def plan(
         self, module: L.LightningModule, costs: Costs, allowed: float, *, first: bool, last: bool
     ) -> PlannedLook:
-        """Return the largest look at the current model that costs at most `allowed` evaluations.
+        """Return the look at the current model, of as many pictures as `allowed` pays for.
 
-        first: whether it has not run before. last: whether the run has ended.
+        allowed: evaluations of the network. first: whether this is the first look of its kind in
+        the run. last: whether the run has ended.
         """
 
     def look(
@@ -75,7 +76,9 @@ class LookAtStart(Protocol):
         planned: PlannedLook,
         stopping: Stopping,
     ) -> None:
-        """Look as planned, unless that has been done. Checks for signals as `Look.look` does."""
+        """Draw or measure what was planned before the first step, unless an earlier start of this
+        run has done it. Checks for signals as `Look.look` does.
+        """
 
 
 class Looks(L.Callback):

@@ -104,9 +104,10 @@ class SampleGrid(L.Callback):
         self.last_grid: Path | None = None
 
     def requests(self, trainer: L.Trainer, module: L.LightningModule) -> list[Request]:
-        """Return the requests to sample, with those conditions that the model reads.
+        """Return a request for each picture of the grid, with the conditions that the model reads.
 
-        Depth maps are those of held-out pictures, whose captions then replace the data's prompts.
+        Depth maps are those of held-out pictures, whose captions then replace the example prompts
+        of the data set.
         """
         reads = module.model.conditioner.reads
         held_out = trainer.datamodule.validation
