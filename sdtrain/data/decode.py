@@ -5,13 +5,14 @@ import io
 import os
 import struct
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 
 from sdtrain.errors import DataError
 
@@ -47,16 +48,33 @@ FLOAT_SUFFIX = ".pfm"
 
 WHITE = (255, 255, 255)
 WITH_ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
+SIDEWAYS = (5, 6, 7, 8)
+"""EXIF orientations that exchange width and height."""
 
-Source = str | Path | bytes | Image.Image
+BROKEN_EXIF = (SyntaxError, ValueError, TypeError, LookupError, OSError, struct.error)
+"""What Pillow raises for EXIF that it cannot parse."""
+
+
+@dataclass(frozen=True)
+class PictureFile:
+    """An open file that holds a picture.
+
+    location: how an error names it; it ends in the suffix of the file's name if it has one.
+    """
+
+    file: BinaryIO
+    location: str
+
+
+Source = str | Path | bytes | PictureFile | Image.Image
 
 
 @dataclass(frozen=True)
 class Header:
     """The header of a picture.
 
-    size: (width, height) in pixels as stored, before any rotation. has_frames: whether there are
-    several frames or pages.
+    size: (width, height) in pixels of the upright picture. has_frames: whether there are several
+    frames or pages.
     """
 
     size: tuple[int, int]
@@ -66,7 +84,7 @@ class Header:
 def picture_header(source: Source) -> Header:
     """Read the header only. Raises DataError as `open_picture` does, except for broken pixels."""
     with _open_checked(source) as picture:
-        return Header(picture.size, _has_frames(picture))
+        return Header(_upright_size(picture), _has_frames(picture))
 
 
 @cache
@@ -94,7 +112,7 @@ def open_picture(source: Source, *, background: Sequence[int] = WHITE) -> Image.
             # An icon contains pictures of other sizes than its header says.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             picture.load()
-        orientation = _orientation(picture)
+        orientation = _orientation(picture.getexif)
         rgb = _to_rgb(picture, tuple(background))
     # Decoders of Pillow raise OSError, SyntaxError, ValueError, struct.error, zlib.error and more.
     except Exception as error:
@@ -111,19 +129,28 @@ def open_picture(source: Source, *, background: Sequence[int] = WHITE) -> Image.
 
 def _picture_error(source: Source, problem: str, remedy: str = "") -> DataError:
     """Return an error that names the picture; problem: the rest of the sentence."""
-    name = repr(str(source)) if isinstance(source, str | Path) else "in memory"
+    path = _path_of(source)
+    name = "in memory" if path is None else repr(path)
     return DataError(f"The picture {name} {problem}", key="data.path", remedy=remedy)
+
+
+def _path_of(source: Source) -> str | None:
+    """Return the path of a file, or what an open file is named by; None for one in memory."""
+    if isinstance(source, PictureFile):
+        return source.location
+    return str(source) if isinstance(source, str | Path) else None
 
 
 def _reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _formats(source: str | Path | bytes) -> list[str]:
+def _formats(source: str | Path | bytes | PictureFile) -> list[str]:
     """Return the formats to try: those of FORMATS that Pillow can open, and that of the suffix."""
     formats = [name for name in FORMATS if name in Image.OPEN]
-    if not isinstance(source, bytes):
-        own = picture_suffixes().get(os.path.splitext(source)[1].lower())
+    path = _path_of(source)
+    if path is not None:
+        own = picture_suffixes().get(os.path.splitext(path)[1].lower())
         if own is not None and own not in formats:
             formats.append(own)
     return formats
@@ -153,9 +180,13 @@ def _open_checked(source: Source) -> Image.Image:
     return picture
 
 
-def _identify(source: str | Path | bytes) -> Image.Image:
+def _identify(source: str | Path | bytes | PictureFile) -> Image.Image:
     """Let Pillow recognise the format and read the header, not the pixels. Raises DataError."""
-    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    file = source
+    if isinstance(source, bytes):
+        file = io.BytesIO(source)
+    elif isinstance(source, PictureFile):
+        file = source.file
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -175,13 +206,28 @@ def _too_large(source: Source, seen: str) -> DataError:
     return _picture_error(source, problem, "Make it smaller.")
 
 
-def _orientation(picture: Image.Image) -> int:
+def _orientation(read_exif: Callable[[], Image.Exif]) -> int:
     """Return the EXIF orientation (EXIF 2.32, tag 0x0112), or 1 if there is none."""
     # Broken EXIF is common in otherwise sound pictures: these are not rotated.
     try:
-        return picture.getexif().get(ExifTags.Base.Orientation, 1)
-    except (SyntaxError, ValueError, TypeError, LookupError, OSError, struct.error):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return read_exif().get(ExifTags.Base.Orientation, 1)
+    except BROKEN_EXIF:
         return 1
+
+
+def _upright_size(picture: Image.Image) -> tuple[int, int]:
+    """Return (width, height) after rotation, from the header alone.
+
+    The orientation of a PNG whose EXIF follows its pixels is not seen: that needs all of the file.
+    """
+    width, height = picture.size
+    if isinstance(picture, TiffImagePlugin.TiffImageFile):  # its size is upright already
+        return width, height
+    # Not the method of PngImageFile, which decodes the pixels to find EXIF behind them.
+    orientation = _orientation(lambda: Image.Image.getexif(picture))
+    return (height, width) if orientation in SIDEWAYS else (width, height)
 
 
 def _turn_upright(rgb: Image.Image, orientation: int) -> Image.Image:

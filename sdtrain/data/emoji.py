@@ -188,6 +188,10 @@ class GlyphReader:
     def __call__(self, name: str) -> Tensor:
         return resize_short_side(self._pictures[self._row[name]], self._image_size)
 
+    def read_bytes(self, name: str) -> bytes:
+        """Return the pixels of the glyph: there is no file of it."""
+        return self._pictures[self._row[name]].numpy().tobytes()
+
 
 class Emoji:
     """The emoji of a colour font, about 1,300 in Noto, captioned with their Unicode names.
@@ -230,7 +234,7 @@ class Emoji:
         hashed = []
         pictures = []
         for code, square in squares.items():
-            row = PictureRow(file_name(code), [caption_of(code)])
+            row = PictureRow(file_name(code), [caption_of(code)], square.size)
             rows.append(row)
             hashed.append((row.name, caption_of(code), square.width))
             resized = square.resize((side, side), Image.Resampling.LANCZOS)
@@ -239,7 +243,7 @@ class Emoji:
         names = [row.name for row in rows]
         self._splits = make_splits(
             rows=rows,
-            read=GlyphReader(names, torch.stack(pictures), image_size),
+            reader=GlyphReader(names, torch.stack(pictures), image_size),
             fraction=validation_fraction,
             training=Transform(image_size=image_size, crop="center", flip=False, seed=seed),
             seed=seed,

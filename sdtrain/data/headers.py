@@ -1,12 +1,14 @@
-"""Read the headers of a folder's pictures: which can be used, and why the others cannot."""
+"""Read the headers of a data set's pictures: which can be used, and why the others cannot."""
 
 import hashlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import BinaryIO
 
-from sdtrain.data.decode import PIXEL_LIMIT, picture_header
+from sdtrain.data.decode import PIXEL_LIMIT, PictureFile, picture_header
 from sdtrain.data.listing import shortened
+from sdtrain.data.reader import Source
 from sdtrain.errors import DataError
 
 
@@ -17,7 +19,7 @@ class Unusable:
     reason: a whole sentence. shorter_side: in pixels if the picture is merely smaller than the
     crop, else None. The other fields are set for such small pictures only. fingerprint: of the
     file. pixels_scaled_up: its number of pixels once scaled up to the crop. has_frames: whether it
-    has several frames or pages.
+    has several frames or pages. size: (width, height) of the upright picture.
     """
 
     reason: str
@@ -25,18 +27,21 @@ class Unusable:
     fingerprint: str = ""
     pixels_scaled_up: float = 0
     has_frames: bool = False
+    size: tuple[int, int] = (0, 0)
 
 
 @dataclass
 class Headers:
-    """The pictures of a folder, classified by their headers.
+    """The pictures of a data set, classified by their headers.
 
-    fingerprints: {name: `fingerprint_of` its file} of the usable pictures. unusable: the others, by
-    name. frames: names of usable pictures with several frames. scaled_up: names of usable pictures
-    that are smaller than the crop.
+    fingerprints: {name: `fingerprint_of` its file} of the usable pictures. sizes: {name: (width,
+    height) of the upright picture} of the same ones. unusable: the others, by name. frames: names
+    of usable pictures with several frames. scaled_up: names of usable pictures that are smaller
+    than the crop.
     """
 
     fingerprints: dict[str, str] = field(default_factory=dict)
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
     unusable: dict[str, Unusable] = field(default_factory=dict)
     frames: list[str] = field(default_factory=list)
     scaled_up: list[str] = field(default_factory=list)
@@ -60,36 +65,35 @@ class Headers:
                 continue
             del self.unusable[name]
             self.fingerprints[name] = picture.fingerprint
+            self.sizes[name] = picture.size
             self.scaled_up.append(name)
             if picture.has_frames:
                 self.frames.append(name)
 
 
-def classify_headers(folder: str, names: Iterable[str], image_size: int) -> Headers:
+def classify_headers(source: Source, names: Iterable[str], image_size: int) -> Headers:
     """Read the header of every picture and sort the pictures into usable and unusable ones.
 
     image_size: side of the crop in pixels; a picture with a shorter side below it is unusable.
     """
     headers = Headers()
     for name in sorted(names):
-        path = os.path.join(folder, name)
+        location = source.location(name)
         try:
-            if not os.path.isfile(path):  # opening a pipe would block
-                problem = f"The picture {path!r} is not a file, or a link to nothing"
-                raise DataError(problem, key="data.path")
-            header = picture_header(path)
-            side = min(header.size)
-            fingerprint = fingerprint_of(path)
+            with source.open(name) as file:
+                header = picture_header(PictureFile(file, location))
+                fingerprint = fingerprint_of(file)
         except DataError as error:
             headers.unusable[name] = Unusable(str(error))
-        except OSError as error:  # it has vanished meanwhile
-            reason = f"The picture {path!r} cannot be opened: {error.strerror}."
+        except OSError as error:  # the disk fails
+            reason = f"The picture {location!r} cannot be read: {error.strerror}."
             headers.unusable[name] = Unusable(reason)
         else:
+            side = min(header.size)
             if side < image_size:
                 reason = (
-                    f"The picture {path!r} is smaller than the crop: its shorter side is {side}, "
-                    f"data.image_size={image_size}."
+                    f"The picture {location!r} is smaller than the crop: its shorter side is "
+                    f"{side}, data.image_size={image_size}."
                 )
                 headers.unusable[name] = Unusable(
                     reason,
@@ -97,24 +101,26 @@ def classify_headers(folder: str, names: Iterable[str], image_size: int) -> Head
                     fingerprint,
                     pixels_scaled_up=image_size**2 * max(header.size) / side,
                     has_frames=header.has_frames,
+                    size=header.size,
                 )
             else:
                 headers.fingerprints[name] = fingerprint
+                headers.sizes[name] = header.size
                 if header.has_frames:
                     headers.frames.append(name)
     return headers
 
 
-def fingerprint_of(path: str) -> str:
+def fingerprint_of(file: BinaryIO) -> str:
     """Return what distinguishes a file from another one in its place, without reading all of it.
 
     It is the number of bytes, and the sha256 of the first and last 4096 of them.
     """
-    size = os.path.getsize(path)
-    with open(path, "rb") as file:
-        ends = file.read(4096)
-        file.seek(max(0, size - 4096))
-        ends += file.read(4096)
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    ends = file.read(4096)
+    file.seek(max(0, size - 4096))
+    ends += file.read(4096)
     return f"{size} {hashlib.sha256(ends).hexdigest()}"
 
 

@@ -10,15 +10,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from torch import Tensor
-
 from sdtrain.data.caption_draw import CaptionDraw
 from sdtrain.data.captions import LAYOUTS, FolderCaptions, read_captions
-from sdtrain.data.crop import Transform, resize_short_side
-from sdtrain.data.decode import WHITE, open_picture
+from sdtrain.data.crop import Transform
+from sdtrain.data.decode import WHITE
 from sdtrain.data.headers import Headers, check_counts, check_usable, classify_headers
 from sdtrain.data.labels import labels_of
 from sdtrain.data.listing import Listing, list_folder, shortened
+from sdtrain.data.reader import Folder, PictureReader
 from sdtrain.data.split import (
     PictureRow,
     PictureSplit,
@@ -29,37 +28,6 @@ from sdtrain.data.split import (
 )
 from sdtrain.errors import DataError
 from sdtrain.types import Classes
-
-CACHE_BYTES = 256 * 2**20
-"""Decoded pictures that one process keeps."""
-
-
-class FolderReader:
-    """Reads a picture by name as uint8 [3, h, w] whose shorter side is image_size.
-
-    Caches what it read, up to CACHE_BYTES in each process. A full cache neither adds nor evicts
-    entries: an epoch visits all pictures in turn, so the oldest entry is the one needed next.
-    """
-
-    def __init__(self, folder: str, image_size: int, background: Sequence[int]) -> None:
-        self.folder = folder
-        self.image_size = image_size
-        self.background = tuple(background)
-        self._cache: dict[str, Tensor] = {}
-        self._free = CACHE_BYTES
-
-    def __call__(self, name: str) -> Tensor:
-        if name in self._cache:
-            return self._cache[name]
-        picture = open_picture(os.path.join(self.folder, name), background=self.background)
-        pixels = resize_short_side(picture, self.image_size)
-        if pixels.nbytes <= self._free:
-            self._cache[name] = pixels
-            self._free -= pixels.nbytes
-        return pixels
-
-    def __reduce__(self):
-        return FolderReader, (self.folder, self.image_size, self.background)
 
 
 class Images:
@@ -139,7 +107,7 @@ class Images:
         self.num_classes = classes.count
         self._splits = make_splits(
             rows=rows,
-            read=FolderReader(folder, image_size, background),
+            reader=PictureReader(Folder(folder), image_size, background),
             fraction=validation_fraction,
             training=training,
             choose_caption=caption_draw,
@@ -174,7 +142,7 @@ def _read_headers(
     folder: str, folder_captions: FolderCaptions, image_size: int, upscale: bool
 ) -> Headers:
     names = {picture.name for picture in folder_captions.pictures}
-    headers = classify_headers(folder, names, image_size)
+    headers = classify_headers(Folder(folder), names, image_size)
     if upscale:
         headers.accept_small()
     return headers
@@ -191,7 +159,7 @@ def _usable_rows(
     rows = []
     for picture, label in zip(usable, labels, strict=True):
         captions = caption_draw.candidates(picture.captions)
-        rows.append(PictureRow(picture.name, captions, label))
+        rows.append(PictureRow(picture.name, captions, headers.sizes[picture.name], label))
     return rows, classes
 
 

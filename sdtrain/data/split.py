@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, count
 from typing import Any, NamedTuple
 
-from torch import Tensor
+import numpy as np
 
 from sdtrain.data.crop import Transform
+from sdtrain.data.reader import Reader
 from sdtrain.errors import DataError, UserError
 from sdtrain.randomness import KeyedRandom
 from sdtrain.types import Row
@@ -98,11 +99,17 @@ def too_many_broken_error(last_reason: str, max_skipped: int) -> DataError:
 
 
 class PictureRow(NamedTuple):
-    """A picture of a split. captions: at least one, of which each visit reads one."""
+    """A picture of a split.
+
+    captions: at least one, of which each visit reads one. size: (width, height) of the upright
+    picture in its own pixels. weight: how often it is visited beside the others; None: as often.
+    """
 
     name: str
     captions: Sequence[str]
+    size: tuple[int, int]
     label: int = 0
+    weight: float | None = None
 
 
 CaptionChooser = Callable[[Sequence[str], int], str]
@@ -123,7 +130,7 @@ class PictureSplit:
 
     Args:
         rows: the pictures.
-        read: returns the pixels of the picture with this name, uint8 [3, h, w].
+        reader: returns the pixels of the picture with this name, uint8 [3, h, w].
         transform: turns pixels into a square.
         choose_caption: chooses one of a picture's captions at each visit.
         seed: of the replacements.
@@ -134,7 +141,7 @@ class PictureSplit:
         self,
         *,
         rows: Sequence[PictureRow],
-        read: Callable[[str], Tensor],
+        reader: Reader,
         transform: Transform,
         choose_caption: CaptionChooser,
         seed: int,
@@ -149,7 +156,9 @@ class PictureSplit:
             columns["label"].append(row.label)
         self._rows = Dataset.from_dict(columns)
         self._distinct = len(set(columns["file_name"]))
-        self._read = read
+        self._sizes = np.array([row.size for row in rows], np.int32).reshape(-1, 2)
+        self._weights = _weights(rows)
+        self.reader = reader
         self._transform = transform
         self._choose_caption = choose_caption
         self._max_skipped = max_skipped
@@ -165,7 +174,7 @@ class PictureSplit:
         for attempt in count():
             row = self._rows[index]
             try:
-                image = self._transform(self._read(row["file_name"]), ordinal)
+                image = self._transform(self.reader(row["file_name"]), ordinal)
             except DataError as error:
                 if self._max_skipped is None:
                     raise
@@ -196,6 +205,16 @@ class PictureSplit:
         """Labels, by index."""
         return self._rows["label"][:]
 
+    @property
+    def sizes(self) -> np.ndarray:
+        """(width, height) of the upright pictures in their own pixels, int32 [N, 2], by index."""
+        return self._sizes
+
+    @property
+    def weights(self) -> np.ndarray | None:
+        """How often each picture is visited beside the others, float64 [N]; None: all alike."""
+        return self._weights
+
     def spread_captions(self, count: int) -> list[str]:
         """Return `count` captions spread evenly over the split, each the first of its picture.
 
@@ -206,10 +225,18 @@ class PictureSplit:
         return [candidates[i * len(candidates) // count] for i in range(count)]
 
 
+def _weights(rows: Sequence[PictureRow]) -> np.ndarray | None:
+    """Return the weights of the rows, 1 where a row has none; None if no row has one."""
+    weights = [row.weight for row in rows]
+    if all(weight is None for weight in weights):
+        return None
+    return np.array([1.0 if weight is None else weight for weight in weights])
+
+
 def make_splits(
     *,
     rows: Sequence[PictureRow],
-    read: Callable[[str], Tensor],
+    reader: Reader,
     fraction: float,
     training: Transform,
     seed: int,
@@ -222,7 +249,7 @@ def make_splits(
 
     Args:
         rows: the pictures of both splits.
-        read: see `PictureSplit`.
+        reader: see `PictureSplit`.
         fraction: share of the pictures that is held out, see `hold_out_count`.
         training: the transform of the training pictures.
         seed: of the hold-out and the replacements.
@@ -243,7 +270,7 @@ def make_splits(
     ):
         splits[name] = PictureSplit(
             rows=rows_of_split,
-            read=read,
+            reader=reader,
             transform=transform,
             choose_caption=chooser,
             seed=seed,

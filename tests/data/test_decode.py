@@ -100,12 +100,10 @@ def test_exif_rotation_is_undone(format, orientation, stored):
     )
     exif = Image.Exif()
     exif[0x0112] = orientation
-    seen = np.asarray(
-        open_picture(
-            encoded(Image.fromarray(np.ascontiguousarray(stored(upright))), format, exif=exif)
-        )
-    )
+    content = encoded(Image.fromarray(np.ascontiguousarray(stored(upright))), format, exif=exif)
+    seen = np.asarray(open_picture(content))
     assert seen.shape == upright.shape
+    assert picture_header(content).size == upright.shape[1::-1]
     assert np.abs(seen.astype(int) - upright).mean() < (20 if format == "JPEG" else 1e-9)
 
 
@@ -123,9 +121,11 @@ def with_broken_exif(orientation):
 def test_broken_exif_takes_nothing_of_a_sound_picture():
     # The orientation is obeyed where it can be read, else the picture stays as it is stored.
     assert open_picture(with_broken_exif(6)).size == (4, 6)
+    assert picture_header(with_broken_exif(6)).size == (4, 6)
     for exif in (b"", b"Exif\0\0", b"Exif\0\0nonsense", b"Exif\0\0II*\0" + b"\xff" * 20):
         content = encoded(Image.new("RGB", (6, 4), RED), "JPEG", exif=exif)
         assert open_picture(content).size == (6, 4)
+        assert picture_header(content).size == (6, 4)
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 60000])

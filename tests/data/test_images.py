@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sdtrain.data import images
+from sdtrain.data import reader
 from sdtrain.data.images import Images
 from sdtrain.errors import DataError, UserError
 
@@ -371,16 +371,33 @@ def test_cache_changes_nothing_and_keeps_to_its_limit(many, monkeypatch):
     split = Images(path=str(many)).split("train")
     first = [split[i, 7].image for i in range(10)]
     assert all(torch.equal(split[i, 7].image, first[i]) for i in range(10))
-    assert len(split._read._cache) == 10
+    assert len(split.reader._cache) == 10
     copy = pickle.loads(pickle.dumps(split))
-    assert not copy._read._cache
+    assert not copy.reader._cache
     assert torch.equal(copy[5, 7].image, first[5])
     monkeypatch.setattr(
-        images, "CACHE_BYTES", 3 * 32 * 36 * 4
+        reader, "CACHE_BYTES", 3 * 32 * 36 * 4
     )  # 40 x 36 becomes 36 x 32: room for four at most
     split = Images(path=str(many)).split("train")
     assert all(torch.equal(split[i, 7].image, first[i]) for i in range(10))
-    assert 0 < len(split._read._cache) <= 4
+    assert 0 < len(split.reader._cache) <= 4
+
+
+def test_a_split_knows_sizes_and_files_by_index(tmp_path):
+    captioned(tmp_path)
+    paint(tmp_path / "a.png", size=(33, 64))
+    upright = Image.Exif()
+    upright[0x0112] = 6
+    Image.new("RGB", (70, 40)).save(tmp_path / "b c.jpg", exif=upright)
+    data = Images(path=str(tmp_path))
+    sizes = {}
+    for split in map(data.split, ("train", "validation")):
+        assert split.weights is None
+        for name, size in zip(split.names, split.sizes.tolist(), strict=True):
+            sizes[name] = size
+            assert split.reader.read_bytes(name) == (tmp_path / name).read_bytes()
+    assert sizes["a.png"] == [33, 64] and sizes["b c.jpg"] == [40, 70]
+    assert sizes["z.PNG"] == [40, 36]
 
 
 def test_pictures_decode_in_loader_workers(many):

@@ -109,10 +109,10 @@ def test_with_a_generator_of_the_process_they_would(folder, monkeypatch):
 
 
 def test_a_picture_vanishing_while_the_headers_are_read(folder, monkeypatch):
-    def gone(path):
+    def gone(path, mode):
         raise FileNotFoundError(2, "No such file or directory", path)
 
-    monkeypatch.setattr("sdtrain.data.images.os.path.getsize", gone)
+    monkeypatch.setattr("sdtrain.data.reader.open", gone, raising=False)
     with pytest.raises(DataError, match=r"16 of 16 pictures.*No such file"):
         Images(path=str(folder))
 

@@ -1,0 +1,108 @@
+"""Read the pictures of a data set by name, wherever their files are stored."""
+
+import os
+import stat
+from collections.abc import Sequence
+from typing import BinaryIO, Protocol
+
+from PIL import Image
+from torch import Tensor
+
+from sdtrain.data.crop import resize_short_side
+from sdtrain.data.decode import WHITE, PictureFile, open_picture
+from sdtrain.errors import DataError
+
+CACHE_BYTES = 256 * 2**20
+"""Decoded pictures that one process keeps."""
+
+
+class Source(Protocol):
+    """Where the encoded files of a data set are. Each picture has a name of its own."""
+
+    def open(self, name: str) -> BinaryIO:
+        """Open the encoded file of a picture. Raises DataError if that fails."""
+        ...
+
+    def location(self, name: str) -> str:
+        """Return the words by which an error names the picture, such as its path."""
+        ...
+
+
+class Reader(Protocol):
+    """Reads the pictures of a data set by name."""
+
+    def __call__(self, name: str) -> Tensor:
+        """Return the pixels, uint8 [3, h, w], min(h, w) = image_size. Raises DataError."""
+        ...
+
+    def read_bytes(self, name: str) -> bytes:
+        """Return the encoded file, for a hash of its content. Raises DataError."""
+        ...
+
+
+class Folder:
+    """The files in a folder. A name is a path relative to it."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def open(self, name: str) -> BinaryIO:
+        path = self.location(name)
+        try:
+            if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would block
+                raise DataError(f"The picture {path!r} is not a file", key="data.path")
+            return open(path, "rb")
+        except OSError as error:
+            problem = f"The picture {path!r} cannot be opened: {error.strerror}"
+            raise DataError(problem, key="data.path") from error
+
+    def location(self, name: str) -> str:
+        return os.path.join(self.path, name)
+
+
+class PictureReader:
+    """Reads the pictures of a source; `reader(name)` scales their shorter side to image_size.
+
+    Keeps what it scaled, up to CACHE_BYTES in each process. A full cache neither adds nor evicts
+    entries: an epoch visits all pictures in turn, so the oldest entry is the one needed next.
+    Implements `Reader`.
+
+    Args:
+        source: the encoded files.
+        image_size: in pixels.
+        background: (red, green, blue) in 0..255 behind transparent pixels.
+    """
+
+    def __init__(self, source: Source, image_size: int, background: Sequence[int] = WHITE) -> None:
+        self.source = source
+        self.image_size = image_size
+        self.background = tuple(background)
+        self._cache: dict[str, Tensor] = {}
+        self._free = CACHE_BYTES
+
+    def __call__(self, name: str) -> Tensor:
+        if name in self._cache:
+            return self._cache[name]
+        pixels = resize_short_side(self.picture(name), self.image_size)
+        if pixels.nbytes <= self._free:
+            self._cache[name] = pixels
+            self._free -= pixels.nbytes
+        return pixels
+
+    def picture(self, name: str) -> Image.Image:
+        """Return the picture, upright, as RGB in its own size. Raises DataError."""
+        with self.source.open(name) as file:
+            located = PictureFile(file, self.source.location(name))
+            return open_picture(located, background=self.background)
+
+    def read_bytes(self, name: str) -> bytes:
+        with self.source.open(name) as file:
+            try:
+                return file.read()
+            except OSError as error:
+                problem = f"The picture {self.source.location(name)!r} cannot be read: "
+                raise DataError(problem + error.strerror, key="data.path") from error
+
+    def __reduce__(self):
+        # Without the cache: a worker that is started afresh fills its own.
+        return PictureReader, (self.source, self.image_size, self.background)
