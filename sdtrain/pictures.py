@@ -91,15 +91,15 @@ def strip(rows: list[tuple[str, Tensor]], heads: list[str]) -> Image.Image:
     tiles = []
     for _, images in rows:
         tiles.append(list(map(enlarge, to_uint8(images))))
-    side = tiles[0][0].width
-    sheet, draw = _new_sheet(left + len(heads) * (side + GAP), top + len(rows) * (side + GAP))
+    width, height = tiles[0][0].size
+    sheet, draw = _new_sheet(left + len(heads) * (width + GAP), top + len(rows) * (height + GAP))
     for column, head in enumerate(heads):
-        _write(draw, (left + column * (side + GAP), 4), head)
+        _write(draw, (left + column * (width + GAP), 4), head)
     for row, (name, _) in enumerate(rows):
-        y = top + row * (side + GAP)
-        _write(draw, (GAP, y + side // 2 - 8), textwrap.fill(name, 14))
+        y = top + row * (height + GAP)
+        _write(draw, (GAP, y + height // 2 - 8), textwrap.fill(name, 14))
         for column, tile in enumerate(tiles[row]):
-            sheet.paste(tile, (left + column * (side + GAP), y))
+            sheet.paste(tile, (left + column * (width + GAP), y))
     return sheet
 
 

@@ -10,6 +10,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+PictureSize = int | tuple[int, int]
+"""The side of a square picture, or (height, width), in pixels."""
+
 
 @dataclass
 class Row:

@@ -14,10 +14,11 @@ from sdtrain.config.precheck import LOADER_KEYS
 from sdtrain.config.pretrained import PRETRAINED_KEYS
 from sdtrain.errors import UserError, first_line
 from sdtrain.latent_diffusion import LatentDiffusion
+from sdtrain.models.autoencoder import latent_shape_of
 from sdtrain.models.modes import eval_mode
 from sdtrain.paths import find_folder
 from sdtrain.randomness import philox_key
-from sdtrain.types import PictureData, captions_of, extras_of
+from sdtrain.types import PictureData, PictureSize, captions_of, extras_of
 
 CLASSES_NAMED = 20
 """How many classes one line names at most."""
@@ -157,18 +158,23 @@ def check_condition(conditioner: Conditioner, data: PictureData) -> None:
 
 
 def check_fit(model: LatentDiffusion, data: PictureData) -> None:
-    """Raise UserError if data, conditioner and unet do not fit together, before training starts.
-
-    The networks are run once on two samples of zeros.
-    """
+    """Raise UserError if data, conditioner and unet do not fit together, before training starts."""
     check_condition(model.conditioner, data)
-    shape = model.autoencoder.latent_shape(data.image_size)
-    inputs = empty_inputs(model, data.image_size)
-    x = torch.zeros(2, *shape)
+    check_network(model, data.image_size)
+
+
+def check_network(model: LatentDiffusion, size: PictureSize) -> None:
+    """Raise UserError if the networks cannot take pictures of this size.
+
+    They are run once on two samples of zeros.
+    """
+    shape = latent_shape_of(model.autoencoder, size)
+    inputs = empty_inputs(model, size)
+    x = torch.zeros(2, *shape, device=model.device)
     with torch.no_grad(), eval_mode(model):
         conditioning = model.conditioner(inputs)
         try:
-            output = model.network(conditioning)(x, torch.zeros(2))
+            output = model.network(conditioning)(x, torch.zeros(2, device=model.device))
         except Exception as error:  # the user's own network, or sizes that do not fit
             raise _unet_error(error, x, conditioning) from error
     if getattr(output, "shape", None) != x.shape:
@@ -180,12 +186,13 @@ def check_fit(model: LatentDiffusion, data: PictureData) -> None:
         )
 
 
-def empty_inputs(model: LatentDiffusion, image_size: int) -> Inputs:
+def empty_inputs(model: LatentDiffusion, size: PictureSize) -> Inputs:
     """Return inputs for a trial run: two empty captions, labels 0, depth maps of zeros."""
-    size = model.autoencoder.latent_shape(image_size)[1:]
-    depth = torch.zeros(2, 1, image_size, image_size)
-    labels = torch.zeros(2, dtype=torch.long)
-    return Inputs(["", ""], labels, labels.bool(), latent_size=size, depth=depth)
+    height, width = (size, size) if isinstance(size, int) else size
+    latent_size = latent_shape_of(model.autoencoder, size)[1:]
+    depth = torch.zeros(2, 1, height, width, device=model.device)
+    labels = torch.zeros(2, dtype=torch.long, device=model.device)
+    return Inputs(["", ""], labels, labels.bool(), latent_size=latent_size, depth=depth)
 
 
 def _unet_error(error: Exception, x: Tensor, conditioning: Conditioning) -> UserError:

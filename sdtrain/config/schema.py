@@ -197,8 +197,16 @@ class SampleConfig(DrawingConfig):
     negative_prompt: str
     label: list[int | str] | int | str | None
     guidance_scale: float
+    image_size: int | tuple[int, int] | None
     output: str
     save_latents: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        size = self.image_size or []
+        for side in [size] if isinstance(size, int) else size:
+            if side < 1:
+                raise UserError("must be at least 1", key="image_size", value=self.image_size)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,11 @@ from sdtrain.diffusion.guidance import CONDITIONED, UNCONDITIONED
 from sdtrain.errors import UserError
 from sdtrain.generation.drawing import Drawing, Request
 from sdtrain.latent_diffusion import LatentDiffusion
+from sdtrain.models.autoencoder import latent_shape_of
 from sdtrain.models.modes import eval_mode
 from sdtrain.randomness import KeyedRandom
 from sdtrain.samplers import Show
+from sdtrain.types import PictureSize
 
 DECODED_AT_ONCE = 8
 """Latents that the autoencoder decodes in one batch."""
@@ -25,7 +27,7 @@ def generate(
     model: LatentDiffusion,
     requests: list[Request],
     drawing: Drawing,
-    image_size: int,
+    image_size: PictureSize,
     show: Show | None = None,
     *,
     on_evaluation: Callable[[], None] | None = None,
@@ -39,7 +41,7 @@ def generate(
         model: the model to draw with.
         requests: the N pictures to draw.
         drawing: sampler, grid, steps and guidance.
-        image_size: side of the pictures in pixels.
+        image_size: side or (height, width) of the pictures in pixels.
         show: called as show(step, x, x0) with the latents of each step, batch after batch.
         on_evaluation: called before each evaluation of a network; may raise to stop.
     """
@@ -60,12 +62,12 @@ def _draw_latents(
     model: LatentDiffusion,
     requests: list[Request],
     drawing: Drawing,
-    image_size: int,
+    image_size: PictureSize,
     show: Show | None,
     on_evaluation: Callable[[], None] | None,
 ) -> Tensor:
     """Return latents [B, C, h, w] of unit variance for one batch of requests."""
-    shape = model.autoencoder.latent_shape(image_size)
+    shape = latent_shape_of(model.autoencoder, image_size)
     device = model.device
     schedule = model.objective.schedule
 
@@ -84,11 +86,11 @@ def _draw_latents(
 
 
 def starting_latents(
-    model: LatentDiffusion, requests: Sequence[Request], drawing: Drawing, image_size: int
+    model: LatentDiffusion, requests: Sequence[Request], drawing: Drawing, image_size: PictureSize
 ) -> Tensor:
     """Return the noise [B, C, h, w] from which the pictures are drawn, on the model's device."""
     schedule = model.objective.schedule
-    shape = model.autoencoder.latent_shape(image_size)
+    shape = latent_shape_of(model.autoencoder, image_size)
     # Standard deviation of noised latents of unit variance at the first time. It differs from 1 on
     # a straight path that does not begin at alpha = 0.
     alpha, sigma = schedule.alpha_sigma(drawing.grid(drawing.steps, schedule)[0])

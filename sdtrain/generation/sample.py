@@ -18,21 +18,22 @@ from sdtrain.generation.drawing import Drawing, Request
 from sdtrain.generation.generate import generate, starting_latents
 from sdtrain.latent_diffusion import LatentDiffusion
 from sdtrain.runs.layout import PictureFolder
+from sdtrain.types import PictureSize
 
 
 def sample(
     config: SampleConfig,
     model: LatentDiffusion,
     drawing: Drawing,
-    image_size: int,
+    image_size: PictureSize,
     *,
     config_file: Path,
     untrained: Sequence[int] = (),
 ) -> int:
     """Draw the requested pictures into the output folder and return their number.
 
-    config_file: the configuration of the model, whose hash the pictures carry. untrained: labels
-    that had no training pictures.
+    image_size: side or (height, width) of the pictures in pixels. config_file: the configuration of
+    the model, whose hash the pictures carry. untrained: labels that had no training pictures.
 
     Before anything is drawn, raises UserError if the model does not take such a request, and
     StorageError if the folder cannot be written.
@@ -50,6 +51,7 @@ def sample(
     images = generate(model, requests, drawing, image_size)
     metadata = {
         **drawing.settings,
+        "image_size": image_size,
         "ema": config.ema,
         "checkpoint": config.checkpoint,
         "config_sha256": sha256_of(config_file),

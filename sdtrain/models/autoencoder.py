@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sdtrain.errors import StorageError, UserError, first_line
 from sdtrain.files import atomic_folder
 from sdtrain.models.autoencoder_folder import WEIGHTS, AutoencoderFolder, read_autoencoder_folder
+from sdtrain.types import PictureSize
 from sdtrain.weight_files import FROZEN_DTYPES
 
 
@@ -170,6 +171,19 @@ class Pixels(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         return latents.clamp(-1, 1)
+
+
+def latent_shape_of(autoencoder: nn.Module, size: PictureSize) -> tuple[int, int, int]:
+    """Return (C, h, w) of the latents of pictures of this size.
+
+    Only squares are asked for, so that an autoencoder of the user's own need not know rectangles.
+    Raises UserError as its `latent_shape` does.
+    """
+    if isinstance(size, int):
+        return autoencoder.latent_shape(size)
+    height, width = size
+    channels, latent_height, _ = autoencoder.latent_shape(height)
+    return channels, latent_height, autoencoder.latent_shape(width)[2]
 
 
 def check_latent_scale(autoencoder: Autoencoder | Pixels, latents: Tensor) -> float:

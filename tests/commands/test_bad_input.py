@@ -92,6 +92,7 @@ def test_any_prompt_works(here, tiny_run, tmp_path):
         "grid": {"name": "trailing"},
         "guidance": notes(written[-1])["guidance"],
         "checkpoint": str(list_checkpoints(tiny_run)[-1]),
+        "image_size": 32,
         "config_sha256": hashlib.sha256((tiny_run / "config.yaml").read_bytes()).hexdigest(),
     }
     assert notes(written[-1])["guidance"]["name"] == "classifier_free"
@@ -139,6 +140,8 @@ SAMPLE_REFUSES = [
     (["checkpoint={run}", "prompt=a star", "num_images=many"], "num_images", ""),
     (["checkpoint={run}", "prompt=a star", "steps=1001"], "steps", "1001"),
     (["checkpoint={run}", "prompt=a star", "sampler.eta=2"], "sampler.eta", "2"),
+    (["checkpoint={run}", "prompt=a star", "image_size=[0,8]"], "image_size", "0"),
+    (["checkpoint={run}", "prompt=a star", "image_size=[8,16,24]"], "image_size", "24"),
     (["checkpoint={run}", "prompt=a star", "autoencoder=nowhere"], "autoencoder", "nowhere"),
     (["checkpoint={label_run}"], "label", ""),
     (["checkpoint={label_run}", "label=48"], "label", ""),

@@ -5,6 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from PIL import Image
+from safetensors.torch import load_file
 
 from sdtrain.assemble.drawing import build_drawing
 from sdtrain.conditioning.class_label import ClassLabel
@@ -113,6 +115,30 @@ def test_a_prompt_that_is_cut_is_told_and_a_key_that_is_not_there_too(here, tiny
     result = here("sdtrain-sample", *words, "prompt=x", "num_image=3")
     assert result.code == 2
     assert "Did you mean 'num_images'" in result.paragraph
+
+
+@pytest.mark.parametrize("size", [(24, 48), (48, 24), (16, 16)])
+def test_pictures_have_the_size_that_is_asked_for(here, tiny_run, tmp_path, size):
+    height, width = size
+    typed = f"[{height},{width}]" if height != width else str(width)
+    words = [f"checkpoint={tiny_run}", "prompt=a red star", "num_images=2", "steps=2"]
+    words += [f"image_size={typed}", "save_latents=true", f"output={tmp_path}/out"]
+    result = here("sdtrain-sample", *words)
+    assert result.code == 0, result.err
+    with Image.open(tmp_path / "out" / "00001-seed1.png") as picture:
+        assert picture.size == (width, height)
+        assert json.loads(picture.text["sdtrain"])["image_size"] == json.loads(typed)
+    latents = load_file(tmp_path / "out" / "latents.safetensors")["latents"]
+    assert latents.shape == (2, 4, height // 4, width // 4)
+
+
+@pytest.mark.parametrize("size", ["30", "[32,30]"])
+def test_a_size_that_the_autoencoder_cannot_halve_is_refused(here, tiny_run, tmp_path, size):
+    words = [f"checkpoint={tiny_run}", "prompt=a red star", f"image_size={size}"]
+    result = here("sdtrain-sample", *words, f"output={tmp_path}/out")
+    assert result.code == 2
+    assert result.paragraph.startswith(f"image_size={size.replace(',', ', ')} ")
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_prompt_is_none_and_a_key_like_no_other_is_refused(composed, tiny_run):
