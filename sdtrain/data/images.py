@@ -1,8 +1,7 @@
 """A folder of captioned pictures.
 
-The captions are parsed by `captions.py`, so that an error can name file and line, and are then kept
-in a `datasets.Dataset`: Arrow memory, which forked loader workers share without copying it. The
-imagefolder loader of datasets is not used, because it silently drops pictures without a row.
+The captions are parsed by `captions.py`, so that an error can name file and line. The imagefolder
+loader of datasets is not used, because it silently drops pictures without a row.
 """
 
 import os

@@ -3,13 +3,14 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain, count
-from typing import Any, NamedTuple
+from itertools import count
+from typing import Any
 
 import numpy as np
 
 from sdtrain.data.crop import Transform
 from sdtrain.data.reader import Reader
+from sdtrain.data.rows import PictureRow, Rows, rows_table
 from sdtrain.errors import DataError, UserError
 from sdtrain.randomness import KeyedRandom
 from sdtrain.types import Row
@@ -98,20 +99,6 @@ def too_many_broken_error(last_reason: str, max_skipped: int) -> DataError:
     )
 
 
-class PictureRow(NamedTuple):
-    """A picture of a split.
-
-    captions: at least one, of which each visit reads one. size: (width, height) of the upright
-    picture in its own pixels. weight: how often it is visited beside the others; None: as often.
-    """
-
-    name: str
-    captions: Sequence[str]
-    size: tuple[int, int]
-    label: int = 0
-    weight: float | None = None
-
-
 CaptionChooser = Callable[[Sequence[str], int], str]
 """(captions of a picture, ordinal of the visit) -> the caption that this visit reads."""
 
@@ -140,24 +127,14 @@ class PictureSplit:
     def __init__(
         self,
         *,
-        rows: Sequence[PictureRow],
+        rows: Rows,
         reader: Reader,
         transform: Transform,
         choose_caption: CaptionChooser,
         seed: int,
         max_skipped: int | None,
     ) -> None:
-        from datasets import Dataset  # here, because the import takes a second
-
-        columns = {"file_name": [], "text": [], "label": []}
-        for row in rows:
-            columns["file_name"].append(row.name)
-            columns["text"].append(list(row.captions))
-            columns["label"].append(row.label)
-        self._rows = Dataset.from_dict(columns)
-        self._distinct = len(set(columns["file_name"]))
-        self._sizes = np.array([row.size for row in rows], np.int32).reshape(-1, 2)
-        self._weights = _weights(rows)
+        self._rows = rows
         self.reader = reader
         self._transform = transform
         self._choose_caption = choose_caption
@@ -174,63 +151,53 @@ class PictureSplit:
         for attempt in count():
             row = self._rows[index]
             try:
-                image = self._transform(self.reader(row["file_name"]), ordinal)
+                image = self._transform(self.reader(row.name), ordinal)
             except DataError as error:
                 if self._max_skipped is None:
                     raise
-                skipped[row["file_name"]] = f"{error.problem.rstrip('.')}."
-                if len(skipped) > self._max_skipped or len(skipped) == self._distinct:
+                skipped[row.name] = f"{error.problem.rstrip('.')}."
+                if len(skipped) > self._max_skipped or len(skipped) == self._rows.distinct_names:
                     raise too_many_broken_error(str(error), self._max_skipped) from error
                 index = int(self._replacement.uniform(ordinal, 1, attempt)[0] * len(self))
             else:
                 return Row(
                     image=image,
-                    caption=self._choose_caption(row["text"], ordinal),
-                    label=row["label"],
+                    caption=self._choose_caption(row.captions, ordinal),
+                    label=row.label,
                     skipped=tuple(skipped.items()),
                 )
 
     @property
     def names(self) -> list[str]:
         """Relative file names, by index."""
-        return self._rows["file_name"][:]
+        return self._rows.names
 
     @property
     def captions(self) -> list[str]:
         """All captions, ordered by index; those of one picture follow each other."""
-        return list(chain.from_iterable(self._rows["text"]))
+        return self._rows.captions
 
     @property
     def labels(self) -> list[int]:
         """Labels, by index."""
-        return self._rows["label"][:]
+        return self._rows.labels
 
     @property
     def sizes(self) -> np.ndarray:
         """(width, height) of the upright pictures in their own pixels, int32 [N, 2], by index."""
-        return self._sizes
+        return self._rows.sizes
 
     @property
     def weights(self) -> np.ndarray | None:
         """How often each picture is visited beside the others, float64 [N]; None: all alike."""
-        return self._weights
+        return self._rows.weights
 
     def spread_captions(self, count: int) -> list[str]:
         """Return `count` captions spread evenly over the split, each the first of its picture.
 
         Empty captions are used only if there are no others.
         """
-        first = [captions[0] for captions in self._rows["text"]]
-        candidates = [caption for caption in first if caption] or first
-        return [candidates[i * len(candidates) // count] for i in range(count)]
-
-
-def _weights(rows: Sequence[PictureRow]) -> np.ndarray | None:
-    """Return the weights of the rows, 1 where a row has none; None if no row has one."""
-    weights = [row.weight for row in rows]
-    if all(weight is None for weight in weights):
-        return None
-    return np.array([1.0 if weight is None else weight for weight in weights])
+        return self._rows.spread_captions(count)
 
 
 def make_splits(
@@ -256,20 +223,18 @@ def make_splits(
         choose_caption: chooses the captions for training.
         max_skipped: see `PictureSplit`.
     """
-    held_out = hold_out([row.name for row in rows], fraction, seed)
+    names = [row.name for row in rows]
+    held_out = hold_out(names, fraction, seed)
+    is_held_out = np.array([name in held_out for name in names])
+    table = rows_table(rows)
     centred = Transform(image_size=training.image_size, crop="center", flip=False, seed=seed)
-    train = []
-    validation = []
-    for row in rows:
-        split = validation if row.name in held_out else train
-        split.append(row)
     splits = {}
-    for name, rows_of_split, transform, chooser in (
-        ("train", train, training, choose_caption),
-        ("validation", validation, centred, first_caption),
+    for name, is_in_split, transform, chooser in (
+        ("train", ~is_held_out, training, choose_caption),
+        ("validation", is_held_out, centred, first_caption),
     ):
         splits[name] = PictureSplit(
-            rows=rows_of_split,
+            rows=Rows(table, np.flatnonzero(is_in_split)),
             reader=reader,
             transform=transform,
             choose_caption=chooser,
