@@ -34,12 +34,13 @@ class CaptionedPicture(NamedTuple):
     """A picture with what the folder's text files say about it.
 
     name: relative file name. captions: at least one; a single "" if the picture has none.
-    label: the value in the metadata file, or None.
+    label, weight: the values in the metadata file, or None.
     """
 
     name: str
     captions: tuple[str, ...]
     label: Any = None
+    weight: Any = None
 
 
 @dataclass
@@ -230,7 +231,7 @@ def _read_metadata(
         captions = _parse_captions(row.get(column), line_location)
         if name not in listed and not os.path.isfile(os.path.join(folder, name)):
             missing.append(name)
-        pictures.append(CaptionedPicture(name, captions, row.get("label")))
+        pictures.append(CaptionedPicture(name, captions, row.get("label"), row.get("weight")))
     if missing:
         raise DataError(
             f"{len(missing)} of {len(pictures)} rows of {location} name pictures that do not "

@@ -25,6 +25,7 @@ from sdtrain.data.split import (
     option_error,
     rows_hash,
 )
+from sdtrain.data.weights import weights_notes, weights_of
 from sdtrain.errors import DataError
 from sdtrain.types import Classes
 
@@ -32,7 +33,8 @@ from sdtrain.types import Classes
 class Images:
     """A folder of pictures with captions.
 
-    The captions are in metadata.jsonl or metadata.csv, or in a .txt file beside each picture.
+    The captions are in metadata.jsonl or metadata.csv, or in a .txt file beside each picture. A
+    column weight of the metadata says how often a picture is visited, see `order.Visits`.
     Subfolders and linked folders are included, names that begin with a dot are not. Construction
     reads the header of every picture; pixels are read on access. Raises DataError for a problem in
     the folder, UserError for an argument that is not allowed.
@@ -97,9 +99,8 @@ class Images:
             check_usable(folder, headers, image_size)
         check_counts(path, folder, headers, max_skipped)
         self.notes = _notes(folder, listing, folder_captions, headers)
-        self.max_skipped = None
-        if on_error == "skip":
-            self.max_skipped = max_skipped - len(headers.unusable)
+        left_out = len(headers.unusable)
+        self.max_skipped = max_skipped - left_out if on_error == "skip" else None
         rows, classes = _usable_rows(folder_captions, headers, caption_draw)
         hashed = _hashed_rows(rows, headers)
         self.sha256 = rows_hash(hashed)
@@ -113,6 +114,7 @@ class Images:
             seed=seed,
             max_skipped=self.max_skipped,
         )
+        self.notes += weights_notes(self._splits["train"].weights)
         self.classes = replace(
             classes,
             sha256=_labelled_hash(hashed, rows),
@@ -155,18 +157,23 @@ def _usable_rows(
         picture for picture in folder_captions.pictures if picture.name in headers.fingerprints
     ]
     labels, classes = labels_of(usable)
+    weights = weights_of(usable) or [None] * len(usable)
     rows = []
-    for picture, label in zip(usable, labels, strict=True):
+    for picture, label, weight in zip(usable, labels, weights, strict=True):
         captions = caption_draw.candidates(picture.captions)
-        rows.append(PictureRow(picture.name, captions, headers.sizes[picture.name], label))
+        size = headers.sizes[picture.name]
+        rows.append(PictureRow(picture.name, captions, size, label, weight))
     return rows, classes
 
 
 def _hashed_rows(rows: Sequence[PictureRow], headers: Headers) -> list[tuple[str, str, str]]:
-    """Return (name, captions, fingerprint of the file) of each row, see `rows_hash`."""
+    """Return (name, captions, fingerprint of the file and weight) of each row, for `rows_hash`."""
     hashed = []
     for row in rows:
-        hashed.append((row.name, "\n".join(row.captions), headers.fingerprints[row.name]))
+        fingerprint = headers.fingerprints[row.name]
+        if row.weight is not None:
+            fingerprint += f" weight {row.weight!r}"
+        hashed.append((row.name, "\n".join(row.captions), fingerprint))
     return hashed
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sdtrain.data.captions import CaptionedPicture
+from sdtrain.data.listing import shortened
 from sdtrain.types import Classes
 
 LAYOUT = "a subfolder for each class, or a column label in metadata.jsonl or metadata.csv"
@@ -24,6 +25,10 @@ def labels_of(pictures: Sequence[CaptionedPicture]) -> tuple[list[int], Classes]
 
 def _from_metadata(pictures: Sequence[CaptionedPicture]) -> tuple[list[int], Classes]:
     """Take labels 0, 1, 2, ... as they are, and number classes that have names."""
+    missing = [picture.name for picture in pictures if picture.label in (None, "")]
+    if missing:
+        reason = f"{len(missing)} of {len(pictures)} pictures have no label: {shortened(missing)}"
+        return _no_classes(pictures, reason)
     values = []
     kinds = set()
     for picture in pictures:

@@ -1,4 +1,4 @@
-"""Order the training pictures: an endless stream of ordinals, each epoch a keyed permutation.
+"""Order the training pictures: an endless stream of ordinals, each pass a keyed permutation.
 
 The permutation is computed, not stored: a Feistel network is a bijection on [0, 4^k), and applying
 it repeatedly until the value falls below N ("cycle walking") gives one on [0, N) (Black and Rogaway
@@ -7,14 +7,17 @@ needs only the ordinal.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 from torch.utils.data import Sampler
+
+from sdtrain.randomness import KeyedRandom
 
 ROUNDS = 6
 
 
-def permute(place: int, size: int, seed: int, epoch: int) -> int:
+def permute(place: int, size: int, seed: int | str, epoch: int) -> int:
     """Return the image of `place` under the permutation of [0, size) keyed by (seed, epoch)."""
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     mask = (1 << half) - 1
@@ -32,6 +35,59 @@ def permute(place: int, size: int, seed: int, epoch: int) -> int:
             return place
 
 
+class Visits:
+    """Says which picture is visited at each place of each pass over the pictures.
+
+    Without weights, or if all are equal, a pass visits each picture once. Whole numbers are counts
+    of visits. Other weights are scaled so that their sum is a whole number, and at least the number
+    of pictures with a weight above 0; a pass then visits a picture of weight w either floor(w) or
+    ceil(w) times, and w times on average.
+
+    The places of a pass are permuted, then mapped by systematic sampling (Madow 1949, "On the
+    theory of systematic sampling"): place k reads the picture whose share of the cumulated weights
+    contains (k + u) total / count, with one uniform u for each pass.
+
+    Args:
+        length: number of pictures.
+        seed: of the run.
+        weights: one for each picture, at least 0, not all 0; None if they are equal.
+        part: number of the part of a data set, whose order is independent of that of other parts;
+            None for a whole one.
+    """
+
+    def __init__(
+        self,
+        *,
+        length: int,
+        seed: int,
+        weights: Sequence[float] | np.ndarray | None = None,
+        part: int | None = None,
+    ) -> None:
+        self.count = length
+        """Number of visits in a pass."""
+        self._key = seed if part is None else f"{seed}/{part}"
+        self._ends = None
+        if weights is None:
+            return
+        weights = np.asarray(weights, np.float64)
+        if (weights == weights[0]).all():
+            return
+        self._ends = weights.cumsum()
+        self._last = int(weights.nonzero()[0][-1])
+        self.count = max(round(float(self._ends[-1])), int(np.count_nonzero(weights)))
+        self._width = self._ends[-1] / self.count
+        self._offset = KeyedRandom(seed, "visits" if part is None else f"visits/{part}")
+
+    def index(self, place: int, epoch: int) -> int:
+        """Return the index of the picture that pass `epoch` visits at `place`, in [0, count)."""
+        place = permute(place, self.count, self._key, epoch)
+        if self._ends is None:
+            return place
+        point = (place + self._offset.uniform(epoch, 1)[0]) * self._width
+        # The last one, because rounding may yield the end of the whole.
+        return min(int(self._ends.searchsorted(point, side="right")), self._last)
+
+
 class Stream(Sampler[list[tuple[int, int]]]):
     """Yields micro-batches of (index, ordinal), without end and always full, across epoch ends.
 
@@ -45,13 +101,21 @@ class Stream(Sampler[list[tuple[int, int]]]):
         start: the first ordinal.
         size: number of pictures in a micro-batch of one rank.
         rank, world: this rank, and the number of ranks.
+        weights: how often each picture is visited, see `Visits`.
     """
 
     def __init__(
-        self, *, length: int, seed: int, start: int, size: int, rank: int, world: int
+        self,
+        *,
+        length: int,
+        seed: int,
+        start: int,
+        size: int,
+        rank: int,
+        world: int,
+        weights: Sequence[float] | np.ndarray | None = None,
     ) -> None:
-        self.length = length
-        self.seed = seed
+        self.visits = Visits(length=length, seed=seed, weights=weights)
         self.start = start
         self.size = size
         self.rank = rank
@@ -59,8 +123,8 @@ class Stream(Sampler[list[tuple[int, int]]]):
 
     def index(self, ordinal: int) -> int:
         """Return the index of the picture at this ordinal."""
-        epoch, place = divmod(ordinal, self.length)
-        return permute(place, self.length, self.seed, epoch)
+        epoch, place = divmod(ordinal, self.visits.count)
+        return self.visits.index(place, epoch)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         first = self.start + self.rank * self.size

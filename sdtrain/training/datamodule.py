@@ -145,6 +145,7 @@ class DataModule(L.LightningDataModule):
             size=self.micro_batch(world_size),
             rank=rank,
             world=world_size,
+            weights=getattr(self.train, "weights", None),
         )
         if self.num_workers:
             use_short_socket_folder()

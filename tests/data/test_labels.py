@@ -106,6 +106,8 @@ def test_labels_of_a_column(tmp_path, values):
     assert data.classes.names == names
     assert data.num_classes == (max(expected) + 1 if expected else 1)
     assert bool(data.classes.why_none) == (expected is None)
+    if values == "missing":
+        assert "1.png" in data.classes.why_none
     if values in ("names", "numbers"):
         metadata.unlink()
         lines = "".join(f"{file},x,{label}\n" for file, label in zip(files, given, strict=True))

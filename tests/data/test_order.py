@@ -8,9 +8,10 @@ import tracemalloc
 from collections import Counter
 from itertools import islice
 
+import numpy as np
 import pytest
 
-from sdtrain.data.order import Stream, permute
+from sdtrain.data.order import Stream, Visits, permute
 
 SIZES = [1, 2, 3, 7, 64, 1000]
 
@@ -145,3 +146,56 @@ def test_starting_at_an_ordinal_is_skipping_to_it():
 def test_it_has_no_length():
     with pytest.raises(TypeError):
         len(Stream(length=10, seed=0, start=0, size=4, rank=0, world=1))
+
+
+def counts_of(weights, epochs=1, **options):
+    """How often each picture is visited in each of the first passes, [epochs, N]."""
+    visits = Visits(length=len(weights), seed=5, weights=weights, **options)
+    counts = np.zeros((epochs, len(weights)), int)
+    for epoch in range(epochs):
+        for place in range(visits.count):
+            counts[epoch, visits.index(place, epoch)] += 1
+    return counts
+
+
+def test_whole_weights_are_counts_of_visits():
+    for weights in ([1, 2, 3], [0, 5, 0, 1, 1, 0], [1, 0], [1000, 1], [2.0, 2.0]):
+        expected = weights if len(set(weights)) > 1 else [1] * len(weights)
+        for counts in counts_of(weights, 20):
+            assert counts.tolist() == expected, weights
+
+
+def test_other_weights_are_mean_visits():
+    """Or in proportion to them. Each pass rounds them up or down."""
+    passes = 400
+    for weights in (
+        [0.5, 1.25, 2.25],
+        [1.7, 0.1, 0.0, 2.2],
+        [0.7, 0.2, 0.1],
+        [0.003, 0.001, 0.008],
+    ):
+        counts = counts_of(weights, passes)
+        share = np.array(weights) / sum(weights)
+        mean = share * counts.sum() / passes
+        assert (counts >= np.floor(mean)).all() and (counts <= np.ceil(mean)).all(), weights
+        # A count is one of two neighbours: its standard deviation is at most 1/2.
+        assert abs(counts.mean(0) - mean).max() < 4 * 0.5 / math.sqrt(passes), weights
+        assert (counts[:, share == 0] == 0).all()
+
+
+def test_equal_weights_change_nothing_and_parts_have_their_own_order():
+    plain = blocks(30, length=7)
+    assert blocks(30, length=7, weights=[3.0] * 7) == plain
+    orders = set()
+    for part in (None, 0, 1):
+        visits = Visits(length=50, seed=0, part=part)
+        orders.add(tuple(visits.index(place, 0) for place in range(50)))
+    assert len(orders) == 3
+
+
+def test_a_weighted_stream_resumes_and_is_cut_by_ranks():
+    weights = [1.0, 2.5, 0.0, 4.0]
+    whole = blocks(30, length=4, weights=weights)
+    assert all(index != 2 for block in whole for index, _ in block)
+    assert blocks(12, length=4, weights=weights, start=18 * 4) == whole[18:]
+    assert blocks(6, length=4, weights=weights, start=18 * 4, rank=1, world=2) == whole[19::2]
