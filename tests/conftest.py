@@ -31,6 +31,7 @@ TINY = [
     "trainer.max_images=64",
     "trainer.accelerator=cpu",
     "trainer.threads=1",
+    "trainer.precision=32-true",
     "trainer.log_every=16",
     "data.batch_size=8",
     "data.size=32",

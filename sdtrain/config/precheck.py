@@ -6,7 +6,7 @@ Most mistakes are therefore reported within a second. training/plan.py does the 
 import copy
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from omegaconf import MISSING
 
@@ -69,6 +69,12 @@ class PrecheckedConfig:
     def config(self) -> dict:
         """A new copy of the configuration."""
         return copy.deepcopy(self._config)
+
+    def with_precision(self, precision: str) -> "PrecheckedConfig":
+        """Return the same configuration with another trainer.precision."""
+        config = self.config
+        config["trainer"]["precision"] = precision
+        return replace(self, _config=config, trainer=replace(self.trainer, precision=precision))
 
     @property
     def typed(self) -> set[str]:

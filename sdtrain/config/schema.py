@@ -106,13 +106,14 @@ class LooksSettings:
 class TrainerSettings:
     """trainer: length, device and precision of a run. Lengths and intervals are in images.
 
+    precision: "auto" is resolved before the run begins (sdtrain/training/precision.py).
     deterministic: restrict torch to operations that give the same bits each time on a GPU.
     """
 
     max_images: int
     accelerator: Accelerator
     devices: int
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"]
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
     accumulate: int
     gradient_clip: float
     max_skipped: int | None

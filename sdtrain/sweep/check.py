@@ -1,5 +1,6 @@
 """Check every arm of a sweep completely before the first one starts."""
 
+from sdtrain.assemble.load import pick_device
 from sdtrain.config.trusted import upgrade_config
 from sdtrain.errors import StorageError, UserError
 from sdtrain.redaction import redacted
@@ -9,6 +10,7 @@ from sdtrain.runs.resume import compare_arm_configs, format_changes
 from sdtrain.sweep.arms import Arm
 from sdtrain.sweep.precheck import PrecheckedSweep, name_arm_in_errors
 from sdtrain.training.plan import make_plan
+from sdtrain.training.precision import AUTO, choose_precision, saved_precision
 
 
 def make_arms(sweep: PrecheckedSweep) -> list[Arm]:
@@ -25,8 +27,36 @@ def make_arms(sweep: PrecheckedSweep) -> list[Arm]:
         arms.append(Arm(name, sweep.folder.arm(name), arguments, config))
     for arm in arms:
         _refuse_different_run(arm)
+    _settle_precision(arms)
     _refuse_duplicates(arms)
     return arms
+
+
+def _settle_precision(arms: list[Arm]) -> None:
+    """Resolve trainer.precision=auto, once for all arms, so that they can be compared.
+
+    An arm that has begun keeps its precision, and the others take it from the first such arm.
+    """
+    undecided = [arm for arm in arms if arm.config["trainer"]["precision"] == AUTO]
+    begun = {}
+    for arm in undecided:
+        precision = saved_precision(arm.run)
+        if precision is not None:
+            begun[arm.name] = precision
+    choices = {}
+    for arm in undecided:
+        device = pick_device(arm.config["trainer"]["accelerator"])
+        if arm.name in begun:
+            precision = begun[arm.name]
+        elif begun:
+            precision = next(iter(begun.values()))
+        else:
+            if device not in choices:
+                choices[device] = choose_precision(device)
+                print(choices[device].line, flush=True)
+            precision = choices[device].precision
+        arm.config["trainer"]["precision"] = precision
+        arm.arguments.append(f"trainer.precision={precision}")
 
 
 def _refuse_different_run(arm: Arm) -> None:
@@ -50,6 +80,8 @@ def refused_changes(run: RunFolder, config: dict) -> dict[str, tuple]:
     except StorageError:
         return {}
     allowed = list(config["resume_allow"])
+    if config["trainer"]["precision"] == AUTO:
+        allowed.append("trainer.precision")
     if config.get("first_stage"):
         allowed.append("model.autoencoder.path")  # the sweep itself sets it
     return compare_arm_configs(upgrade_config(saved), redacted(config), allowed).refused

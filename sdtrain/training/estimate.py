@@ -19,6 +19,7 @@ from sdtrain.training.diffusion_module import DiffusionModule
 from sdtrain.training.optimisation import OptimisedModule
 from sdtrain.training.parts import plain_collate
 from sdtrain.training.plan import Plan
+from sdtrain.training.precision import compute_precision
 from sdtrain.training.progress import Progress
 from sdtrain.types import PictureData
 
@@ -28,8 +29,6 @@ FEW = 2
 MAX_STEP_SECONDS = 1.0
 """A whole micro-batch is timed only if its step is expected to take less than this; otherwise the
 time is extrapolated from FEW pictures."""
-
-AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -111,8 +110,7 @@ def _seconds_per_image(
         repeated = [rows[i % few] for i in range(count)]
         batch = collate(repeated, list(range(count)), count).to(device)
         began = monotonic()
-        dtype = AUTOCAST.get(settings.precision)
-        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+        with compute_precision(settings.precision, device.type):
             loss = module.training_step(batch, 0)
         loss.backward()
         optimizer.step()

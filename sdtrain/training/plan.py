@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 
@@ -49,6 +49,12 @@ class Plan:
     def config(self) -> dict:
         """The configuration to train; a new copy each time."""
         return copy.deepcopy(self._config)
+
+    def with_precision(self, precision: str) -> "Plan":
+        """Return the same plan with another trainer.precision."""
+        config = self.config
+        config["trainer"]["precision"] = precision
+        return replace(self, prechecked=self.prechecked.with_precision(precision), _config=config)
 
     def optimisation(self) -> Optimisation:
         """Build a new Optimisation from the configuration."""

@@ -62,6 +62,7 @@ class Ranks(L.Callback):
         timeout: seconds.
         run_dir: where the stacks of a stuck run are written, and the error logs of ranks above 0.
         config: the run's yaml, which must be the same on all ranks.
+        precision: trainer.precision, which rank 0 has decided and the ranks that it starts take.
         check_configs: takes the yaml of all ranks, in order; raises if one differs from rank 0's.
         end_process: takes (exit code, paragraph), reports the error and ends this process; called
             on rank 0, or on another rank if rank 0 is dead or stuck.
@@ -74,6 +75,7 @@ class Ranks(L.Callback):
         timeout: float,
         run_dir: Path,
         config: str,
+        precision: str,
         check_configs: Callable[[list[str]], None],
         end_process: Callable[[int, str], None],
     ) -> None:
@@ -81,6 +83,7 @@ class Ranks(L.Callback):
         self.timeout = timeout
         self.run = RunFolder(run_dir)
         self.config = config
+        self.precision = precision
         self.check_configs = check_configs
         self.end_process = end_process
         self.children: list[subprocess.Popen] = []
@@ -114,7 +117,8 @@ class Ranks(L.Callback):
 
     def _command(self, rank: int) -> tuple[list[str], str]:
         """Return (the command that starts another rank on this machine, its working directory)."""
-        return [*this_command(), *sys.argv[1:], run_dir_override(self.run)], os.getcwd()
+        words = [f"trainer.precision={self.precision}", run_dir_override(self.run)]
+        return [*this_command(), *sys.argv[1:], *words], os.getcwd()
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         # Ranks that torchrun started may each have another folder: the run's is rank 0's.

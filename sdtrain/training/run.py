@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from sdtrain.assemble.load import pick_device
 from sdtrain.assemble.model import build_data
 from sdtrain.config.precheck import PrecheckedConfig
 from sdtrain.console import global_rank, warn
@@ -25,6 +26,7 @@ from sdtrain.training.parts import (
     write_config,
 )
 from sdtrain.training.plan import Plan, make_plan
+from sdtrain.training.precision import AUTO, Choice, choose_precision, saved_precision
 from sdtrain.training.progress import Progress
 from sdtrain.training.resume import checkpoint_to_resume
 from sdtrain.training.summary import print_plan, print_result
@@ -51,7 +53,30 @@ def train(prechecked: PrecheckedConfig, run_dir: Path) -> None:
     progress = Progress(plan.config["data"]["batch_size"], prechecked.trainer.max_images)
     run = Run(RunFolder(run_dir), progress, console)
     with outcome_recorded(run):
-        train_plan(plan, run)
+        run.signals.install()
+        for note in plan.notes:
+            run.console.print(note)
+        check_devices(prechecked.trainer)
+        set_threads(prechecked.trainer.threads)
+        train_plan(settle_precision(plan, run), run)
+
+
+def settle_precision(plan: Plan, run: Run) -> Plan:
+    """Return the plan with trainer.precision=auto resolved: to that of the run that is resumed, or
+    else to what suits the device.
+    """
+    settings = plan.prechecked.trainer
+    if settings.precision != AUTO:
+        return plan
+    saved = None if plan.prechecked.resume == "never" else saved_precision(run.folder)
+    if saved is not None:
+        choice = Choice(saved, "the run began with it")
+    elif plan.prechecked.trains_autoencoder:
+        choice = Choice("32-true", "autoencoders are trained in float32")
+    else:
+        choice = choose_precision(pick_device(settings.accelerator))
+    run.console.print(choice.line, soft_wrap=True)
+    return plan.with_precision(choice.precision)
 
 
 def train_plan(plan: Plan, run: Run) -> None:
@@ -59,11 +84,6 @@ def train_plan(plan: Plan, run: Run) -> None:
     callbacks, and fit.
     """
     settings = plan.prechecked.trainer
-    run.signals.install()
-    for note in plan.notes:
-        run.console.print(note)
-    check_devices(settings)
-    set_threads(settings.threads)
     data = build_data(plan.config["data"])
     check_before_first_stage(plan, data)
     run_first_stage(plan, data, run)

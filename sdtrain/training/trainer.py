@@ -9,10 +9,12 @@ import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
+from sdtrain.assemble.load import pick_device
 from sdtrain.config.build import build
 from sdtrain.config.schema import TrainerSettings, check_at_least
 from sdtrain.errors import UserError
 from sdtrain.training.checkpoint_io import FolderIO
+from sdtrain.training.precision import CPUMixedPrecision, check_precision
 from sdtrain.training.stopping import disable_lightning_signals
 
 STEP_TIMEOUT = 600
@@ -74,7 +76,7 @@ def step_timeout(node: dict) -> int:
 
 
 def check_devices(settings: TrainerSettings) -> None:
-    """Raise UserError if this machine has too few GPUs.
+    """Raise UserError if this machine has too few GPUs, or not the precision.
 
     Not part of the plan: a sweep may be planned on a machine without them.
     """
@@ -86,6 +88,7 @@ def check_devices(settings: TrainerSettings) -> None:
             key="trainer.devices",
             remedy="Set trainer.accelerator=auto or another trainer.devices.",
         )
+    check_precision(settings.precision, pick_device(settings.accelerator))
 
 
 def make_trainer(
@@ -100,11 +103,18 @@ def make_trainer(
 ) -> L.Trainer:
     """Create the Trainer. Validation, checkpoints, progress bar and signal handling are sdtrain's
     own; Lightning's are disabled.
+
+    settings: with a precision other than "auto".
     """
+    plugins = [checkpoint_io]
+    precision = settings.precision
+    if precision == "bf16-mixed" and pick_device(settings.accelerator) == "cpu":
+        plugins.append(CPUMixedPrecision())
+        precision = None
     trainer = L.Trainer(
         accelerator=settings.accelerator,
         devices=settings.devices,
-        precision=settings.precision,
+        precision=precision,
         deterministic=settings.deterministic,
         strategy=strategy,
         max_steps=math.ceil(settings.max_images / batch_size),
@@ -112,7 +122,7 @@ def make_trainer(
         accumulate_grad_batches=settings.accumulate,
         logger=[logger] if logger else [],
         callbacks=callbacks,
-        plugins=[checkpoint_io],
+        plugins=plugins,
         default_root_dir=run_dir,
         use_distributed_sampler=False,
         enable_checkpointing=False,

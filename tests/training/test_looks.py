@@ -297,7 +297,7 @@ def default(composed, tmp_path_factory):
         )
         parts.module.progress = progress
         given = dict.fromkeys(("stopping", "checkpoints", "metrics_log", "console"))
-        looks = Looks(looks=found.looks, share=share, **given)
+        looks = Looks(looks=found.looks, share=share, precision="32-true", **given)
         looks.costs = Costs(encode=0.5, decode=1.5, page=20.0, ranks=1)
         looks.stopping = SimpleNamespace(check_interrupted=lambda: None)
         looks.console = SimpleNamespace(print=lambda *given, **named: None)

@@ -28,6 +28,7 @@ def make_ranks(tmp_path, monkeypatch):
             timeout=timeout,
             run_dir=tmp_path,
             config="",
+            precision="32-true",
             check_configs=lambda configs: None,
             end_process=lambda code, paragraph: None,
         )

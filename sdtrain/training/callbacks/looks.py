@@ -11,6 +11,7 @@ from rich.console import Console
 from sdtrain.training.callbacks.budget import Budget, Costs, measure_costs, share_spent
 from sdtrain.training.callbacks.checkpoint import Checkpoints
 from sdtrain.training.callbacks.metrics_log import MetricsLog
+from sdtrain.training.precision import compute_precision
 from sdtrain.training.progress import Progress, window_ended
 from sdtrain.training.stopping import LookInterruptedError, Stopping
 
@@ -87,7 +88,8 @@ class Looks(L.Callback):
     A signal ends a look at once. When a run resumes from a checkpoint at which looks were due,
     those that are not in metrics.jsonl yet run first, with the weights of that checkpoint.
 
-    looks: {name: look}, in the order in which they run. share: see Budget.
+    looks: {name: look}, in the order in which they run. share: see Budget. precision: that of the
+    training steps, in which the networks compute here too.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Looks(L.Callback):
         *,
         looks: dict[str, Look],
         share: float | None,
+        precision: str,
         stopping: Stopping,
         checkpoints: Checkpoints,
         metrics_log: MetricsLog,
@@ -102,6 +105,7 @@ class Looks(L.Callback):
     ) -> None:
         self.looks = looks
         self.budget = Budget(share)
+        self.precision = precision
         self.stopping = stopping
         self.checkpoints = checkpoints
         self.metrics_log = metrics_log
@@ -159,7 +163,8 @@ class Looks(L.Callback):
             return
         try:
             if trainer.is_global_zero:
-                look.look_at_start(trainer, module, planned, self.stopping)
+                with compute_precision(self.precision, module.device.type):
+                    look.look_at_start(trainer, module, planned, self.stopping)
             self.stopping.wait_for_ranks()
         except LookInterruptedError:
             return
@@ -240,7 +245,8 @@ class Looks(L.Callback):
         began = time.monotonic()
         metrics = {}
         if look.on_all_ranks or trainer.is_global_zero:
-            metrics = look.look(trainer, module, planned, self.stopping)
+            with compute_precision(self.precision, module.device.type):
+                metrics = look.look(trainer, module, planned, self.stopping)
         metrics |= {
             f"looks/{name}_seconds": round(time.monotonic() - began, 3),
             "looks/share": share_spent(spent, module.progress.images_seen),

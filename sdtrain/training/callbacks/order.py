@@ -30,6 +30,7 @@ def make_ranks(plan: Plan, run: Run, config: str) -> Ranks | None:
         timeout=step_timeout(plan.config["strategy"]),
         run_dir=run.folder.path,
         config=config,
+        precision=plan.prechecked.trainer.precision,
         check_configs=refuse_different_ranks,
         end_process=run.end_process,
     )
@@ -76,6 +77,7 @@ def order_callbacks(plan: Plan, run: Run, callbacks: CallbackSet) -> OrderedCall
     looks = Looks(
         looks=callbacks.looks,
         share=plan.prechecked.looks.share,
+        precision=plan.prechecked.trainer.precision,
         stopping=stopping,
         checkpoints=checkpoints,
         metrics_log=callbacks.metrics_log,
