@@ -102,8 +102,8 @@ def choose_on_cpu(has_bf16: bool, measure: Callable[[], float] | None) -> Choice
 def bf16_gain() -> float:
     """Return how many times as fast as in float32 a training step is in bfloat16.
 
-    It is tried on a UNet like that of model=latent_diffusion, in about two seconds. They are counted
-    as seconds of this process, so that others on the machine disturb them less, and the two
+    It is tried on a UNet like that of model=latent_diffusion, which takes about two seconds. The
+    clock is that of this process, so that others on the machine disturb it less, and the two
     precisions take turns. Torch's global generator is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
