@@ -31,6 +31,8 @@ from sdtrain.runs.resume import flatten
 AUTOENCODER = "sdtrain.models.autoencoder.Autoencoder"
 AUTOENCODER_KEYS = frozenset({"model.autoencoder.path", "model/autoencoder"})
 """Keys with which the user chooses an autoencoder, so that no first stage is trained."""
+DEFAULT_IMAGE_SIZE = 32
+"""Side in pixels of the pictures for which the default UNet is made."""
 PRIMARY = "train"
 """The primary configuration of sdtrain, unless --config-name names another."""
 
@@ -69,13 +71,21 @@ def resolve_config(
     if composition is None:
         composition = current_composition_arguments()
     _fill_autoencoder_sizes(config, list(overrides), list(composition))
-    if (
-        OmegaConf.select(config, "model.unet.architecture")
-        and config.data.get("image_size", 0) is None
-    ):
-        config.data.image_size = image_size_of_unet(config.model)
+    if config.data.get("image_size", 0) is None:
+        _fill_image_size(config)
     check_image_size(config)
     return OmegaConf.to_container(config, resolve=True)
+
+
+def _fill_image_size(config: DictConfig) -> None:
+    """Set data.image_size, which is null, to what the model is made for.
+
+    A user's own data set, beside a model that does not say, is left as it is.
+    """
+    if OmegaConf.select(config, "model.unet.architecture"):
+        config.data.image_size = image_size_of_unet(config.model)
+    elif str(config.data.get("_target_")).startswith("sdtrain."):
+        config.data.image_size = DEFAULT_IMAGE_SIZE
 
 
 def _fill_autoencoder_sizes(

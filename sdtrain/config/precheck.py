@@ -42,7 +42,7 @@ DIFFUSION_ONLY = (
 )
 """Groups that the training of a diffusion model needs, and that of an autoencoder does not use."""
 
-LOADER_KEYS = {"batch_size": (int, 1), "num_workers": (int, 0), "timeout": (int, 1)}
+LOADER_KEYS = {"batch_size": (int, 1), "num_workers": (int | None, 0), "timeout": (int, 1)}
 """Keys under `data` that the loader reads, whatever the data set: (type, least value)."""
 LOADER_DEFAULTS = {"timeout": 600}
 """Values of those that a user's own yaml may leave out."""
@@ -290,7 +290,7 @@ def _check_loader(data: dict, typed: set[str]) -> None:
         if name not in data:
             raise UserError(f"{key} is missing", key=key, remedy=f"Set +{key}=...")
         check_value(data[name], value_type, key)
-        if data[name] < least:
+        if data[name] is not None and data[name] < least:
             raise UserError(f"must be at least {least}", key=key, value=data[name])
     if "data.max_skipped" in typed and data.get("on_error") == "fail":
         raise UserError(

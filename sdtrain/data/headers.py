@@ -51,6 +51,14 @@ class Headers:
         """The number of pictures, usable or not."""
         return len(self.fingerprints) + len(self.unusable)
 
+    @property
+    def small_note(self) -> str:
+        """A sentence about the pictures that are unusable only because they are small, or ""."""
+        small = sum(picture.shorter_side is not None for picture in self.unusable.values())
+        if not small:
+            return ""
+        return f" {small} are merely smaller than the crop: data.upscale=true scales them up."
+
     def accept_small(self) -> None:
         """Mark pictures that are smaller than the crop as usable: they will be scaled up.
 
@@ -156,7 +164,7 @@ def check_counts(path: str, folder: str, headers: Headers, max_skipped: int) -> 
         raise DataError(
             f"{len(unusable)} of {headers.count} pictures in data.path={folder} cannot be used, "
             f"but at most data.max_skipped={max_skipped} may be left out. "
-            f"The last is {last}: {picture.reason}",
+            f"The last is {last}: {picture.reason}{headers.small_note}",
             key="data.max_skipped",
             remedy="Repair or remove them, or raise data.max_skipped.",
         )

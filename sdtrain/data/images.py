@@ -65,8 +65,8 @@ class Images:
         *,
         path: str,
         image_size: int = 32,
-        crop: Literal["random", "center"] = "random",
-        flip: bool = True,
+        crop: Literal["random", "center"] = "center",
+        flip: bool = False,
         validation_fraction: float = 0.05,
         missing_captions: Literal["error", "empty"] = "error",
         on_error: Literal["fail", "skip"] = "fail",
@@ -225,7 +225,7 @@ def _notes(
         first = next(iter(unusable.values()))
         notes.append(
             f"data.on_error=skip: {len(unusable)} of {headers.count} pictures are left out: "
-            f"{shortened(list(unusable))}. The first: {first.reason}"
+            f"{shortened(list(unusable))}. The first: {first.reason}{headers.small_note}"
         )
     read = headers.fingerprints.keys() | unusable.keys() | folder_captions.caption_files
     ignored = listing.summarise_ignored(read)
@@ -234,7 +234,7 @@ def _notes(
     if headers.scaled_up:
         notes.append(
             f"data.upscale: {len(headers.scaled_up)} of {headers.count} pictures are smaller than "
-            f"the crop and are scaled up: {shortened(headers.scaled_up)}."
+            f"the crop and are scaled up, for validation too: {shortened(headers.scaled_up)}."
         )
     if headers.frames:
         notes.append(

@@ -54,6 +54,17 @@ class CollateBlock:
         return self.collate(rows, ordinals, stream_end)
 
 
+def default_workers(ranks: int) -> int:
+    """Return one loader process fewer than a rank has CPU cores, at least 1 and at most 4.
+
+    ranks: that share the cores of this machine.
+    """
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):  # only those that this process may use
+        cores = len(os.sched_getaffinity(0))
+    return max(1, min(4, cores // ranks - 1))
+
+
 def set_up_worker(worker: int) -> None:
     """Make a loader worker ignore SIGTERM and SIGINT, and use one thread.
 
@@ -94,7 +105,7 @@ class DataModule(L.LightningDataModule):
 
     Args:
         data: the data set.
-        num_workers: loader processes per rank. They affect only speed.
+        num_workers: loader processes per rank; None for `default_workers`. They affect only speed.
         seed: seed of the order.
         collate: makes the batches; it holds the seed of their random numbers.
         progress: progress of the run; the stream begins at its images_seen.
@@ -110,7 +121,7 @@ class DataModule(L.LightningDataModule):
         self,
         *,
         data: PictureData,
-        num_workers: int,
+        num_workers: int | None,
         seed: int,
         collate: Collate,
         progress: Progress,
@@ -147,15 +158,18 @@ class DataModule(L.LightningDataModule):
             world=world_size,
             weights=getattr(self.train, "weights", None),
         )
-        if self.num_workers:
+        num_workers = self.num_workers
+        if num_workers is None:
+            num_workers = default_workers(self.trainer.num_devices if self.trainer else 1)
+        if num_workers:
             use_short_socket_folder()
         loader = WatchedLoader(
             RowsWithOrdinals(self.train),
             batch_sampler=stream,
             collate_fn=CollateBlock(self.collate, rank, world_size),
             worker_init_fn=set_up_worker,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
         loader.watch = self.watch

@@ -38,6 +38,25 @@ def test_the_precheck_refuses_what_needs_no_torch(composed, words):
         precheck_config(config or composed(*typed), typed)
 
 
+def test_the_size_of_pictures_follows_the_model(composed):
+    pictures = ["data=images", "data.path=x"]
+    for words, size in (
+        ([], 32),
+        (["data.image_size=48"], 48),
+        (["experiment=images_autoencoder"], 32),
+        (["model=sd15"], 64 * 4),  # side of the latents, and downsampling of the first stage
+    ):
+        typed = [*words, *pictures]
+        data = precheck_config(composed(*typed), typed).config["data"]
+        assert data["image_size"] == size, words
+        assert data["num_workers"] is None
+    for wrong in ("-1", "many", "true"):
+        words = [*pictures, f"data.num_workers={wrong}"]
+        with pytest.raises(UserError) as refused:
+            precheck_config(composed(*words), words)
+        assert refused.value.key == "data.num_workers"
+
+
 def test_a_precheck_and_a_plan_never_change(composed):
     words = ["data=images", "data.path=x", "weighting=edm", "schedule=cosine"]
     cfg = composed(*words)

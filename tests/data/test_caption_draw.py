@@ -127,7 +127,12 @@ def test_smaller_pictures_are_scaled_up_where_that_is_asked_for(folder):
         for index in range(len(split)):
             shapes.add(tuple(split[index, 3].image.shape))
     assert shapes == {(3, 16, 16)}
-    assert len(load(folder, on_error="skip").split("train")) == 3 - 1
+    skipping = load(folder, on_error="skip")
+    assert len(skipping.split("train")) == 3 - 1
+    assert any("data.upscale" in note for note in skipping.notes)
+    with pytest.raises(DataError, match=r"data\.upscale") as refused:
+        load(folder, on_error="skip", max_skipped=0)
+    assert refused.value.key == "data.max_skipped"
     (folder / "1.png").write_bytes(b"broken")  # that is another matter
     with pytest.raises(DataError, match=r"1\.png"):
         load(folder, upscale=True)

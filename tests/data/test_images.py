@@ -329,7 +329,7 @@ def many(tmp_path_factory):
 
 
 def test_splits(many):
-    data = Images(path=str(many))
+    data = Images(path=str(many), crop="random", flip=True)
     train = data.split("train")
     validation = data.split("validation")
     assert (len(train), len(validation)) == (75, 25)

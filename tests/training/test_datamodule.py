@@ -7,7 +7,7 @@ from sdtrain.data.draws import Collate
 from sdtrain.data.shapes import Shapes
 from sdtrain.diffusion.noise import Gaussian
 from sdtrain.errors import DataError
-from sdtrain.training.datamodule import DataModule
+from sdtrain.training.datamodule import DataModule, default_workers
 from sdtrain.training.progress import Progress
 
 
@@ -27,6 +27,13 @@ def datamodule(batch_size: int = 8, size: int = 64) -> DataModule:
         collate=collate,
         progress=Progress(batch_size, max_images=10_000),
     )
+
+
+def test_loaders_leave_a_core_to_each_rank(monkeypatch):
+    expected = {(1, 1): 1, (2, 1): 1, (4, 1): 3, (64, 1): 4, (8, 2): 3, (8, 8): 1}
+    for (cores, ranks), workers in expected.items():
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, cores=cores: set(range(cores)))
+        assert default_workers(ranks) == workers, (cores, ranks)
 
 
 def test_validation_shares_no_draw_with_training():
