@@ -69,7 +69,18 @@ def tensors(checkpoint: Path) -> dict[str, Tensor]:
         found |= {f"{name}/{key}": value for key, value in weights.items()}
     state = torch.load(checkpoint / "trainer.pt", weights_only=True)
     for number, moments in state["optimizer_states"][0]["state"].items():
-        found |= {f"optimizer/{number}/{key}": value for key, value in moments.items()}
+        found |= named_tensors(moments, f"optimizer/{number}/")
+    return found
+
+
+def named_tensors(state: dict, prefix: str) -> dict[str, Tensor]:
+    """Every entry of a state, which may hold states, by name; a number as a tensor."""
+    found = {}
+    for key, value in state.items():
+        if isinstance(value, dict):
+            found |= named_tensors(value, f"{prefix}{key}/")
+        else:
+            found[f"{prefix}{key}"] = torch.as_tensor(value)
     return found
 
 

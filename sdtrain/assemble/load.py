@@ -13,6 +13,7 @@ import torch
 from sdtrain.assemble.kept_files import SHA256, check_files, use_copies
 from sdtrain.assemble.model import build_model
 from sdtrain.assemble.training_data import TrainingData
+from sdtrain.config.optimizers import is_schedule_free
 from sdtrain.config.precheck import is_autoencoder
 from sdtrain.config.trusted import check_targets, upgrade_config
 from sdtrain.console import warn
@@ -116,7 +117,7 @@ def load(
         raise _with_key_of_command(error, folder) from error
     _check_frozen(model, cfg, folder)
     weights = read_weights(folder.path, "model")
-    if ema:
+    if ema and not is_schedule_free(saved):  # whose weights are averages already
         weights |= model.add_tied_names(_read_average(folder))
     model.load_trained_state(weights)
     training_data = TrainingData(cfg["data"], data or {}, allow, record)

@@ -3,6 +3,7 @@
 Imports neither torch nor Lightning, so that --help, completion and error messages are quick.
 """
 
+import logging
 import os
 import re
 import sys
@@ -43,6 +44,8 @@ def error_boundary(config_name: str, output_key: str = "output") -> Iterator[Non
         config_name: name of the yaml whose keys may be suggested in place of an unknown one.
         output_key: the key that says where the command writes.
     """
+    # diffusers imports bitsandbytes wherever it is installed, which then advises to install more.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         search_working_directory_last()
         remove_empty_variables()

@@ -12,6 +12,7 @@ from omegaconf import MISSING
 
 from sdtrain.config.check import Checker, check_value, suggest
 from sdtrain.config.compose import AUTOENCODER_KEYS
+from sdtrain.config.optimizers import check_optimizer_options
 from sdtrain.config.overrides import typed_keys
 from sdtrain.config.path_keys import expand_homes_in_config
 from sdtrain.config.plain_values import check_plain_values
@@ -152,6 +153,7 @@ def precheck_config(config: dict, overrides: Iterable[str]) -> PrecheckedConfig:
     _check_loader(config["data"], typed)
     trainer = _trainer_settings(config["trainer"], checker)
     _check_precision(trainer, config["optimizer"])
+    check_optimizer_options(config)
     micro_batch_size(config["data"]["batch_size"], trainer.devices, trainer.accumulate)
     checkpoint = CheckpointSettings(**config["checkpoint"])
     looks = LooksSettings(**config["looks"])

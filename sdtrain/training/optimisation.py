@@ -4,7 +4,7 @@ steps whose loss or gradient is not finite.
 
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import lightning.pytorch as L
 import numpy as np
@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 
 from sdtrain.errors import DivergedError, UserError
 from sdtrain.models.modes import begin_training
-from sdtrain.training.parameter_groups import GroupSettings, group_parameters
+from sdtrain.training.optimizers.schedule_free import ScheduleFree
+from sdtrain.training.parameter_groups import GroupSettings, group_parameters, matrix_names
 from sdtrain.training.progress import Progress, StepResult
 from sdtrain.types import Batch
 
@@ -97,15 +98,23 @@ class Optimisation:
         """The peak learning rate of the first parameter group."""
         return self.group_settings[0]["lr"]
 
-    def configure(self, parameters: Mapping[str, nn.Parameter]) -> Optimizer:
+    def configure(
+        self, parameters: Mapping[str, nn.Parameter], matrices: Collection[str] = ()
+    ) -> Optimizer:
         """Create the optimizer of parameters by name, and remember the settings of its groups.
 
-        Raises UserError for a setting of `groups` that has no effect.
+        matrices: names of the parameters that are weights of linear layers, which an optimizer with
+        `splits_matrices` treats apart. Raises UserError for a setting of `groups` that has no
+        effect.
         """
-        optimizer = self.make_optimizer(group_parameters(parameters, self.groups))
+        target = getattr(self.make_optimizer, "func", self.make_optimizer)  # of a partial
+        splits = getattr(target, "splits_matrices", False)
+        groups = group_parameters(parameters, self.groups, matrices if splits else None)
+        optimizer = self.make_optimizer(groups)
+        no_settings = {"params", *getattr(optimizer, "counters", ())}
         self.group_settings = []
         for group in optimizer.param_groups:
-            settings = {key: value for key, value in group.items() if key != "params"}
+            settings = {key: value for key, value in group.items() if key not in no_settings}
             self.group_settings.append(settings)
         return optimizer
 
@@ -181,11 +190,18 @@ class OptimisedModule(L.LightningModule):
 
     optimisation: Optimisation
     progress: Progress
+    schedule_free: ScheduleFree | None = None
+    """The optimizer, if it averages the weights itself."""
     _window_loss: Tensor | float = 0.0
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Return every parameter that is trained, by name."""
         raise NotImplementedError
+
+    def make_optimizer(self) -> Optimizer:
+        """Create the optimizer of the trained parameters. Raises UserError and torch's errors."""
+        parameters = self.trained()
+        return self.optimisation.configure(parameters, matrix_names(self, parameters))
 
     def on_fit_start(self) -> None:
         begin_training(self)
@@ -205,7 +221,10 @@ class OptimisedModule(L.LightningModule):
         return per_sample.mean()
 
     def configure_optimizers(self) -> Optimizer:
-        return self.optimisation.configure(self.trained())
+        optimizer = self.make_optimizer()
+        if isinstance(optimizer, ScheduleFree):
+            self.schedule_free = optimizer
+        return optimizer
 
     def configure_gradient_clipping(
         self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None

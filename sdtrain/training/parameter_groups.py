@@ -1,8 +1,8 @@
-"""Parameter groups of the optimizer: a learning rate of its own for the text encoder, and weights
-that do not decay.
+"""Parameter groups of the optimizer: a learning rate of its own for the text encoder, weights that
+do not decay, and the matrices of linear layers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,9 @@ from sdtrain.errors import UserError
 
 TEXT_ENCODER_PREFIX = "conditioner."
 """Beginning of the names of the conditioner's parameters."""
+
+IS_MATRIX = "is_matrix"
+"""Key of a group that says whether its parameters are matrices of linear layers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,24 +38,46 @@ class GroupSettings:
             )
 
 
+def matrix_names(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> frozenset[str]:
+    """Return the names of those parameters that are the weight of a linear layer of `module`.
+
+    A weight that an embedding shares is an embedding.
+    """
+    linear = set()
+    embeddings = set()
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            linear.add(id(layer.weight))
+        elif isinstance(layer, nn.Embedding):
+            embeddings.add(id(layer.weight))
+    matrices = linear - embeddings
+    return frozenset(name for name, parameter in parameters.items() if id(parameter) in matrices)
+
+
 def group_parameters(
-    parameters: Mapping[str, nn.Parameter], settings: GroupSettings
+    parameters: Mapping[str, nn.Parameter],
+    settings: GroupSettings,
+    matrices: Collection[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Return the parameter groups for a torch optimizer: one, unless the settings ask for more.
 
-    parameters: by name. Raises UserError if text_encoder_lr has no effect.
+    parameters: by name. matrices: names of the parameters to keep in groups of their own; None
+    makes no such groups. Raises UserError if text_encoder_lr has no effect.
     """
-    groups: dict[tuple[bool, bool], dict[str, Any]] = {}
+    groups: dict[tuple[bool, bool, bool], dict[str, Any]] = {}
     for name, parameter in parameters.items():
         own_rate = settings.text_encoder_lr is not None and name.startswith(TEXT_ENCODER_PREFIX)
         decays = settings.decay_norms_and_biases or parameter.ndim > 1
-        group = groups.setdefault((own_rate, decays), {"params": []})
+        is_matrix = matrices is not None and name in matrices
+        group = groups.setdefault((own_rate, decays, is_matrix), {"params": []})
         group["params"].append(parameter)
+        if matrices is not None:
+            group[IS_MATRIX] = is_matrix
         if own_rate:
             group["lr"] = settings.text_encoder_lr
         if not decays:
             group["weight_decay"] = 0.0
-    has_own_rate = any(own_rate for own_rate, _ in groups)
+    has_own_rate = any(own_rate for own_rate, _, _ in groups)
     if settings.text_encoder_lr is not None and not has_own_rate:
         raise UserError(
             "has no effect: the text encoder is not trained",

@@ -94,7 +94,7 @@ def build_parts(plan: Plan, data: PictureData, run_dir: Path, progress: Progress
     else:
         parts = _diffusion_parts(config, plan, data, run_dir, progress)
         parts.notes[:0] = notes
-    check_optimizer(parts.module.optimisation, config, parts.module.trained())
+    check_optimizer(config, parts.module.make_optimizer)
     return parts
 
 

@@ -1,8 +1,9 @@
 """The plan of a run: its checked, immutable configuration, before data or weights are loaded."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 
 import torch
 
@@ -87,8 +88,7 @@ def make_plan(prechecked: PrecheckedConfig) -> Plan:
         notes += replaced_lines(config)
         drawing = _check_drawings(config)
     plan = Plan(prechecked, config, tuple(notes), drawing)
-    parameter = torch.nn.Parameter(torch.zeros(2, 2))
-    check_optimizer(plan.optimisation(), config, {f"{TEXT_ENCODER_PREFIX}weight": parameter})
+    check_optimizer(config, partial(_try_optimizer, plan.optimisation()))
     build_strategy(config["strategy"])
     check_callbacks(plan.config, drawing, prechecked.trainer)
     check_logger(config.get("logger"), prechecked.typed)
@@ -167,12 +167,20 @@ def _check_drawings(config: dict) -> Drawing:
     return build_drawing(config, schedule)
 
 
-def check_optimizer(
-    optimisation: Optimisation, config: dict, parameters: Mapping[str, torch.nn.Parameter]
-) -> None:
-    """Raise UserError for settings that the optimizer refuses. parameters: by name."""
+def _try_optimizer(optimisation: Optimisation) -> None:
+    """Create the optimizer of a matrix and a bias that stand for a text encoder."""
+    weight = f"{TEXT_ENCODER_PREFIX}weight"
+    parameters = {
+        weight: torch.nn.Parameter(torch.zeros(2, 2)),
+        f"{TEXT_ENCODER_PREFIX}bias": torch.nn.Parameter(torch.zeros(2)),
+    }
+    optimisation.configure(parameters, {weight})
+
+
+def check_optimizer(config: dict, create: Callable[[], object]) -> None:
+    """Raise UserError for settings that the optimizer refuses. create: creates the optimizer."""
     try:
-        optimisation.configure(parameters)
+        create()
     except (ValueError, TypeError, RuntimeError) as error:
         # torch's messages end with the bad value, as in "Invalid learning rate: -1".
         last_word = str(error).split()[-1:]

@@ -8,6 +8,7 @@ from rich.text import Text
 from torch import nn
 
 from sdtrain.assemble.load import BUILT
+from sdtrain.config.optimizers import is_schedule_free
 from sdtrain.config.overrides import text_override
 from sdtrain.config.trusted import foreign_packages
 from sdtrain.latent_diffusion import LatentDiffusion
@@ -89,7 +90,8 @@ def print_result(run: Run, plan: Plan, parts: Parts, callbacks: CallbackSet, lef
     saved = list_checkpoints(run.folder.path)
     if saved:
         rows.append(("checkpoint", str(saved[-1])))
-    command = _next_command(run, plan, parts, averaged=callbacks.ema is not None)
+    averaged = callbacks.ema is not None or is_schedule_free(plan.config)
+    command = _next_command(run, plan, parts, averaged)
     if command:
         rows.append(("next", command))
     seen = run.progress.images_seen

@@ -8,6 +8,8 @@ from sdtrain.config.schema import CheckpointSettings
 from sdtrain.errors import UserError
 from sdtrain.files import remove_leftovers
 from sdtrain.runs.layout import RunFolder
+from sdtrain.training.callbacks.ema import averaged_weights
+from sdtrain.training.optimisation import OptimisedModule
 from sdtrain.training.progress import Progress, window_ended
 from sdtrain.training.stopping import Stopping
 
@@ -71,19 +73,22 @@ class Checkpoints(L.Callback):
         last = self.progress.ended
         signal_received = self.stopping.interrupted_by
         if last or signal_received or self.progress.is_due(self.every):
-            self.save(trainer)
+            self.save(trainer, module)
         if last or signal_received:
             trainer.strategy.checkpoint_io.wait(last=True)
         if signal_received and not last:
             self.stopping.raise_interrupted(trainer)
 
-    def save(self, trainer: L.Trainer) -> None:
+    def save(self, trainer: L.Trainer, module: OptimisedModule) -> None:
         """Save a checkpoint, unless there is one at this number of images. Must be called on all
         ranks: it has a barrier.
+
+        The weights of a schedule-free optimizer are saved as their average.
         """
         if self.saved_at == self.progress.images_seen:
             return
-        trainer.save_checkpoint(self.run.checkpoint(self.progress.images_seen).path)
+        with averaged_weights(None, module):
+            trainer.save_checkpoint(self.run.checkpoint(self.progress.images_seen).path)
         self.saved_at = self.progress.images_seen
 
 

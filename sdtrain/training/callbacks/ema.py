@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import lightning.pytorch as L
 
 from sdtrain.models.ema import EMA
+from sdtrain.training.optimisation import OptimisedModule
 from sdtrain.training.progress import window_ended
 
 
@@ -46,12 +47,13 @@ class EMACallback(L.Callback):
 
 
 @contextmanager
-def averaged_weights(ema: EMACallback | None, module: L.LightningModule) -> Iterator[None]:
-    """Give the module its averaged weights within the `with` block; if `ema` is None, it keeps its
-    own.
+def averaged_weights(ema: EMACallback | None, module: OptimisedModule) -> Iterator[None]:
+    """Give the module its averaged weights within the `with` block: those of `ema`, or if that is
+    None those of a schedule-free optimizer. Without either, the module keeps its own.
     """
-    if ema is None:
+    average = module.schedule_free if ema is None else ema.average
+    if average is None:
         yield
         return
-    with ema.average.applied(module.trained()):
+    with average.applied(module.trained()):
         yield

@@ -190,7 +190,7 @@ class Looks(L.Callback):
         try:
             self._run_due(trainer, module, recorded)
         except LookInterruptedError:
-            self.checkpoints.save(trainer)
+            self.checkpoints.save(trainer, module)
             trainer.strategy.checkpoint_io.wait(last=True)
             self.stopping.raise_interrupted(trainer)
 
