@@ -48,6 +48,10 @@ BESIDE = {  # what an option wants beside it
     "modifiers/zero_terminal_snr": ["prediction=v"],
     "modifiers/clip": ["modifiers.clip.log_snr_max=4", "modifiers.clip.log_snr_min=-4"],
 }
+EXTRAS = {  # packages that not every environment has
+    "optimizer/adamw_8bit": "bitsandbytes",
+    "optimizer/schedule_free": "schedulefree",
+}
 LONG = [option for option in OPTIONS if "emoji" in option]
 
 
@@ -161,6 +165,8 @@ def test_every_option_of_the_mathematics_passes_the_check(option, planned, tiny_
 @pytest.mark.slow
 @pytest.mark.parametrize("option", OTHERS)
 def test_every_other_option_runs_two_steps(option, composed, tiny, train_config, folders, tmp_path):
+    if option in EXTRAS:
+        pytest.importorskip(EXTRAS[option])
     words = tiny(*choice(option, folders), *SIXTEEN)
     assert_finished(train_config(tmp_path / "run", composed(*words), words), tmp_path / "run")
 
