@@ -41,6 +41,12 @@ def expand_home(path: str) -> str:
     return os.path.expanduser(path)
 
 
+def cache_folder() -> Path:
+    """Return sdtrain's folder in the user's cache, as XDG_CACHE_HOME says."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "sdtrain"
+
+
 def is_shipped(folder: Path) -> bool:
     """Whether a resolved folder belongs to sdtrain's own data."""
     return folder.is_relative_to(shipped_folder("data", "README.md").resolve())

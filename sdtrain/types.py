@@ -5,7 +5,7 @@ Those that Lightning moves to a device are not frozen, because it rebuilds them.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -150,6 +150,18 @@ class Classes:
     untrained: tuple[int, ...] = ()
 
 
+class Memo(Protocol):
+    """Remembers values about the rows of a data set from one start to the next."""
+
+    def get(self, key: str) -> Any:
+        """Return the value with this key, or None."""
+        ...
+
+    def put(self, key: str, value: Any) -> None:
+        """Remember a value fit for json."""
+        ...
+
+
 @dataclass(frozen=True)
 class DataExtras:
     """Optional attributes of a data set, beyond those of PictureData, under the same names.
@@ -161,12 +173,14 @@ class DataExtras:
         sha256: hash of the listing of its pictures, by which a resumed run recognises them. None,
             the default: the configuration alone identifies the data.
         classes: what its labels mean. None, the default: only num_classes is known.
+        memo: remembers values about its rows. None, the default: they are worked out at each start.
     """
 
     notes: tuple[str, ...] = ()
     max_skipped: int | None = None
     sha256: str | None = None
     classes: Classes | None = None
+    memo: Memo | None = None
 
 
 def extras_of(data: PictureData) -> DataExtras:
@@ -176,6 +190,7 @@ def extras_of(data: PictureData) -> DataExtras:
         max_skipped=getattr(data, "max_skipped", None),
         sha256=getattr(data, "sha256", None),
         classes=getattr(data, "classes", None),
+        memo=getattr(data, "memo", None),
     )
 
 

@@ -53,6 +53,15 @@ TINY = [
 ]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_its_own(tmp_path_factory):
+    """No test reads or writes the user's cache."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("user_cache")))
+    yield
+    patch.undo()
+
+
 def pytest_collection_finish() -> None:
     """The collector need not look again and again at what the imports have made, which stays."""
     gc.collect()

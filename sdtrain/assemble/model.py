@@ -232,14 +232,28 @@ def classes_line(model: LatentDiffusion, data: PictureData) -> str | None:
 
 def truncated_captions_line(model: LatentDiffusion, data: PictureData) -> str | None:
     """Return a line that counts the captions that the conditioner truncates, or None if none is."""
-    captions = captions_of(data.split("train"))
-    if not captions:
-        return None
-    count = model.conditioner.count_truncated(captions)
-    if not count:
+    truncated, captions = _count_truncated(model.conditioner, data)
+    if not truncated:
         return None
     limit = model.conditioner.max_tokens
     return (
-        f"{count} of {len(captions)} captions have more than "
+        f"{truncated} of {captions} captions have more than "
         f"model.conditioner.max_length={limit} tokens: only their first {limit - 2} are read."
     )
+
+
+def _count_truncated(conditioner: Conditioner, data: PictureData) -> tuple[int, int]:
+    """Return how many training captions are truncated, and how many there are.
+
+    The numbers are remembered if possible: a million captions take a minute.
+    """
+    memo = extras_of(data).memo
+    key = conditioner.tokens_key
+    remembered = memo.get(key) if memo and key else None
+    if remembered is not None:
+        return tuple(remembered)
+    captions = captions_of(data.split("train"))
+    counts = (conditioner.count_truncated(captions) if captions else 0, len(captions))
+    if memo and key:
+        memo.put(key, counts)
+    return counts

@@ -101,6 +101,10 @@ class Clip(Conditioner):
     def max_tokens(self) -> int:
         return self.max_length
 
+    @property
+    def tokens_key(self) -> str:
+        return self.tokenize.key
+
     def count_truncated(self, captions: Sequence[str]) -> int:
         return self.tokenize.count_truncated(captions)
 

@@ -94,6 +94,13 @@ class Conditioner(nn.Module):
         return 0
 
     @property
+    def tokens_key(self) -> str | None:
+        """Identifies what `count_truncated` depends on beside the captions, so that its result can
+        be remembered; None if that is not known.
+        """
+        return None
+
+    @property
     def max_tokens(self) -> int | None:
         """The number of tokens of a caption that it reads, with the two that mark begin and end;
         None if it reads no captions or has no such limit.

@@ -1,5 +1,7 @@
 """Captions to tokens, for conditioners with a CLIP tokenizer."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,6 +29,15 @@ class Tokenize:
             max_length=self.max_length,
             return_tensors="pt",
         ).input_ids
+
+    @property
+    def key(self) -> str:
+        """A hash of the tokenizer and max_length: the same one means the same tokens."""
+        tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        for name in ("truncation", "padding"):  # how it was called last
+            tokenizer.pop(name, None)
+        text = json.dumps([tokenizer, self.max_length], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def of_inputs(self, inputs: Inputs) -> Tensor:
         """Return the tokens of a conditioner's inputs, on their device.

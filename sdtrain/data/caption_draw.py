@@ -48,15 +48,16 @@ class CaptionDraw:
         self.shuffle_tags = shuffle_tags
         self.drop_tags = drop_tags
         self.keep_tags = keep_tags
+        self.has_tags = bool(shuffle_tags or drop_tags)
+        """Whether captions are lists of tags."""
         self._random = KeyedRandom(seed, "caption")
 
     def candidates(self, captions: Sequence[str]) -> tuple[str, ...]:
         """Return the captions to draw from: all of a picture's, or a single one that joins them."""
         if self.captions == "one":
             return tuple(captions)
-        has_tags = self.shuffle_tags or self.drop_tags
         # A comma keeps the last tag of a line apart from the first of the next.
-        separator = ", " if has_tags else " "
+        separator = ", " if self.has_tags else " "
         return (separator.join(captions),)
 
     def __call__(self, captions: Sequence[str], ordinal: int) -> str:

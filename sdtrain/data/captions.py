@@ -89,7 +89,7 @@ def _read_text_files(folder: str, listing: Listing) -> tuple[list[CaptionedPictu
     pictures = []
     uses: Counter[str] = Counter()
     for name in listing.names:
-        file = _caption_file(folder, name)
+        file = caption_file(folder, name)
         lines = []
         if file is not None:
             lines = _read_text(folder, file, listing).splitlines()
@@ -201,7 +201,7 @@ def _read_text(folder: str, name: str, listing: Listing) -> str:
         ) from error
 
 
-def _caption_file(folder: str, name: str) -> str | None:
+def caption_file(folder: str, name: str) -> str | None:
     """Return the relative name of the text file beside a picture, or None if there is none."""
     for suffix in CAPTION_SUFFIXES:
         beside = os.path.splitext(name)[0] + suffix

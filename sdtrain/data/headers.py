@@ -2,9 +2,10 @@
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from functools import partial
+from typing import BinaryIO, NamedTuple
 
 from sdtrain.data.decode import PIXEL_LIMIT, PictureFile, picture_header
 from sdtrain.data.listing import shortened
@@ -79,18 +80,45 @@ class Headers:
                 self.frames.append(name)
 
 
-def classify_headers(source: Source, names: Iterable[str], image_size: int) -> Headers:
+class FileHeader(NamedTuple):
+    """What is known of a picture once its header is read.
+
+    size: (width, height) of the upright picture. has_frames: whether it has several frames or
+    pages. fingerprint: see `fingerprint_of`.
+    """
+
+    size: tuple[int, int]
+    has_frames: bool
+    fingerprint: str
+
+
+def read_header(source: Source, name: str) -> FileHeader:
+    """Read the header of a picture. Raises DataError or OSError."""
+    with source.open(name) as file:
+        header = picture_header(PictureFile(file, source.location(name)))
+        return FileHeader(header.size, header.has_frames, fingerprint_of(file))
+
+
+def classify_headers(
+    source: Source,
+    names: Iterable[str],
+    image_size: int,
+    read: Callable[[str], FileHeader] | None = None,
+) -> Headers:
     """Read the header of every picture and sort the pictures into usable and unusable ones.
 
-    image_size: side of the crop in pixels; a picture with a shorter side below it is unusable.
+    Args:
+        source: the files.
+        names: of the pictures.
+        image_size: side of the crop in pixels; a picture with a shorter side below it is unusable.
+        read: takes a name, and returns the header as `read_header` does; None to read all files.
     """
+    read = read or partial(read_header, source)
     headers = Headers()
     for name in sorted(names):
         location = source.location(name)
         try:
-            with source.open(name) as file:
-                header = picture_header(PictureFile(file, location))
-                fingerprint = fingerprint_of(file)
+            header = read(name)
         except DataError as error:
             headers.unusable[name] = Unusable(str(error))
         except OSError as error:  # the disk fails
@@ -106,13 +134,13 @@ def classify_headers(source: Source, names: Iterable[str], image_size: int) -> H
                 headers.unusable[name] = Unusable(
                     reason,
                     side,
-                    fingerprint,
+                    header.fingerprint,
                     pixels_scaled_up=image_size**2 * max(header.size) / side,
                     has_frames=header.has_frames,
                     size=header.size,
                 )
             else:
-                headers.fingerprints[name] = fingerprint
+                headers.fingerprints[name] = header.fingerprint
                 headers.sizes[name] = header.size
                 if header.has_frames:
                     headers.frames.append(name)
@@ -156,7 +184,7 @@ def check_usable(folder: str, headers: Headers, image_size: int) -> None:
         )
 
 
-def check_counts(path: str, folder: str, headers: Headers, max_skipped: int) -> None:
+def check_counts(folder: str, headers: Headers, max_skipped: int) -> None:
     """Raise DataError if too many pictures are unusable, or fewer than two are usable."""
     unusable = headers.unusable
     if len(unusable) > max_skipped:
@@ -174,6 +202,6 @@ def check_counts(path: str, folder: str, headers: Headers, max_skipped: int) -> 
         raise DataError(
             f"contains {usable}{without}; at least 2 are needed, one of them for validation",
             key="data.path",
-            value=path,
+            value=folder,
             remedy="Change data.path.",
         )

@@ -4,30 +4,17 @@ The captions are parsed by `captions.py`, so that an error can name file and lin
 loader of datasets is not used, because it silently drops pictures without a row.
 """
 
-import os
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Literal
 
 from sdtrain.data.caption_draw import CaptionDraw
-from sdtrain.data.captions import LAYOUTS, FolderCaptions, read_captions
 from sdtrain.data.crop import Transform
 from sdtrain.data.decode import WHITE
-from sdtrain.data.headers import Headers, check_counts, check_usable, classify_headers
-from sdtrain.data.labels import labels_of
-from sdtrain.data.listing import Listing, list_folder, shortened
-from sdtrain.data.reader import Folder, PictureReader
-from sdtrain.data.split import (
-    PictureRow,
-    PictureSplit,
-    check_options,
-    make_splits,
-    option_error,
-    rows_hash,
-)
-from sdtrain.data.weights import weights_notes, weights_of
-from sdtrain.errors import DataError
-from sdtrain.types import Classes
+from sdtrain.data.list_images import ListOptions, folder_of, inventory_of
+from sdtrain.data.listed_folder import ListedFolder
+from sdtrain.data.reader import PictureReader
+from sdtrain.data.split import PictureSplit, check_choices, check_options, split_table
+from sdtrain.data.weights import weights_notes
 
 
 class Images:
@@ -36,8 +23,9 @@ class Images:
     The captions are in metadata.jsonl or metadata.csv, or in a .txt file beside each picture. A
     column weight of the metadata says how often a picture is visited, see `order.Visits`.
     Subfolders and linked folders are included, names that begin with a dot are not. Construction
-    reads the header of every picture; pixels are read on access. Raises DataError for a problem in
-    the folder, UserError for an argument that is not allowed.
+    reads the headers of the pictures that no earlier one has listed. Pixels are read on access; a
+    file that has changed since it was listed then raises ChangedFileError. Raises DataError for a
+    problem in the folder, UserError for an argument that is not allowed.
 
     Args:
         path: the folder.
@@ -57,6 +45,8 @@ class Images:
             reads the first caption unchanged.
         upscale: whether pictures smaller than the crop are scaled up; otherwise they count as bad.
         background: (red, green, blue) in 0..255 behind transparent pixels.
+        refresh: whether the folder is listed anew, although the listing that an earlier start has
+            stored seems to hold, see `take_inventory`.
         seed: of crops, flips, captions, replacements and the hold-out.
     """
 
@@ -77,12 +67,13 @@ class Images:
         keep_tags: int = 0,
         upscale: bool = False,
         background: Sequence[int] = WHITE,
+        refresh: bool = False,
         seed: int = 0,
     ) -> None:
         check_options(
             image_size=image_size, validation_fraction=validation_fraction, background=background
         )
-        _check_choices(missing_captions, on_error, max_skipped)
+        check_choices(missing_captions=missing_captions, on_error=on_error, max_skipped=max_skipped)
         caption_draw = CaptionDraw(
             captions=captions,
             shuffle_tags=shuffle_tags,
@@ -92,34 +83,33 @@ class Images:
         )
         training = Transform(image_size=image_size, crop=crop, flip=flip, seed=seed)
         self.image_size = image_size
-        folder, listing = list_pictures(path)
-        folder_captions = read_captions(folder, listing, missing_captions)
-        headers = _read_headers(folder, folder_captions, image_size, upscale)
-        if on_error == "fail":
-            check_usable(folder, headers, image_size)
-        check_counts(path, folder, headers, max_skipped)
-        self.notes = _notes(folder, listing, folder_captions, headers)
-        left_out = len(headers.unusable)
-        self.max_skipped = max_skipped - left_out if on_error == "skip" else None
-        rows, classes = _usable_rows(folder_captions, headers, caption_draw)
-        hashed = _hashed_rows(rows, headers)
-        self.sha256 = rows_hash(hashed)
-        self.num_classes = classes.count
-        self._splits = make_splits(
-            rows=rows,
-            reader=PictureReader(Folder(folder), image_size, background),
-            fraction=validation_fraction,
+        folder = folder_of(path)
+        options = ListOptions(
+            image_size=image_size,
+            upscale=upscale,
+            missing_captions=missing_captions,
+            on_error=on_error,
+            max_skipped=max_skipped,
+            validation_fraction=validation_fraction,
+            seed=seed,
+        )
+        inventory = inventory_of(folder, options, caption_draw, refresh=refresh)
+        self.max_skipped = max_skipped - inventory.left_out if on_error == "skip" else None
+        self.sha256 = inventory.sha256
+        self.memo = inventory.memo
+        self.classes = inventory.classes
+        self.num_classes = self.classes.count
+        source = ListedFolder(folder, inventory.table)
+        self._splits = split_table(
+            table=inventory.table,
+            is_held_out=inventory.is_held_out,
+            reader=PictureReader(source, image_size, background),
             training=training,
             choose_caption=caption_draw,
             seed=seed,
             max_skipped=self.max_skipped,
         )
-        self.notes += weights_notes(self._splits["train"].weights)
-        self.classes = replace(
-            classes,
-            sha256=_labelled_hash(hashed, rows),
-            untrained=_untrained(classes, self._splits["train"]),
-        )
+        self.notes = [*inventory.notes, *weights_notes(self._splits["train"].weights)]
 
     def split(self, name: str) -> PictureSplit:
         """Return the split "train" or "validation"."""
@@ -128,117 +118,3 @@ class Images:
     def example_prompts(self, count: int) -> list[str]:
         """Return `count` training captions, spread evenly over the sorted files."""
         return self._splits["train"].spread_captions(count)
-
-
-def _check_choices(missing_captions: str, on_error: str, max_skipped: int) -> None:
-    if missing_captions not in ("error", "empty"):
-        raise option_error("missing_captions", missing_captions, "is none of error, empty")
-    if on_error not in ("fail", "skip"):
-        raise option_error("on_error", on_error, "is none of fail, skip")
-    if max_skipped < 0:
-        raise option_error("max_skipped", max_skipped, "must be at least 0")
-
-
-def _read_headers(
-    folder: str, folder_captions: FolderCaptions, image_size: int, upscale: bool
-) -> Headers:
-    names = {picture.name for picture in folder_captions.pictures}
-    headers = classify_headers(Folder(folder), names, image_size)
-    if upscale:
-        headers.accept_small()
-    return headers
-
-
-def _usable_rows(
-    folder_captions: FolderCaptions, headers: Headers, caption_draw: CaptionDraw
-) -> tuple[list[PictureRow], Classes]:
-    """Return a labelled row for each usable picture, and the classes."""
-    usable = [
-        picture for picture in folder_captions.pictures if picture.name in headers.fingerprints
-    ]
-    labels, classes = labels_of(usable)
-    weights = weights_of(usable) or [None] * len(usable)
-    rows = []
-    for picture, label, weight in zip(usable, labels, weights, strict=True):
-        captions = caption_draw.candidates(picture.captions)
-        size = headers.sizes[picture.name]
-        rows.append(PictureRow(picture.name, captions, size, label, weight))
-    return rows, classes
-
-
-def _hashed_rows(rows: Sequence[PictureRow], headers: Headers) -> list[tuple[str, str, str]]:
-    """Return (name, captions, fingerprint of the file and weight) of each row, for `rows_hash`."""
-    hashed = []
-    for row in rows:
-        fingerprint = headers.fingerprints[row.name]
-        if row.weight is not None:
-            fingerprint += f" weight {row.weight!r}"
-        hashed.append((row.name, "\n".join(row.captions), fingerprint))
-    return hashed
-
-
-def _labelled_hash(hashed: Sequence[tuple[str, str, str]], rows: Sequence[PictureRow]) -> str:
-    return rows_hash([*hashed, ("labels", "", str([row.label for row in rows]))])
-
-
-def _untrained(classes: Classes, train: PictureSplit) -> tuple[int, ...]:
-    """Return the labels that no training picture has."""
-    trained = set(train.labels)
-    return tuple(label for label in range(classes.count) if label not in trained)
-
-
-def list_pictures(path: str) -> tuple[str, Listing]:
-    """Return the absolute path of the folder and its listing.
-
-    Raises DataError if it is not a folder or holds no pictures.
-    """
-    # abspath("") would be the working directory.
-    folder = os.path.abspath(os.path.expanduser(path)) if path else ""
-    if not os.path.isdir(folder):
-        problem = "is a file" if os.path.exists(folder) else "does not exist"
-        raise DataError(
-            f"{problem}; it must be a folder of pictures with captions ({LAYOUTS})",
-            key="data.path",
-            value=folder,
-            remedy="Change data.path.",
-        )
-    listing = list_folder(folder)
-    if not listing.names:
-        other = listing.summarise_ignored(())
-        raise DataError(
-            f"holds no pictures{f', but {other}' if other else ''}; they must end in .png, .jpg, "
-            ".webp or another suffix of a picture that Pillow opens",
-            key="data.path",
-            value=folder,
-            remedy="Change data.path.",
-        )
-    return folder, listing
-
-
-def _notes(
-    folder: str, listing: Listing, folder_captions: FolderCaptions, headers: Headers
-) -> list[str]:
-    """Return lines about everything that is left out or not read as it is stored."""
-    notes = []
-    unusable = headers.unusable
-    if unusable:
-        first = next(iter(unusable.values()))
-        notes.append(
-            f"data.on_error=skip: {len(unusable)} of {headers.count} pictures are left out: "
-            f"{shortened(list(unusable))}. The first: {first.reason}{headers.small_note}"
-        )
-    read = headers.fingerprints.keys() | unusable.keys() | folder_captions.caption_files
-    ignored = listing.summarise_ignored(read)
-    if ignored:
-        notes.append(f"data.path={folder}: not read: {ignored}.")
-    if headers.scaled_up:
-        notes.append(
-            f"data.upscale: {len(headers.scaled_up)} of {headers.count} pictures are smaller than "
-            f"the crop and are scaled up, for validation too: {shortened(headers.scaled_up)}."
-        )
-    if headers.frames:
-        notes.append(
-            f"{len(headers.frames)} pictures have several frames, of which only the first is "
-            f"read: {shortened(headers.frames)}."
-        )
-    return notes + folder_captions.notes

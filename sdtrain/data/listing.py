@@ -28,7 +28,9 @@ class Listing:
     folders whose names begin with a dot. dead_links: how many links lead nowhere. repeated: how
     many folders were skipped because they are read under another name or contain this one.
     roots: the real paths of the folder and of the folders that links lead to; a file outside all
-    of them is not part of the data set.
+    of them is not part of the data set. folders: {relative name: time of the last change, in
+    nanoseconds} of each folder that was read, "." for the folder itself; the times are from before
+    it was read. links: {relative name: real path} of the links to folders.
     """
 
     names: list[str] = field(default_factory=list)
@@ -37,6 +39,8 @@ class Listing:
     dead_links: int = 0
     repeated: int = 0
     roots: list[str] = field(default_factory=list)
+    folders: dict[str, int] = field(default_factory=dict)
+    links: dict[str, str] = field(default_factory=dict)
 
     def contains(self, path: str) -> bool:
         """Return whether `path`, with links resolved, lies in the folder or in a linked one."""
@@ -69,17 +73,20 @@ def list_folder(folder: str) -> Listing:
     picture's name is not printable.
     """
     listing = Listing(roots=[os.path.realpath(folder)])
+    listing.folders["."] = _changed_at(folder)
     seen = {listing.roots[0]}
     links = sorted(_walk(folder, "", listing, seen))
     while links:
         link = links.pop(0)
         real = os.path.realpath(os.path.join(folder, link))
+        listing.links[link] = real
         # Following a link to a parent folder would add files that lie beside the data set.
         if real in seen or _lies_in(listing.roots[0], real):
             listing.repeated += 1
             continue
         seen.add(real)
         listing.roots.append(real)
+        listing.folders[link] = _changed_at(real)
         links += sorted(_walk(folder, link, listing, seen))
     listing.names.sort()
     _check_names(folder, listing.names)
@@ -131,6 +138,7 @@ def _walk(folder: str, below: str, listing: Listing, seen: set[str]) -> Iterator
                 listing.repeated += 1
             else:
                 seen.add(real)
+                listing.folders[_relative(inside, name)] = _changed_at(path)
                 kept.append(name)
         folders[:] = kept
         for name in files:
@@ -142,6 +150,16 @@ def _walk(folder: str, below: str, listing: Listing, seen: set[str]) -> Iterator
                 listing.dead_links += 1
             else:
                 listing.other_files.append(_relative(inside, name))
+
+
+def _changed_at(folder: str) -> int:
+    """Return when something was last added to a folder, renamed or removed, in nanoseconds; 0 if
+    that cannot be found out, which listing the folder then reports.
+    """
+    try:
+        return os.stat(folder).st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _relative(inside: str, name: str) -> str:

@@ -16,6 +16,10 @@ CACHE_BYTES = 256 * 2**20
 """Decoded pictures that one process keeps."""
 
 
+class ChangedFileError(DataError):
+    """A file is not the one that was listed."""
+
+
 class Source(Protocol):
     """Where the encoded files of a data set are. Each picture has a name of its own."""
 

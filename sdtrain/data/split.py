@@ -7,9 +7,10 @@ from itertools import count
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from sdtrain.data.crop import Transform
-from sdtrain.data.reader import Reader
+from sdtrain.data.reader import ChangedFileError, Reader
 from sdtrain.data.rows import PictureRow, Rows, rows_table
 from sdtrain.errors import DataError, UserError
 from sdtrain.randomness import KeyedRandom
@@ -32,6 +33,16 @@ def check_options(
         raise option_error(
             "background", list(background), "must be red, green, blue, each from 0 to 255"
         )
+
+
+def check_choices(*, missing_captions: str, on_error: str, max_skipped: int) -> None:
+    """Raise UserError for a value that no data set with captions allows."""
+    if missing_captions not in ("error", "empty"):
+        raise option_error("missing_captions", missing_captions, "is none of error, empty")
+    if on_error not in ("fail", "skip"):
+        raise option_error("on_error", on_error, "is none of fail, skip")
+    if max_skipped < 0:
+        raise option_error("max_skipped", max_skipped, "must be at least 0")
 
 
 def option_error(name: str, value: Any, problem: str) -> UserError:
@@ -78,12 +89,24 @@ def hold_out(names: Sequence[str], fraction: float, seed: int) -> set[str]:
     return set(distinct[: hold_out_count(len(distinct), fraction)])
 
 
+def held_out_rows(rows: Sequence[PictureRow], fraction: float, seed: int) -> np.ndarray:
+    """Return whether each row is held out for validation, bool [N]. See `hold_out`."""
+    held_out = hold_out([row.name for row in rows], fraction, seed)
+    return np.array([row.name in held_out for row in rows])
+
+
 def rows_hash(rows: Iterable[tuple[str, str, str | int]]) -> str:
-    """Return the sha256 of the rows in their order.
+    """Return the sha256 of the rows in their order: of the text json.dumps(list(rows)).
 
     A row is (name, caption, what distinguishes the picture from another of the same name).
     """
-    return hashlib.sha256(json.dumps(list(rows)).encode()).hexdigest()
+    digest = hashlib.sha256(b"[")
+    before = ""
+    for row in rows:
+        digest.update(f"{before}{json.dumps(row)}".encode())
+        before = ", "
+    digest.update(b"]")
+    return digest.hexdigest()
 
 
 def too_many_broken_error(last_reason: str, max_skipped: int) -> DataError:
@@ -152,6 +175,8 @@ class PictureSplit:
             row = self._rows[index]
             try:
                 image = self._transform(self.reader(row.name), ordinal)
+            except ChangedFileError:  # it may be sound, but is not the one that was listed
+                raise
             except DataError as error:
                 if self._max_skipped is None:
                     raise
@@ -210,23 +235,45 @@ def make_splits(
     choose_caption: CaptionChooser = first_caption,
     max_skipped: int | None = None,
 ) -> dict[str, PictureSplit]:
-    """Return the splits "train" and "validation". Each name is in one of them only.
+    """Return the splits "train" and "validation" of the rows. Each name is in one of them only.
+
+    fraction: share of the pictures that is held out, see `hold_out_count`. The other arguments are
+    those of `split_table`.
+    """
+    return split_table(
+        table=rows_table(rows),
+        is_held_out=held_out_rows(rows, fraction, seed),
+        reader=reader,
+        training=training,
+        seed=seed,
+        choose_caption=choose_caption,
+        max_skipped=max_skipped,
+    )
+
+
+def split_table(
+    *,
+    table: pa.Table,
+    is_held_out: np.ndarray,
+    reader: Reader,
+    training: Transform,
+    seed: int,
+    choose_caption: CaptionChooser = first_caption,
+    max_skipped: int | None = None,
+) -> dict[str, PictureSplit]:
+    """Return the splits "train" and "validation" of the rows of a table.
 
     Validation uses the centre crop without a flip, and the first caption of each picture.
 
     Args:
-        rows: the pictures of both splits.
+        table: the rows of both splits, see `rows_table`.
+        is_held_out: whether each row is in the validation split, bool [N].
         reader: see `PictureSplit`.
-        fraction: share of the pictures that is held out, see `hold_out_count`.
         training: the transform of the training pictures.
         seed: of the hold-out and the replacements.
         choose_caption: chooses the captions for training.
         max_skipped: see `PictureSplit`.
     """
-    names = [row.name for row in rows]
-    held_out = hold_out(names, fraction, seed)
-    is_held_out = np.array([name in held_out for name in names])
-    table = rows_table(rows)
     centred = Transform(image_size=training.image_size, crop="center", flip=False, seed=seed)
     splits = {}
     for name, is_in_split, transform, chooser in (

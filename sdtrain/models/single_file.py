@@ -5,7 +5,6 @@ Does not import torch, unless it has to convert.
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -39,7 +38,7 @@ from sdtrain.models.pipeline_folder import (
     has_vocabulary,
     read_pipeline_folder,
 )
-from sdtrain.paths import shipped_folder
+from sdtrain.paths import cache_folder, shipped_folder
 from sdtrain.weight_files import quiet_libraries, read_header
 
 if TYPE_CHECKING:
@@ -105,12 +104,6 @@ def convert_single_file(file: Path) -> Path:
     if not _is_whole(folder):
         _convert(file, configuration, folder, shapes)
     return folder
-
-
-def cache_folder() -> Path:
-    """Return sdtrain's folder in the user's cache, as XDG_CACHE_HOME says."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "sdtrain"
 
 
 def _read_shapes(file: Path) -> dict[str, list[int]]:

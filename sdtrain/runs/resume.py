@@ -27,7 +27,13 @@ FIXED_ON_RESUME = (
 )
 """Keys and groups that must not change, because that would make it a different run."""
 
-FREE_ON_RESUME = ("data.num_workers", "data.timeout", "data.on_error", "data.max_skipped")
+FREE_ON_RESUME = (
+    "data.num_workers",
+    "data.timeout",
+    "data.on_error",
+    "data.max_skipped",
+    "data.refresh",
+)
 """Keys in those groups that may change nevertheless."""
 
 FIXED_IN_A_SWEEP = (*FIXED_ON_RESUME, "optimizer", "lr_schedule", "trainer", "callbacks.ema")

@@ -56,7 +56,7 @@ def first_stage_words(config: dict, overrides: list[str]) -> list[str]:
     """
     stage = config["first_stage"]
     data = config["data"]
-    excluded_keys = {"_target_", "batch_size"}
+    excluded_keys = {"_target_", "batch_size", "refresh"}  # the run has refreshed the listing
     if data.get("on_error") == "fail":
         excluded_keys.add("max_skipped")  # it would have no effect
     words = first_stage_composition(overrides)

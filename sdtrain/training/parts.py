@@ -208,6 +208,7 @@ def saved_config(plan: Plan, parts: Parts | None = None) -> str:
     """
     config = copy.deepcopy(plan.config)
     del config["resume"], config["resume_allow"]
+    config["data"].pop("refresh", None)  # asked of one start
     if parts is not None:
         for name, added in parts.recorded.items():
             config["model"][name] |= added
