@@ -152,6 +152,7 @@ def precheck_config(config: dict, overrides: Iterable[str]) -> PrecheckedConfig:
         _connect_first_stage(config, typed)
     _check_loader(config["data"], typed)
     trainer = _trainer_settings(config["trainer"], checker)
+    _check_probe(trainer, config["resume"])
     _check_precision(trainer, config["optimizer"])
     check_optimizer_options(config)
     micro_batch_size(config["data"]["batch_size"], trainer.devices, trainer.accumulate)
@@ -313,6 +314,16 @@ def _trainer_settings(node: dict, checker: Checker) -> TrainerSettings:
         )
     checker.call(node, "trainer", TrainerSettings)
     return TrainerSettings(**{key: value for key, value in node.items() if key != "_target_"})
+
+
+def _check_probe(trainer: TrainerSettings, resume: Resume) -> None:
+    if trainer.probe and resume != "never":
+        raise UserError(
+            f"resume={resume} has no use with trainer.probe=true, which measures a run from its "
+            "first step and continues none",
+            key="resume",
+            remedy="Remove it.",
+        )
 
 
 def _check_precision(trainer: TrainerSettings, optimizer: dict) -> None:

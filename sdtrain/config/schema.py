@@ -108,6 +108,7 @@ class TrainerSettings:
 
     precision: "auto" is resolved before the run begins (sdtrain/training/precision.py).
     deterministic: restrict torch to operations that give the same bits each time on a GPU.
+    probe: measure a few steps instead of training (sdtrain/training/probe.py).
     """
 
     max_images: int
@@ -121,6 +122,7 @@ class TrainerSettings:
     threads: int | None
     max_minutes: float | None
     deterministic: bool = False
+    probe: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_images", "devices", "accumulate", "log_every"):

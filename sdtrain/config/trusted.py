@@ -45,6 +45,7 @@ ADDED_ARGUMENTS = {
         "keep_tags": 0,
         "upscale": False,
     },
+    "sdtrain.config.schema.TrainerSettings": {"probe": False},
     "torch.optim.AdamW": {"text_encoder_lr": None, "decay_norms_and_biases": True},
 }
 """Target -> {argument that earlier versions lacked: the value that does what they did}."""

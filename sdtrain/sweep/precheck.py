@@ -79,6 +79,7 @@ def precheck_sweep(
     for name, overrides, arm_config in zip(names, overrides_of_arms, configs, strict=True):
         with name_arm_in_errors(name):
             arms[name] = precheck_config(arm_config, overrides)
+            _refuse_probe(arms[name])
     composition = composition_arguments(config.hydra)
     return PrecheckedSweep(folder, has_timestamp, arms, composition, launcher)
 
@@ -90,6 +91,16 @@ def name_arm_in_errors(name: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise error.with_prefix(f"In the arm {name}") from error
+
+
+def _refuse_probe(prechecked: PrecheckedConfig) -> None:
+    if prechecked.trainer.probe:
+        raise UserError(
+            "measures one run, and not a sweep",
+            key="trainer.probe",
+            value=True,
+            remedy="Remove it, or give the words of one arm without -m.",
+        )
 
 
 def _without_sweep_overrides(job: Sequence[str]) -> list[str]:

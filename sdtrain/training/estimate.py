@@ -61,10 +61,7 @@ def estimate(stage: Plan, plan: Plan, data: PictureData) -> Estimate:
     It does not affect the run: a run seeds the weights of its parts itself, and its draws are
     keyed.
     """
-    size = data.image_size
-    first: AutoencoderModule = build(
-        stage.config["model"], "model", optimisation=stage.optimisation(), progress=_progress(stage)
-    )
+    first = untrained_autoencoder(stage)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "autoencoder"
         write_autoencoder(first.net, 1.0, path)
@@ -74,12 +71,25 @@ def estimate(stage: Plan, plan: Plan, data: PictureData) -> Estimate:
     module = DiffusionModule(
         model=model, optimisation=plan.optimisation(), progress=_progress(plan)
     )
-    first_rate = _seconds_per_image(first, stage, first.latent_shape(size), data)
-    run_rate = _seconds_per_image(module, plan, model.autoencoder.latent_shape(size), data)
+    latent_shape = model.autoencoder.latent_shape(data.image_size)
+    run_rate = _seconds_per_image(module, plan, latent_shape, data)
     return Estimate(
-        first_stage=first_rate * stage.prechecked.trainer.max_images,
+        first_stage=first_stage_seconds(stage, first, data),
         run=run_rate * plan.prechecked.trainer.max_images,
     )
+
+
+def untrained_autoencoder(stage: Plan) -> AutoencoderModule:
+    """Return the module of a first stage, with random weights."""
+    return build(
+        stage.config["model"], "model", optimisation=stage.optimisation(), progress=_progress(stage)
+    )
+
+
+def first_stage_seconds(stage: Plan, first: AutoencoderModule, data: PictureData) -> float:
+    """Return the seconds that the training of a first stage is estimated to take."""
+    rate = _seconds_per_image(first, stage, first.latent_shape(data.image_size), data)
+    return rate * stage.prechecked.trainer.max_images
 
 
 def _progress(plan: Plan) -> Progress:

@@ -137,10 +137,15 @@ def check_before_first_stage(plan: Plan, data: PictureData) -> None:
     try_networks(config, data)
 
 
+def first_stage_plan(plan: Plan, overrides: list[str]) -> Plan:
+    """Return the plan of the first stage of a run. overrides: see first_stage_words."""
+    flags, words = read_flags(first_stage_words(plan.config, overrides))
+    return make_plan(precheck_config(compose_config(PRIMARY, words, flags), words))
+
+
 def estimate_line(plan: Plan, overrides: list[str], data: PictureData) -> str:
     """Return a line with the estimated time of the first stage and of the run after it."""
-    flags, words = read_flags(first_stage_words(plan.config, overrides))
-    stage = make_plan(precheck_config(compose_config(PRIMARY, words, flags), words))
+    stage = first_stage_plan(plan, overrides)
     first_images = stage.prechecked.trainer.max_images
     run_images = plan.prechecked.trainer.max_images
     return estimate(stage, plan, data).line(first_images, run_images)

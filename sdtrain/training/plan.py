@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -56,6 +57,16 @@ class Plan:
         config = self.config
         config["trainer"]["precision"] = precision
         return replace(self, prechecked=self.prechecked.with_precision(precision), _config=config)
+
+    def with_autoencoder(self, folder: Path) -> "Plan":
+        """Return the same plan with the autoencoder of another folder, and without a first stage.
+
+        Its latents are the means of their posteriors.
+        """
+        config = self.config
+        config["first_stage"] = None
+        config["model"]["autoencoder"] |= {"path": str(folder), "sample_posterior": False}
+        return replace(self, _config=config)
 
     def optimisation(self) -> Optimisation:
         """Build a new Optimisation from the configuration."""

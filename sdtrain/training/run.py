@@ -27,6 +27,7 @@ from sdtrain.training.parts import (
 )
 from sdtrain.training.plan import Plan, make_plan
 from sdtrain.training.precision import AUTO, Choice, choose_precision, saved_precision
+from sdtrain.training.probe import probe
 from sdtrain.training.progress import Progress
 from sdtrain.training.resume import checkpoint_to_resume
 from sdtrain.training.summary import print_plan, print_result
@@ -58,7 +59,11 @@ def train(prechecked: PrecheckedConfig, run_dir: Path) -> None:
             run.console.print(note)
         check_devices(prechecked.trainer)
         set_threads(prechecked.trainer.threads)
-        train_plan(settle_precision(plan, run), run)
+        plan = settle_precision(plan, run)
+        if prechecked.trainer.probe:
+            probe(plan, run)
+        else:
+            train_plan(plan, run)
 
 
 def settle_precision(plan: Plan, run: Run) -> Plan:

@@ -40,7 +40,7 @@ def print_plan(run: Run, plan: Plan, parts: Parts) -> None:
         ("budget", f"{batches}, lr {config['optimizer'].get('lr')}, seed {config['seed']}"),
         ("writes", str(run.folder.path)),
     ]
-    _print_table(run.console, f"sdtrain: {config['name']}", rows)
+    print_table(run.console, f"sdtrain: {config['name']}", rows)
 
 
 def _model_rows(plan: Plan, parts: Parts) -> Rows:
@@ -95,7 +95,7 @@ def print_result(run: Run, plan: Plan, parts: Parts, callbacks: CallbackSet, lef
     if command:
         rows.append(("next", command))
     seen = run.progress.images_seen
-    _print_table(run.console, f"finished: {seen} images seen", rows)
+    print_table(run.console, f"finished: {seen} images seen", rows)
 
 
 def _ended_early(progress: Progress, parts: Parts) -> str:
@@ -167,7 +167,7 @@ def _diffusion_command(folder: RunFolder, plan: Plan) -> str | None:
     return shlex.join(["sdtrain", *words])
 
 
-def _print_table(console: Console, title: str, rows: Rows) -> None:
+def print_table(console: Console, title: str, rows: Rows) -> None:
     """Print names and values in two columns. Long lines are not wrapped, so that a path or a
     command can be copied as a whole.
     """

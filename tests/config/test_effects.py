@@ -28,6 +28,7 @@ UNSEEN = {  # keys that rightly change nothing here, and why
     "trainer.accelerator": "the machine's",
     "trainer.devices": "see test_ranks.py",
     "trainer.deterministic": "see test_gpu.py",
+    "trainer.probe": "see test_probe.py",
     "strategy": "see test_ranks.py",
     "logger": "see test_loggers.py",
     "resume": "see test_runs.py",
