@@ -36,6 +36,15 @@ class Row:
     skipped: tuple[tuple[str, str], ...] = ()
 
 
+def rows_by_size(rows: Sequence[Row]) -> list[list[Row]]:
+    """Return the rows in groups whose pictures, or moments, have one size and can be stacked."""
+    groups: dict[torch.Size, list[Row]] = {}
+    for row in rows:
+        tensor = row.image if row.moments is None else row.moments
+        groups.setdefault(tensor.shape, []).append(row)
+    return list(groups.values())
+
+
 @dataclass
 class Batch:
     """One micro-batch with every random number that the training step needs.

@@ -1,5 +1,7 @@
 """Build the model with its initial weights from the configuration, and check it with the data."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ from sdtrain.conditioning.interface import READABLE, Conditioner, Conditioning, 
 from sdtrain.config.build import build
 from sdtrain.config.precheck import LOADER_KEYS
 from sdtrain.config.pretrained import PRETRAINED_KEYS
-from sdtrain.errors import UserError, first_line
+from sdtrain.data.buckets import buckets_of
+from sdtrain.errors import UserError, first_line, paragraph
 from sdtrain.latent_diffusion import LatentDiffusion
 from sdtrain.models.autoencoder import latent_shape_of
 from sdtrain.models.modes import eval_mode
@@ -33,8 +36,8 @@ def data_arguments(node: dict) -> dict:
 
 
 def build_data(node: dict) -> PictureData:
-    """Build the data set."""
-    return build(data_arguments(node), "data")
+    """Build the data set. It is told the batch size of the run if it asks for it."""
+    return build(data_arguments(node), "data", batch_size=node.get("batch_size", 1))
 
 
 def seed_weights(seed: int, purpose: str) -> None:
@@ -161,6 +164,40 @@ def check_fit(model: LatentDiffusion, data: PictureData) -> None:
     """Raise UserError if data, conditioner and unet do not fit together, before training starts."""
     check_condition(model.conditioner, data)
     check_network(model, data.image_size)
+    buckets = buckets_of(data.split("train"))
+    if buckets is not None:
+        with _errors_name_bucket_step():
+            width, height = buckets.sizes[-1]  # the least like a square; one, to save time
+            check_network(model, (height, width))
+
+
+def bucket_latent_shapes(
+    model: LatentDiffusion, data: PictureData
+) -> dict[tuple[int, int], tuple[int, int, int]]:
+    """Return {(height, width): (C, h, w) of its latents} of each bucket; {} without buckets.
+
+    Raises UserError, which names data.bucket_step, for sizes that the autoencoder cannot take.
+    """
+    buckets = buckets_of(data.split("train"))
+    shapes = {}
+    with _errors_name_bucket_step():
+        for width, height in buckets.sizes if buckets else ():
+            shapes[height, width] = latent_shape_of(model.autoencoder, (height, width))
+    return shapes
+
+
+@contextmanager
+def _errors_name_bucket_step() -> Iterator[None]:
+    """Let errors about the size of a picture name data.bucket_step, on which it depends."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(
+            f"The model cannot take the pictures of a bucket: {paragraph(error)}",
+            key="data.bucket_step",
+            remedy="Set data.bucket_step to a multiple of what the autoencoder and the UNet divide "
+            "the sides of a picture by.",
+        ) from error
 
 
 def check_network(model: LatentDiffusion, size: PictureSize) -> None:

@@ -5,10 +5,12 @@ from functools import cached_property
 from typing import Any
 
 from sdtrain.assemble.model import build_data, data_arguments
+from sdtrain.config.bucket_step import BUCKET_KEYS
 from sdtrain.config.check import Checker, import_target
 from sdtrain.config.overrides import is_free_text
 from sdtrain.config.trusted import check_targets
 from sdtrain.console import warn
+from sdtrain.errors import UserError
 from sdtrain.runs.data_record import DataRecord
 from sdtrain.types import PictureData, extras_of
 
@@ -54,6 +56,8 @@ class TrainingData:
             if self.record and isinstance(value, str) and is_free_text(f"data.{name}"):
                 arguments[name] = str(self.record.resolve_path(value))
         arguments |= self.changes
+        if self.node["_target_"].startswith("sdtrain."):
+            self._drop_buckets(arguments)
         typed = {f"data.{name}" for name in self.changes}
         Checker(typed).call(arguments, "data", import_target(self.node, "data"))
         data = build_data(arguments)
@@ -63,3 +67,14 @@ class TrainingData:
         if trained and any(listings) and trained not in listings:
             warn("The pictures or captions are not those that the run was trained on.")
         return data
+
+    def _drop_buckets(self, arguments: dict[str, Any]) -> None:
+        """Remove the keys about buckets: squares are measured. Raises UserError for a typed one."""
+        for name in BUCKET_KEYS:
+            if name in self.changes:
+                raise UserError(
+                    f"data.{name} has no effect: pictures are measured as squares",
+                    key=f"data.{name}",
+                    remedy="Remove it.",
+                )
+            arguments.pop(name, None)

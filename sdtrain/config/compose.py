@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import SearchPathException
 from omegaconf import DictConfig, OmegaConf
 
+from sdtrain.config.bucket_step import fill_bucket_step
 from sdtrain.config.flags import (
     CONFIG_DIR,
     CONFIG_NAME,
@@ -74,6 +75,7 @@ def resolve_config(
     if config.data.get("image_size", 0) is None:
         _fill_image_size(config)
     check_image_size(config)
+    fill_bucket_step(config)
     return OmegaConf.to_container(config, resolve=True)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from omegaconf import MISSING
 
+from sdtrain.config.bucket_step import check_bucket_keys
 from sdtrain.config.check import Checker, check_value, suggest
 from sdtrain.config.compose import AUTOENCODER_KEYS
 from sdtrain.config.optimizers import check_optimizer_options
@@ -151,6 +152,7 @@ def precheck_config(config: dict, overrides: Iterable[str]) -> PrecheckedConfig:
     if config.get("first_stage"):
         _connect_first_stage(config, typed)
     _check_loader(config["data"], typed)
+    check_bucket_keys(config["data"], typed, is_autoencoder(config))
     trainer = _trainer_settings(config["trainer"], checker)
     _check_probe(trainer, config["resume"])
     _check_precision(trainer, config["optimizer"])

@@ -1,4 +1,6 @@
-"""Turn RGB pictures into squares in [-1, 1]: resize, crop and flip with keyed random draws."""
+"""Turn RGB pictures into tensors of one size in [-1, 1]: resize, crop and flip with keyed random
+draws.
+"""
 
 from typing import Literal
 
@@ -12,19 +14,25 @@ from sdtrain.errors import UserError
 from sdtrain.randomness import KeyedRandom
 
 
-def resize_short_side(picture: Image.Image | Tensor, image_size: int) -> Tensor:
-    """Resize to uint8 [3, h, w] with min(h, w) = image_size, antialiased.
+def resize_to_cover(picture: Image.Image | Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize to the smallest uint8 [3, h, w] of the same shape that covers `size`, antialiased.
 
-    picture: an RGB image, or a uint8 tensor [3, H, W].
+    picture: an RGB image, or a uint8 tensor [3, H, W]. size: (width, height).
     """
     pixels = F.pil_to_tensor(picture) if isinstance(picture, Image.Image) else picture
+    width, height = size
+    own_height, own_width = pixels.shape[1:]
+    if width * own_height >= height * own_width:  # the width decides
+        height = width * own_height // own_width
+    else:
+        width = height * own_width // own_height
     return F.resize(
-        pixels, [image_size], interpolation=v2.InterpolationMode.BICUBIC, antialias=True
+        pixels, [height, width], interpolation=v2.InterpolationMode.BICUBIC, antialias=True
     )
 
 
 class Transform:
-    """Crop to a square, flip, and scale to [-1, 1]: a pure function of (picture, seed, ordinal).
+    """Crop to one size, flip, and scale to [-1, 1]: a pure function of (picture, seed, ordinal).
 
     The draws are KeyedRandom(seed, "transform").uniform(ordinal, 3): crop_y, crop_x, flip.
     crop="center" ignores the first two, flip=False the third, so that no setting changes the draws
@@ -49,14 +57,17 @@ class Transform:
             [v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.5] * 3)]
         )
 
-    def __call__(self, picture: Tensor, ordinal: int) -> Tensor:
-        """Return a square, float32 [3, image_size, image_size] in [-1, 1].
+    def __call__(
+        self, picture: Tensor, ordinal: int, size: tuple[int, int] | None = None
+    ) -> Tensor:
+        """Return float32 [3, height, width] in [-1, 1].
 
-        picture: uint8 [3, h, w], h and w at least image_size.
+        picture: uint8 [3, h, w], at least as high and wide. size: (width, height); None is a square
+        of image_size.
         """
-        size = self.image_size
-        spare_y = picture.shape[1] - size
-        spare_x = picture.shape[2] - size
+        width, height = size or (self.image_size, self.image_size)
+        spare_y = picture.shape[1] - height
+        spare_x = picture.shape[2] - width
         if self.crop == "random" or self.flip:
             crop_y, crop_x, flip = self._random.uniform(ordinal, 3)
         if self.crop == "random":
@@ -66,7 +77,7 @@ class Transform:
             top = spare_y // 2
             left = spare_x // 2
         # Contiguous, because Pillow stores channels last.
-        cropped = F.crop(picture, top, left, size, size).contiguous()
+        cropped = F.crop(picture, top, left, height, width).contiguous()
         if self.flip and flip < 0.5:
             cropped = F.horizontal_flip(cropped)
         return self._to_range(cropped)

@@ -1,7 +1,7 @@
 """Collate rows to a Batch with all random numbers of its training step, keyed by ordinal."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ class Collate:
 
     Args:
         seed: of the run.
-        latent_shape: (C, h, w) of the noise.
+        latent_shape: (C, h, w) of the noise of a square picture.
         posterior: whether normal draws for sampling the autoencoder's posterior are needed.
         stratified: spread the u of one global batch evenly: u = (pi(place in the batch) + jitter) /
             global_batch, with a permutation pi keyed by the optimizer step. Each u by itself is
@@ -27,6 +27,8 @@ class Collate:
             same), see sdtrain.diffusion.noise.
         tokenize: B captions -> tokens [B, L], see sdtrain.conditioning.interface; or None.
         caption_dropout: share of captions that are replaced by the empty one before that.
+        latent_shapes: {(height, width) of a picture: (C, h, w) of its noise}, of pictures that are
+            no squares; by default there are none.
     """
 
     def __init__(
@@ -40,9 +42,11 @@ class Collate:
         noise: Callable,
         tokenize: Callable[[Sequence[str]], Tensor] | None = None,
         caption_dropout: float = 0.0,
+        latent_shapes: Mapping[tuple[int, int], tuple[int, int, int]] | None = None,
     ) -> None:
         self.seed = seed
         self.latent_shape = tuple(latent_shape)
+        self.latent_shapes = dict(latent_shapes or {})
         self.stratified = stratified
         self.global_batch = global_batch
         self.draw_noise = noise
@@ -61,6 +65,12 @@ class Collate:
         # Negative, so that no key is shared with the epochs of the picture order, which begin at 0.
         stratum = permute(place, self.global_batch, self.seed, -1 - step)
         return min((stratum + jitter) / self.global_batch, np.nextafter(1.0, 0.0))
+
+    def shape_of(self, row: Row) -> tuple[int, int, int]:
+        """Return (C, h, w) of the latents of a row. All rows of a batch have the same."""
+        if row.moments is not None:
+            return tuple(row.moments.shape[1:])
+        return self.latent_shapes.get(tuple(row.image.shape[1:]), self.latent_shape)
 
     def __call__(self, rows: list[Row], ordinals: list[int], stream_end: int) -> Batch:
         u = []
@@ -82,7 +92,8 @@ class Collate:
             depths.append(row.depth)
             moments.append(row.moments)
             skipped += row.skipped
-        noise, input_noise = self._noise(ordinals)
+        shape = self.shape_of(rows[0])
+        noise, input_noise = self._noise(ordinals, shape)
         return Batch(
             image=_stack(images),
             caption=captions,
@@ -90,7 +101,7 @@ class Collate:
             depth=_stack(depths),
             noise=noise,
             input_noise=input_noise,
-            posterior=self._posterior_draws(ordinals),
+            posterior=self._posterior_draws(ordinals, shape),
             u=torch.tensor(u, dtype=torch.float64),
             drop=torch.tensor(drop, dtype=torch.float64),
             ordinal=torch.tensor(ordinals),
@@ -111,24 +122,26 @@ class Collate:
             kept.append("" if uniform < self.caption_dropout else caption)
         return self.tokenize(kept)
 
-    def _noise(self, ordinals: list[int]) -> tuple[Tensor, Tensor | None]:
+    def _noise(
+        self, ordinals: list[int], shape: tuple[int, int, int]
+    ) -> tuple[Tensor, Tensor | None]:
         """Return the noise to predict, and the noise to add or None if it is the same.
 
-        Both are [B, C, h, w].
+        Both are [B, C, h, w]; shape: (C, h, w).
         """
         noise = []
         input_noise = []
         for ordinal in ordinals:
             draw = functools.partial(self.noise.normal, ordinal)
-            predicted, added = self.draw_noise(draw, self.latent_shape)
+            predicted, added = self.draw_noise(draw, shape)
             noise.append(torch.from_numpy(predicted))
             input_noise.append(None if added is None else torch.from_numpy(added))
         return torch.stack(noise), _stack(input_noise)
 
-    def _posterior_draws(self, ordinals: list[int]) -> Tensor | None:
+    def _posterior_draws(self, ordinals: list[int], shape: tuple[int, int, int]) -> Tensor | None:
         if self.posterior is None:
             return None
-        draws = [self.posterior.normal(ordinal, self.latent_shape) for ordinal in ordinals]
+        draws = [self.posterior.normal(ordinal, shape) for ordinal in ordinals]
         return torch.from_numpy(np.stack(draws))
 
 

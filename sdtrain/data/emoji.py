@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from sdtrain.data.crop import Transform, resize_short_side
+from sdtrain.data.crop import Transform, resize_to_cover
 from sdtrain.data.decode import WHITE
 from sdtrain.data.split import PictureRow, PictureSplit, check_options, make_splits, rows_hash
 from sdtrain.errors import DataError, UserError
@@ -185,8 +185,9 @@ class GlyphReader:
         self._image_size = image_size
         self._row = {name: i for i, name in enumerate(names)}
 
-    def __call__(self, name: str) -> Tensor:
-        return resize_short_side(self._pictures[self._row[name]], self._image_size)
+    def __call__(self, name: str, size: tuple[int, int] | None = None) -> Tensor:
+        picture = self._pictures[self._row[name]]
+        return resize_to_cover(picture, size or (self._image_size, self._image_size))
 
     def read_bytes(self, name: str) -> bytes:
         """Return the pixels of the glyph: there is no file of it."""

@@ -7,14 +7,15 @@ loader of datasets is not used, because it silently drops pictures without a row
 from collections.abc import Sequence
 from typing import Literal
 
+from sdtrain.data.buckets import bucket_chooser
 from sdtrain.data.caption_draw import CaptionDraw
 from sdtrain.data.crop import Transform
 from sdtrain.data.decode import WHITE
+from sdtrain.data.inventory import Inventory
 from sdtrain.data.list_images import ListOptions, folder_of, inventory_of
 from sdtrain.data.listed_folder import ListedFolder
 from sdtrain.data.reader import PictureReader
-from sdtrain.data.split import PictureSplit, check_choices, check_options, split_table
-from sdtrain.data.weights import weights_notes
+from sdtrain.data.split import PictureSplit, check_options, split_table
 
 
 class Images:
@@ -44,10 +45,13 @@ class Images:
         captions, shuffle_tags, drop_tags, keep_tags: for training, see `CaptionDraw`; validation
             reads the first caption unchanged.
         upscale: whether pictures smaller than the crop are scaled up; otherwise they count as bad.
+        buckets, bucket_step, bucket_max_ratio: whether training pictures are cropped to sizes of
+            about their own shape, and which these are, see `buckets.bucket_sizes`.
         background: (red, green, blue) in 0..255 behind transparent pixels.
         refresh: whether the folder is listed anew, although the listing that an earlier start has
             stored seems to hold, see `take_inventory`.
         seed: of crops, flips, captions, replacements and the hold-out.
+        batch_size: of the run; the least number of pictures in a bucket. Set by sdtrain.
     """
 
     def __init__(
@@ -66,14 +70,17 @@ class Images:
         drop_tags: float = 0.0,
         keep_tags: int = 0,
         upscale: bool = False,
+        buckets: bool = False,
+        bucket_step: int | None = None,
+        bucket_max_ratio: float = 2.0,
         background: Sequence[int] = WHITE,
         refresh: bool = False,
         seed: int = 0,
+        batch_size: int = 1,
     ) -> None:
         check_options(
             image_size=image_size, validation_fraction=validation_fraction, background=background
         )
-        check_choices(missing_captions=missing_captions, on_error=on_error, max_skipped=max_skipped)
         caption_draw = CaptionDraw(
             captions=captions,
             shuffle_tags=shuffle_tags,
@@ -81,9 +88,9 @@ class Images:
             keep_tags=keep_tags,
             seed=seed,
         )
+        bucketing = bucket_chooser(buckets, image_size, bucket_step, bucket_max_ratio, batch_size)
         training = Transform(image_size=image_size, crop=crop, flip=flip, seed=seed)
         self.image_size = image_size
-        folder = folder_of(path)
         options = ListOptions(
             image_size=image_size,
             upscale=upscale,
@@ -93,23 +100,30 @@ class Images:
             validation_fraction=validation_fraction,
             seed=seed,
         )
+        folder = folder_of(path)
         inventory = inventory_of(folder, options, caption_draw, refresh=refresh)
-        self.max_skipped = max_skipped - inventory.left_out if on_error == "skip" else None
-        self.sha256 = inventory.sha256
-        self.memo = inventory.memo
-        self.classes = inventory.classes
-        self.num_classes = self.classes.count
-        source = ListedFolder(folder, inventory.table)
+        self._take_over(inventory, options)
         self._splits = split_table(
             table=inventory.table,
             is_held_out=inventory.is_held_out,
-            reader=PictureReader(source, image_size, background),
+            reader=PictureReader(ListedFolder(folder, inventory.table), image_size, background),
             training=training,
             choose_caption=caption_draw,
             seed=seed,
             max_skipped=self.max_skipped,
+            choose_buckets=bucketing,
         )
-        self.notes = [*inventory.notes, *weights_notes(self._splits["train"].weights)]
+        self.notes = [*inventory.notes, *self._splits["train"].notes]
+
+    def _take_over(self, inventory: Inventory, options: ListOptions) -> None:
+        """Set the attributes that come from the inventory, see `types.DataExtras`."""
+        self.max_skipped = None
+        if options.on_error == "skip":
+            self.max_skipped = options.max_skipped - inventory.left_out
+        self.sha256 = inventory.sha256
+        self.memo = inventory.memo
+        self.classes = inventory.classes
+        self.num_classes = self.classes.count
 
     def split(self, name: str) -> PictureSplit:
         """Return the split "train" or "validation"."""

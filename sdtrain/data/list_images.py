@@ -26,7 +26,7 @@ from sdtrain.data.known_headers import KnownHeaders
 from sdtrain.data.listing import CAPTION_SUFFIXES, Listing, list_folder
 from sdtrain.data.rows import COLUMNS as ROW_COLUMNS
 from sdtrain.data.rows import PictureRow, Rows, rows_table
-from sdtrain.data.split import held_out_rows
+from sdtrain.data.split import check_choices, held_out_rows
 from sdtrain.data.take_inventory import Taken, take_inventory
 from sdtrain.data.usable import header_notes, usable_pictures, with_untrained
 from sdtrain.errors import DataError
@@ -46,6 +46,13 @@ class ListOptions:
     max_skipped: int
     validation_fraction: float
     seed: int
+
+    def __post_init__(self) -> None:
+        check_choices(
+            missing_captions=self.missing_captions,
+            on_error=self.on_error,
+            max_skipped=self.max_skipped,
+        )
 
 
 def inventory_of(

@@ -8,7 +8,7 @@ from typing import BinaryIO, Protocol
 from PIL import Image
 from torch import Tensor
 
-from sdtrain.data.crop import resize_short_side
+from sdtrain.data.crop import resize_to_cover
 from sdtrain.data.decode import WHITE, PictureFile, open_picture
 from sdtrain.errors import DataError
 
@@ -35,8 +35,10 @@ class Source(Protocol):
 class Reader(Protocol):
     """Reads the pictures of a data set by name."""
 
-    def __call__(self, name: str) -> Tensor:
-        """Return the pixels, uint8 [3, h, w], min(h, w) = image_size. Raises DataError."""
+    def __call__(self, name: str, size: tuple[int, int] | None = None) -> Tensor:
+        """Return the pixels, uint8 [3, h, w]: the smallest that cover `size`, (width, height), or
+        else a square of image_size. Raises DataError.
+        """
         ...
 
     def read_bytes(self, name: str) -> bytes:
@@ -65,7 +67,7 @@ class Folder:
 
 
 class PictureReader:
-    """Reads the pictures of a source; `reader(name)` scales their shorter side to image_size.
+    """Reads the pictures of a source, and scales them to cover a size.
 
     Keeps what it scaled, up to CACHE_BYTES in each process. A full cache neither adds nor evicts
     entries: an epoch visits all pictures in turn, so the oldest entry is the one needed next.
@@ -73,7 +75,7 @@ class PictureReader:
 
     Args:
         source: the encoded files.
-        image_size: in pixels.
+        image_size: side of the square that is covered if no other size is asked for, in pixels.
         background: (red, green, blue) in 0..255 behind transparent pixels.
     """
 
@@ -81,15 +83,15 @@ class PictureReader:
         self.source = source
         self.image_size = image_size
         self.background = tuple(background)
-        self._cache: dict[str, Tensor] = {}
+        self._cache: dict[tuple[str, tuple[int, int] | None], Tensor] = {}
         self._free = CACHE_BYTES
 
-    def __call__(self, name: str) -> Tensor:
-        if name in self._cache:
-            return self._cache[name]
-        pixels = resize_short_side(self.picture(name), self.image_size)
+    def __call__(self, name: str, size: tuple[int, int] | None = None) -> Tensor:
+        if (name, size) in self._cache:
+            return self._cache[name, size]
+        pixels = resize_to_cover(self.picture(name), size or (self.image_size, self.image_size))
         if pixels.nbytes <= self._free:
-            self._cache[name] = pixels
+            self._cache[name, size] = pixels
             self._free -= pixels.nbytes
         return pixels
 

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from sdtrain.data.buckets import Buckets, bucket_notes
 from sdtrain.data.crop import Transform
 from sdtrain.data.reader import ChangedFileError, Reader
 from sdtrain.data.rows import PictureRow, Rows, rows_table
+from sdtrain.data.weights import weights_notes
 from sdtrain.errors import DataError, UserError
 from sdtrain.randomness import KeyedRandom
 from sdtrain.types import Row
@@ -122,6 +124,9 @@ def too_many_broken_error(last_reason: str, max_skipped: int) -> DataError:
     )
 
 
+BucketChooser = Callable[[np.ndarray, np.ndarray | None], Buckets]
+"""(sizes of the training pictures, their weights or None) -> their buckets."""
+
 CaptionChooser = Callable[[Sequence[str], int], str]
 """(captions of a picture, ordinal of the visit) -> the caption that this visit reads."""
 
@@ -135,16 +140,17 @@ class PictureSplit:
     """One split of a data set of real pictures. Implements `types.Pictures`.
 
     A picture that cannot be read raises DataError if max_skipped is None. Otherwise another one of
-    the split replaces it, a pure function of (seed, ordinal, attempt): batches stay full and do not
-    depend on the number of workers and ranks, or on a resume.
+    the split, or of its bucket, replaces it, a pure function of (seed, ordinal, attempt): batches
+    stay full and do not depend on the number of workers and ranks, or on a resume.
 
     Args:
         rows: the pictures.
         reader: returns the pixels of the picture with this name, uint8 [3, h, w].
-        transform: turns pixels into a square.
+        transform: turns pixels into a square, or into the size of their bucket.
         choose_caption: chooses one of a picture's captions at each visit.
         seed: of the replacements.
         max_skipped: how many different pictures one item may replace before DataError is raised.
+        buckets: the size of each picture; None: all are squares.
     """
 
     def __init__(
@@ -156,6 +162,7 @@ class PictureSplit:
         choose_caption: CaptionChooser,
         seed: int,
         max_skipped: int | None,
+        buckets: Buckets | None = None,
     ) -> None:
         self._rows = rows
         self.reader = reader
@@ -163,6 +170,7 @@ class PictureSplit:
         self._choose_caption = choose_caption
         self._max_skipped = max_skipped
         self._replacement = KeyedRandom(seed, "replacement")
+        self.buckets = buckets
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -170,20 +178,23 @@ class PictureSplit:
     def __getitem__(self, item: tuple[int, int]) -> Row:
         """Return the row of (index, ordinal), or of its replacement if it cannot be read."""
         index, ordinal = map(int, item)
+        size = self.buckets.size_of(index) if self.buckets else None
         skipped: dict[str, str] = {}
         for attempt in count():
             row = self._rows[index]
             try:
-                image = self._transform(self.reader(row.name), ordinal)
+                image = self._transform(self.reader(row.name, size), ordinal, size)
             except ChangedFileError:  # it may be sound, but is not the one that was listed
                 raise
             except DataError as error:
                 if self._max_skipped is None:
                     raise
                 skipped[row.name] = f"{error.problem.rstrip('.')}."
-                if len(skipped) > self._max_skipped or len(skipped) == self._rows.distinct_names:
+                candidates, distinct = self._replacements(index)
+                if len(skipped) > self._max_skipped or len(skipped) == distinct:
                     raise too_many_broken_error(str(error), self._max_skipped) from error
-                index = int(self._replacement.uniform(ordinal, 1, attempt)[0] * len(self))
+                uniform = self._replacement.uniform(ordinal, 1, attempt)[0]
+                index = int(candidates[int(uniform * len(candidates))])
             else:
                 return Row(
                     image=image,
@@ -191,6 +202,13 @@ class PictureSplit:
                     label=row.label,
                     skipped=tuple(skipped.items()),
                 )
+
+    def _replacements(self, index: int) -> tuple[Sequence[int], int]:
+        """Return the indices of the pictures that may replace one, and how many names they have."""
+        if self.buckets is None:
+            return range(len(self)), self._rows.distinct_names
+        members = np.flatnonzero(self.buckets.bucket_of == self.buckets.bucket_of[index])
+        return members, len({self._rows[int(member)].name for member in members})
 
     @property
     def names(self) -> list[str]:
@@ -216,6 +234,11 @@ class PictureSplit:
     def weights(self) -> np.ndarray | None:
         """How often each picture is visited beside the others, float64 [N]; None: all alike."""
         return self._rows.weights
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines for the user about weights and buckets."""
+        return [*weights_notes(self.weights), *bucket_notes(self.buckets)]
 
     def spread_captions(self, count: int) -> list[str]:
         """Return `count` captions spread evenly over the split, each the first of its picture.
@@ -260,10 +283,12 @@ def split_table(
     seed: int,
     choose_caption: CaptionChooser = first_caption,
     max_skipped: int | None = None,
+    choose_buckets: BucketChooser | None = None,
 ) -> dict[str, PictureSplit]:
     """Return the splits "train" and "validation" of the rows of a table.
 
-    Validation uses the centre crop without a flip, and the first caption of each picture.
+    Validation uses the centre crop, a square, without a flip, and the first caption of each
+    picture.
 
     Args:
         table: the rows of both splits, see `rows_table`.
@@ -273,6 +298,7 @@ def split_table(
         seed: of the hold-out and the replacements.
         choose_caption: chooses the captions for training.
         max_skipped: see `PictureSplit`.
+        choose_buckets: chooses the sizes of the training pictures; None: all are squares.
     """
     centred = Transform(image_size=training.image_size, crop="center", flip=False, seed=seed)
     splits = {}
@@ -280,12 +306,17 @@ def split_table(
         ("train", ~is_held_out, training, choose_caption),
         ("validation", is_held_out, centred, first_caption),
     ):
+        rows_of_split = Rows(table, np.flatnonzero(is_in_split))
+        buckets = None
+        if choose_buckets is not None and name == "train":
+            buckets = choose_buckets(rows_of_split.sizes, rows_of_split.weights)
         splits[name] = PictureSplit(
-            rows=Rows(table, np.flatnonzero(is_in_split)),
+            rows=rows_of_split,
             reader=reader,
             transform=transform,
             choose_caption=chooser,
             seed=seed,
             max_skipped=max_skipped,
+            buckets=buckets,
         )
     return splits

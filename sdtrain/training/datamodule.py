@@ -9,6 +9,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from sdtrain.config.schema import micro_batch_size
+from sdtrain.data.bucket_order import BucketStream
+from sdtrain.data.buckets import buckets_of
 from sdtrain.data.draws import Collate
 from sdtrain.data.order import Stream
 from sdtrain.data.skipped import Skipped
@@ -149,15 +151,6 @@ class DataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         world_size = self.trainer.world_size if self.trainer else 1
         rank = self.trainer.global_rank if self.trainer else 0
-        stream = Stream(
-            length=len(self.train),
-            seed=self.seed,
-            start=self.progress.images_seen,
-            size=self.micro_batch(world_size),
-            rank=rank,
-            world=world_size,
-            weights=getattr(self.train, "weights", None),
-        )
         num_workers = self.num_workers
         if num_workers is None:
             num_workers = default_workers(self.trainer.num_devices if self.trainer else 1)
@@ -165,7 +158,7 @@ class DataModule(L.LightningDataModule):
             use_short_socket_folder()
         loader = WatchedLoader(
             RowsWithOrdinals(self.train),
-            batch_sampler=stream,
+            batch_sampler=self.stream(rank, world_size),
             collate_fn=CollateBlock(self.collate, rank, world_size),
             worker_init_fn=set_up_worker,
             num_workers=num_workers,
@@ -174,6 +167,21 @@ class DataModule(L.LightningDataModule):
         )
         loader.watch = self.watch
         return loader
+
+    def stream(self, rank: int, world_size: int) -> Stream | BucketStream:
+        """Return the micro-batches of a rank, as (index, ordinal), from the images seen on."""
+        shared = {
+            "seed": self.seed,
+            "start": self.progress.images_seen,
+            "size": self.micro_batch(world_size),
+            "rank": rank,
+            "world": world_size,
+            "weights": getattr(self.train, "weights", None),
+        }
+        buckets = buckets_of(self.train)
+        if buckets is None:
+            return Stream(length=len(self.train), **shared)
+        return BucketStream(buckets=buckets, batch_size=self.progress.batch_size, **shared)
 
     def validation_batches(self, count: int, size: int = 64) -> Iterator[Batch]:
         """Yield the first `count` validation pictures in batches of up to `size`, with random

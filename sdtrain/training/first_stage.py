@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 from sdtrain.assemble.model import try_networks
+from sdtrain.config.bucket_step import BUCKET_KEYS
 from sdtrain.config.compose import (
     PRIMARY,
     compose_config,
@@ -56,7 +57,8 @@ def first_stage_words(config: dict, overrides: list[str]) -> list[str]:
     """
     stage = config["first_stage"]
     data = config["data"]
-    excluded_keys = {"_target_", "batch_size", "refresh"}  # the run has refreshed the listing
+    # The run has refreshed the listing, and an autoencoder reads squares.
+    excluded_keys = {"_target_", "batch_size", "refresh", *BUCKET_KEYS}
     if data.get("on_error") == "fail":
         excluded_keys.add("max_skipped")  # it would have no effect
     words = first_stage_composition(overrides)

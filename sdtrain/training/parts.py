@@ -21,6 +21,7 @@ from sdtrain.assemble.kept_files import (
     use_copies,
 )
 from sdtrain.assemble.model import (
+    bucket_latent_shapes,
     build_model,
     check_fit,
     classes_line,
@@ -29,6 +30,7 @@ from sdtrain.assemble.model import (
 )
 from sdtrain.config.build import build
 from sdtrain.console import global_rank, warn
+from sdtrain.data.buckets import buckets_of
 from sdtrain.data.draws import Collate
 from sdtrain.data.skipped import Skipped
 from sdtrain.data.split import held_out_notes
@@ -141,6 +143,7 @@ def _diffusion_parts(
         noise=build(config["noise"], "noise"),
         tokenize=model.conditioner.tokenize,
         caption_dropout=model.caption_dropout,
+        latent_shapes=bucket_latent_shapes(model, data),
     )
     datamodule = _datamodule(plan, data, collate, progress)
     check_fit(model, data)
@@ -156,14 +159,19 @@ def calibration_latents(model: LatentDiffusion, data: PictureData) -> Tensor:
     """Return latents [N, C, h, w] of the first training pictures.
 
     They are encoded in batches with as many pixels as CALIBRATION of the side CALIBRATION_SIDE.
+    With buckets they are those of the largest one, since all must have one size.
     """
     train = data.split("train")
+    buckets = buckets_of(train)
+    indices = range(len(train))
+    if buckets is not None:
+        indices = max(buckets.members(), key=len).tolist()
     batch_size = max(1, CALIBRATION * CALIBRATION_SIDE**2 // data.image_size**2)
-    count = min(CALIBRATION, max(MIN_CALIBRATION, batch_size), len(train))
+    count = min(CALIBRATION, max(MIN_CALIBRATION, batch_size), len(indices))
     latents = []
     for start in range(0, count, batch_size):
         stop = min(count, start + batch_size)
-        rows = [train[(index, index)] for index in range(start, stop)]
+        rows = [train[(index, index)] for index in indices[start:stop]]
         latents.append(model.latents_of_rows(rows))
     return torch.cat(latents)
 

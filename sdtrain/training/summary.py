@@ -11,6 +11,7 @@ from sdtrain.assemble.load import BUILT
 from sdtrain.config.optimizers import is_schedule_free
 from sdtrain.config.overrides import text_override
 from sdtrain.config.trusted import foreign_packages
+from sdtrain.data.buckets import buckets_of
 from sdtrain.latent_diffusion import LatentDiffusion
 from sdtrain.runs.layout import RunFolder
 from sdtrain.runs.manifest import list_checkpoints
@@ -31,12 +32,15 @@ def print_plan(run: Run, plan: Plan, parts: Parts) -> None:
     trainer = plan.prechecked.trainer
     train = len(parts.datamodule.train)
     held_out = len(parts.datamodule.validation)
-    size = parts.data.image_size
+    sizes = f"{parts.data.image_size} x {parts.data.image_size}"
+    buckets = buckets_of(parts.datamodule.train)
+    if buckets is not None:
+        sizes = f"{len(buckets.sizes)} sizes of about {sizes} pixels"
     ranks = f", {trainer.devices} ranks" if trainer.devices > 1 else ""
     batches = f"{trainer.max_images} images in batches of {run.progress.batch_size}{ranks}"
     rows = [
         *_model_rows(plan, parts),
-        ("pictures", f"{train} of {size} x {size} for training, {held_out} for validation"),
+        ("pictures", f"{train} of {sizes} for training, {held_out} for validation"),
         ("budget", f"{batches}, lr {config['optimizer'].get('lr')}, seed {config['seed']}"),
         ("writes", str(run.folder.path)),
     ]

@@ -5,21 +5,25 @@ import pytest
 import torch
 from PIL import Image
 
-from sdtrain.data.crop import Transform, resize_short_side
+from sdtrain.data.crop import Transform, resize_to_cover
 from sdtrain.errors import UserError
 
 RED = (255, 0, 0)
 
 
-def test_short_side_becomes_image_size():
-    assert resize_short_side(Image.new("RGB", (100, 50)), 20).shape == (3, 20, 40)
-    assert resize_short_side(Image.new("RGB", (30, 90), RED), 10)[:, 5, 5].tolist() == [255, 0, 0]
+def test_a_picture_covers_a_size():
+    assert resize_to_cover(Image.new("RGB", (100, 50)), (20, 20)).shape == (3, 20, 40)
+    assert resize_to_cover(Image.new("RGB", (30, 90), RED), (10, 10))[:, 5, 5].tolist() == [
+        255,
+        0,
+        0,
+    ]
 
 
 def test_resize_is_antialiased():
     stripes = torch.tensor([0, 0, 0, 255, 255, 0, 0, 0], dtype=torch.uint8).repeat(3, 64, 8)
     assert (
-        resize_short_side(stripes, 8).float() - 63.75
+        resize_to_cover(stripes, (8, 8)).float() - 63.75
     ).abs().max() < 20  # picked pixels would be 255
 
 

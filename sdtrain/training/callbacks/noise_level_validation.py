@@ -34,7 +34,7 @@ from sdtrain.training.callbacks.ema import EMACallback, averaged_weights
 from sdtrain.training.loggers.media import log_picture
 from sdtrain.training.progress import Progress
 from sdtrain.training.stopping import Stopping
-from sdtrain.types import Pictures, Row
+from sdtrain.types import Pictures, Row, rows_by_size
 
 STATISTICS = 256
 """Number of training pictures that the linear denoiser is estimated from."""
@@ -182,7 +182,7 @@ class NoiseLevelValidation(L.Callback):
         # No gradients are kept, so a batch of four micro-batches fits into the memory of training.
         self.batch_size = min(MAX_BATCH, 4 * data.micro_batch(trainer.world_size))
 
-        def encode(pictures: Pictures, count: int) -> tuple[list[Row], Tensor]:
+        def encode(pictures: Pictures, count: int) -> tuple[list[Row], list[Tensor]]:
             rows = []
             parts = []
             for indices in torch.arange(min(count, len(pictures))).split(self.batch_size):
@@ -190,13 +190,15 @@ class NoiseLevelValidation(L.Callback):
                 # The ordinal, which keys a crop or flip, is the index: they are always the same.
                 part = [pictures[(i, i)] for i in indices.tolist()]
                 rows += part
-                parts.append(model.latents_of_rows(part))
-            return rows, torch.cat(parts)
+                parts += [model.latents_of_rows(same_size) for same_size in rows_by_size(part)]
+            return rows, parts
 
-        rows, x0 = encode(data.validation, count)
-        _, train_x0 = encode(data.train, STATISTICS)
-        mean = train_x0.mean((0, 2, 3), keepdim=True)
-        variance = train_x0.var((0, 2, 3), keepdim=True)
+        rows, held_out = encode(data.validation, count)
+        x0 = torch.cat(held_out)
+        _, trained = encode(data.train, STATISTICS)
+        of_channels = torch.cat([part.transpose(0, 1).flatten(1) for part in trained], dim=1)
+        mean = of_channels.mean(1).view(1, -1, 1, 1)
+        variance = of_channels.var(1).view(1, -1, 1, 1)
         noise = [torch.from_numpy(self.random.normal(i, x0.shape[1:])) for i in range(len(rows))]
         depth = None
         if rows[0].depth is not None:
