@@ -10,6 +10,9 @@ from transformers import CLIPTokenizer
 
 from sdtrain.conditioning.interface import Inputs
 
+AT_ONCE = 10_000
+"""Captions that are tokenized together to count their tokens, which takes 4 kB for each."""
+
 
 @dataclass(frozen=True)
 class Tokenize:
@@ -52,9 +55,14 @@ class Tokenize:
 
     def count_truncated(self, captions: Sequence[str]) -> int:
         """Return how many captions have more than max_length tokens."""
-        # verbose: transformers would warn of indexing errors, although nothing longer is ever read.
-        tokens = self.tokenizer(list(captions), verbose=False).input_ids
-        return sum(len(each) > self.max_length for each in tokens)
+        count = 0
+        for start in range(0, len(captions), AT_ONCE):
+            some = list(captions[start : start + AT_ONCE])
+            # verbose: transformers would warn of indexing errors, although nothing longer is ever
+            # read.
+            tokens = self.tokenizer(some, verbose=False).input_ids
+            count += sum(len(each) > self.max_length for each in tokens)
+        return count
 
 
 def replace_dropped(captions: Sequence[str], dropped: Tensor) -> list[str]:

@@ -41,10 +41,20 @@ class Listing:
     roots: list[str] = field(default_factory=list)
     folders: dict[str, int] = field(default_factory=dict)
     links: dict[str, str] = field(default_factory=dict)
+    _contained: dict[str, bool] = field(default_factory=dict, repr=False, compare=False)
 
     def contains(self, path: str) -> bool:
         """Return whether `path`, with links resolved, lies in the folder or in a linked one."""
-        real = os.path.realpath(path)
+        folder, name = os.path.split(path)
+        if name in ("", ".", "..") or os.path.islink(path):
+            return self._contains_real(os.path.realpath(path))
+        # Whatever is in a folder that lies inside does so too. Resolving each path of a million
+        # would take 47 seconds.
+        if folder not in self._contained:
+            self._contained[folder] = self._contains_real(os.path.realpath(folder))
+        return self._contained[folder]
+
+    def _contains_real(self, real: str) -> bool:
         return any(_lies_in(real, root) for root in self.roots)
 
     def summarise_ignored(self, read: Collection[str]) -> str:
