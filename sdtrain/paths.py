@@ -4,6 +4,7 @@ configs/ and data/ are inside an installed package, and beside the package in a 
 """
 
 import os
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +12,9 @@ from pathlib import Path
 from sdtrain.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parent
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+"""An owner and a name: an id of the Hugging Face hub, unless there is a folder of that name."""
 
 
 def shipped_folder(name: str, marker: str) -> Path:

@@ -20,9 +20,9 @@ from sdtrain.console import warn
 from sdtrain.errors import StorageError, UserError
 from sdtrain.latent_diffusion import LatentDiffusion
 from sdtrain.models.autoencoder import Autoencoder
-from sdtrain.models.hub import HUB_ID, find_pipeline
+from sdtrain.models.hub import find_pipeline
 from sdtrain.models.pipeline_folder import TEXT_ENCODER, VAE
-from sdtrain.paths import find_folder
+from sdtrain.paths import HUB_ID, find_folder
 from sdtrain.runs.checkpoint import read_weights
 from sdtrain.runs.config import read_config
 from sdtrain.runs.data_record import DataRecord, read_data_record

@@ -149,7 +149,8 @@ def check_condition(conditioner: Conditioner, data: PictureData) -> None:
             f"model.conditioner reads class labels, but the data have none{why}",
             key="model.conditioner",
             remedy="Choose another model/conditioner, or data with classes; for data=images these "
-            "are a subfolder each, or a column label in metadata.jsonl or metadata.csv.",
+            "are a subfolder each, or a column label in metadata.jsonl or metadata.csv, for "
+            "data=dataset the column data.columns.label.",
         )
     conditioner.check_data(data.num_classes)
     if "depth" in conditioner.reads and data.split("train")[(0, 0)].depth is None:

@@ -7,10 +7,11 @@ from typing import Any
 from sdtrain.assemble.model import build_data, data_arguments
 from sdtrain.config.bucket_step import BUCKET_KEYS
 from sdtrain.config.check import Checker, import_target
-from sdtrain.config.overrides import is_free_text
+from sdtrain.config.path_keys import is_path
 from sdtrain.config.trusted import check_targets
 from sdtrain.console import warn
 from sdtrain.errors import UserError
+from sdtrain.paths import HUB_ID
 from sdtrain.runs.data_record import DataRecord
 from sdtrain.types import PictureData, extras_of
 
@@ -53,8 +54,10 @@ class TrainingData:
         check_targets(self.node, self.allow)
         arguments = data_arguments(self.node)
         for name, value in arguments.items():
-            if self.record and isinstance(value, str) and is_free_text(f"data.{name}"):
-                arguments[name] = str(self.record.resolve_path(value))
+            if self.record and isinstance(value, str) and is_path(f"data.{name}"):
+                path = self.record.resolve_path(value)
+                if path.exists() or not HUB_ID.fullmatch(value):
+                    arguments[name] = str(path)
         arguments |= self.changes
         if self.node["_target_"].startswith("sdtrain."):
             self._drop_buckets(arguments)

@@ -9,7 +9,14 @@ from collections.abc import Iterable, Sequence
 from sdtrain.config.flags import MULTIRUN, Flag, flag_words, read_flags, refuse_rerun
 from sdtrain.config.path_keys import expand_homes, is_path
 
-FREE_TEXT = {"prompt", "negative_prompt", "name", "logger.notes", "hydra.launcher.prefix"}
+FREE_TEXT = {
+    "prompt",
+    "negative_prompt",
+    "name",
+    "logger.notes",
+    "hydra.launcher.prefix",
+    "data.caption_template",
+}
 """Keys that hold text, in addition to the keys of paths."""
 TABLES = ("schedule.betas", "schedule.alphas_cumprod")
 """Keys that hold the name of a file or a list."""

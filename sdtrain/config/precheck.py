@@ -27,6 +27,7 @@ from sdtrain.config.schema import (
 from sdtrain.config.trusted import upgrade_config
 from sdtrain.console import warn
 from sdtrain.errors import UserError
+from sdtrain.paths import HUB_ID
 from sdtrain.runs.layout import FIRST_STAGE_AUTOENCODER
 from sdtrain.runs.resume import flatten, is_added_by_run
 from sdtrain.runs.start import Resume
@@ -43,6 +44,10 @@ DIFFUSION_ONLY = (
     "guidance",
 )
 """Groups that the training of a diffusion model needs, and that of an autoencoder does not use."""
+
+STORED_PICTURES = "sdtrain.data.dataset.StoredPictures"
+"""The data set whose path may be an id of the Hugging Face hub."""
+DATA_WITH_PATH = ("sdtrain.data.images.Images", STORED_PICTURES)
 
 LOADER_KEYS = {"batch_size": (int, 1), "num_workers": (int | None, 0), "timeout": (int, 1)}
 """Keys under `data` that the loader reads, whatever the data set: (type, least value)."""
@@ -280,10 +285,17 @@ def _connect_first_stage(config: dict, typed: set[str]) -> None:
 
 
 def _make_data_path_absolute(data: dict) -> None:
-    """Make the path of a folder of pictures absolute: later commands run in other folders."""
+    """Make the path of pictures absolute: later commands run in other folders.
+
+    An id of the Hugging Face hub is left as it is.
+    """
     path = data.get("path")
-    if data.get("_target_") == "sdtrain.data.images.Images" and isinstance(path, str) and path:
-        data["path"] = os.path.abspath(os.path.expanduser(path))
+    if data.get("_target_") not in DATA_WITH_PATH or not isinstance(path, str) or not path:
+        return
+    absolute = os.path.abspath(os.path.expanduser(path))
+    may_be_hub_id = data["_target_"] == STORED_PICTURES and HUB_ID.fullmatch(path)
+    if not may_be_hub_id or os.path.exists(absolute):
+        data["path"] = absolute
 
 
 def _check_loader(data: dict, typed: set[str]) -> None:

@@ -15,8 +15,9 @@ from sdtrain.config.path_keys import expand_homes_in_config
 from sdtrain.config.schema import EvaluateConfig, ExportConfig, SampleConfig
 from sdtrain.console import warn
 from sdtrain.errors import UserError
-from sdtrain.models.hub import HUB_ID, find_checkpoint_pipeline
+from sdtrain.models.hub import find_checkpoint_pipeline
 from sdtrain.models.pipeline_folder import is_pipeline
+from sdtrain.paths import HUB_ID
 from sdtrain.runs.config import read_config
 from sdtrain.runs.layout import CheckpointFolder, SweepFolder
 from sdtrain.runs.manifest import find_checkpoint

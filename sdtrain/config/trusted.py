@@ -43,6 +43,7 @@ ADDED_ARGUMENTS = {
         "shuffle_tags": False,
         "drop_tags": 0.0,
         "keep_tags": 0,
+        "caption_template": None,
         "upscale": False,
         "buckets": False,
         "bucket_step": None,

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sdtrain.data.caption_template import CaptionTemplate
 from sdtrain.data.listing import CAPTION_SUFFIXES, Listing, shortened
 from sdtrain.errors import DataError
 
@@ -56,10 +57,19 @@ class FolderCaptions:
     notes: list[str]
 
 
-def read_captions(folder: str, listing: Listing, missing_captions: str) -> FolderCaptions:
+def read_captions(
+    folder: str,
+    listing: Listing,
+    missing_captions: str,
+    template: CaptionTemplate | None = None,
+) -> FolderCaptions:
     """Read the captions of every picture in `listing` and of further ones that metadata name.
 
-    missing_captions: "error" raises DataError if a picture has no caption, "empty" gives it "".
+    Args:
+        folder: of the pictures.
+        listing: its files.
+        missing_captions: "error" raises DataError if a picture has no caption, "empty" gives it "".
+        template: makes the captions of the columns of the metadata; None if they are in one.
     """
     metadata = [name for name in METADATA if os.path.isfile(os.path.join(folder, name))]
     if len(metadata) == 2:
@@ -71,11 +81,13 @@ def read_captions(folder: str, listing: Listing, missing_captions: str) -> Folde
         )
     if metadata:
         source = metadata[0]
-        pictures = _read_metadata(folder, source, listing, missing_captions)
+        pictures = _read_metadata(folder, source, listing, missing_captions, template)
         pictures += _pictures_without_row(folder, source, listing.names, pictures, missing_captions)
         pictures.sort(key=lambda picture: picture.name)
         uses = Counter([source])
     else:
+        if template is not None:
+            template.check((), f"data.path={folder}, without metadata.jsonl or metadata.csv,")
         source = "a .txt file beside each of them"
         pictures, uses = _read_text_files(folder, listing)
     empty = [picture.name for picture in pictures if picture.captions == ("",)]
@@ -211,7 +223,11 @@ def caption_file(folder: str, name: str) -> str | None:
 
 
 def _read_metadata(
-    folder: str, source: str, listing: Listing, missing_captions: str
+    folder: str,
+    source: str,
+    listing: Listing,
+    missing_captions: str,
+    template: CaptionTemplate | None,
 ) -> list[CaptionedPicture]:
     """Return one picture for each row of the metadata file `source`.
 
@@ -221,14 +237,20 @@ def _read_metadata(
     text = _read_text(folder, source, listing)
     parse = _parse_jsonl if source.endswith("jsonl") else _parse_csv
     numbered_rows = parse(text, location)
-    column = _caption_column(numbered_rows, location, missing_captions)
+    columns = _columns(numbered_rows, location)
+    column = None
+    if template is None:
+        column = _caption_column(columns, numbered_rows, location, missing_captions)
+    else:
+        template.check(sorted(columns), location)
     listed = set(listing.names)
     pictures = []
     missing = []
     for line, row in numbered_rows:
         line_location = f"{location}, line {line}"
         name = _relative_name(folder, row["file_name"], line_location, listing)
-        captions = _parse_captions(row.get(column), line_location)
+        value = row.get(column) if template is None else template(row)
+        captions = parse_captions(value, line_location)
         if name not in listed and not os.path.isfile(os.path.join(folder, name)):
             missing.append(name)
         pictures.append(CaptionedPicture(name, captions, row.get("label"), row.get("weight")))
@@ -242,7 +264,7 @@ def _read_metadata(
     return pictures
 
 
-def _parse_captions(value: Any, location: str) -> tuple[str, ...]:
+def parse_captions(value: Any, location: str) -> tuple[str, ...]:
     """Return the captions in a metadata value: one string, or a list of several.
 
     Raises DataError if one of them is not text.
@@ -255,19 +277,27 @@ def _parse_captions(value: Any, location: str) -> tuple[str, ...]:
     return _clean_captions(captions)
 
 
-def _caption_column(
-    numbered_rows: Sequence[NumberedRow], location: str, missing_captions: str
-) -> str | None:
-    """Return the column that holds the captions: "text", or else "caption".
-
-    None if there is neither, but labels and missing_captions="empty". Otherwise a missing caption
-    column raises DataError, and so does a row without file_name.
-    """
+def _columns(numbered_rows: Sequence[NumberedRow], location: str) -> set[str]:
+    """Return the columns of all rows. Raises DataError for a row without file_name."""
     columns: set[str] = set()
     for line, row in numbered_rows:
         if "file_name" not in row:
             raise _missing_columns_error(location, line, row)
         columns.update(row)
+    return columns
+
+
+def _caption_column(
+    columns: set[str],
+    numbered_rows: Sequence[NumberedRow],
+    location: str,
+    missing_captions: str,
+) -> str | None:
+    """Return the column that holds the captions: "text", or else "caption".
+
+    None if there is neither, but labels and missing_captions="empty". Otherwise a missing caption
+    column raises DataError.
+    """
     for column in ("text", "caption"):
         if column in columns:
             return column

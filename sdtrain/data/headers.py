@@ -60,6 +60,12 @@ class Headers:
             return ""
         return f" {small} are merely smaller than the crop: data.upscale=true scales them up."
 
+    def sort(self) -> None:
+        """Sort everything by name."""
+        self.fingerprints = dict(sorted(self.fingerprints.items()))
+        self.unusable = dict(sorted(self.unusable.items()))
+        self.frames.sort()
+
     def accept_small(self) -> None:
         """Mark pictures that are smaller than the crop as usable: they will be scaled up.
 
@@ -99,6 +105,21 @@ def read_header(source: Source, name: str) -> FileHeader:
         return FileHeader(header.size, header.has_frames, fingerprint_of(file))
 
 
+def read_headers(
+    source: Source,
+    names: Iterable[str],
+    image_size: int,
+    *,
+    upscale: bool,
+    read: Callable[[str], FileHeader] | None = None,
+) -> Headers:
+    """Return what `classify_headers` does; upscale: whether small pictures are usable, too."""
+    headers = classify_headers(source, names, image_size, read)
+    if upscale:
+        headers.accept_small()
+    return headers
+
+
 def classify_headers(
     source: Source,
     names: Iterable[str],
@@ -109,13 +130,13 @@ def classify_headers(
 
     Args:
         source: the files.
-        names: of the pictures.
+        names: of the pictures, in the order in which they are read.
         image_size: side of the crop in pixels; a picture with a shorter side below it is unusable.
         read: takes a name, and returns the header as `read_header` does; None to read all files.
     """
     read = read or partial(read_header, source)
     headers = Headers()
-    for name in sorted(names):
+    for name in names:
         location = source.location(name)
         try:
             header = read(name)
@@ -144,6 +165,7 @@ def classify_headers(
                 headers.sizes[name] = header.size
                 if header.has_frames:
                     headers.frames.append(name)
+    headers.sort()
     return headers
 
 

@@ -7,18 +7,13 @@ loader of datasets is not used, because it silently drops pictures without a row
 from collections.abc import Sequence
 from typing import Literal
 
-from sdtrain.data.buckets import bucket_chooser
-from sdtrain.data.caption_draw import CaptionDraw
-from sdtrain.data.crop import Transform
+from sdtrain.data.captioned import CaptionedPictures, PictureOptions
 from sdtrain.data.decode import WHITE
-from sdtrain.data.inventory import Inventory
-from sdtrain.data.list_images import ListOptions, folder_of, inventory_of
+from sdtrain.data.list_images import folder_of, inventory_of
 from sdtrain.data.listed_folder import ListedFolder
-from sdtrain.data.reader import PictureReader
-from sdtrain.data.split import PictureSplit, check_options, split_table
 
 
-class Images:
+class Images(CaptionedPictures):
     """A folder of pictures with captions.
 
     The captions are in metadata.jsonl or metadata.csv, or in a .txt file beside each picture. A
@@ -44,6 +39,7 @@ class Images:
             failing disk.
         captions, shuffle_tags, drop_tags, keep_tags: for training, see `CaptionDraw`; validation
             reads the first caption unchanged.
+        caption_template: makes the captions of columns of the metadata, see `CaptionTemplate`.
         upscale: whether pictures smaller than the crop are scaled up; otherwise they count as bad.
         buckets, bucket_step, bucket_max_ratio: whether training pictures are cropped to sizes of
             about their own shape, and which these are, see `buckets.bucket_sizes`.
@@ -69,6 +65,7 @@ class Images:
         shuffle_tags: bool = False,
         drop_tags: float = 0.0,
         keep_tags: int = 0,
+        caption_template: str | None = None,
         upscale: bool = False,
         buckets: bool = False,
         bucket_step: int | None = None,
@@ -78,57 +75,27 @@ class Images:
         seed: int = 0,
         batch_size: int = 1,
     ) -> None:
-        check_options(
-            image_size=image_size, validation_fraction=validation_fraction, background=background
-        )
-        caption_draw = CaptionDraw(
+        options = PictureOptions(
+            image_size=image_size,
+            crop=crop,
+            flip=flip,
+            validation_fraction=validation_fraction,
+            missing_captions=missing_captions,
+            on_error=on_error,
+            max_skipped=max_skipped,
             captions=captions,
             shuffle_tags=shuffle_tags,
             drop_tags=drop_tags,
             keep_tags=keep_tags,
-            seed=seed,
-        )
-        bucketing = bucket_chooser(buckets, image_size, bucket_step, bucket_max_ratio, batch_size)
-        training = Transform(image_size=image_size, crop=crop, flip=flip, seed=seed)
-        self.image_size = image_size
-        options = ListOptions(
-            image_size=image_size,
+            caption_template=caption_template,
             upscale=upscale,
-            missing_captions=missing_captions,
-            on_error=on_error,
-            max_skipped=max_skipped,
-            validation_fraction=validation_fraction,
+            buckets=buckets,
+            bucket_step=bucket_step,
+            bucket_max_ratio=bucket_max_ratio,
+            background=background,
             seed=seed,
+            batch_size=batch_size,
         )
         folder = folder_of(path)
-        inventory = inventory_of(folder, options, caption_draw, refresh=refresh)
-        self._take_over(inventory, options)
-        self._splits = split_table(
-            table=inventory.table,
-            is_held_out=inventory.is_held_out,
-            reader=PictureReader(ListedFolder(folder, inventory.table), image_size, background),
-            training=training,
-            choose_caption=caption_draw,
-            seed=seed,
-            max_skipped=self.max_skipped,
-            choose_buckets=bucketing,
-        )
-        self.notes = [*inventory.notes, *self._splits["train"].notes]
-
-    def _take_over(self, inventory: Inventory, options: ListOptions) -> None:
-        """Set the attributes that come from the inventory, see `types.DataExtras`."""
-        self.max_skipped = None
-        if options.on_error == "skip":
-            self.max_skipped = options.max_skipped - inventory.left_out
-        self.sha256 = inventory.sha256
-        self.memo = inventory.memo
-        self.classes = inventory.classes
-        self.num_classes = self.classes.count
-
-    def split(self, name: str) -> PictureSplit:
-        """Return the split "train" or "validation"."""
-        return self._splits[name]
-
-    def example_prompts(self, count: int) -> list[str]:
-        """Return `count` training captions, spread evenly over the sorted files."""
-        return self._splits["train"].spread_captions(count)
+        inventory = inventory_of(folder, options, refresh=refresh)
+        super().__init__(inventory, ListedFolder(folder, inventory.table), options)

@@ -2,16 +2,14 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from sdtrain.console import warn
-from sdtrain.data.caption_draw import CaptionDraw
+from sdtrain.data.captioned import PictureOptions
 from sdtrain.data.captions import (
     LAYOUTS,
     METADATA,
@@ -20,70 +18,50 @@ from sdtrain.data.captions import (
     read_captions,
 )
 from sdtrain.data.folder_state import FolderState, has_few_files, now, stamp_of
-from sdtrain.data.headers import Headers, check_counts, check_usable, classify_headers
+from sdtrain.data.headers import Headers, check_counts, check_usable, read_headers
 from sdtrain.data.inventory import CAPTION_STAMPS, HELD_OUT, PICTURE_STAMPS, Inventory
 from sdtrain.data.known_headers import KnownHeaders
 from sdtrain.data.listing import CAPTION_SUFFIXES, Listing, list_folder
 from sdtrain.data.rows import COLUMNS as ROW_COLUMNS
 from sdtrain.data.rows import PictureRow, Rows, rows_table
-from sdtrain.data.split import check_choices, held_out_rows
+from sdtrain.data.split import held_out_rows
 from sdtrain.data.take_inventory import Taken, take_inventory
 from sdtrain.data.usable import header_notes, usable_pictures, with_untrained
 from sdtrain.errors import DataError
 
-
-@dataclass(frozen=True)
-class ListOptions:
-    """What decides about the rows of a folder, and which of them are held out.
-
-    See `images.Images`.
-    """
-
-    image_size: int
-    upscale: bool
-    missing_captions: Literal["error", "empty"]
-    on_error: Literal["fail", "skip"]
-    max_skipped: int
-    validation_fraction: float
-    seed: int
-
-    def __post_init__(self) -> None:
-        check_choices(
-            missing_captions=self.missing_captions,
-            on_error=self.on_error,
-            max_skipped=self.max_skipped,
-        )
+LISTED_OPTIONS = (
+    "image_size",
+    "upscale",
+    "missing_captions",
+    "caption_template",
+    "on_error",
+    "max_skipped",
+    "validation_fraction",
+    "seed",
+    "captions",
+)
+"""Options that decide about the rows of a folder, and which of them are held out."""
 
 
-def inventory_of(
-    folder: str, options: ListOptions, caption_draw: CaptionDraw, *, refresh: bool
-) -> Inventory:
+def inventory_of(folder: str, options: PictureOptions, *, refresh: bool) -> Inventory:
     """Return the inventory of a folder, a stored one if the folder has not changed since.
 
     Args:
         folder: its absolute path.
         options: what decides about the rows.
-        caption_draw: makes the captions to draw from.
         refresh: whether the folder is listed anew in any case.
     """
-    all_options = {
-        **asdict(options),
-        "captions": caption_draw.captions,
-        "has_tags": caption_draw.has_tags,
-    }
-    list_folder = partial(list_images, folder, options, caption_draw)
-    return take_inventory(folder, all_options, list_folder, refresh=refresh)
+    listed = {name: getattr(options, name) for name in LISTED_OPTIONS}
+    listed["has_tags"] = options.caption_draw().has_tags
+    return take_inventory(folder, listed, partial(list_images, folder, options), refresh=refresh)
 
 
-def list_images(
-    folder: str, options: ListOptions, caption_draw: CaptionDraw, known: KnownHeaders
-) -> Taken:
+def list_images(folder: str, options: PictureOptions, known: KnownHeaders) -> Taken:
     """List a folder of pictures. Raises DataError for a problem in it.
 
     Args:
         folder: its absolute path.
         options: what decides about the rows.
-        caption_draw: makes the captions to draw from.
         known: reads the headers of the pictures.
     """
     began = now()
@@ -96,12 +74,15 @@ def list_images(
         warn(f"Listing {folder}: {count:,} pictures. Later starts read what is found now.")
         compared_later = [] if has_metadata else listing.names
     caption_stamps = _caption_stamps(folder, compared_later)
-    folder_captions = read_captions(folder, listing, options.missing_captions)
-    headers = _read_headers(known, folder_captions, options)
+    folder_captions = read_captions(folder, listing, options.missing_captions, options.template())
+    names = sorted({picture.name for picture in folder_captions.pictures})
+    headers = read_headers(
+        known.folder, names, options.image_size, upscale=options.upscale, read=known
+    )
     if options.on_error == "fail":
         check_usable(folder, headers, options.image_size)
     check_counts(folder, headers, options.max_skipped)
-    usable = usable_pictures(folder_captions, headers, caption_draw)
+    usable = usable_pictures(folder_captions, headers, options.caption_draw())
     is_held_out = held_out_rows(usable.rows, options.validation_fraction, options.seed)
     table = _table(usable.rows, is_held_out, known, caption_stamps)
     inventory = Inventory(
@@ -112,16 +93,6 @@ def list_images(
         left_out=len(headers.unusable),
     )
     return Taken(inventory, state)
-
-
-def _read_headers(
-    known: KnownHeaders, folder_captions: FolderCaptions, options: ListOptions
-) -> Headers:
-    names = {picture.name for picture in folder_captions.pictures}
-    headers = classify_headers(known.folder, names, options.image_size, known)
-    if options.upscale:
-        headers.accept_small()
-    return headers
 
 
 def _table(

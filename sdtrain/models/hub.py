@@ -3,7 +3,6 @@
 Does not import torch, unless it has to convert a file.
 """
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,10 +18,8 @@ from sdtrain.models.pipeline_folder import (
     read_pipeline_folder,
 )
 from sdtrain.models.single_file import convert_single_file
+from sdtrain.paths import HUB_ID
 from sdtrain.weight_files import weight_file_name
-
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-"""An owner and a name."""
 
 
 def find_pipeline(source: str, revision: str | None, variant: str | None) -> Path:

@@ -23,6 +23,7 @@ from sdtrain.config.precheck import precheck_config
 from sdtrain.errors import UserError
 from sdtrain.runs.layout import RunFolder
 from sdtrain.runs.manifest import list_checkpoints
+from sdtrain.runs.resume import flatten_leaves
 from sdtrain.runs.start import nothing_to_resume_error
 from sdtrain.signals import INTERRUPTED, Interrupted, Signals, exit_code_of
 from sdtrain.training.child import (
@@ -76,7 +77,7 @@ def first_stage_words(config: dict, overrides: list[str]) -> list[str]:
 def _section_overrides(section: str, values: dict) -> list[str]:
     """Return overrides that set the keys of a section, or add those that it lacks."""
     overrides = []
-    for key, value in sorted(values.items()):
+    for key, value in sorted(flatten_leaves(values).items()):
         text = quoted(value) if isinstance(value, str) else json.dumps(value)
         overrides.append(f"++{section}.{key}={text}")
     return overrides

@@ -7,6 +7,7 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 from reading import newest, status, with_values
 from stable_diffusion import save_pipeline
+from stored_pictures import rows, write_parquet
 
 from sdtrain.assemble.drawing import build_drawing
 from sdtrain.assemble.objective import build_schedule
@@ -36,6 +37,7 @@ SMALL_TEXT.append("model.conditioner.tokenizer={pipeline}/tokenizer")
 BESIDE = {  # what an option wants beside it
     "data/emoji": ["model/autoencoder=pixels", "data.image_size=16"],
     "data/images": ["model/autoencoder=pixels", "data.image_size=16", "data.path={pictures}"],
+    "data/dataset": ["model/autoencoder=pixels", "data.image_size=16", "data.path={parquet}"],
     "model/autoencoder/pixels": ["data.image_size=16"],
     "model/stable_diffusion": ["model.pretrained={pipeline}", "data.image_size=32"],
     "model/sd15": [*SMALL_UNET, *SMALL_TEXT],
@@ -43,6 +45,7 @@ BESIDE = {  # what an option wants beside it
     "model/small": [*SMALL_UNET, *SMALL_TEXT],
     "model/autoencoder/folder": ["model.autoencoder.path=data/shapes_autoencoder"],
     "experiment/images_autoencoder": ["data.path={pictures}"],
+    "experiment/dataset_autoencoder": ["data.path={parquet}", "data.image_size=16"],
     "schedule/table": ["schedule.betas=[0.001,0.01,0.1,0.2,0.3,0.5]", "schedule.num_timesteps=6"],
     "schedule/flow": ["prediction=v"],
     "modifiers/zero_terminal_snr": ["prediction=v"],
@@ -93,7 +96,8 @@ def pictures(tmp_path_factory):
 def folders(pictures, tmp_path_factory):
     """{what BESIDE names: the folder}."""
     pipeline = save_pipeline(tmp_path_factory.mktemp("pretrained") / "pipeline")
-    return {"pictures": pictures, "pipeline": pipeline}
+    parquet = write_parquet(tmp_path_factory.mktemp("stored") / "parquet", rows(40))
+    return {"pictures": pictures, "pipeline": pipeline, "parquet": parquet}
 
 
 def choice(option: str, folders) -> list[str]:

@@ -1,0 +1,111 @@
+"""Pictures in a folder that `datasets` has written with save_to_disk, read by memory map."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from sdtrain.data.image_column import (
+    DEFAULT_COLUMNS,
+    check_image_type,
+    class_names,
+    encoded_picture,
+    has_paths,
+    named_classes,
+)
+from sdtrain.data.stored import NameIndex, names_of_rows, place_of_row, unreadable_error
+from sdtrain.errors import DataError
+
+MARKERS = ("state.json", "dataset_dict.json")
+"""A file of a saved data set, and of a saved dictionary of its splits."""
+
+
+def is_arrow_folder(path: str) -> bool:
+    """Whether save_to_disk has written the folder."""
+    return any((Path(path) / marker).is_file() for marker in MARKERS)
+
+
+class ArrowFolder:
+    """The pictures of a data set in an Arrow folder. Implements `stored.Store`.
+
+    A picture is called by its `path` if all have one of their own, else by SPLIT:ROW.
+
+    Args:
+        path: the folder.
+        image: column of the pictures: their encoded bytes, or a struct of `bytes` and `path`.
+        split: which one of several; None if there is only one, or for `train`.
+
+    Raises DataError for a folder that is damaged, or lacks the column or the split.
+    """
+
+    default_columns = DEFAULT_COLUMNS
+    notes: Sequence[str] = ()
+
+    def __init__(self, path: str, image: str, split: str | None = None) -> None:
+        from datasets import DatasetDict, load_from_disk  # here: the import takes a second
+
+        self.path = path
+        self.image = image
+        try:
+            data = load_from_disk(path)
+        except Exception as error:  # a damaged folder may raise nearly anything
+            reason = " ".join(str(error).split())[:200]
+            raise unreadable_error(path, f"cannot be read by datasets: {reason}") from error
+        if isinstance(data, DatasetDict):
+            split = choose_split(list(data), split, path)
+            data = data[split]
+        elif split is not None:
+            raise DataError(
+                f"has no effect: {path!r} has no splits",
+                key="data.split",
+                value=split,
+                remedy="Remove it.",
+            )
+        self._data = data
+        table = data.data.table
+        check_image_type(table.schema, image, path)
+        self.columns = [name for name in table.column_names if name != image]
+        self._class_names = class_names(table.schema)
+        self.names = names_of_rows(self._picture_paths(), self._places_of_rows(split))
+        self._places = NameIndex(self.names)
+
+    def _picture_paths(self) -> list[str | None]:
+        column = self._data.data.table.column(self.image)
+        if not has_paths(column.type):
+            return [None]
+        paths = []
+        for chunk in column.chunks:
+            paths += chunk.field("path").to_pylist()
+        return paths
+
+    def _places_of_rows(self, split: str | None) -> list[str]:
+        name = split or Path(self.path).name
+        return [place_of_row(name, row) for row in range(len(self._data))]
+
+    def values(self, column: str) -> list[Any]:
+        values = self._data.data.table.column(column).to_pylist()
+        return named_classes(values, self._class_names.get(column))
+
+    def open(self, name: str) -> BinaryIO:
+        value = self._data.data.table.column(self.image)[self._places.place(name)]
+        return io.BytesIO(encoded_picture(value, self.location(name)))
+
+    def location(self, name: str) -> str:
+        return f"{self.path}: {name}"
+
+
+def choose_split(splits: Sequence[str], wanted: str | None, path: str) -> str:
+    """Return the name of a split: the one that is wanted, or the only one, or `train`.
+
+    Raises DataError if there is no such split.
+    """
+    if wanted is None:
+        wanted = splits[0] if len(splits) == 1 else "train"
+    if wanted not in splits:
+        raise DataError(
+            f"{path!r} has no such split; it has {', '.join(splits) or 'none'}",
+            key="data.split",
+            value=wanted,
+            remedy="Set data.split to one of them.",
+        )
+    return wanted

@@ -1,0 +1,127 @@
+"""What data sets of captioned pictures share, wherever their files are: options and splits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from sdtrain.data.buckets import bucket_chooser
+from sdtrain.data.caption_draw import CaptionDraw
+from sdtrain.data.caption_template import CaptionTemplate
+from sdtrain.data.crop import Transform
+from sdtrain.data.inventory import Inventory
+from sdtrain.data.reader import PictureReader, Source
+from sdtrain.data.split import (
+    BucketChooser,
+    PictureSplit,
+    check_choices,
+    check_options,
+    split_table,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureOptions:
+    """The options that `images.Images` describes. Raises UserError for one that is not allowed."""
+
+    image_size: int
+    crop: Literal["random", "center"]
+    flip: bool
+    validation_fraction: float
+    missing_captions: Literal["error", "empty"]
+    on_error: Literal["fail", "skip"]
+    max_skipped: int
+    captions: Literal["one", "all"]
+    shuffle_tags: bool
+    drop_tags: float
+    keep_tags: int
+    caption_template: str | None
+    upscale: bool
+    buckets: bool
+    bucket_step: int | None
+    bucket_max_ratio: float
+    background: Sequence[int]
+    seed: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        check_options(
+            image_size=self.image_size,
+            validation_fraction=self.validation_fraction,
+            background=self.background,
+        )
+        check_choices(
+            missing_captions=self.missing_captions,
+            on_error=self.on_error,
+            max_skipped=self.max_skipped,
+        )
+        self.caption_draw()
+        self.transform()
+        self.template()
+        self.bucket_chooser()
+
+    def caption_draw(self) -> CaptionDraw:
+        """Return what draws the captions for training."""
+        return CaptionDraw(
+            captions=self.captions,
+            shuffle_tags=self.shuffle_tags,
+            drop_tags=self.drop_tags,
+            keep_tags=self.keep_tags,
+            seed=self.seed,
+        )
+
+    def transform(self) -> Transform:
+        """Return what cuts the training pictures."""
+        return Transform(image_size=self.image_size, crop=self.crop, flip=self.flip, seed=self.seed)
+
+    def template(self) -> CaptionTemplate | None:
+        """Return what makes captions of several columns, or None."""
+        return None if self.caption_template is None else CaptionTemplate(self.caption_template)
+
+    def bucket_chooser(self) -> BucketChooser | None:
+        """Return what chooses the sizes of the training pictures, None if they are squares."""
+        return bucket_chooser(
+            self.buckets,
+            self.image_size,
+            self.bucket_step,
+            self.bucket_max_ratio,
+            self.batch_size,
+        )
+
+
+class CaptionedPictures:
+    """The splits of captioned pictures.
+
+    Args:
+        inventory: of the pictures.
+        source: their encoded files.
+        options: how they are read.
+    """
+
+    def __init__(self, inventory: Inventory, source: Source, options: PictureOptions) -> None:
+        self.image_size = options.image_size
+        self.max_skipped = None
+        if options.on_error == "skip":
+            self.max_skipped = options.max_skipped - inventory.left_out
+        self.sha256 = inventory.sha256
+        self.memo = inventory.memo
+        self.classes = inventory.classes
+        self.num_classes = self.classes.count
+        self._splits = split_table(
+            table=inventory.table,
+            is_held_out=inventory.is_held_out,
+            reader=PictureReader(source, options.image_size, options.background),
+            training=options.transform(),
+            choose_caption=options.caption_draw(),
+            seed=options.seed,
+            max_skipped=self.max_skipped,
+            choose_buckets=options.bucket_chooser(),
+        )
+        self.notes = [*inventory.notes, *self._splits["train"].notes]
+
+    def split(self, name: str) -> PictureSplit:
+        """Return the split "train" or "validation"."""
+        return self._splits[name]
+
+    def example_prompts(self, count: int) -> list[str]:
+        """Return `count` training captions, spread evenly over the sorted pictures."""
+        return self._splits["train"].spread_captions(count)

@@ -1,0 +1,120 @@
+"""Captioned pictures in Parquet, Arrow or tar files, or on the Hugging Face hub, read in place."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+from sdtrain.data.captioned import CaptionedPictures, PictureOptions
+from sdtrain.data.columns import Columns, read_columns
+from sdtrain.data.decode import WHITE
+from sdtrain.data.headers import check_counts, check_usable, read_headers
+from sdtrain.data.inventory import HELD_OUT, Inventory
+from sdtrain.data.rows import Rows, rows_table
+from sdtrain.data.split import held_out_rows
+from sdtrain.data.stored import Store
+from sdtrain.data.stores import open_store
+from sdtrain.data.usable import header_notes, usable_pictures, with_untrained
+
+
+class StoredPictures(CaptionedPictures):
+    """A data set of captioned pictures in files that hold many of them.
+
+    The formats are listed in `stores.open_store`. Nothing is copied. The same pictures have the
+    same names, and so the same hold-out and order, in each format and as a folder (`Images`):
+    members of a tar file are called by their names, rows by the path stored with the picture, or
+    else by file and row. Raises DataError for a problem in the files, UserError for an argument
+    that is not allowed.
+
+    Args:
+        path: Parquet or tar files (one, a folder, a pattern), a folder written by datasets'
+            save_to_disk, or an id of the Hugging Face hub.
+        split: of the data set, by the names of its files; None takes `train` if there is one.
+        columns: which columns hold what.
+        caption_template: makes the captions of several columns, see `CaptionTemplate`.
+        image_size, crop, flip, validation_fraction, missing_captions, on_error, max_skipped,
+        captions, shuffle_tags, drop_tags, keep_tags, upscale, buckets, bucket_step,
+        bucket_max_ratio, background, seed, batch_size: as of `images.Images`.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        split: str | None = None,
+        columns: Columns = Columns(),  # noqa: B008 - it is immutable
+        caption_template: str | None = None,
+        image_size: int = 32,
+        crop: Literal["random", "center"] = "center",
+        flip: bool = False,
+        validation_fraction: float = 0.05,
+        missing_captions: Literal["error", "empty"] = "error",
+        on_error: Literal["fail", "skip"] = "fail",
+        max_skipped: int = 100,
+        captions: Literal["one", "all"] = "all",
+        shuffle_tags: bool = False,
+        drop_tags: float = 0.0,
+        keep_tags: int = 0,
+        upscale: bool = False,
+        buckets: bool = False,
+        bucket_step: int | None = None,
+        bucket_max_ratio: float = 2.0,
+        background: Sequence[int] = WHITE,
+        seed: int = 0,
+        batch_size: int = 1,
+    ) -> None:
+        options = PictureOptions(
+            image_size=image_size,
+            crop=crop,
+            flip=flip,
+            validation_fraction=validation_fraction,
+            missing_captions=missing_captions,
+            on_error=on_error,
+            max_skipped=max_skipped,
+            captions=captions,
+            shuffle_tags=shuffle_tags,
+            drop_tags=drop_tags,
+            keep_tags=keep_tags,
+            caption_template=caption_template,
+            upscale=upscale,
+            buckets=buckets,
+            bucket_step=bucket_step,
+            bucket_max_ratio=bucket_max_ratio,
+            background=background,
+            seed=seed,
+            batch_size=batch_size,
+        )
+        store = open_store(path, split=split, image=columns.image)
+        inventory = list_stored(store, columns, options, path)
+        super().__init__(inventory, store, options)
+
+
+def list_stored(store: Store, columns: Columns, options: PictureOptions, path: str) -> Inventory:
+    """Return the inventory of a stored data set. Raises DataError for a problem in it.
+
+    Args:
+        store: the data set.
+        columns: which columns are read.
+        options: what decides about the rows.
+        path: of the data set, for messages.
+    """
+    captions = read_columns(
+        store, columns, options.template(), options.missing_captions, f"data.path={path}"
+    )
+    # In the order in which they are stored: each row group of a Parquet file is read once.
+    headers = read_headers(store, store.names, options.image_size, upscale=options.upscale)
+    if options.on_error == "fail":
+        check_usable(path, headers, options.image_size)
+    check_counts(path, headers, options.max_skipped)
+    usable = usable_pictures(captions, headers, options.caption_draw())
+    is_held_out = held_out_rows(usable.rows, options.validation_fraction, options.seed)
+    table = rows_table(usable.rows).append_column(HELD_OUT, pa.array(is_held_out))
+    train = Rows(table, np.flatnonzero(~is_held_out))
+    return Inventory(
+        table=table.combine_chunks(),
+        notes=(*header_notes(headers), *captions.notes),
+        sha256=usable.sha256,
+        classes=with_untrained(usable.classes, train),
+        left_out=len(headers.unusable),
+    )

@@ -1,0 +1,110 @@
+"""What the formats of stored data sets (tar, Parquet, Arrow) have in common: named pictures and
+columns of values beside them.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from sdtrain.data.listing import shortened
+from sdtrain.data.reader import Source
+from sdtrain.errors import DataError
+
+
+class Store(Source, Protocol):
+    """A stored data set. It is a source of the encoded pictures.
+
+    names: of the pictures, in the order in which they are stored. columns: names of the columns
+    beside them. default_columns: {role: columns that have it by default}; the first that exists is
+    taken. notes: lines for the user about what is not read.
+    """
+
+    names: Sequence[str]
+    columns: Sequence[str]
+    default_columns: Mapping[str, Sequence[str]]
+    notes: Sequence[str]
+
+    def values(self, column: str) -> list[Any]:
+        """Return the values of a column, in the order of `names`; None where there is none."""
+        ...
+
+
+class NameIndex:
+    """Finds the place of a name among many, which are in Arrow memory: forked processes share it.
+
+    names: all different.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        order = np.array(sorted(range(len(names)), key=names.__getitem__), np.int64)
+        self._sorted = pa.array(names, pa.large_string()).take(pa.array(order))
+        self._order = order
+
+    def place(self, name: str) -> int:
+        """Return the place of a name. Raises KeyError if there is none."""
+        low = 0
+        high = len(self._sorted)
+        while low < high:
+            middle = (low + high) // 2
+            if self._sorted[middle].as_py() < name:
+                low = middle + 1
+            else:
+                high = middle
+        if low == len(self._sorted) or self._sorted[low].as_py() != name:
+            raise KeyError(name)
+        return int(self._order[low])
+
+
+def names_of_rows(paths: Sequence[str | None], places: Sequence[str]) -> list[str]:
+    """Return the names of pictures: their paths if all have one of their own, else their places.
+
+    places: FILE:ROW of each, see `place_of_row`.
+    """
+    if all(paths) and len(set(paths)) == len(paths):
+        names = list(paths)
+    else:
+        names = list(places)
+    check_names(names)
+    return names
+
+
+def place_of_row(file: str, row: int) -> str:
+    """Return FILE:ROW, with as many digits as make the names sort like the rows."""
+    return f"{file}:{row:09}"
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise DataError for names that are not printable, or that two pictures have."""
+    unprintable = [ascii(name) for name in names if not name.isprintable()]
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    for bad, problem in ((unprintable, "are not printable text"), (repeated, "occur twice")):
+        if bad:
+            raise DataError(
+                f"{len(bad)} names of pictures in data.path {problem}: {shortened(bad)}",
+                key="data.path",
+                remedy="Rename the pictures, or change data.path.",
+            )
+
+
+def file_names(paths: Sequence[str]) -> list[str]:
+    """Return the names of the files, or if two have the same one, the paths relative to the folder
+    that contains all of them.
+    """
+    names = [os.path.basename(path) for path in paths]
+    if len(set(names)) == len(names):
+        return names
+    folder = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return [os.path.relpath(path, folder).replace(os.sep, "/") for path in paths]
+
+
+def unreadable_error(path: str, reason: str, remedy: str = "") -> DataError:
+    """Return the error for a file of a stored data set. reason: what is wrong with it."""
+    return DataError(
+        f"The file {path!r} {reason}",
+        key="data.path",
+        remedy=remedy or "Repair or remove it, or change data.path.",
+    )
