@@ -26,6 +26,13 @@ def weights_hash(part: nn.Module) -> str | None:
     return digest.hexdigest() if state else None
 
 
+def part_hash(part: nn.Module) -> str | None:
+    """Return the hash of a frozen part: its attribute `sha256`, that of the file it was read from,
+    or else `weights_hash`.
+    """
+    return getattr(part, "sha256", None) or weights_hash(part)
+
+
 class LatentDiffusion(nn.Module):
     """A noise predictor on latents, with everything needed to train it and to sample with it.
 
@@ -86,7 +93,7 @@ class LatentDiffusion(nn.Module):
         """
         hashes = {}
         for name, part in self.frozen_parts().items():
-            digest = getattr(part, "sha256", None) or weights_hash(part)
+            digest = part_hash(part)
             if digest:
                 hashes[name] = digest
         return hashes
@@ -167,6 +174,7 @@ class LatentDiffusion(nn.Module):
             latent_size=tuple(batch.noise.shape[-2:]),
             depth=batch.depth,
             tokens=batch.tokens,
+            context=batch.context,
         )
 
     def network(self, conditioning: Conditioning) -> Network:

@@ -25,6 +25,8 @@ class Row:
         depth: [1, H, W] float32, inverse depth, 1 nearest and 0 farthest; or None.
         moments: [2, C, h, w] float32, mean and standard deviation of the autoencoder's posterior,
             before the latent scale; or None.
+        pixels_sha256: hash of the picture's bytes [3, H, W], if there are moments in its place.
+        context: [L, D] float32, what a frozen text encoder makes of the caption; or None.
         skipped: (name, problem) of each unreadable picture that this one replaces.
     """
 
@@ -33,6 +35,8 @@ class Row:
     label: int = 0
     depth: Tensor | None = None
     moments: Tensor | None = None
+    pixels_sha256: bytes | None = None
+    context: Tensor | None = None
     skipped: tuple[tuple[str, str], ...] = ()
 
 
@@ -67,6 +71,8 @@ class Batch:
         moments: [B, 2, C, h, w] in place of the pictures, see Row; or None.
         tokens: [B, L] int64 of the captions, with empty ones in place of those that are dropped; or
             None.
+        context: [B, L, D] of the captions, see Row, with that of the empty one in place of those
+            that are dropped; or None.
         skipped: (name, problem) of each unreadable picture that was replaced by another one.
     """
 
@@ -84,6 +90,7 @@ class Batch:
     network_seed: int = 0
     moments: Tensor | None = None
     tokens: Tensor | None = None
+    context: Tensor | None = None
     skipped: tuple[tuple[str, str], ...] = ()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":

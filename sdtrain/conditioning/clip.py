@@ -44,6 +44,7 @@ class Clip(Conditioner):
     """
 
     reads = frozenset({"caption"})
+    takes_context = True
     kept_files: ClassVar[dict[str, tuple[str, ...]]] = {
         "architecture": ("config.json",),
         "tokenizer": ("*.json", "*.txt"),
@@ -109,6 +110,8 @@ class Clip(Conditioner):
         return self.tokenize.count_truncated(captions)
 
     def forward(self, inputs: Inputs) -> Conditioning:
+        if self.frozen and inputs.context is not None:
+            return Conditioning(context=inputs.context)
         return Conditioning(context=self._context(self.tokenize.of_inputs(inputs)))
 
     def _context(self, tokens: Tensor) -> Tensor:

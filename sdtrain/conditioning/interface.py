@@ -21,7 +21,8 @@ class Inputs:
     for conditions that are concatenated to them. depth: [B, 1, H, W], inverse depth at the
     picture's size, 1 nearest and 0 farthest; None if the data have none. tokens: what the
     conditioner's `tokenize` has made of the captions, with empty ones in place of those dropped;
-    None if that has not been done yet.
+    None if that has not been done yet. context: [B, L, D], what a frozen conditioner has made of
+    the captions before, with that of the empty one in place of those dropped; or None.
     """
 
     captions: Sequence[str]
@@ -30,6 +31,7 @@ class Inputs:
     latent_size: tuple[int, int]
     depth: Tensor | None = None
     tokens: Tensor | None = None
+    context: Tensor | None = None
 
 
 @dataclass
@@ -74,6 +76,11 @@ class Conditioner(nn.Module):
     frozen: bool = False
     """Whether it is excluded from training. Checkpoints do not store a frozen part; a run records
     the hash of its weights.
+    """
+
+    takes_context: ClassVar[bool] = False
+    """Whether, if it is frozen, it takes `Inputs.context` instead of running. Its conditioning is
+    then a context alone, a function of the caption, float32.
     """
 
     kept_files: ClassVar[Mapping[str, Sequence[str]]] = {}

@@ -52,6 +52,11 @@ class CaptionDraw:
         """Whether captions are lists of tags."""
         self._random = KeyedRandom(seed, "caption")
 
+    @property
+    def changes_captions(self) -> bool:
+        """Whether a visit may read something else than one of the candidates."""
+        return self.shuffle_tags or bool(self.drop_tags)
+
     def candidates(self, captions: Sequence[str]) -> tuple[str, ...]:
         """Return the captions to draw from: all of a picture's, or a single one that joins them."""
         if self.captions == "one":

@@ -2,6 +2,7 @@
 draws.
 """
 
+import hashlib
 from typing import Literal
 
 import torch
@@ -31,6 +32,11 @@ def resize_to_cover(picture: Image.Image | Tensor, size: tuple[int, int]) -> Ten
     )
 
 
+def pixels_sha256(image: Tensor) -> bytes:
+    """Return the SHA-256 of the bytes of a picture [3, H, W] in [-1, 1]."""
+    return hashlib.sha256(((image + 1) * 127.5).round().byte().numpy().tobytes()).digest()
+
+
 class Transform:
     """Crop to one size, flip, and scale to [-1, 1]: a pure function of (picture, seed, ordinal).
 
@@ -56,6 +62,17 @@ class Transform:
         self._to_range = v2.Compose(
             [v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.5] * 3)]
         )
+
+    def is_mirrored(self, ordinal: int) -> bool:
+        """Return whether the visit `ordinal` sees a mirrored picture."""
+        return self.flip and bool(self._random.uniform(ordinal, 3)[2] < 0.5)
+
+    def centred(self, picture: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Return what crop="center" cuts out, as it is without a flip. Arguments as for a call."""
+        width, height = size or (self.image_size, self.image_size)
+        top = (picture.shape[1] - height) // 2
+        left = (picture.shape[2] - width) // 2
+        return self._to_range(F.crop(picture, top, left, height, width).contiguous())
 
     def __call__(
         self, picture: Tensor, ordinal: int, size: tuple[int, int] | None = None

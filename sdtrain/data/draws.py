@@ -29,6 +29,7 @@ class Collate:
         caption_dropout: share of captions that are replaced by the empty one before that.
         latent_shapes: {(height, width) of a picture: (C, h, w) of its noise}, of pictures that are
             no squares; by default there are none.
+        empty_context: [L, D], the context of the empty caption, if rows bring contexts; or None.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Collate:
         tokenize: Callable[[Sequence[str]], Tensor] | None = None,
         caption_dropout: float = 0.0,
         latent_shapes: Mapping[tuple[int, int], tuple[int, int, int]] | None = None,
+        empty_context: Tensor | None = None,
     ) -> None:
         self.seed = seed
         self.latent_shape = tuple(latent_shape)
@@ -52,6 +54,7 @@ class Collate:
         self.draw_noise = noise
         self.tokenize = tokenize
         self.caption_dropout = caption_dropout
+        self.empty_context = empty_context
         self.noise = KeyedRandom(seed, "noise")
         self.scalars = KeyedRandom(seed, "scalars")
         self.posterior = KeyedRandom(seed, "posterior") if posterior else None
@@ -110,17 +113,27 @@ class Collate:
             network_seed=int(self.network.at(ordinals[0]).integers(1 << 63)),
             moments=_stack(moments),
             tokens=self._tokens(captions, drop),
+            context=self._contexts(rows, drop),
             skipped=tuple(skipped),
         )
 
     def _tokens(self, captions: list[str], drop: list[float]) -> Tensor | None:
         """Return the tokens of captions, some of which are dropped by their uniforms."""
-        if self.tokenize is None:
+        if self.tokenize is None or self.empty_context is not None:
             return None
         kept = []
         for caption, uniform in zip(captions, drop, strict=True):
             kept.append("" if uniform < self.caption_dropout else caption)
         return self.tokenize(kept)
+
+    def _contexts(self, rows: list[Row], drop: list[float]) -> Tensor | None:
+        """Return the contexts of captions, some of which are dropped by their uniforms."""
+        if rows[0].context is None:
+            return None
+        kept = []
+        for row, uniform in zip(rows, drop, strict=True):
+            kept.append(self.empty_context if uniform < self.caption_dropout else row.context)
+        return torch.stack(kept)
 
     def _noise(
         self, ordinals: list[int], shape: tuple[int, int, int]

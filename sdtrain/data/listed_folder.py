@@ -2,6 +2,7 @@
 
 import bisect
 import os
+from collections.abc import Iterable
 from datetime import datetime
 from typing import BinaryIO
 
@@ -10,6 +11,9 @@ import pyarrow as pa
 from sdtrain.data.folder_state import Stamp, stamp_of
 from sdtrain.data.listing import CAPTION_SUFFIXES
 from sdtrain.data.reader import ChangedFileError, Folder
+
+FEW = 1000
+"""Up to so many rows are looked up one by one; for more, the columns are read as a whole."""
 
 
 class ListedFolder(Folder):
@@ -35,6 +39,18 @@ class ListedFolder(Folder):
             file.close()
             raise
         return file
+
+    def stamps(self, names: Iterable[str]) -> dict[str, Stamp]:
+        """Return them as listed: a file that has changed since is noticed when it is opened."""
+        names = list(names)
+        if len(names) <= FEW:
+            rows = [self._row_of(name) for name in names]
+            table = self.table.take(rows)
+        else:
+            table = self.table
+        columns = [table.column(column).to_pylist() for column in ("name", "bytes", "changed_at")]
+        found = {name: (size, changed_at) for name, size, changed_at in zip(*columns, strict=True)}
+        return {name: found[name] for name in names}
 
     def _compare(self, name: str, file: BinaryIO) -> None:
         row = self._row_of(name)

@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import BinaryIO, Protocol
 
 from PIL import Image
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sdtrain.data.crop import resize_to_cover
 from sdtrain.data.decode import WHITE, PictureFile, open_picture
+from sdtrain.data.folder_state import Stamp, stamp_of
 from sdtrain.errors import DataError
 
 CACHE_BYTES = 256 * 2**20
@@ -21,7 +22,12 @@ class ChangedFileError(DataError):
 
 
 class Source(Protocol):
-    """Where the encoded files of a data set are. Each picture has a name of its own."""
+    """Where the encoded files of a data set are. Each picture has a name of its own.
+
+    identity: names the source, such as its path.
+    """
+
+    identity: str
 
     def open(self, name: str) -> BinaryIO:
         """Open the encoded file of a picture. Raises DataError if that fails."""
@@ -29,6 +35,12 @@ class Source(Protocol):
 
     def location(self, name: str) -> str:
         """Return the words by which an error names the picture, such as its path."""
+        ...
+
+    def stamps(self, names: Iterable[str]) -> dict[str, Stamp]:
+        """Return {name: size and time of the file that the picture is in}, without those that are
+        gone.
+        """
         ...
 
 
@@ -51,6 +63,7 @@ class Folder:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.identity = path
 
     def open(self, name: str) -> BinaryIO:
         path = self.location(name)
@@ -64,6 +77,14 @@ class Folder:
 
     def location(self, name: str) -> str:
         return os.path.join(self.path, name)
+
+    def stamps(self, names: Iterable[str]) -> dict[str, Stamp]:
+        found = {}
+        for name in names:
+            stamp = stamp_of(self.location(name))
+            if stamp is not None:
+                found[name] = stamp
+        return found
 
 
 class PictureReader:

@@ -1,13 +1,16 @@
 """Split real pictures into training and validation, and read the rows of a split."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from torch import Tensor
 
 from sdtrain.data.buckets import Buckets, bucket_notes
 from sdtrain.data.crop import Transform
@@ -130,6 +133,15 @@ BucketChooser = Callable[[np.ndarray, np.ndarray | None], Buckets]
 CaptionChooser = Callable[[Sequence[str], int], str]
 """(captions of a picture, ordinal of the visit) -> the caption that this visit reads."""
 
+MomentsOf = Callable[[int, bool], tuple[Tensor, bytes]]
+"""(index, whether it is mirrored) -> (moments [2, C, h, w], SHA-256 of the pixels).
+
+Raises DataError for a picture that cannot be read.
+"""
+
+ContextOf = Callable[[str], Tensor]
+"""A caption -> what a frozen text encoder makes of it, [L, D]."""
+
 
 def first_caption(captions: Sequence[str], ordinal: int) -> str:
     """Return the first caption at every visit."""
@@ -166,7 +178,9 @@ class PictureSplit:
     ) -> None:
         self._rows = rows
         self.reader = reader
-        self._transform = transform
+        self.transform = transform
+        self._moments_of: MomentsOf | None = None
+        self._context_of: ContextOf | None = None
         self._choose_caption = choose_caption
         self._max_skipped = max_skipped
         self._replacement = KeyedRandom(seed, "replacement")
@@ -178,12 +192,12 @@ class PictureSplit:
     def __getitem__(self, item: tuple[int, int]) -> Row:
         """Return the row of (index, ordinal), or of its replacement if it cannot be read."""
         index, ordinal = map(int, item)
-        size = self.buckets.size_of(index) if self.buckets else None
+        size = self.size_of(index)
         skipped: dict[str, str] = {}
         for attempt in count():
             row = self._rows[index]
             try:
-                image = self._transform(self.reader(row.name, size), ordinal, size)
+                content = self._content(index, row.name, ordinal, size)
             except ChangedFileError:  # it may be sound, but is not the one that was listed
                 raise
             except DataError as error:
@@ -196,12 +210,18 @@ class PictureSplit:
                 uniform = self._replacement.uniform(ordinal, 1, attempt)[0]
                 index = int(candidates[int(uniform * len(candidates))])
             else:
-                return Row(
-                    image=image,
-                    caption=self._choose_caption(row.captions, ordinal),
+                caption = self._choose_caption(row.captions, ordinal)
+                return replace(
+                    content,
+                    caption=caption,
                     label=row.label,
+                    context=self._context_of(caption) if self._context_of else None,
                     skipped=tuple(skipped.items()),
                 )
+
+    def size_of(self, index: int) -> tuple[int, int] | None:
+        """Return the (width, height) of a picture's bucket; None if all pictures are squares."""
+        return self.buckets.size_of(index) if self.buckets else None
 
     def _replacements(self, index: int) -> tuple[Sequence[int], int]:
         """Return the indices of the pictures that may replace one, and how many names they have."""
@@ -209,6 +229,27 @@ class PictureSplit:
             return range(len(self)), self._rows.distinct_names
         members = np.flatnonzero(self.buckets.bucket_of == self.buckets.bucket_of[index])
         return members, len({self._rows[int(member)].name for member in members})
+
+    def _content(self, index: int, name: str, ordinal: int, size: tuple[int, int] | None) -> Row:
+        """Return a row with the picture, or with its cached moments. Raises DataError."""
+        if self._moments_of is None:
+            return Row(self.transform(self.reader(name, size), ordinal, size), caption="")
+        moments, digest = self._moments_of(index, self.transform.is_mirrored(ordinal))
+        return Row(None, caption="", moments=moments, pixels_sha256=digest)
+
+    def with_cache(
+        self, moments_of: MomentsOf, context_of: ContextOf | None = None
+    ) -> "PictureSplit":
+        """Return the same split, whose rows bring what is cached in place of their pictures."""
+        cached = copy.copy(self)
+        cached._moments_of = moments_of
+        cached._context_of = context_of
+        return cached
+
+    @property
+    def has_fixed_captions(self) -> bool:
+        """Whether each visit reads one of `captions` as it is."""
+        return not getattr(self._choose_caption, "changes_captions", False)
 
     @property
     def names(self) -> list[str]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from sdtrain.conditioning.interface import Inputs
 from sdtrain.config.schema import check_at_least
 from sdtrain.console import warn
+from sdtrain.data.crop import pixels_sha256
 from sdtrain.evaluation.noise_level_error import (
     LEVELS,
     NoiseLevelErrors,
@@ -311,8 +312,8 @@ def levels_inside(schedule: Schedule) -> Tensor:
 
 def content_hash(row: Row) -> str:
     """Return twelve hexadecimal digits that identify a held-out picture in any run."""
-    if row.image is None:
-        content = row.moments.numpy().tobytes()
+    if row.image is not None:
+        pixels = pixels_sha256(row.image)
     else:
-        content = ((row.image + 1) * 127.5).round().byte().numpy().tobytes()
-    return hashlib.sha256(content + row.caption.encode()).hexdigest()[:12]
+        pixels = row.pixels_sha256 or row.moments.numpy().tobytes()
+    return hashlib.sha256(pixels + row.caption.encode()).hexdigest()[:12]
