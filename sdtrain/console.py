@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn, TextIO
 
+from rich.console import Console
+
 from sdtrain.files import write_text
 from sdtrain.redaction import redacted
 
@@ -29,6 +31,26 @@ def warn(line: str) -> None:
     """Print a non-fatal warning on stderr, on rank 0."""
     if global_rank() == 0:
         print(f"sdtrain: {line}", file=sys.stderr, flush=True)
+
+
+def make_console() -> Console:
+    """Return the console on which a command prints its plan and progress, on rank 0."""
+    return Console(
+        markup=False,  # a path or a list in brackets is not markup
+        highlight=False,
+        quiet=global_rank() > 0,
+        # A notebook's FORCE_COLOR asks for colours; rich would also draw a moving progress bar.
+        force_terminal=sys.stdout.isatty(),
+    )
+
+
+def format_duration(seconds: float) -> str:
+    """Return a text such as "about 21 min": hours from 1.5 hours, minutes from 1.5 minutes."""
+    if seconds >= 5400:
+        return f"about {seconds / 3600:.1f} hours"
+    if seconds >= 90:
+        return f"about {seconds / 60:.0f} min"
+    return f"about {max(1, round(seconds))} s"
 
 
 def write_traceback(log: Path, message: str) -> Path | None:

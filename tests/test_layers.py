@@ -25,7 +25,7 @@ LINES = [
     {"training"},
     {"export", "report", "audit"},
     {"assemble"},
-    {"evaluation"},
+    {"evaluation", "precompute"},
     {"generation"},
     {"config"},
     {"runs"},

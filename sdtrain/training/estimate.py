@@ -12,6 +12,7 @@ import torch
 from sdtrain.assemble.load import pick_device
 from sdtrain.assemble.model import build_model
 from sdtrain.config.build import build
+from sdtrain.console import format_duration
 from sdtrain.models.autoencoder import write_autoencoder
 from sdtrain.models.modes import begin_training
 from sdtrain.training.autoencoder_module import AutoencoderModule
@@ -43,15 +44,6 @@ class Estimate:
             f"First stage: {first_images:,} images, {format_duration(self.first_stage)}; "
             f"then the run: {run_images:,} images, {format_duration(self.run)}"
         )
-
-
-def format_duration(seconds: float) -> str:
-    """Return a text such as "about 21 min": hours from 1.5 hours, minutes from 1.5 minutes."""
-    if seconds >= 5400:
-        return f"about {seconds / 3600:.1f} hours"
-    if seconds >= 90:
-        return f"about {seconds / 60:.0f} min"
-    return f"about {max(1, round(seconds))} s"
 
 
 def estimate(stage: Plan, plan: Plan, data: PictureData) -> Estimate:
