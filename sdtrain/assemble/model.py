@@ -23,6 +23,9 @@ from sdtrain.paths import find_folder
 from sdtrain.randomness import philox_key
 from sdtrain.types import PictureData, PictureSize, captions_of, extras_of
 
+NOT_ARGUMENTS = (*LOADER_KEYS, "cache", "sha256")
+"""Keys of a data set's node that its constructor does not take."""
+
 CLASSES_NAMED = 20
 """How many classes one line names at most."""
 
@@ -32,7 +35,7 @@ def data_arguments(node: dict) -> dict:
 
     Left out are the arguments of the loader, and the hash of the rows in a saved configuration.
     """
-    return {name: value for name, value in node.items() if name not in (*LOADER_KEYS, "sha256")}
+    return {name: value for name, value in node.items() if name not in NOT_ARGUMENTS}
 
 
 def build_data(node: dict) -> PictureData:
@@ -50,10 +53,11 @@ def seed_weights(seed: int, purpose: str) -> None:
 
 
 def build_autoencoder(cfg: dict, run_dir: Path) -> torch.nn.Module:
-    """Build the frozen autoencoder.
+    """Build the frozen autoencoder, whose initial weights, if it has random ones, depend on `seed`.
 
     A relative path is searched for in the run's own folder first, where a first stage writes it.
     """
+    seed_weights(cfg["seed"], "autoencoder")  # the user's own may start with random weights
     node = dict(cfg["model"]["autoencoder"])
     path = node.get("path")
     if isinstance(path, str):
@@ -81,7 +85,6 @@ def build_model(cfg: dict, run_dir: Path, data: PictureData | None = None) -> La
     """
     model = cfg["model"]
     objective = build_objective(cfg)
-    seed_weights(cfg["seed"], "autoencoder")  # the user's own may start with random weights
     autoencoder = build_autoencoder(cfg, run_dir)
     conditioner, unet = _build_networks(cfg, data)
     parts = {"autoencoder": autoencoder, "conditioner": conditioner, "unet": unet}
@@ -92,14 +95,20 @@ def build_model(cfg: dict, run_dir: Path, data: PictureData | None = None) -> La
 
 def _build_networks(cfg: dict, data: PictureData | None) -> tuple[Conditioner, torch.nn.Module]:
     """Build the conditioner and the unet with their initial weights."""
-    model = cfg["model"]
-    seed_weights(cfg["seed"], "conditioner")
-    classes = {} if data is None else class_arguments(model["conditioner"], data)
-    conditioner = _build_part(model["conditioner"], "model.conditioner", **classes)
-    check_conditioner(conditioner)
+    conditioner = build_conditioner(cfg, data)
     seed_weights(cfg["seed"], "unet")
-    unet = _build_part(model["unet"], "model.unet", condition_channels=conditioner.channels)
+    unet = _build_part(cfg["model"]["unet"], "model.unet", condition_channels=conditioner.channels)
     return conditioner, unet
+
+
+def build_conditioner(cfg: dict, data: PictureData | None) -> Conditioner:
+    """Build the conditioner with its initial weights. data: as in `build_model`."""
+    node = cfg["model"]["conditioner"]
+    seed_weights(cfg["seed"], "conditioner")
+    classes = {} if data is None else class_arguments(node, data)
+    conditioner = _build_part(node, "model.conditioner", **classes)
+    check_conditioner(conditioner)
+    return conditioner
 
 
 def try_networks(cfg: dict, data: PictureData) -> None:

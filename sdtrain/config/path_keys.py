@@ -14,6 +14,7 @@ PATH_KEYS = {
     "checkpoint",
     "output",
     "autoencoder",
+    "data.cache",
     "schedule.betas",
     "schedule.alphas_cumprod",
     "hydra.run.dir",

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from omegaconf import MISSING
 
 from sdtrain.config.bucket_step import check_bucket_keys
+from sdtrain.config.cache_keys import check_cache, fill_in_cache
 from sdtrain.config.check import Checker, check_value, suggest
 from sdtrain.config.compose import AUTOENCODER_KEYS
 from sdtrain.config.optimizers import check_optimizer_options
@@ -148,6 +149,7 @@ def precheck_config(config: dict, overrides: Iterable[str]) -> PrecheckedConfig:
     checker.call(config["checkpoint"], "checkpoint", CheckpointSettings)
     config["looks"] = config.get("looks") or {"share": LooksSettings.share}
     checker.call(config["looks"], "looks", LooksSettings)
+    fill_in_cache(config, checker)
     _check_resume_allow(config)
     _check_groups(config)
     _remove_settings_of_none(config, typed)
@@ -158,6 +160,7 @@ def precheck_config(config: dict, overrides: Iterable[str]) -> PrecheckedConfig:
         _connect_first_stage(config, typed)
     _check_loader(config["data"], typed)
     check_bucket_keys(config["data"], typed, is_autoencoder(config))
+    check_cache(config, typed, trains_autoencoder=is_autoencoder(config))
     trainer = _trainer_settings(config["trainer"], checker)
     _check_probe(trainer, config["resume"])
     _check_precision(trainer, config["optimizer"])

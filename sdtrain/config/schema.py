@@ -40,6 +40,7 @@ class TrainConfig:
     strategy: object
     checkpoint: dict
     looks: dict | None = None
+    cache: dict | None = None
     resume: Literal["never", "auto", "must"]
     resume_allow: list[str]
     schedule: object = None
@@ -100,6 +101,16 @@ class LooksSettings:
             raise UserError(
                 "must lie in (0, 1], or be null for no limit", key="looks.share", value=self.share
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSettings:
+    """cache: how the latents of data.cache are stored.
+
+    dtype: fp16 takes half the space and rounds them.
+    """
+
+    dtype: Literal["fp32", "fp16"] = "fp32"
 
 
 @dataclass(frozen=True, kw_only=True)

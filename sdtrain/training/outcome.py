@@ -163,6 +163,18 @@ def _interrupted_line(run: Run) -> str:
     return f"{what}, {saved}. {how} with the same command with resume=auto {override}"
 
 
+@contextmanager
+def user_error_of_worker() -> Iterator[None]:
+    """Raise a UserError of a loader worker in the block without the worker's traceback."""
+    try:
+        yield
+    except UserError as error:
+        user_error = _as_user_error(error)
+        if user_error is error:
+            raise
+        raise user_error from error
+
+
 def _as_user_error(error: UserError | OmegaConfBaseException) -> UserError:
     """Return the error as a UserError, without the traceback that a loader worker puts into it."""
     if isinstance(error, OmegaConfBaseException):

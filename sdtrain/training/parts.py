@@ -4,7 +4,7 @@ of them into the run's folder.
 
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +31,7 @@ from sdtrain.assemble.model import (
 from sdtrain.config.build import build
 from sdtrain.console import global_rank, warn
 from sdtrain.data.buckets import buckets_of
+from sdtrain.data.cached import empty_context_of
 from sdtrain.data.draws import Collate
 from sdtrain.data.skipped import Skipped
 from sdtrain.data.split import held_out_notes
@@ -48,6 +49,9 @@ from sdtrain.training.diffusion_module import DiffusionModule
 from sdtrain.training.plan import Plan, check_optimizer
 from sdtrain.training.progress import Progress
 from sdtrain.types import PictureData, extras_of
+
+UseCache = Callable[[PictureData, LatentDiffusion], PictureData]
+"""(data set, model) -> the data set whose rows bring cached latents."""
 
 CALIBRATION = 64
 """Number of training pictures on which the scale of the latents is checked, if they have at most
@@ -82,8 +86,17 @@ class Parts:
     recorded: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def build_parts(plan: Plan, data: PictureData, run_dir: Path, progress: Progress) -> Parts:
+def build_parts(
+    plan: Plan,
+    data: PictureData,
+    run_dir: Path,
+    progress: Progress,
+    use_cache: UseCache | None = None,
+) -> Parts:
     """Build the module and the loaders.
+
+    use_cache: takes the data set and the model, and returns the data set whose rows bring cached
+    latents; None for a run without a cache.
 
     Raises DataError or UserError if the data are wrong or do not fit the model.
     """
@@ -94,7 +107,7 @@ def build_parts(plan: Plan, data: PictureData, run_dir: Path, progress: Progress
         collate = plain_collate(config, module.latent_shape(data.image_size))
         parts = Parts(data, module, _datamodule(plan, data, collate, progress), notes)
     else:
-        parts = _diffusion_parts(config, plan, data, run_dir, progress)
+        parts = _diffusion_parts(plan, data, run_dir, progress, use_cache)
         parts.notes[:0] = notes
     check_optimizer(config, parts.module.make_optimizer)
     return parts
@@ -129,10 +142,17 @@ def _held_out_lines(config: dict, data: PictureData) -> list[str]:
 
 
 def _diffusion_parts(
-    config: dict, plan: Plan, data: PictureData, run_dir: Path, progress: Progress
+    plan: Plan,
+    data: PictureData,
+    run_dir: Path,
+    progress: Progress,
+    use_cache: UseCache | None,
 ) -> Parts:
+    config = plan.config
     config_with_copies = use_copies(config, RunFolder(run_dir), always=False)
     model = build_model(config_with_copies, run_dir, data)
+    if use_cache is not None:
+        data = use_cache(data, model)
     module = DiffusionModule(model=model, optimisation=plan.optimisation(), progress=progress)
     collate = Collate(
         seed=config["seed"],
@@ -144,6 +164,7 @@ def _diffusion_parts(
         tokenize=model.conditioner.tokenize,
         caption_dropout=model.caption_dropout,
         latent_shapes=bucket_latent_shapes(model, data),
+        empty_context=empty_context_of(data),
     )
     datamodule = _datamodule(plan, data, collate, progress)
     check_fit(model, data)

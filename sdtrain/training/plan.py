@@ -26,7 +26,7 @@ from sdtrain.training.trainer import build_strategy
 GROUP_KEYS = tuple(field.name for field in fields(GroupSettings))
 
 READ_ELSEWHERE = {
-    "data": tuple(LOADER_KEYS),
+    "data": (*LOADER_KEYS, "cache"),
     "model": tuple(PRETRAINED_KEYS),
     "optimizer": GROUP_KEYS,
 }

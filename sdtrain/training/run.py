@@ -3,13 +3,12 @@
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from sdtrain.assemble.load import pick_device
 from sdtrain.assemble.model import build_data
 from sdtrain.config.precheck import PrecheckedConfig
-from sdtrain.console import global_rank, warn
+from sdtrain.console import make_console, warn
 from sdtrain.runs.layout import CheckpointFolder, RunFolder
+from sdtrain.training.cache import cache_of_run
 from sdtrain.training.callbacks.assembly import build_callbacks
 from sdtrain.training.callbacks.order import make_input_watch, make_ranks, order_callbacks
 from sdtrain.training.checkpoint_io import FolderIO
@@ -41,13 +40,7 @@ def train(prechecked: PrecheckedConfig, run_dir: Path) -> None:
     records that too.
     """
     quiet_libraries()
-    console = Console(
-        markup=False,  # a path or a list in brackets is not markup
-        highlight=False,
-        quiet=global_rank() > 0,
-        # A notebook's FORCE_COLOR asks for colours; rich would also draw a moving progress bar.
-        force_terminal=sys.stdout.isatty(),
-    )
+    console = make_console()
     set_lightning_rank()
     plan = make_plan(prechecked)
     check_arm_digest(plan.config)
@@ -92,7 +85,8 @@ def train_plan(plan: Plan, run: Run) -> None:
     data = build_data(plan.config["data"])
     check_before_first_stage(plan, data)
     run_first_stage(plan, data, run)
-    parts = build_parts(plan, data, run.folder.path, run.progress)
+    use_cache = cache_of_run(plan, run.console, run.signals)
+    parts = build_parts(plan, data, run.folder.path, run.progress, use_cache)
     for note in parts.notes:
         run.console.print(note)
     print_plan(run, plan, parts)

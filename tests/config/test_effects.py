@@ -23,6 +23,8 @@ from sdtrain.runs.resume import flatten
 UNSEEN = {  # keys that rightly change nothing here, and why
     "data.num_workers": "speed alone",
     "data.timeout": "see test_input_watch.py",
+    "data.cache": "not for shapes; see test_cached_runs.py",
+    "cache": "the same",
     "trainer.threads": "speed alone",
     "optimizer.fused": "speed alone",
     "trainer.accelerator": "the machine's",

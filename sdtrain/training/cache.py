@@ -1,0 +1,161 @@
+"""The cache of a run: complete before its first step. And the command that makes it alone."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from sdtrain.assemble.cache_identity import cache_identity
+from sdtrain.assemble.load import pick_device
+from sdtrain.assemble.model import (
+    build_autoencoder,
+    build_conditioner,
+    build_data,
+    check_condition,
+)
+from sdtrain.conditioning.interface import Conditioner
+from sdtrain.config.cache_keys import OFF
+from sdtrain.config.launch import RANK_0, is_started_by_launcher, is_started_by_rank_0
+from sdtrain.config.precheck import PrecheckedConfig
+from sdtrain.console import global_rank, make_console
+from sdtrain.errors import UserError
+from sdtrain.latent_diffusion import LatentDiffusion
+from sdtrain.precompute.cache import CacheRequest, with_cache
+from sdtrain.signals import Interrupted, Signals, exit_code_of
+from sdtrain.training.child import stop_with_parent
+from sdtrain.training.datamodule import default_workers, set_up_worker
+from sdtrain.training.environment import quiet_libraries
+from sdtrain.training.input_watch import use_short_socket_folder
+from sdtrain.training.outcome import user_error_of_worker
+from sdtrain.training.parts import UseCache, set_threads
+from sdtrain.training.plan import Plan, make_plan
+from sdtrain.training.trainer import check_devices
+from sdtrain.types import PictureData
+
+MODULE = "sdtrain.commands.precompute"
+
+
+def cache_of_run(plan: Plan, console: Console, signals: Signals) -> UseCache | None:
+    """Return the function that completes a run's cache; None if it has no cache.
+
+    The function raises Interrupted after a signal.
+    """
+    if plan.config["data"]["cache"] == OFF:
+        return None
+
+    def use_cache(data: PictureData, model: LatentDiffusion) -> PictureData:
+        request = _request(plan, model.autoencoder, model.conditioner, console, signals)
+        return with_cache(data, model.autoencoder, model.conditioner, request)
+
+    return use_cache
+
+
+def _request(
+    plan: Plan,
+    autoencoder: nn.Module,
+    conditioner: Conditioner,
+    console: Console,
+    signals: Signals,
+    *,
+    is_checked_whole: bool = False,
+) -> CacheRequest:
+    config = plan.config
+    num_workers = config["data"]["num_workers"]
+    if num_workers is None:
+        num_workers = default_workers(plan.prechecked.trainer.devices)
+    if num_workers:
+        use_short_socket_folder()
+
+    def check_signals() -> None:
+        if signals.received:
+            raise Interrupted(exit_code_of(signals.received))
+
+    return CacheRequest(
+        folder=config["data"]["cache"],
+        dtype=config["cache"]["dtype"],
+        autoencoder=cache_identity(config, "autoencoder", autoencoder),
+        conditioner=cache_identity(config, "conditioner", conditioner),
+        num_workers=num_workers,
+        device=_device(plan),
+        console=console,
+        is_checked_whole=is_checked_whole,
+        set_up_worker=set_up_worker,
+        check_signals=check_signals,
+    )
+
+
+def _device(plan: Plan) -> torch.device:
+    """Return the device of this rank."""
+    device = pick_device(plan.prechecked.trainer.accelerator)
+    return torch.device(device, global_rank() if device == "cuda" else None)
+
+
+def precompute(prechecked: PrecheckedConfig) -> None:
+    """Make the cache of a run without training it, on as many ranks as the run would have.
+
+    Raises UserError, DataError or StorageError.
+    """
+    quiet_libraries()
+    plan = make_plan(prechecked)
+    config = plan.config
+    _check_autoencoder_exists(config)
+    settings = prechecked.trainer
+    check_devices(settings)
+    set_threads(settings.threads)
+    others = _start_other_ranks(prechecked)
+    try:
+        _precompute(plan)
+    except BaseException:
+        for process in others:
+            process.terminate()
+        raise
+    finally:
+        codes = [process.wait() for process in others]
+    if any(codes):
+        raise SystemExit(next(code for code in codes if code))
+
+
+def _precompute(plan: Plan) -> None:
+    config = plan.config
+    signals = Signals()
+    signals.install()
+    console = make_console()
+    data = build_data(config["data"])
+    for note in getattr(data, "notes", ()):
+        console.print(note)
+    autoencoder = build_autoencoder(config, Path())
+    conditioner = build_conditioner(config, data)
+    check_condition(conditioner, data)
+    request = _request(plan, autoencoder, conditioner, console, signals, is_checked_whole=True)
+    with user_error_of_worker():
+        with_cache(data, autoencoder, conditioner, request)
+
+
+def _check_autoencoder_exists(config: dict) -> None:
+    """Raise UserError if the run would train its autoencoder first."""
+    stage = config.get("first_stage")
+    if not stage:
+        return
+    raise UserError(
+        "The autoencoder of this run does not exist yet: the run trains it first",
+        key="model.autoencoder.path",
+        remedy="Set model.autoencoder.path to a folder, or start sdtrain with data.cache=auto, "
+        "which fills the cache after the first stage.",
+    )
+
+
+def _start_other_ranks(prechecked: PrecheckedConfig) -> list[subprocess.Popen]:
+    """Start this command once for each further rank, unless a launcher has done so."""
+    started = is_started_by_launcher() or is_started_by_rank_0()
+    if prechecked.is_one_process or started:
+        return []
+    processes = []
+    for rank in range(1, prechecked.trainer.devices):
+        environment = os.environ | {RANK_0: str(os.getpid()), "LOCAL_RANK": str(rank)}
+        command = [sys.executable, "-m", MODULE, *sys.argv[1:]]
+        processes.append(subprocess.Popen(command, env=environment, preexec_fn=stop_with_parent))
+    return processes
