@@ -1,10 +1,11 @@
 """Pictures in a folder that `datasets` has written with save_to_disk, read by memory map."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from sdtrain.data.folder_state import Stamp, stamp_of
 from sdtrain.data.image_column import (
     DEFAULT_COLUMNS,
     check_image_type,
@@ -68,6 +69,7 @@ class ArrowFolder:
         self._class_names = class_names(table.schema)
         self.names = names_of_rows(self._picture_paths(), self._places_of_rows(split))
         self._places = NameIndex(self.names)
+        self.identity = f"{path}: {split}"
 
     def _picture_paths(self) -> list[str | None]:
         column = self._data.data.table.column(self.image)
@@ -89,6 +91,15 @@ class ArrowFolder:
     def open(self, name: str) -> BinaryIO:
         value = self._data.data.table.column(self.image)[self._places.place(name)]
         return io.BytesIO(encoded_picture(value, self.location(name)))
+
+    def stamps(self, names: Iterable[str]) -> dict[str, Stamp]:
+        """Return the size of all files of the data set, and the time of their last change."""
+        of_files = [stamp_of(file["filename"]) for file in self._data.cache_files]
+        found = [stamp for stamp in of_files if stamp is not None]
+        if not found:
+            return {}
+        total = (sum(size for size, _ in found), max(changed_at for _, changed_at in found))
+        return dict.fromkeys(names, total)
 
     def location(self, name: str) -> str:
         return f"{self.path}: {name}"

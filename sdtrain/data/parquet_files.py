@@ -6,13 +6,14 @@ groups that were read last are kept.
 
 import io
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sdtrain.data.folder_state import Stamp
 from sdtrain.data.image_column import (
     DEFAULT_COLUMNS,
     check_image_type,
@@ -22,6 +23,7 @@ from sdtrain.data.image_column import (
     named_classes,
 )
 from sdtrain.data.stored import (
+    FileStamps,
     NameIndex,
     file_names,
     names_of_rows,
@@ -70,6 +72,14 @@ class ParquetFiles:
         self.names = names_of_rows(self._picture_paths(schema), self._places_of_rows())
         self.notes = _notes(self._metadata, image)
         self._places = NameIndex(self.names)
+        counts = [metadata.num_rows for metadata in self._metadata]
+        self._stamps = FileStamps(
+            paths=self.paths,
+            names=self.names,
+            file_of=np.repeat(np.arange(len(counts), dtype=np.int32), counts),
+            index=self._places,
+        )
+        self.identity = self._stamps.identity
         self._kept: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
 
     def _picture_paths(self, schema: pa.Schema) -> list[str | None]:
@@ -104,6 +114,9 @@ class ParquetFiles:
         group = int(np.searchsorted(self._starts, row, side="right")) - 1
         value = self._read_group(group)[row - int(self._starts[group])]
         return io.BytesIO(encoded_picture(value, self.location(name)))
+
+    def stamps(self, names: Iterable[str]) -> dict[str, Stamp]:
+        return self._stamps.of(names)
 
     def location(self, name: str) -> str:
         row = self._places.place(name)

@@ -2,14 +2,16 @@
 columns of values beside them.
 """
 
+import hashlib
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
+from sdtrain.data.folder_state import Stamp, stamp_of
 from sdtrain.data.listing import shortened
 from sdtrain.data.reader import Source
 from sdtrain.errors import DataError
@@ -57,6 +59,50 @@ class NameIndex:
         if low == len(self._sorted) or self._sorted[low].as_py() != name:
             raise KeyError(name)
         return int(self._order[low])
+
+
+FEW = 1000
+"""Up to so many names are looked up one by one."""
+
+
+class FileStamps:
+    """Sizes and times of the files that pictures are stored in.
+
+    Args:
+        paths: of the files.
+        names: of the pictures.
+        file_of: [N], the number of the file of each picture.
+        index: finds the place of a name.
+    """
+
+    def __init__(
+        self, *, paths: Sequence[str], names: Sequence[str], file_of: np.ndarray, index: NameIndex
+    ) -> None:
+        self.paths = paths
+        self.names = names
+        self.file_of = file_of
+        self.index = index
+
+    @property
+    def identity(self) -> str:
+        """What names the files together."""
+        digest = hashlib.sha256("\n".join(self.paths).encode(errors="surrogateescape"))
+        return f"{self.paths[0]} {len(self.paths)} {digest.hexdigest()[:32]}"
+
+    def of(self, names: Iterable[str]) -> dict[str, Stamp]:
+        """Return the stamp of the file of each of these pictures, without files that are gone."""
+        of_files = [stamp_of(path) for path in self.paths]
+        wanted = list(names)
+        if len(wanted) <= FEW:
+            files = {name: self.file_of[self.index.place(name)] for name in wanted}
+        else:
+            files = dict(zip(self.names, self.file_of, strict=True))
+        found = {}
+        for name in wanted:
+            stamp = of_files[files[name]]
+            if stamp is not None:
+                found[name] = stamp
+        return found
 
 
 def names_of_rows(paths: Sequence[str | None], places: Sequence[str]) -> list[str]:

@@ -11,15 +11,16 @@ import os
 import posixpath
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from sdtrain.data.decode import picture_suffixes
+from sdtrain.data.folder_state import Stamp
 from sdtrain.data.listing import REFUSED_SUFFIXES, suffix_of
-from sdtrain.data.stored import NameIndex, check_names, file_names, unreadable_error
+from sdtrain.data.stored import FileStamps, NameIndex, check_names, file_names, unreadable_error
 from sdtrain.errors import DataError
 
 BLOCK = 512
@@ -132,6 +133,10 @@ class TarFiles:
         self._files = np.array(index.files, np.int32)
         self._offsets = np.array(index.offsets, np.int64)
         self._sizes = np.array(index.sizes, np.int64)
+        self._stamps = FileStamps(
+            paths=self.paths, names=self.names, file_of=self._files, index=self._places
+        )
+        self.identity = self._stamps.identity
 
     def values(self, column: str) -> list[Any]:
         return [values.get(column) for values in self._texts]
@@ -146,6 +151,9 @@ class TarFiles:
             raise unreadable_error(path, f"cannot be opened: {error.strerror}") from error
         part = MemberFile(file, int(self._offsets[place]), int(self._sizes[place]))
         return io.BufferedReader(part)
+
+    def stamps(self, names: Iterable[str]) -> dict[str, Stamp]:
+        return self._stamps.of(names)
 
     def location(self, name: str) -> str:
         return f"{self.paths[self._files[self._places.place(name)]]}: {name}"

@@ -108,7 +108,7 @@ def with_cache(
         max_skipped=extras_of(data).max_skipped,
     )
     contexts = _cache_texts(splits, conditioner, request)
-    wanted = wanted_pictures(splits)
+    wanted = wanted_pictures(splits, source)
     cache.look_up(wanted)
     _cache_pictures(cache, wanted, autoencoder, request)
     cached = {}

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from sdtrain.data.crop import pixels_sha256
 from sdtrain.data.folder_state import Stamp
+from sdtrain.data.reader import Source
 from sdtrain.data.shards import KEY_BYTES, key_of
 from sdtrain.data.split import PictureSplit
 from sdtrain.errors import DataError
@@ -55,15 +56,16 @@ class Loaded(NamedTuple):
     error: DataError | None = None
 
 
-def wanted_pictures(splits: Mapping[str, PictureSplit]) -> list[Wanted]:
-    """Return the pictures of all splits, each once, in the order of their source."""
+def wanted_pictures(splits: Mapping[str, PictureSplit], source: Source) -> list[Wanted]:
+    """Return the pictures of all splits, each once, in the order in which they are stored."""
     wanted = {}
     for name, split in splits.items():
         square = (split.transform.image_size, split.transform.image_size)
         has_twin = split.transform.flip
         for index, picture in enumerate(split.names):
             wanted[picture] = Wanted(name, picture, split.size_of(index) or square, has_twin)
-    return sorted(wanted.values(), key=lambda each: each.name)
+    stored = getattr(source, "names", None) or sorted(wanted)
+    return [wanted[name] for name in stored if name in wanted]
 
 
 def batch_size(size: tuple[int, int]) -> int:

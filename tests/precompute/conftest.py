@@ -18,11 +18,11 @@ from sdtrain.precompute.cache import CacheRequest, with_cache
 SIDE = 16
 
 
-def painted(path: Path, number: int) -> None:
-    """A picture that no other number has, wider than high, with something to see in it."""
+def painted(path: Path, number: int, size: tuple[int, int] = (SIDE + 4, SIDE)) -> None:
+    """A picture that no other number has, of (width, height), with something to see in it."""
     random = np.random.default_rng(number)
     coarse = random.integers(0, 256, (4, 5, 3), dtype=np.uint8)
-    Image.fromarray(coarse).resize((SIDE + 4, SIDE), Image.Resampling.BICUBIC).save(path)
+    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(path)
 
 
 @pytest.fixture
