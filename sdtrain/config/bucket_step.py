@@ -8,8 +8,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from sdtrain.config.check import check_value
 from sdtrain.config.pretrained import SIDES
-from sdtrain.data.buckets import default_step
+from sdtrain.data.buckets import check_bucket_options, default_step
 from sdtrain.errors import UserError
 from sdtrain.models.pipeline_folder import read_json
 from sdtrain.paths import find_folder
@@ -65,17 +66,24 @@ def _unet_downsampling(config: DictConfig) -> int:
 
 
 def check_bucket_keys(data: dict[str, Any], typed: set[str], trains_autoencoder: bool) -> None:
-    """Raise UserError for a key about buckets that has no effect.
+    """Raise UserError for a key about buckets that has no effect, or a bad value.
 
-    typed: the keys that the user typed.
+    typed: the keys that the user typed. Data sets of the user's own are not checked.
     """
+    if not str(data.get("_target_")).startswith("sdtrain."):
+        return
     if trains_autoencoder and data.get("buckets"):
         raise UserError(
             "data.buckets has no effect when an autoencoder is trained, which reads squares",
             key="data.buckets",
             remedy="Remove it.",
         )
-    if "buckets" in data and not data["buckets"]:
+    if data.get("buckets") is True:
+        values = {"image_size": int, "bucket_step": int | None, "bucket_max_ratio": float}
+        for name, hint in values.items():
+            check_value(data.get(name), hint, f"data.{name}")
+        check_bucket_options(data["image_size"], data["bucket_step"], data["bucket_max_ratio"])
+    elif "buckets" in data:
         for name in BUCKET_KEYS[1:]:
             if f"data.{name}" in typed:
                 raise UserError(

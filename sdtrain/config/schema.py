@@ -211,16 +211,22 @@ class SampleConfig(DrawingConfig):
     negative_prompt: str
     label: list[int | str] | int | str | None
     guidance_scale: float
-    image_size: int | tuple[int, int] | None
+    image_size: int | list[int] | None
     output: str
     save_latents: bool
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        size = self.image_size or []
-        for side in [size] if isinstance(size, int) else size:
-            if side < 1:
-                raise UserError("must be at least 1", key="image_size", value=self.image_size)
+        if self.image_size is None:
+            return
+        is_square = isinstance(self.image_size, int)
+        sides = [self.image_size] if is_square else self.image_size
+        if min(sides, default=0) < 1 or not is_square and len(sides) != 2:
+            raise UserError(
+                "must be a side of at least 1 pixel, or [HEIGHT,WIDTH]",
+                key="image_size",
+                value=self.image_size,
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,9 +69,20 @@ def bucket_chooser(
     """
     if not buckets:
         return None
+    check_bucket_options(image_size, step, max_ratio)
     if step is None:
         step = default_step(image_size)
-    if not 1 <= step <= image_size:
+    sizes = bucket_sizes(image_size, step, max_ratio)
+
+    def choose(pictures: np.ndarray, weights: np.ndarray | None) -> Buckets:
+        return make_buckets(pictures, sizes, weights=weights, batch_size=batch_size)
+
+    return choose
+
+
+def check_bucket_options(image_size: int, step: int | None, max_ratio: float) -> None:
+    """Raise UserError for options with which there are no buckets."""
+    if step is not None and not 1 <= step <= image_size:
         raise UserError(
             f"must be at least 1 and at most data.image_size={image_size}",
             key="data.bucket_step",
@@ -85,12 +96,6 @@ def bucket_chooser(
             value=max_ratio,
             remedy="Change data.bucket_max_ratio.",
         )
-    sizes = bucket_sizes(image_size, step, max_ratio)
-
-    def choose(pictures: np.ndarray, weights: np.ndarray | None) -> Buckets:
-        return make_buckets(pictures, sizes, weights=weights, batch_size=batch_size)
-
-    return choose
 
 
 AREA_TOLERANCE = 0.2

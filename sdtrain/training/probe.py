@@ -147,9 +147,9 @@ def probe(plan: Plan, run: Run) -> None:
 
 def write_untrained(first: AutoencoderModule, data: PictureData, folder: Path) -> None:
     """Write an autoencoder of random weights whose latents have unit variance."""
-    train = data.split("train")
-    count = min(CALIBRATION, len(train))
-    images = torch.stack([train[(index, index)].image for index in range(count)])
+    pictures = data.split("validation")  # squares, also with data.buckets=true
+    count = min(CALIBRATION, len(pictures))
+    images = torch.stack([pictures[(index, index)].image for index in range(count)])
     with torch.no_grad():
         latents = first.net.encode(images).latent_dist.mean
     write_autoencoder(first.net, 1 / latents.std().item(), folder)

@@ -37,6 +37,22 @@ def test_without_buckets_there_is_no_step(composed):
         assert refused.value.key == f"data.{name}"
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data.bucket_step", 64),
+        ("data.bucket_step", 0),
+        ("data.bucket_max_ratio", 0.5),
+        ("data.bucket_max_ratio", "wide"),
+    ],
+)
+def test_bad_values_are_refused_before_torch(composed, key, value):
+    typed = [*IMAGES, SHAPES, f"{key}={value}"]
+    with pytest.raises(UserError) as refused:
+        precheck_config(composed(*typed), typed)
+    assert refused.value.key == key
+
+
 @pytest.mark.parametrize("step", [6, 2])
 def test_a_step_that_the_autoencoder_does_not_divide_is_refused(composed, step):
     with pytest.raises(UserError) as refused:

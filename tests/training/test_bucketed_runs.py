@@ -11,13 +11,16 @@ import torch
 from PIL import Image
 from reading import BARE, numbers, same, tensors
 
+from sdtrain.assemble.model import build_data
 from sdtrain.assemble.training_data import TrainingData
 from sdtrain.config.precheck import precheck_config
 from sdtrain.data.images import Images
 from sdtrain.errors import UserError
 from sdtrain.runs.manifest import list_checkpoints
+from sdtrain.training.estimate import first_stage_seconds, untrained_autoencoder
 from sdtrain.training.first_stage import first_stage_words
 from sdtrain.training.parts import calibration_latents
+from sdtrain.training.probe import write_untrained
 
 SHAPES = [(80, 40), (40, 80), (44, 44), (60, 40), (40, 66)]
 BROKEN = "004.png"
@@ -98,6 +101,17 @@ def test_what_is_measured_are_squares(parts, folder):
     with pytest.raises(UserError) as refused:
         _ = TrainingData(node, {"bucket_step": 4}, [], None).data
     assert refused.value.key == "data.bucket_step"
+
+
+def test_a_first_stage_is_measured_on_squares(composed, folder, planned, tmp_path):
+    """As trainer.probe=true and the estimate before a first stage do, with an untrained one."""
+    words = ["data=images", f"data.path={folder}", "data.buckets=true", "data.batch_size=8"]
+    data = build_data(composed(*words)["data"])
+    assert data.split("train").buckets is not None
+    stage = planned("experiment=images_autoencoder", f"data.path={folder}")
+    write_untrained(untrained_autoencoder(stage), data, tmp_path / "autoencoder")
+    assert (tmp_path / "autoencoder" / "config.json").is_file()
+    assert first_stage_seconds(stage, untrained_autoencoder(stage), data) > 0
 
 
 def test_a_first_stage_trains_on_squares_of_the_same_pictures(composed, folder):
