@@ -40,7 +40,8 @@ def check_optimizer_options(config: dict[str, Any]) -> None:
         return
     if (config.get("callbacks") or {}).get("ema"):
         raise UserError(
-            "has no use with optimizer=schedule_free, which averages the weights itself",
+            "callbacks.ema has no use with optimizer=schedule_free, which averages the weights "
+            "itself",
             key="callbacks.ema",
             remedy="Set callbacks.ema=null.",
         )

@@ -192,6 +192,8 @@ class OptimisedModule(L.LightningModule):
     progress: Progress
     schedule_free: ScheduleFree | None = None
     """The optimizer, if it averages the weights itself."""
+    starts_optimizer_anew = False
+    """Whether the optimizer's state in a checkpoint is that of another optimizer."""
     _window_loss: Tensor | float = 0.0
 
     def trained(self) -> dict[str, nn.Parameter]:
@@ -243,3 +245,5 @@ class OptimisedModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.progress.skipped_steps = checkpoint.get("skipped_steps", 0)
+        if self.starts_optimizer_anew:
+            checkpoint["optimizer_states"] = [self.make_optimizer().state_dict()]

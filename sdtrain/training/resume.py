@@ -19,6 +19,7 @@ from sdtrain.runs.manifest import list_checkpoints, mark_damaged, newest_intact
 from sdtrain.runs.resume import compare_configs, format_changes, is_below, may_resume
 from sdtrain.runs.start import nothing_to_resume_error
 from sdtrain.runs.status import read_status
+from sdtrain.training.optimisation import OptimisedModule
 from sdtrain.training.outcome import Run
 from sdtrain.training.parts import Parts
 from sdtrain.training.plan import Plan, make_plan
@@ -68,9 +69,11 @@ def _announce_resume(run: Run, plan: Plan, parts: Parts, checkpoint: Path, confi
 
 
 def check_changes(
-    checkpoint: Path, config: dict, module: torch.nn.Module, allowed: list[str]
+    checkpoint: Path, config: dict, module: OptimisedModule, allowed: list[str]
 ) -> list[str]:
     """Return a line for each key that differs from the checkpoint's configuration.
+
+    The module is told if its optimizer is another one, whose state is of no use to it.
 
     Raises UserError if a key that must not differ does and is not in `allowed`, or if the
     checkpoint's weights do not fit the changed model.
@@ -86,6 +89,9 @@ def check_changes(
     lines = []
     for key, (old, new) in changes.changed.items():
         lines.append(f"changed since the checkpoint: {format_changes({key: (old, new)})}")
+    if "optimizer._target_" in changes.changed:
+        module.starts_optimizer_anew = True
+        lines.append("The optimizer starts anew: the checkpoint holds the state of another one.")
     return lines
 
 

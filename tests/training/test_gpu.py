@@ -11,6 +11,7 @@ from sdtrain.training.checkpoint_io import FolderIO
 from sdtrain.training.trainer import make_trainer
 
 GPU = ["trainer.accelerator=gpu", "callbacks=none", "validation=none", "lr_schedule=constant"]
+EXTRAS = {"adamw_8bit": "bitsandbytes", "schedule_free": "schedulefree"}
 SETTINGS = {
     "max_images": 8,
     "accelerator": "cpu",
@@ -56,6 +57,26 @@ def test_a_deterministic_gpu_resumes_exactly(here, tiny, tmp_path, precision):
         whole = train("whole")
         train("parts", "trainer.max_images=32")
         assert same(whole, train("parts", "resume=must"))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["adafactor", "adamw_8bit", "muon", "schedule_free"])
+def test_every_optimizer_resumes_exactly_on_a_gpu(here, tiny, tmp_path, name):
+    if name in EXTRAS:
+        pytest.importorskip(EXTRAS[name])
+    words = tiny(*GPU, f"optimizer={name}", "trainer.deterministic=true", "checkpoint.every=40")
+
+    def train(name: str, *more: str):
+        result = here("sdtrain", *words, f"hydra.run.dir={tmp_path / name}", *more)
+        assert result.code == 0, result.err
+        return tensors(newest(tmp_path / name))
+
+    try:
+        whole = train("whole", "trainer.max_images=80")
+        train("parts", "trainer.max_images=40")
+        assert same(whole, train("parts", "trainer.max_images=80", "resume=must"))
     finally:
         torch.use_deterministic_algorithms(False)
 

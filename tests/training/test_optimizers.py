@@ -297,6 +297,20 @@ def test_a_run_goes_on_after_half_of_its_ten_steps_in_the_same_bits(name, run_of
 
 
 @pytest.mark.slow
+def test_a_run_that_goes_on_with_another_optimizer_starts_its_state_anew(
+    train_tiny, run_of, tmp_path
+):
+    pytest.importorskip("schedulefree")
+    run_of("run", "optimizer=schedule_free", "lr_schedule=constant", *TEN[1:], "optimizer.lr=0.01")
+    last = ["trainer.max_images=80", "resume=must", "resume_allow=[optimizer]"]
+    result = train_tiny(tmp_path / "run", "optimizer=muon", *TEN[1:], *last)
+    assert result.code == 0, result.err
+    state = tensors(newest(tmp_path / "run"))
+    assert any(key.endswith("momentum_buffer") for key in state)
+    assert not any(key.endswith("/z") for key in state)
+
+
+@pytest.mark.slow
 def test_looks_and_saves_leave_schedule_free_alone_and_hold_its_average(run_of, here, tmp_path):
     pytest.importorskip("schedulefree")
     words = ["optimizer=schedule_free", "lr_schedule=constant", "trainer.max_images=80"]
