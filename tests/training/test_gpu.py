@@ -68,10 +68,10 @@ def test_every_optimizer_resumes_exactly_on_a_gpu(here, tiny, tmp_path, name):
         pytest.importorskip(EXTRAS[name])
     words = tiny(*GPU, f"optimizer={name}", "trainer.deterministic=true", "checkpoint.every=40")
 
-    def train(name: str, *more: str):
-        result = here("sdtrain", *words, f"hydra.run.dir={tmp_path / name}", *more)
+    def train(folder: str, *more: str):
+        result = here("sdtrain", *words, f"hydra.run.dir={tmp_path / folder}", *more)
         assert result.code == 0, result.err
-        return tensors(newest(tmp_path / name))
+        return tensors(newest(tmp_path / folder))
 
     try:
         whole = train("whole", "trainer.max_images=80")
