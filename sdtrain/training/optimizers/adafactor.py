@@ -11,6 +11,11 @@ from torch import Tensor
 
 from sdtrain.training.optimizers.checks import check_not_negative
 
+EPSILON = 1e-16
+"""Is added to the squared gradient: the square of AdamW's 1e-8. With the paper's 1e-30, weights
+whose gradient is 0 but for rounding, as the bias of an attention's keys, would take full steps.
+"""
+
 
 class Adafactor(transformers.Adafactor):
     """Adafactor whose learning rate is in the units of AdamW's.
@@ -50,6 +55,7 @@ class Adafactor(transformers.Adafactor):
         super().__init__(
             params,
             lr=lr,
+            eps=(EPSILON, 0.0),
             weight_decay=weight_decay,
             decay_rate=decay_rate,
             clip_threshold=clip_threshold,
