@@ -8,7 +8,7 @@ from sdtrain.assemble.drawing import build_drawing
 from sdtrain.assemble.load import load, pick_device
 from sdtrain.assemble.load_pipeline import load_pipeline, warn_of_options_of_runs
 from sdtrain.assemble.model import data_arguments
-from sdtrain.assemble.training_data import TrainingData
+from sdtrain.assemble.training_data import TrainingData, with_changes
 from sdtrain.config.check import Checker, import_target
 from sdtrain.config.compose import PRIMARY, compose_config
 from sdtrain.config.schema import EvaluateConfig
@@ -71,12 +71,13 @@ def _load_pipeline_subject(config: EvaluateConfig, path: Path) -> Subject:
         raise UserError(
             f"data is missing: checkpoint={path} is a pipeline, which has no data of its own",
             key="data",
-            remedy="Add data=images data.path=FOLDER.",
+            remedy="Add data=images data.path=FOLDER, or data=dataset data.path=FILES.",
         )
     composed = compose_config(PRIMARY, [f"data={option}"])["data"]
     node = {key: value for key, value in composed.items() if value != MISSING}
     typed = {f"data.{key}" for key in changes}
-    Checker(typed).call(data_arguments(node) | changes, "data", import_target(node, "data"))
+    arguments = with_changes(data_arguments(node), changes)
+    Checker(typed).call(arguments, "data", import_target(node, "data"))
     model, image_size = load_pipeline(path, pick_device(config.accelerator))
     node["image_size"] = changes.get("image_size", image_size)
     scale = PIPELINE_GUIDANCE if config.guidance_scale is None else config.guidance_scale

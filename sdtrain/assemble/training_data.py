@@ -16,6 +16,16 @@ from sdtrain.runs.data_record import DataRecord
 from sdtrain.types import PictureData, extras_of
 
 
+def with_changes(arguments: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments with changes; of a node, such as data.columns, only what is named."""
+    changed = arguments | changes
+    for name, value in changes.items():
+        before = arguments.get(name)
+        if isinstance(value, dict) and isinstance(before, dict):
+            changed[name] = with_changes(before, value)
+    return changed
+
+
 class TrainingData:
     """Builds the data set on first access. Nothing is imported or read before.
 
@@ -58,7 +68,7 @@ class TrainingData:
                 path = self.record.resolve_path(value)
                 if path.exists() or not HUB_ID.fullmatch(value):
                     arguments[name] = str(path)
-        arguments |= self.changes
+        arguments = with_changes(arguments, self.changes)
         if self.node["_target_"].startswith("sdtrain."):
             self._drop_buckets(arguments)
         typed = {f"data.{name}" for name in self.changes}

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import pyarrow as pa
+
 from sdtrain.data.folder_state import Stamp, stamp_of
 from sdtrain.data.image_column import (
     DEFAULT_COLUMNS,
@@ -13,6 +15,7 @@ from sdtrain.data.image_column import (
     encoded_picture,
     has_paths,
     named_classes,
+    values_of,
 )
 from sdtrain.data.stored import NameIndex, names_of_rows, place_of_row, unreadable_error
 from sdtrain.errors import DataError
@@ -75,17 +78,15 @@ class ArrowFolder:
         column = self._data.data.table.column(self.image)
         if not has_paths(column.type):
             return [None]
-        paths = []
-        for chunk in column.chunks:
-            paths += chunk.field("path").to_pylist()
-        return paths
+        parts = [chunk.field("path") for chunk in column.chunks]
+        return values_of(pa.chunked_array(parts, column.type.field("path").type), self.path)
 
     def _places_of_rows(self, split: str | None) -> list[str]:
         name = split or Path(self.path).name
         return [place_of_row(name, row) for row in range(len(self._data))]
 
     def values(self, column: str) -> list[Any]:
-        values = self._data.data.table.column(column).to_pylist()
+        values = values_of(self._data.data.table.column(column), self.path)
         return named_classes(values, self._class_names.get(column))
 
     def open(self, name: str) -> BinaryIO:
@@ -114,7 +115,7 @@ def choose_split(splits: Sequence[str], wanted: str | None, path: str) -> str:
         wanted = splits[0] if len(splits) == 1 else "train"
     if wanted not in splits:
         raise DataError(
-            f"{path!r} has no such split; it has {', '.join(splits) or 'none'}",
+            f"is no split of {path!r}; it has {', '.join(splits) or 'none'}",
             key="data.split",
             value=wanted,
             remedy="Set data.split to one of them.",

@@ -114,7 +114,7 @@ def _find(store: Store, role: str, typed: str | None, place: str) -> str | None:
         if typed not in store.columns:
             key = f"data.columns.{role}"
             raise DataError(
-                f"{place} has no such column. {_columns_of(store)}",
+                f"is no column of {place}. {_columns_of(store)}",
                 key=key,
                 value=typed,
                 remedy=f"Change {key}.",

@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from sdtrain.data.stored import unreadable_error
 from sdtrain.errors import DataError
 
 DEFAULT_COLUMNS = {
@@ -26,7 +27,7 @@ def check_image_type(schema: pa.Schema, image: str, path: str) -> None:
     """Raise DataError if the schema has no column `image` with encoded pictures."""
     if image not in schema.names:
         raise DataError(
-            f"{path!r} has no such column; its columns are {', '.join(schema.names)}",
+            f"is no column of {path!r}; its columns are {', '.join(schema.names)}",
             key="data.columns.image",
             value=image,
             remedy="Set data.columns.image to the column of the pictures.",
@@ -37,8 +38,8 @@ def check_image_type(schema: pa.Schema, image: str, path: str) -> None:
         stored = found.field("bytes").type
     if not is_bytes(stored):
         raise DataError(
-            f"the column of {path!r} holds {found}; it must hold encoded pictures: bytes, or a "
-            f"struct with bytes. The columns are {', '.join(schema.names)}",
+            f"is a column of {path!r} that holds {found}; it must hold encoded pictures: bytes, or "
+            f"a struct with bytes. The columns are {', '.join(schema.names)}",
             key="data.columns.image",
             value=image,
             remedy="Set data.columns.image to the column of the pictures.",
@@ -67,6 +68,14 @@ def encoded_picture(value: pa.Scalar, location: str) -> bytes:
             remedy="Write the data set with its pictures embedded, or set data.on_error=skip.",
         )
     return content.as_py()
+
+
+def values_of(column: pa.ChunkedArray, path: str) -> list[Any]:
+    """Return the values of a column. Raises DataError for text that is not UTF-8."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError as error:
+        raise unreadable_error(path, "has a column with text that is not UTF-8") from error
 
 
 def class_names(schema: pa.Schema) -> dict[str, Sequence[str]]:

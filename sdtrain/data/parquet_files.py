@@ -21,6 +21,7 @@ from sdtrain.data.image_column import (
     encoded_picture,
     has_paths,
     named_classes,
+    values_of,
 )
 from sdtrain.data.stored import (
     FileStamps,
@@ -106,7 +107,7 @@ class ParquetFiles:
                 table = self._file(file).read([selected], use_threads=False)
             except (OSError, pa.ArrowException) as error:
                 raise _damaged(path, error) from error
-            values += table.column(column).to_pylist()
+            values += values_of(table.column(column), path)
         return values
 
     def open(self, name: str) -> BinaryIO:

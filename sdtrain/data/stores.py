@@ -70,9 +70,17 @@ def _has_ending(file: str, endings: Sequence[str]) -> bool:
 
 
 def _files_in(folder: str) -> list[str]:
-    """Return the sorted paths of all files in a folder and its subfolders, hidden ones left out."""
+    """Return the sorted paths of all files in a folder and its subfolders, hidden ones left out.
+
+    Raises DataError if one of the folders cannot be listed.
+    """
+
+    def raise_unreadable(error: OSError) -> None:
+        problem = f"has a folder {error.filename!r} that cannot be listed: {error.strerror}"
+        raise _path_error(folder, problem) from error
+
     files = []
-    for parent, folders, names in os.walk(folder, followlinks=False):
+    for parent, folders, names in os.walk(folder, onerror=raise_unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
         files += [os.path.join(parent, name) for name in names if not name.startswith(".")]
     return sorted(files)
@@ -83,10 +91,11 @@ def _files_of_split(
 ) -> tuple[list[str], list[str]]:
     """Return the files of a split, and lines for the user about those of others.
 
-    A file belongs to a split if its name, or a folder below `folder`, begins with it, as in
+    A file belongs to a split if it is a word of its name, or of a folder below `folder`, as in
     data/train-00000-of-00001.parquet or test/0000.parquet. Raises DataError if none does.
     """
-    names = [os.path.relpath(file, folder) if file != folder else file for file in files]
+    above = folder if os.path.isdir(folder) else os.path.dirname(folder)
+    names = [os.path.relpath(file, above) for file in files]
     pattern = re.compile(rf"(^|[/._-]){re.escape(split or 'train')}([/._-]|$)")
     chosen = []
     for file, name in zip(files, names, strict=True):
@@ -96,10 +105,10 @@ def _files_of_split(
         return files, []
     if not chosen:
         raise DataError(
-            f"none of the files in {folder!r} is named by it; they are {shortened(names)}",
+            f"none of the files in {folder!r} is named so; they are {shortened(names)}",
             key="data.split",
             value=split,
-            remedy="Set data.split to a word with which their names begin.",
+            remedy="Set data.split to a word of their names.",
         )
     others = len(files) - len(chosen)
     return chosen, [f"data.split={split or 'train'}: {others} files of other splits are not read."]

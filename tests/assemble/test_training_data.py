@@ -10,6 +10,7 @@ import yaml
 from PIL import Image
 
 from sdtrain.assemble.load import load
+from sdtrain.assemble.training_data import with_changes
 from sdtrain.errors import DataError, UserError
 from sdtrain.runs.layout import CheckpointFolder
 from sdtrain.runs.manifest import find_checkpoint, list_checkpoints, write_manifest
@@ -139,3 +140,13 @@ def test_metrics_ask_only_for_pictures_that_they_need(here, elsewhere, tmp_path)
     result = evaluated(here, elsewhere / "run", tmp_path, "metrics=prompt_accuracy")
     assert result.code == 2, result.err
     assert "metrics=prompt_accuracy" in result.paragraph
+
+
+def test_a_change_of_a_node_keeps_its_other_values():
+    arguments = {"path": "x", "columns": {"_target_": "a.b", "image": None, "caption": None}}
+    changed = with_changes(arguments, {"path": "y", "columns": {"caption": "words"}})
+    assert changed == {
+        "path": "y",
+        "columns": {"_target_": "a.b", "image": None, "caption": "words"},
+    }
+    assert arguments["columns"]["caption"] is None

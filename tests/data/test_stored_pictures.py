@@ -318,3 +318,10 @@ def test_small_weighted_and_uncaptioned_pictures(tmp_path):
     data = load(folder, missing_captions="empty", upscale=True, image_size=21)
     assert any("no caption" in note for note in data.notes)
     assert any("data.upscale" in note for note in data.notes)
+
+
+def test_text_that_is_not_utf_8(tmp_path):
+    bad = pa.array([b"caf\xe9"] * len(ROWS), pa.binary()).view(pa.string())
+    table = image_table(ROWS)
+    pq.write_table(table.set_column(1, "text", bad), tmp_path / "a.parquet")
+    assert "a.parquet" in refused(tmp_path / "a.parquet", "data.path")
