@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from sdtrain.config.boundary import run_command
 from sdtrain.config.compose import current_overrides, folder_has_timestamp, resolve_config
+from sdtrain.config.importing import collector_off
 from sdtrain.config.launch import rank_before_config, rank_for_config
 from sdtrain.config.new_folders import remove_if_unused
 from sdtrain.config.overrides import is_sweep, typed_values
@@ -32,8 +33,8 @@ def task(cfg: DictConfig) -> None:
         with hold_run_folder(folder, has_timestamp=folder_has_timestamp(hydra.run)) as run:
             prechecked = precheck_config(config, current_overrides())
             check_start(run, prechecked.resume, prechecked.has_first_stage)
-            from sdtrain.training.run import train
-
+            with collector_off():
+                from sdtrain.training.run import train
             train(prechecked, run.path)
 
 
@@ -51,8 +52,7 @@ def main() -> None:
     arguments = sys.argv[1:]
     kind = "sweep" if is_sweep(arguments) else "run"
     set_rank(0 if kind == "sweep" else rank_before_config(typed_values(arguments)))
-    output_key = f"hydra.{kind}.dir"
-    run_command(task, "train", output_key=output_key, extra_overrides=folder_overrides)
+    run_command(task, "train", output_key=f"hydra.{kind}.dir", extra_overrides=folder_overrides)
 
 
 if __name__ == "__main__":

@@ -66,6 +66,8 @@ class ArrowFolder:
                 remedy="Remove it.",
             )
         self._data = data
+        folder = Path(path) / split if split else Path(path)
+        self.paths = sorted(str(file) for file in folder.iterdir() if file.is_file())
         table = data.data.table
         check_image_type(table.schema, image, path)
         self.columns = [name for name in table.column_names if name != image]

@@ -1,6 +1,8 @@
 """Captioned pictures in Parquet, Arrow or tar files, or on the Hugging Face hub, read in place."""
 
+import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Literal
 
 import numpy as np
@@ -9,12 +11,16 @@ import pyarrow as pa
 from sdtrain.data.captioned import CaptionedPictures, PictureOptions
 from sdtrain.data.columns import Columns, read_columns
 from sdtrain.data.decode import WHITE
+from sdtrain.data.folder_state import FolderState
 from sdtrain.data.headers import check_counts, check_usable, read_headers
 from sdtrain.data.inventory import HELD_OUT, Inventory
+from sdtrain.data.known_headers import KnownHeaders
+from sdtrain.data.list_images import listed_options
 from sdtrain.data.rows import Rows, rows_table
 from sdtrain.data.split import held_out_rows
 from sdtrain.data.stored import Store
 from sdtrain.data.stores import open_store
+from sdtrain.data.take_inventory import Taken, take_inventory
 from sdtrain.data.usable import header_notes, usable_pictures, with_untrained
 
 
@@ -35,7 +41,7 @@ class StoredPictures(CaptionedPictures):
         caption_template: makes the captions of several columns, see `CaptionTemplate`.
         image_size, crop, flip, validation_fraction, missing_captions, on_error, max_skipped,
         captions, shuffle_tags, drop_tags, keep_tags, upscale, buckets, bucket_step,
-        bucket_max_ratio, background, seed, batch_size: as of `images.Images`.
+        bucket_max_ratio, background, refresh, seed, batch_size: as of `images.Images`.
     """
 
     def __init__(
@@ -61,6 +67,7 @@ class StoredPictures(CaptionedPictures):
         bucket_step: int | None = None,
         bucket_max_ratio: float = 2.0,
         background: Sequence[int] = WHITE,
+        refresh: bool = False,
         seed: int = 0,
         batch_size: int = 1,
     ) -> None:
@@ -86,8 +93,31 @@ class StoredPictures(CaptionedPictures):
             batch_size=batch_size,
         )
         store = open_store(path, split=split, image=columns.image)
-        inventory = list_stored(store, columns, options, path)
+        inventory = inventory_of_store(store, columns, options, path, refresh=refresh)
         super().__init__(inventory, store, options)
+
+
+def inventory_of_store(
+    store: Store, columns: Columns, options: PictureOptions, path: str, *, refresh: bool
+) -> Inventory:
+    """Return the inventory of a stored data set: one that an earlier start has stored if none of
+    its files has changed since. The arguments are those of `list_stored`.
+
+    refresh: whether it is listed anew in any case.
+    """
+    state = FolderState.of_files(store.paths)
+    listed = {
+        **listed_options(options),
+        "columns": asdict(columns),
+        "path": path,
+        "paths": store.paths,
+    }
+
+    def list_pictures(known: KnownHeaders) -> Taken:
+        return Taken(list_stored(store, columns, options, path), state)
+
+    folder = os.path.commonpath(store.paths)
+    return take_inventory(folder, listed, list_pictures, refresh=refresh)
 
 
 def list_stored(store: Store, columns: Columns, options: PictureOptions, path: str) -> Inventory:

@@ -61,6 +61,17 @@ class FolderState:
             is_settled=max(listing.folders.values()) < began - CLOCK_STEP,
         )
 
+    @classmethod
+    def of_files(cls, paths: Iterable[str]) -> "FolderState":
+        """Return the state of files with these absolute paths, whatever folders they are in."""
+        return cls(
+            folders={},
+            links={},
+            files={path: _stamp_list("", path) for path in paths},
+            digest=None,
+            is_settled=True,
+        )
+
     def holds(self, folder: str) -> bool:
         """Whether the folder is the same, as far as can be seen without reading its files."""
         for name, stamp in self.files.items():

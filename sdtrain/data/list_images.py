@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -51,9 +52,15 @@ def inventory_of(folder: str, options: PictureOptions, *, refresh: bool) -> Inve
         options: what decides about the rows.
         refresh: whether the folder is listed anew in any case.
     """
+    return take_inventory(
+        folder, listed_options(options), partial(list_images, folder, options), refresh=refresh
+    )
+
+
+def listed_options(options: PictureOptions) -> dict[str, Any]:
+    """Return the options that decide about rows, as values fit for json."""
     listed = {name: getattr(options, name) for name in LISTED_OPTIONS}
-    listed["has_tags"] = options.caption_draw().has_tags
-    return take_inventory(folder, listed, partial(list_images, folder, options), refresh=refresh)
+    return listed | {"has_tags": options.caption_draw().has_tags}
 
 
 def list_images(folder: str, options: PictureOptions, known: KnownHeaders) -> Taken:

@@ -22,13 +22,14 @@ class Store(Source, Protocol):
 
     names: of the pictures, in the order in which they are stored. columns: names of the columns
     beside them. default_columns: {role: columns that have it by default}; the first that exists is
-    taken. notes: lines for the user about what is not read.
+    taken. notes: lines for the user about what is not read. paths: of the files that hold it.
     """
 
     names: Sequence[str]
     columns: Sequence[str]
     default_columns: Mapping[str, Sequence[str]]
     notes: Sequence[str]
+    paths: Sequence[str]
 
     def values(self, column: str) -> list[Any]:
         """Return the values of a column, in the order of `names`; None where there is none."""

@@ -10,11 +10,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import stored_pictures
 from PIL import Image
 from reading import BARE
 
 from sdtrain.assemble.model import truncated_captions_line
-from sdtrain.data import folder_state, known_headers, list_images, take_inventory
+from sdtrain.data import dataset, folder_state, known_headers, list_images, take_inventory
 from sdtrain.data.images import Images
 from sdtrain.data.reader import ChangedFileError
 from sdtrain.data.table_store import TableStore
@@ -327,6 +328,31 @@ def test_truncated_captions_are_counted_once(texts):
     (texts / "ox/01.txt").write_text("another caption")
     line(texts)
     assert len(counted) == 5
+
+
+def test_stored_pictures_are_listed_once(tmp_path, monkeypatch):
+    rows = stored_pictures.rows()
+    listed = dataset.list_stored
+    for name, write in stored_pictures.FORMATS.items():
+        place = write(tmp_path / name, rows)
+
+        def load_stored(place=place, **options):
+            return dataset.StoredPictures(path=str(place), **{"image_size": 16} | options)
+
+        before = described(load_stored())
+        monkeypatch.setattr(dataset, "list_stored", refuse)
+        stored = load_stored()
+        assert described(stored) == before, name
+        assert stored.split("train")[1, 5].image.shape[1] == 16
+        with pytest.raises(AssertionError):
+            load_stored(seed=1)
+        with pytest.raises(AssertionError):
+            load_stored(refresh=True)
+        monkeypatch.setattr(dataset, "list_stored", listed)
+        shutil.rmtree(place)
+        changed = [rows[0] | {"text": "another caption"}, *rows[1:]]
+        write(place, changed)
+        assert load_stored().sha256 != before["sha256"], name
 
 
 @pytest.mark.slow
