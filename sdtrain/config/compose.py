@@ -72,7 +72,8 @@ def resolve_config(
     if composition is None:
         composition = current_composition_arguments()
     _fill_autoencoder_sizes(config, list(overrides), list(composition))
-    if config.data.get("image_size", 0) is None:
+    data = config.get("data")  # a command that only reads a run has none
+    if isinstance(data, DictConfig) and data.get("image_size", 0) is None:
         _fill_image_size(config)
     check_image_size(config)
     fill_bucket_step(config)
