@@ -12,6 +12,7 @@ import lightning.pytorch as L
 import torch
 
 from sdtrain.assemble.model import build_data, seed_weights
+from sdtrain.config.cache_keys import OFF
 from sdtrain.config.compose import current_composition_arguments
 from sdtrain.console import global_rank, warn
 from sdtrain.models.autoencoder import write_autoencoder
@@ -115,8 +116,9 @@ def probe(plan: Plan, run: Run) -> None:
     """Train a few steps, and print what the run would take.
 
     A first stage is not trained: the steps are taken with an autoencoder of random weights, which
-    costs as much. Samples, validation, checkpoints and the logger are left out. Raises the errors
-    of a run that cannot begin.
+    costs as much. A cache is not filled, so that the steps take longer than those of a run that has
+    one. Samples, validation, checkpoints and the logger are left out. Raises the errors of a run
+    that cannot begin.
     """
     data = build_data(plan.config["data"])
     check_before_first_stage(plan, data)
@@ -194,10 +196,14 @@ def _step_rows(plan: Plan, measured: Measured) -> Rows:
     settings = plan.prechecked.trainer
     batch_size = plan.config["data"]["batch_size"]
     where = "on the GPU" if torch.cuda.is_initialized() else "resident"
+    rows = []
+    if plan.config["data"].get("cache", OFF) != OFF:
+        rows.append(("cache", "not filled by a probe: these steps encode their own pictures"))
     of_ranks = f", the largest of {settings.devices} ranks" if settings.devices > 1 else ""
     memory = f"{_mebibytes(measured.memory_mb)} {where} at the peak{of_ranks}"
     images_per_second = batch_size / measured.step_seconds
     return [
+        *rows,
         ("memory", f"{memory}; a checkpoint copies another {_mebibytes(measured.saved_mb)}"),
         (
             "speed",
