@@ -128,7 +128,7 @@ def bucket_sizes(image_size: int, step: int, max_ratio: float) -> list[Size]:
     side = max(1, round(image_size / step)) * step
     wide = []
     width = side + step
-    while True:
+    while width * step <= (1 + AREA_TOLERANCE) * image_size**2:
         height = max(1, round(image_size**2 / width / step)) * step
         if width > max_ratio * height:  # and so are all wider ones
             break

@@ -41,6 +41,7 @@ def test_sizes_by_hand():
     assert bucket_sizes(512, 64, 1.5) == [(448, 576), (512, 512), (576, 448)]
     assert bucket_sizes(32, 8, 1) == [(32, 32)]
     assert bucket_sizes(64, 64, 9) == [(64, 64)]
+    assert bucket_sizes(16, 8, 1e12) == [(8, 32), (16, 16), (32, 8)]
 
 
 def test_a_step_leaves_several_shapes_and_fits_the_model():
