@@ -32,7 +32,7 @@ def test_each_format_trains_like_a_folder(train_tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_both_stages_read_it_and_the_run_is_evaluated_where_it_went(command, tiny, tmp_path):
+def test_both_stages_read_it_and_the_run_is_evaluated_where_it_went(command, here, tiny, tmp_path):
     stored = write_parquet(tmp_path / "stored", rows(32))
     run = tmp_path / "run"
     words = [
@@ -53,8 +53,9 @@ def test_both_stages_read_it_and_the_run_is_evaluated_where_it_went(command, tin
         f"a {a} {b}, told" for a in ("loud", "quiet") for b in ("red", "green", "blue")
     }
     moved = stored.rename(tmp_path / "moved")
-    asked = [f"checkpoint={run}", "metrics=retrieval", "num_images=4", f"output={tmp_path}/out"]
-    gone = command("sdtrain-evaluate", *asked)
+    asked = [f"checkpoint={run}", "metrics=retrieval", "num_images=4", "steps=2", "ema=false"]
+    gone = here("sdtrain-evaluate", *asked, f"output={tmp_path}/gone")
     assert gone.code == 3
-    found = command("sdtrain-evaluate", *asked, f"data.path={moved}")
+    asked += [f"output={tmp_path}/found", f"data.path={moved}", "data.columns.label=label"]
+    found = here("sdtrain-evaluate", *asked)
     assert found.code == 0, found.err
