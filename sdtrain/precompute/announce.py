@@ -41,7 +41,7 @@ class Announcement:
         moments = encoder.run(black)
         seconds = time.monotonic() - began
         if seconds < FAST:
-            many = black.expand(batch_size((width, height)), -1, -1, -1)
+            many = black.expand(batch_size((width, height), encoder.device), -1, -1, -1)
             began = time.monotonic()
             encoder.run(many)
             seconds = (time.monotonic() - began) / len(many)

@@ -124,7 +124,7 @@ def _cache_pictures(
     """Encode the pictures that are missing."""
     incomplete = []
     missing = []
-    for batch in batches(wanted):
+    for batch in batches(wanted, request.device):
         of_batch = [picture for picture in batch.items if cache.is_missing(picture)]
         if of_batch:
             incomplete.append(batch)

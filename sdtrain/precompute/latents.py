@@ -41,7 +41,7 @@ class Encoder:
     def __call__(self, images: Tensor) -> np.ndarray:
         """Return moments [N, 2, C, h, w], float32, of pictures [N, 3, H, W] in [-1, 1]."""
         height, width = images.shape[-2:]
-        size = batch_size((width, height))
+        size = batch_size((width, height), self.device)
         parts = []
         for part in images.split(size):
             filled = torch.cat([part, part[-1:].expand(size - len(part), -1, -1, -1)])
