@@ -71,7 +71,7 @@ class ParquetFiles:
             groups += [(file, group) for group in range(metadata.num_row_groups)]
         self._groups = groups
         self.names = names_of_rows(self._picture_paths(schema), self._places_of_rows())
-        self.notes = _notes(self._metadata, image)
+        self.notes = _notes(self._metadata)
         self._places = NameIndex(self.names)
         counts = [metadata.num_rows for metadata in self._metadata]
         self._stamps = FileStamps(
@@ -188,7 +188,7 @@ def _group_starts(metadata: Sequence[pq.FileMetaData]) -> np.ndarray:
     return np.cumsum(counts, dtype=np.int64)
 
 
-def _notes(metadata: Sequence[pq.FileMetaData], image: str) -> list[str]:
+def _notes(metadata: Sequence[pq.FileMetaData]) -> list[str]:
     """Return a line if a row group is so large that reading it for one picture is slow."""
     largest = 0
     for each in metadata:
