@@ -17,6 +17,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from sdtrain.config.cache_keys import KEY as CACHE_KEY
 from sdtrain.config.check import suggest
 from sdtrain.config.compose import known_keys
 from sdtrain.config.launch import remove_empty_variables
@@ -220,6 +221,13 @@ def _missing_key_error(key: str, known: list[str]) -> UserError:
             f"There is no key '{key}' here: one of the chosen options removes it",
             key=key,
             remedy=f"Remove {key}, or choose another option.",
+        )
+    if key == CACHE_KEY:
+        return UserError(
+            f"There is no key '{key}' here: the data set draws its pictures, which have no cached "
+            "form",
+            key=key,
+            remedy=f"Remove {key}, or choose data=images or data=dataset.",
         )
     return UserError(f"There is no key '{key}'.{suggest(key, known)}", key=key)
 

@@ -183,7 +183,8 @@ class Encoding:
         readable = [loaded for loaded in pictures if loaded.images is not None]
         if not readable:
             return None
-        moments = self.encoder(torch.cat([loaded.images for loaded in readable]))
+        images = np.concatenate([loaded.images for loaded in readable])
+        moments = self.encoder(torch.from_numpy(images))
         place = 0
         for loaded in readable:
             for key, pixels in zip(self.cache.keys(loaded.wanted), loaded.pixels, strict=True):

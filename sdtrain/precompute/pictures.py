@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from sdtrain.data.crop import pixels_sha256
@@ -52,7 +52,7 @@ class Loaded(NamedTuple):
     wanted: Wanted
     digest: bytes | None = None
     stamp: Stamp | None = None
-    images: Tensor | None = None
+    images: np.ndarray | None = None
     pixels: tuple[bytes, ...] = ()
     error: DataError | None = None
 
@@ -173,4 +173,5 @@ class PictureLoader(Dataset):
         image = split.transform.centred(pixels, wanted.size)
         images = [image, image.flip(-1)] if wanted.has_twin else [image]
         hashes = tuple(pixels_sha256(each) for each in images)
-        return Loaded(wanted, digest, stamp, torch.stack(images), hashes)
+        # An array: a loader would open a socket for each tensor that it hands over.
+        return Loaded(wanted, digest, stamp, torch.stack(images).numpy(), hashes)
