@@ -256,6 +256,12 @@ def test_what_is_named_like_a_secret_is_hidden(monkeypatch, node, found):
     assert redacted(node) == found
 
 
+def test_of_a_secret_that_begins_like_another_nothing_is_left(monkeypatch):
+    monkeypatch.setenv("MY_TOKEN", "hunter2hunter2")
+    monkeypatch.setenv("MY_OTHER_TOKEN", "hunter2hunter2-and-more")
+    assert redacted("a hunter2hunter2-and-more b hunter2hunter2 c") == "a *** b *** c"
+
+
 REDACTING = ("console", "training.parts", "training.outcome", "training.loggers.media")
 """Modules through which everything goes that a run writes and prints."""
 

@@ -92,10 +92,17 @@ def test_tags_are_shuffled_and_dropped(folder):
     dropped = seen(drop_tags=0.4)
     assert all(each == [tag for tag in tags if tag in each] for each in dropped)
     assert abs(sum(map(len, dropped)) / 60 / 5 - 0.6) < 0.1
+    rarely_dropped = seen(drop_tags=0.2)
+    assert abs(sum(map(len, rarely_dropped)) / 60 / 5 - 0.8) < 0.1
     assert all(each[0] == "cat" for each in seen(drop_tags=0.9, keep_tags=1))
     assert all(len(each) > 0 and each != [""] for each in seen(drop_tags=0.99))
     both = seen(shuffle_tags=True, drop_tags=0.4)
     assert [set(each) for each in both] != [set(each) for each in shuffled]
+    # A tag's place does not tell whether it is dropped.
+    with_cat_first = [
+        after for before, after in zip(shuffled, both, strict=True) if before[0] == "cat"
+    ]
+    assert sum("cat" in each for each in with_cat_first) > 0.3 * len(with_cat_first)
     assert set(drawn(load(folder, shuffle_tags=True), split="validation")) == {
         "cat, red, asleep, indoors, , one"
     }

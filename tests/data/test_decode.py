@@ -30,7 +30,10 @@ def corner(data, **options):
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF"])
-@pytest.mark.parametrize(("value", "grey"), [(0, 0), (65535, 255), (0x8080, 128), (300, 1)])
+@pytest.mark.parametrize(
+    ("value", "grey"),
+    [(0, 0), (128, 0), (129, 1), (300, 1), (0x8080, 128), (65406, 254), (65535, 255)],
+)
 def test_16_bit_greyscale_keeps_its_shades(format, value, grey):
     picture = Image.fromarray(np.full((4, 6), value, np.uint16))
     assert picture.mode == "I;16"

@@ -337,7 +337,7 @@ def test_splits(many):
     assert len(Images(path=str(many), validation_fraction=0.25).split("validation")) == 25
     assert Images(path=str(many), seed=1).split("validation").names != validation.names
     # validation: the centre, whatever the ordinal; training moves with it
-    assert torch.equal(validation[3, 0].image, validation[3, 99].image)
+    assert len({validation[3, o].image.numpy().tobytes() for o in range(20)}) == 1
     assert len({train[3, o].image.numpy().tobytes() for o in range(20)}) > 5
 
 

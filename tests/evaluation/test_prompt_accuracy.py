@@ -54,6 +54,17 @@ def test_shares_are_counted_per_attribute():
         1,
         0.5,
     )
+    ground = {"white": "black"}
+    on_another_ground = [
+        Attributes(a.shape, a.colour, a.size, ground.get(a.background, "white")) for a in expected
+    ]
+    found = accuracy(images, on_another_ground)
+    assert (found["shape"], found["background"], found["all_three"], found["all_four"]) == (
+        1,
+        0,
+        0,
+        0,
+    )
     with pytest.raises(ValueError, match="4 pictures, but .* 3"):
         accuracy(images, expected[:3])
 
@@ -68,8 +79,7 @@ def test_garbage_shows_nothing():
 
 def test_nearest_picture_share_by_hand():
     pictures = torch.tensor([[0.0], [1.0], [2.0], [10.0], [11.0], [12.0], [13.0]])
-    drawn_ = torch.tensor([[0.1], [1.9], [1.0]])
-    found = nearest_picture_share(
-        drawn_, pictures, torch.tensor([0, 1, 6])
-    )  # right; second nearest; farthest
-    assert found == pytest.approx({"top_1": 1 / 3, "top_5": 2 / 3})
+    drawn_ = torch.tensor([[0.1], [1.9], [1.0], [0.1], [0.1]])
+    # The nearest; the second; the last; the fifth and the sixth.
+    found = nearest_picture_share(drawn_, pictures, torch.tensor([0, 1, 6, 4, 5]))
+    assert found == pytest.approx({"top_1": 1 / 5, "top_5": 3 / 5})

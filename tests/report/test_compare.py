@@ -13,7 +13,12 @@ from sdtrain.evaluation.noise_level_error import BITS, LEVELS, bits_over
 from sdtrain.report.compare import Arm, compare, difference, winners
 from sdtrain.report.levels import error_by_level_section
 from sdtrain.report.ranking import left_out_section, ranking_section, summary_lines
-from sdtrain.report.statistics import T_QUANTILES, t_quantile
+from sdtrain.report.statistics import (
+    T_QUANTILES,
+    Difference,
+    standard_errors_to_95_percent,
+    t_quantile,
+)
 
 
 def test_one_run_under_two_names_differs_by_exactly_nothing(write, errors, read):
@@ -267,3 +272,9 @@ def test_quantiles_of_t():
     assert t_quantile(10**9) == pytest.approx(1.959964)
     assert all(a > b for a, b in pairwise(T_QUANTILES))
     assert t_quantile(21) == pytest.approx(2.080, abs=1e-3)
+    assert standard_errors_to_95_percent(3) == 4.303  # two degrees of freedom
+
+
+def test_a_difference_is_significant_in_either_direction():
+    for mean, half_width, significant in ((0.2, 0.1, True), (-0.2, 0.1, True), (-0.1, 0.2, False)):
+        assert Difference(mean, half_width, "pictures").is_significant == significant

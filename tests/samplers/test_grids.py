@@ -77,6 +77,8 @@ def test_ends_of_the_grids():
     assert trailing(3, linear(num_timesteps=10)).tolist() == [1, 6 / 9, 2 / 9]
     for made in (linspace, karras, uniform_log_snr):
         assert made(9, schedule)[-1].item() == pytest.approx(0, abs=1e-12)
+    for made in (karras, uniform_log_snr):
+        assert made(9, flow())[0] == 1  # pure noise, beyond the bounds of the grid
     # Where the schedule ends in log_snr = -inf the second time is at the first bound, and the rest
     # is even.
     log_snr = flow().log_snr(uniform_log_snr(11, flow(), log_snr_min=-8.0, log_snr_max=8.0))

@@ -27,7 +27,7 @@ from sdtrain.errors import UserError
 from sdtrain.paths import config_dir
 from sdtrain.samplers.ddim import ddim
 from sdtrain.samplers.ddpm import ddpm
-from sdtrain.samplers.grids import leading, trailing
+from sdtrain.samplers.grids import leading, linspace, trailing
 from sdtrain.schedules.cosine_log_snr import cosine_log_snr
 from sdtrain.schedules.flow import flow
 from sdtrain.schedules.linear import linear
@@ -272,6 +272,15 @@ def test_every_sampler_on_every_kind_of_schedule(sampler, grid, name, generator)
     assert samples.isfinite().all()
     distance = (samples[:, None] - CENTRES).square().sum(2).min(1).values.sqrt()
     assert (distance > 4 * WIDTH).float().mean() < 0.03
+
+
+def test_every_sampler_may_end_without_noise(sampler, generator):
+    """At t = 0 flow has sigma = 0: the last step in log_snr is infinite."""
+    schedule = flow()
+    noise = torch.randn(11, 50, 2, 1, 1, generator=generator)
+    grid = linspace(10, schedule)
+    samples = sampler(ring(schedule), noise[-1], grid, schedule, noise.__getitem__)
+    assert samples.isfinite().all()
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

@@ -16,6 +16,8 @@ def test_what_differs_in_sampling_alone_is_trained_once():
     arms = [arm("a"), arm("b", sampler="b"), arm("c", steps=2), arm("d", seed=1), arm("e", seed=1)]
     shared = {name: first.name for name, first in find_shared_training(arms).items()}
     assert shared == {"b": "a", "c": "a", "e": "d"}
+    for key in ("data", "model", "schedule", "prediction", "optimizer"):
+        assert not find_shared_training([arm("a", **{key: 1}), arm("b", **{key: 2})]), key
     # One that went on would train for the same time again.
     assert not find_shared_training([arm("a", minutes=1), arm("b", sampler="b", minutes=1)])
 

@@ -248,6 +248,30 @@ def test_steps_left_out_are_counted_and_bounded_and_do_not_advance_the_rate(fuse
     assert caught.value.exit_code == 4
 
 
+def test_the_loss_of_a_step_is_that_of_all_its_micro_batches():
+    optimisation, _ = make(parameters(), max_skipped=1)
+    module = Trained(optimisation, Progress(batch_size=4, max_images=1000))
+    optimizer = module.configure_optimizers()
+    for losses, applied in (([2.0, 3.0], True), ([math.inf, 1.0], False)):
+        set_gradients(optimizer, GOOD[0])
+        for seen, loss in enumerate(losses, 1):
+            batch = SimpleNamespace(stream_end=2 * seen)
+            module.record_losses(batch, torch.tensor([loss, loss]), None)
+        module.configure_gradient_clipping(optimizer)
+        assert module.progress.step.loss.item() == 2 * sum(losses)
+        assert module.progress.step.applied == applied
+
+
+def test_skipped_steps_are_counted_on_after_a_resume():
+    before = Trained(make(parameters())[0], Progress(batch_size=10, max_images=1000))
+    before.progress.skipped_steps = 2
+    checkpoint = {}
+    before.on_save_checkpoint(checkpoint)
+    after = Trained(make(parameters())[0], Progress(batch_size=10, max_images=1000))
+    after.on_load_checkpoint(checkpoint)
+    assert after.progress.skipped_steps == 2
+
+
 def test_clipping_by_hand():
     """|(3, 0, 4, 0, 12)| = 13: scaled to 1/2, or left alone below the limit."""
     for clip, factor in ((6.5, 0.5), (13.5, 1.0), (math.inf, 1.0)):
