@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from sdtrain.data.folder_state import Stamp, stamp_of
+from sdtrain.data.folder_state import Stamp
 from sdtrain.data.image_column import (
     DEFAULT_COLUMNS,
     check_image_type,
@@ -17,7 +17,14 @@ from sdtrain.data.image_column import (
     named_classes,
     values_of,
 )
-from sdtrain.data.stored import NameIndex, names_of_rows, place_of_row, unreadable_error
+from sdtrain.data.stored import (
+    FileStamps,
+    NameIndex,
+    folders_of,
+    names_of_rows,
+    place_of_row,
+    unreadable_error,
+)
 from sdtrain.errors import DataError
 
 MARKERS = ("state.json", "dataset_dict.json")
@@ -50,6 +57,7 @@ class ArrowFolder:
 
         self.path = path
         self.image = image
+        stamps = FileStamps(_files_in(Path(path)))
         try:
             data = load_from_disk(path)
         except Exception as error:  # a damaged folder may raise nearly anything
@@ -67,14 +75,18 @@ class ArrowFolder:
             )
         self._data = data
         folder = Path(path) / split if split else Path(path)
-        self.paths = sorted(str(file) for file in folder.iterdir() if file.is_file())
+        self._stamps = stamps.in_folder(str(folder))
+        self.files = self._stamps.listed
+        if not self.files:
+            raise unreadable_error(path, f"has no files of the split {split!r} in a folder of it")
         table = data.data.table
         check_image_type(table.schema, image, path)
         self.columns = [name for name in table.column_names if name != image]
         self._class_names = class_names(table.schema)
         self.names = names_of_rows(self._picture_paths(), self._places_of_rows(split))
         self._places = NameIndex(self.names)
-        self.identity = f"{path}: {split}"
+        # With the column, because each has other pictures under the same names.
+        self.identity = f"{path}: {split}: {image}"
 
     def _picture_paths(self) -> list[str | None]:
         column = self._data.data.table.column(self.image)
@@ -91,21 +103,34 @@ class ArrowFolder:
         values = values_of(self._data.data.table.column(column), self.path)
         return named_classes(values, self._class_names.get(column))
 
+    def folders(self) -> list[str]:
+        return folders_of(self.names)
+
+    def forget_values(self) -> None:
+        """Do nothing: values are read when they are asked for."""
+
     def open(self, name: str) -> BinaryIO:
+        self._stamps.check_all()
         value = self._data.data.table.column(self.image)[self._places.place(name)]
         return io.BytesIO(encoded_picture(value, self.location(name)))
 
     def stamps(self, names: Iterable[str]) -> dict[str, Stamp]:
         """Return the size of all files of the data set, and the time of their last change."""
-        of_files = [stamp_of(file["filename"]) for file in self._data.cache_files]
-        found = [stamp for stamp in of_files if stamp is not None]
-        if not found:
-            return {}
+        found = [stamp for stamp in self.files.values() if stamp is not None]
         total = (sum(size for size, _ in found), max(changed_at for _, changed_at in found))
         return dict.fromkeys(names, total)
 
+    def check_unchanged(self, names: Iterable[str]) -> None:
+        self._stamps.check_all()
+
     def location(self, name: str) -> str:
         return f"{self.path}: {name}"
+
+
+def _files_in(folder: Path) -> list[str]:
+    """Return the paths of the files in a folder, and in the folders in it, which are its splits."""
+    found = sorted([*folder.glob("*"), *folder.glob("*/*")])
+    return [str(path) for path in found if path.is_file()]
 
 
 def choose_split(splits: Sequence[str], wanted: str | None, path: str) -> str:

@@ -94,6 +94,7 @@ class StoredPictures(CaptionedPictures):
         )
         store = open_store(path, split=split, image=columns.image)
         inventory = inventory_of_store(store, columns, options, path, refresh=refresh)
+        store.forget_values()
         super().__init__(inventory, store, options)
 
 
@@ -105,18 +106,19 @@ def inventory_of_store(
 
     refresh: whether it is listed anew in any case.
     """
-    state = FolderState.of_files(store.paths)
+    state = FolderState.of_files(store.files)
+    paths = list(store.files)
     listed = {
         **listed_options(options),
         "columns": asdict(columns),
         "path": path,
-        "paths": store.paths,
+        "paths": paths,
     }
 
     def list_pictures(known: KnownHeaders) -> Taken:
         return Taken(list_stored(store, columns, options, path), state)
 
-    folder = os.path.commonpath(store.paths)
+    folder = os.path.commonpath(paths)
     return take_inventory(folder, listed, list_pictures, refresh=refresh)
 
 

@@ -8,7 +8,7 @@ seen when it is read, and at once in a folder with few files.
 import hashlib
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from sdtrain.data.listing import Listing, list_folder
@@ -62,12 +62,15 @@ class FolderState:
         )
 
     @classmethod
-    def of_files(cls, paths: Iterable[str]) -> "FolderState":
-        """Return the state of files with these absolute paths, whatever folders they are in."""
+    def of_files(cls, stamps: Mapping[str, Stamp | None]) -> "FolderState":
+        """Return the state of files, whatever folders they are in.
+
+        stamps: {absolute path: stamp from before the file was read, None if it could not be read}.
+        """
         return cls(
             folders={},
             links={},
-            files={path: _stamp_list("", path) for path in paths},
+            files={path: _as_list(stamp) for path, stamp in stamps.items()},
             digest=None,
             is_settled=True,
         )
@@ -94,10 +97,13 @@ class FolderState:
         return True
 
 
-def stamp_of(path: str) -> Stamp | None:
-    """Return the stamp of a file, or None if it cannot be read."""
+def stamp_of(file: str | int) -> Stamp | None:
+    """Return the stamp of a file, or None if it cannot be read.
+
+    file: its path, or the descriptor of the open file.
+    """
     try:
-        status = os.stat(path)
+        status = os.stat(file)
     except OSError:
         return None
     return status.st_size, status.st_mtime_ns
@@ -114,7 +120,11 @@ def now() -> int:
 
 
 def _stamp_list(folder: str, name: str) -> list[int] | None:
-    stamp = stamp_of(os.path.join(folder, name))
+    return _as_list(stamp_of(os.path.join(folder, name)))
+
+
+def _as_list(stamp: Stamp | None) -> list[int] | None:
+    """Return what json makes of a stamp."""
     return None if stamp is None else list(stamp)
 
 

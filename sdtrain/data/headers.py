@@ -9,7 +9,7 @@ from typing import BinaryIO, NamedTuple
 
 from sdtrain.data.decode import PIXEL_LIMIT, PictureFile, picture_header
 from sdtrain.data.listing import shortened
-from sdtrain.data.reader import Source
+from sdtrain.data.reader import ChangedFileError, Source
 from sdtrain.errors import DataError
 
 
@@ -140,6 +140,8 @@ def classify_headers(
         location = source.location(name)
         try:
             header = read(name)
+        except ChangedFileError:  # what else was read of the data set is of no use any more
+            raise
         except DataError as error:
             headers.unusable[name] = Unusable(str(error))
         except OSError as error:  # the disk fails

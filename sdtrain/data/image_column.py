@@ -1,11 +1,13 @@
 """Columns of Arrow and Parquet data as the datasets library stores them: pictures, class labels."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 
+from sdtrain.data.listing import shortened
 from sdtrain.data.stored import unreadable_error
 from sdtrain.errors import DataError
 
@@ -21,6 +23,13 @@ DEFAULT_COLUMNS = {
 def is_bytes(type_: pa.DataType) -> bool:
     """Whether the values are bytes, whatever the length of their offsets."""
     return pa.types.is_binary(type_) or pa.types.is_large_binary(type_)
+
+
+def check_column_names(schema: pa.Schema, path: str) -> None:
+    """Raise DataError if two columns have the same name."""
+    repeated = [name for name, count in Counter(schema.names).items() if count > 1]
+    if repeated:
+        raise unreadable_error(path, f"has several columns called {shortened(repeated)}")
 
 
 def check_image_type(schema: pa.Schema, image: str, path: str) -> None:

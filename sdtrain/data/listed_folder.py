@@ -1,19 +1,22 @@
-"""The files of a folder, each compared with the folder's listing when it is opened."""
+"""The files of a folder, which are compared with the folder's listing."""
 
 import bisect
 import os
-from collections.abc import Iterable
-from datetime import datetime
+from collections.abc import Iterable, Sequence
 from typing import BinaryIO
 
 import pyarrow as pa
 
 from sdtrain.data.folder_state import Stamp, stamp_of
+from sdtrain.data.inventory import CAPTION_STAMPS, PICTURE_STAMPS
 from sdtrain.data.listing import CAPTION_SUFFIXES
-from sdtrain.data.reader import ChangedFileError, Folder
+from sdtrain.data.reader import Folder, changed_error
 
 FEW = 1000
 """Up to so many rows are looked up one by one; for more, the columns are read as a whole."""
+
+STAMPS = (*PICTURE_STAMPS, *CAPTION_STAMPS)
+"""Columns that are compared with the files."""
 
 
 class ListedFolder(Folder):
@@ -34,14 +37,14 @@ class ListedFolder(Folder):
         """
         file = super().open(name)
         try:
-            self._compare(name, file)
+            self._compare(name, self._row_of(name), file)
         except BaseException:
             file.close()
             raise
         return file
 
     def stamps(self, names: Iterable[str]) -> dict[str, Stamp]:
-        """Return them as listed: a file that has changed since is noticed when it is opened."""
+        """Return them as listed."""
         names = list(names)
         if len(names) <= FEW:
             rows = [self._row_of(name) for name in names]
@@ -52,21 +55,40 @@ class ListedFolder(Folder):
         found = {name: (size, changed_at) for name, size, changed_at in zip(*columns, strict=True)}
         return {name: found[name] for name in names}
 
-    def _compare(self, name: str, file: BinaryIO) -> None:
-        row = self._row_of(name)
-        status = os.fstat(file.fileno())
-        listed = (self._value("bytes", row), self._value("changed_at", row))
-        found = (status.st_size, status.st_mtime_ns)
-        if found != listed:
-            raise _changed_error(self.location(name), listed, found)
-        suffix = self._value("caption_suffix", row)
+    def check_unchanged(self, names: Iterable[str]) -> None:
+        """Compare the files of pictures, and the caption files beside them, without opening them.
+        Raises ChangedFileError for the first that is not as it was listed.
+        """
+        names = list(names)
+        if len(names) <= FEW:
+            for name in names:
+                self._compare(name, self._row_of(name))
+            return
+        wanted = set(names)
+        columns = [self.table.column(column).to_pylist() for column in ("name", *STAMPS)]
+        for name, *listed in zip(*columns, strict=True):
+            if name in wanted:
+                self._compare_with(name, listed)
+
+    def _compare(self, name: str, row: int, file: BinaryIO | None = None) -> None:
+        """Compare a picture with a row of the table. file: the picture if it is open."""
+        self._compare_with(name, [self._value(column, row) for column in STAMPS], file)
+
+    def _compare_with(
+        self, name: str, listed: Sequence[int | None], file: BinaryIO | None = None
+    ) -> None:
+        """Compare a picture and its caption file with the values of STAMPS."""
+        size, changed_at, suffix, caption_size, caption_changed_at = listed
+        path = self.location(name)
+        found = stamp_of(path if file is None else file.fileno())
+        if found != (size, changed_at):
+            raise changed_error(path, (size, changed_at), found)
         if suffix is None:
             return
-        caption = os.path.splitext(self.location(name))[0] + CAPTION_SUFFIXES[suffix]
-        listed = (self._value("caption_bytes", row), self._value("caption_changed_at", row))
+        caption = os.path.splitext(path)[0] + CAPTION_SUFFIXES[suffix]
         found = stamp_of(caption)
-        if found != listed:
-            raise _changed_error(caption, listed, found)
+        if found != (caption_size, caption_changed_at):
+            raise changed_error(caption, (caption_size, caption_changed_at), found)
 
     def _row_of(self, name: str) -> int:
         names = self.table.column("name").chunk(0)
@@ -76,18 +98,3 @@ class ListedFolder(Folder):
 
     def _value(self, column: str, row: int) -> int | None:
         return self.table.column(column).chunk(0)[row].as_py()
-
-
-def _changed_error(path: str, listed: Stamp, found: Stamp | None) -> ChangedFileError:
-    now = "is gone" if found is None else f"has {_in_words(found)}"
-    return ChangedFileError(
-        f"The file {path!r} has changed since its folder was listed: it had {_in_words(listed)}, "
-        f"and now {now}",
-        key="data.refresh",
-        remedy="Start again with data.refresh=true, which lists the folder anew.",
-    )
-
-
-def _in_words(stamp: Stamp) -> str:
-    size, changed_at = stamp
-    return f"{size} bytes of {datetime.fromtimestamp(changed_at / 1e9):%Y-%m-%d %H:%M:%S.%f}"

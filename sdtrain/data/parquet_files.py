@@ -4,9 +4,10 @@ A Parquet file stores its rows in groups. A group is the smallest part that can 
 groups that were read last are kept.
 """
 
+import contextlib
 import io
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 from sdtrain.data.folder_state import Stamp
 from sdtrain.data.image_column import (
     DEFAULT_COLUMNS,
+    check_column_names,
     check_image_type,
     class_names,
     encoded_picture,
@@ -27,6 +29,7 @@ from sdtrain.data.stored import (
     FileStamps,
     NameIndex,
     file_names,
+    folders_of,
     names_of_rows,
     place_of_row,
     unreadable_error,
@@ -55,10 +58,16 @@ class ParquetFiles:
     default_columns = DEFAULT_COLUMNS
 
     def __init__(self, paths: Sequence[str], image: str) -> None:
-        self.paths = list(paths)
+        self._stamps = FileStamps(paths)
+        self.paths = self._stamps.paths
+        self.files = self._stamps.listed
+        # With the column, because each has other pictures under the same names.
+        self.identity = f"{self._stamps.identity} {image}"
         self.image = image
         self._metadata = [_read_metadata(path) for path in self.paths]
         schema = self._metadata[0].schema.to_arrow_schema()
+        for path, metadata in zip(self.paths, self._metadata, strict=True):
+            check_column_names(metadata.schema.to_arrow_schema(), path)
         check_image_type(schema, image, self.paths[0])
         self.columns = [name for name in schema.names if name != image]
         self._class_names = class_names(schema)
@@ -74,13 +83,7 @@ class ParquetFiles:
         self.notes = _notes(self._metadata)
         self._places = NameIndex(self.names)
         counts = [metadata.num_rows for metadata in self._metadata]
-        self._stamps = FileStamps(
-            paths=self.paths,
-            names=self.names,
-            file_of=np.repeat(np.arange(len(counts), dtype=np.int32), counts),
-            index=self._places,
-        )
-        self.identity = self._stamps.identity
+        self._file_of = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
         self._kept: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
 
     def _picture_paths(self, schema: pa.Schema) -> list[str | None]:
@@ -99,14 +102,18 @@ class ParquetFiles:
     def values(self, column: str) -> list[Any]:
         return named_classes(self._read_column(column, column), self._class_names.get(column))
 
+    def folders(self) -> list[str]:
+        return folders_of(self.names)
+
+    def forget_values(self) -> None:
+        """Do nothing: values are read when they are asked for."""
+
     def _read_column(self, selected: str, column: str) -> list[Any]:
         """Return the values of a column in all files. selected: the part of it that is read."""
         values = []
         for file, path in enumerate(self.paths):
-            try:
+            with self._reading(file):
                 table = self._file(file).read([selected], use_threads=False)
-            except (OSError, pa.ArrowException) as error:
-                raise _damaged(path, error) from error
             values += values_of(table.column(column), path)
         return values
 
@@ -117,7 +124,11 @@ class ParquetFiles:
         return io.BytesIO(encoded_picture(value, self.location(name)))
 
     def stamps(self, names: Iterable[str]) -> dict[str, Stamp]:
-        return self._stamps.of(names)
+        names = list(names)
+        return self._stamps.of(names, self._file_of[self._places.places(names)])
+
+    def check_unchanged(self, names: Iterable[str]) -> None:
+        self._stamps.check_all()
 
     def location(self, name: str) -> str:
         row = self._places.place(name)
@@ -125,21 +136,35 @@ class ParquetFiles:
         return f"{self.paths[file]}: {name}"
 
     def _read_group(self, group: int) -> pa.ChunkedArray:
-        """Return the pictures of a row group. Raises DataError if it is damaged."""
+        """Return the pictures of a row group. Raises ChangedFileError if its file is not as it was
+        listed, even if they are kept; DataError if it is damaged.
+        """
+        file, number = self._groups[group]
         if group in self._kept:
+            self._stamps.check(file)
             self._kept.move_to_end(group)
             return self._kept[group]
-        file, number = self._groups[group]
-        try:
+        with self._reading(file):
             # Without threads: those of the parent do not survive the fork of a loader worker.
             table = self._file(file).read_row_group(number, [self.image], use_threads=False)
-        except (OSError, pa.ArrowException) as error:
-            raise _damaged(self.paths[file], error) from error
         pictures = table.column(self.image)
         self._kept[group] = pictures
         while len(self._kept) > 1 and _total_bytes(self._kept) > GROUP_CACHE_BYTES:
             self._kept.popitem(last=False)
         return pictures
+
+    @contextlib.contextmanager
+    def _reading(self, file: int) -> Iterator[None]:
+        """Raise ChangedFileError if the file is not as it was listed when the block is entered or
+        left, DataError if reading it fails there.
+        """
+        self._stamps.check(file)
+        try:
+            yield
+        except (OSError, pa.ArrowException) as error:
+            self._stamps.check(file)
+            raise _damaged(self.paths[file], error) from error
+        self._stamps.check(file)
 
     def _file(self, file: int) -> pq.ParquetFile:
         return pq.ParquetFile(

@@ -3,6 +3,7 @@
 import os
 import stat
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import BinaryIO, Protocol
 
 from PIL import Image
@@ -21,6 +22,24 @@ class ChangedFileError(DataError):
     """A file is not the one that was listed."""
 
 
+def changed_error(path: str, listed: Stamp | None, found: Stamp | None) -> ChangedFileError:
+    """Return the error for a file with another stamp than it was listed with."""
+    return ChangedFileError(
+        f"The file {path!r} has changed since the data were listed: it {_in_words(listed, 'had')}, "
+        f"and now {_in_words(found, 'has')}",
+        key="data.refresh",
+        remedy="Start again with data.refresh=true, which lists the data anew.",
+    )
+
+
+def _in_words(stamp: Stamp | None, verb: str) -> str:
+    if stamp is None:
+        return f"{verb} no size, because it cannot be read"
+    size, changed_at = stamp
+    when = datetime.fromtimestamp(changed_at / 1e9)
+    return f"{verb} {size} bytes of {when:%Y-%m-%d %H:%M:%S.%f}"
+
+
 class Source(Protocol):
     """Where the encoded files of a data set are. Each picture has a name of its own.
 
@@ -30,7 +49,9 @@ class Source(Protocol):
     identity: str
 
     def open(self, name: str) -> BinaryIO:
-        """Open the encoded file of a picture. Raises DataError if that fails."""
+        """Open the encoded file of a picture. Raises ChangedFileError if it is not as it was
+        listed, DataError if it cannot be opened.
+        """
         ...
 
     def location(self, name: str) -> str:
@@ -38,9 +59,13 @@ class Source(Protocol):
         ...
 
     def stamps(self, names: Iterable[str]) -> dict[str, Stamp]:
-        """Return {name: size and time of the file that the picture is in}, without those that are
-        gone.
+        """Return {name: size and time of the file that the picture is in}, as it was listed if it
+        is part of a listing, without files that are gone.
         """
+        ...
+
+    def check_unchanged(self, names: Iterable[str]) -> None:
+        """Raise ChangedFileError if a file of these pictures is not as it was listed."""
         ...
 
 
@@ -85,6 +110,9 @@ class Folder:
             if stamp is not None:
                 found[name] = stamp
         return found
+
+    def check_unchanged(self, names: Iterable[str]) -> None:
+        """Do nothing: these files are not part of a listing."""
 
 
 class PictureReader:

@@ -2,18 +2,21 @@
 columns of values beside them.
 """
 
+import copy
 import hashlib
 import os
+import posixpath
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from sdtrain.data.folder_state import Stamp, stamp_of
 from sdtrain.data.listing import shortened
-from sdtrain.data.reader import Source
+from sdtrain.data.reader import Source, changed_error
 from sdtrain.errors import DataError
 
 
@@ -22,18 +25,31 @@ class Store(Source, Protocol):
 
     names: of the pictures, in the order in which they are stored. columns: names of the columns
     beside them. default_columns: {role: columns that have it by default}; the first that exists is
-    taken. notes: lines for the user about what is not read. paths: of the files that hold it.
+    taken. notes: lines for the user about what is not read. files: {path: stamp} of the files that
+    hold it, from before they were read.
     """
 
     names: Sequence[str]
     columns: Sequence[str]
     default_columns: Mapping[str, Sequence[str]]
     notes: Sequence[str]
-    paths: Sequence[str]
+    files: Mapping[str, Stamp | None]
 
     def values(self, column: str) -> list[Any]:
         """Return the values of a column, in the order of `names`; None where there is none."""
         ...
+
+    def folders(self) -> list[str]:
+        """Return the folder of each picture, as named in its file, in the order of `names`."""
+        ...
+
+    def forget_values(self) -> None:
+        """Free the memory of what only `values` and `folders` need; they are not called again."""
+        ...
+
+
+FEW = 1000
+"""Up to so many names are looked up one by one."""
 
 
 class NameIndex:
@@ -61,28 +77,32 @@ class NameIndex:
             raise KeyError(name)
         return int(self._order[low])
 
-
-FEW = 1000
-"""Up to so many names are looked up one by one."""
+    def places(self, names: Sequence[str]) -> np.ndarray:
+        """Return the places of names that exist, int64 [N]."""
+        if len(names) <= FEW:
+            return np.array([self.place(name) for name in names], np.int64)
+        found = pc.index_in(pa.array(names, pa.large_string()), value_set=self._sorted)
+        return self._order[found.to_numpy()]
 
 
 class FileStamps:
-    """Sizes and times of the files that pictures are stored in.
+    """The files of a stored data set, with the sizes and times that they have now: before they are
+    read.
 
     Args:
         paths: of the files.
-        names: of the pictures.
-        file_of: [N], the number of the file of each picture.
-        index: finds the place of a name.
     """
 
-    def __init__(
-        self, *, paths: Sequence[str], names: Sequence[str], file_of: np.ndarray, index: NameIndex
-    ) -> None:
-        self.paths = paths
-        self.names = names
-        self.file_of = file_of
-        self.index = index
+    def __init__(self, paths: Sequence[str]) -> None:
+        self.listed = {path: stamp_of(path) for path in paths}
+        self.paths = list(self.listed)
+
+    def in_folder(self, folder: str) -> "FileStamps":
+        """Return the files that are in a folder and in none below it, with the same stamps."""
+        inside = copy.copy(self)
+        inside.paths = [path for path in self.paths if os.path.dirname(path) == folder]
+        inside.listed = {path: self.listed[path] for path in inside.paths}
+        return inside
 
     @property
     def identity(self) -> str:
@@ -90,20 +110,39 @@ class FileStamps:
         digest = hashlib.sha256("\n".join(self.paths).encode(errors="surrogateescape"))
         return f"{self.paths[0]} {len(self.paths)} {digest.hexdigest()[:32]}"
 
-    def of(self, names: Iterable[str]) -> dict[str, Stamp]:
-        """Return the stamp of the file of each of these pictures, without files that are gone."""
-        of_files = [stamp_of(path) for path in self.paths]
-        wanted = list(names)
-        if len(wanted) <= FEW:
-            files = {name: self.file_of[self.index.place(name)] for name in wanted}
-        else:
-            files = dict(zip(self.names, self.file_of, strict=True))
+    def of(self, names: Sequence[str], files: Sequence[int]) -> dict[str, Stamp]:
+        """Return the stamp of the file of each picture, without files that could not be read.
+
+        files: the number of the file of each.
+        """
+        stamps = [self.listed[path] for path in self.paths]
         found = {}
-        for name in wanted:
-            stamp = of_files[files[name]]
-            if stamp is not None:
-                found[name] = stamp
+        for name, file in zip(names, files, strict=True):
+            if stamps[file] is not None:
+                found[name] = stamps[file]
         return found
+
+    def check(self, file: int, descriptor: int | None = None) -> None:
+        """Raise ChangedFileError unless a file has the stamp that it was listed with.
+
+        Args:
+            file: its number.
+            descriptor: of the file if it is open; otherwise what is at its path now is compared.
+        """
+        path = self.paths[file]
+        found = stamp_of(path if descriptor is None else descriptor)
+        if found != self.listed[path]:
+            raise changed_error(path, self.listed[path], found)
+
+    def check_all(self) -> None:
+        """Raise ChangedFileError unless all files have the stamps that they were listed with."""
+        for file in range(len(self.paths)):
+            self.check(file)
+
+
+def folders_of(names: Sequence[str]) -> list[str]:
+    """Return the folder of each name, "" for the outermost."""
+    return [posixpath.dirname(name) for name in names]
 
 
 def names_of_rows(paths: Sequence[str | None], places: Sequence[str]) -> list[str]:

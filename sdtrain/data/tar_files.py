@@ -20,7 +20,14 @@ import numpy as np
 from sdtrain.data.decode import picture_suffixes
 from sdtrain.data.folder_state import Stamp
 from sdtrain.data.listing import REFUSED_SUFFIXES, suffix_of
-from sdtrain.data.stored import FileStamps, NameIndex, check_names, file_names, unreadable_error
+from sdtrain.data.stored import (
+    FileStamps,
+    NameIndex,
+    check_names,
+    file_names,
+    folders_of,
+    unreadable_error,
+)
 from sdtrain.errors import DataError
 
 BLOCK = 512
@@ -116,7 +123,10 @@ class TarFiles:
     }
 
     def __init__(self, paths: Sequence[str], suffix: str | None = None) -> None:
-        self.paths = list(paths)
+        self._stamps = FileStamps(paths)
+        self.paths = self._stamps.paths
+        self.files = self._stamps.listed
+        self.identity = self._stamps.identity
         index = _Index()
         for place, path in enumerate(self.paths):
             _read_tar(path, place, suffix, index)
@@ -128,35 +138,49 @@ class TarFiles:
             columns.update(dict.fromkeys(values))
         self.columns = list(columns)
         self.notes = _notes(index)
+        self._members = index.names
         self.names = _picture_names(index, self.paths)
         self._places = NameIndex(self.names)
-        self._files = np.array(index.files, np.int32)
+        self._file_of = np.array(index.files, np.int32)
         self._offsets = np.array(index.offsets, np.int64)
         self._sizes = np.array(index.sizes, np.int64)
-        self._stamps = FileStamps(
-            paths=self.paths, names=self.names, file_of=self._files, index=self._places
-        )
-        self.identity = self._stamps.identity
 
     def values(self, column: str) -> list[Any]:
         return [values.get(column) for values in self._texts]
 
+    def folders(self) -> list[str]:
+        return folders_of(self._members)
+
+    def forget_values(self) -> None:
+        self._texts = []
+        self._members = []
+
     def open(self, name: str) -> BinaryIO:
         place = self._places.place(name)
-        path = self.paths[self._files[place]]
+        number = int(self._file_of[place])
+        path = self.paths[number]
         try:
             # Opened for each picture, so that forked processes share no position in a file.
             file = open(path, "rb", buffering=0)
         except OSError as error:
             raise unreadable_error(path, f"cannot be opened: {error.strerror}") from error
+        try:
+            self._stamps.check(number, file.fileno())
+        except BaseException:
+            file.close()
+            raise
         part = MemberFile(file, int(self._offsets[place]), int(self._sizes[place]))
         return io.BufferedReader(part)
 
     def stamps(self, names: Iterable[str]) -> dict[str, Stamp]:
-        return self._stamps.of(names)
+        names = list(names)
+        return self._stamps.of(names, self._file_of[self._places.places(names)])
+
+    def check_unchanged(self, names: Iterable[str]) -> None:
+        self._stamps.check_all()
 
     def location(self, name: str) -> str:
-        return f"{self.paths[self._files[self._places.place(name)]]}: {name}"
+        return f"{self.paths[self._file_of[self._places.place(name)]]}: {name}"
 
 
 def _picture_names(index: _Index, paths: Sequence[str]) -> list[str]:
@@ -270,7 +294,10 @@ def _read_text(tar: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> dict
     if member.size > LARGEST_TEXT:
         reason = f"has {member.size} bytes; a caption has at most {LARGEST_TEXT}"
         raise unreadable_error(name, reason)
-    content = tar.extractfile(member).read()
+    try:
+        content = tar.extractfile(member).read()
+    except (OSError, tarfile.TarError) as error:
+        raise unreadable_error(path, f"is damaged or cut short: {error}") from error
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
