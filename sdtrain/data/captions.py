@@ -35,13 +35,15 @@ class CaptionedPicture(NamedTuple):
     """A picture with what the folder's text files say about it.
 
     name: relative file name. captions: at least one; a single "" if the picture has none.
-    label, weight: the values in the metadata file, or None.
+    label, weight: the values in the metadata file, or None. folder: the one that names its class
+    if there are no labels; None for that of its name.
     """
 
     name: str
     captions: tuple[str, ...]
     label: Any = None
     weight: Any = None
+    folder: str | None = None
 
 
 @dataclass

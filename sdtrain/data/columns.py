@@ -52,7 +52,7 @@ def read_columns(
     labels = _values(store, _find(store, "label", columns.label, place))
     weights = _values(store, _find(store, "weight", columns.weight, place))
     pictures = []
-    for row in zip(store.names, captions, labels, weights, strict=True):
+    for row in zip(store.names, captions, labels, weights, store.folders(), strict=True):
         pictures.append(CaptionedPicture(*row))
     pictures.sort(key=lambda picture: picture.name)
     empty = [picture.name for picture in pictures if picture.captions == NO_CAPTION]

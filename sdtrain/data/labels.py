@@ -58,7 +58,7 @@ def _from_metadata(pictures: Sequence[CaptionedPicture]) -> tuple[list[int], Cla
 
 def _from_folders(pictures: Sequence[CaptionedPicture]) -> tuple[list[int], Classes]:
     """Number the subfolders of the deepest folder that contains all pictures."""
-    folders = [posixpath.dirname(picture.name) for picture in pictures]
+    folders = [_folder_of(picture) for picture in pictures]
     if not any(folders):
         return _no_classes(pictures, "all pictures lie in the same folder")
     # A folder that contains all pictures is not a class.
@@ -72,6 +72,10 @@ def _from_folders(pictures: Sequence[CaptionedPicture]) -> tuple[list[int], Clas
             return _no_classes(pictures, reason)
         names.append(below[folder].split("/")[0])
     return _number_names(names, "the subfolders")
+
+
+def _folder_of(picture: CaptionedPicture) -> str:
+    return posixpath.dirname(picture.name) if picture.folder is None else picture.folder
 
 
 def _number_names(values: list[str], source: str) -> tuple[list[int], Classes]:
