@@ -72,9 +72,10 @@ class PictureCache:
     problems: dict[str, str] = field(default_factory=dict)
 
     def look_up(self, wanted: Iterable[Wanted]) -> None:
-        """Find the hashes of the files of pictures that have not changed."""
+        """Find the hashes of the files of pictures that are known. Raises ChangedFileError."""
         unknown = [each.name for each in wanted if each.name not in self.digests]
         if unknown:
+            self.source.check_unchanged(unknown)
             self.digests |= self.contents.known(self.source.stamps(unknown))
 
     def keys(self, wanted: Wanted) -> list[bytes]:

@@ -1,10 +1,17 @@
 """The same latents from a folder, Parquet, Arrow and tar; and for pictures of several shapes."""
 
-import torch
-from stored_pictures import FORMATS, rows, write_folder
+import os
+import shutil
 
+import pyarrow.parquet as pq
+import pytest
+import torch
+from stored_pictures import FORMATS, image_table, rows, write_folder, write_tar
+
+from sdtrain.data import folder_state
 from sdtrain.data.columns import Columns
 from sdtrain.data.dataset import StoredPictures
+from sdtrain.data.reader import ChangedFileError
 
 
 def moments(data) -> dict[int, torch.Tensor]:
@@ -44,3 +51,53 @@ def test_pictures_of_several_shapes(images_of, paint, pictures, cached, autoenco
         shapes.add(found.shape)
         torch.testing.assert_close(found, autoencoder.moments(row.image[None])[0])
     assert len(shapes) == 2
+
+
+def test_two_columns_of_pictures_have_latents_of_their_own(cached, autoencoder, tmp_path):
+    made = rows(6)
+    others = [row | {"bytes": made[i - 3]["bytes"]} for i, row in enumerate(made)]
+    table = image_table(made)
+    table = table.append_column("other", image_table(others).column("image"))
+    pq.write_table(table, tmp_path / "a.parquet")
+    for column in ("image", "other"):
+        columns = Columns(image=column)
+        data = StoredPictures(path=str(tmp_path / "a.parquet"), columns=columns, image_size=16)
+        split = data.split("train")
+        for index, found in moments(cached(data).data).items():
+            expected = autoencoder.moments(split[index, 0].image[None])[0]
+            torch.testing.assert_close(found, expected)
+
+
+def test_a_file_that_is_replaced_before_it_is_cached(cached, autoencoder, tmp_path):
+    """Nothing of it is cached under the stamp of the other one."""
+    made = rows(6)
+    place = write_tar(tmp_path / "tar", made)
+    data = StoredPictures(path=str(place), image_size=16)
+    shutil.rmtree(place)
+    write_tar(place, [row | {"text": f"new {row['text']}"} for row in made[::-1]])
+    with pytest.raises(ChangedFileError):
+        cached(data)
+    data = StoredPictures(path=str(place), image_size=16)
+    split = data.split("train")
+    for index, found in moments(cached(data).data).items():
+        expected = autoencoder.moments(split[index, 0].image[None])[0]
+        torch.testing.assert_close(found, expected)
+
+
+def test_a_picture_or_caption_that_changed_in_a_large_folder(
+    images_of, paint, pictures, cached, monkeypatch
+):
+    """It is noticed before the cache is read, although no picture is opened any more."""
+    monkeypatch.setattr(folder_state, "FEW_FILES", 0)
+    os.utime(pictures, (10**9, 10**9))
+    cached(images_of(pictures))
+    for few in (0, 1000):  # as for many pictures, and for few
+        monkeypatch.setattr("sdtrain.data.listed_folder.FEW", few)
+        cached(images_of(pictures))
+        for file in (pictures / "03.png", pictures / "03.txt"):
+            status = file.stat()
+            os.utime(file, (1, 1))
+            with pytest.raises(ChangedFileError) as caught:
+                cached(images_of(pictures))
+            assert (caught.value.key, caught.value.exit_code) == ("data.refresh", 3)
+            os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
