@@ -98,6 +98,7 @@ def load(
     """
     saved = upgrade_config(read_config(folder.config))
     _check_is_diffusion(saved, folder)
+    _check_has_raw_weights(saved, ema)
     check_targets({key: saved.get(key) for key in BUILT}, allow)
     cfg = {key: value for key, value in saved.items() if key in (*BUILT, *PLAIN_KEYS)}
     cfg["data"] = saved.get("data") or {}
@@ -122,6 +123,18 @@ def load(
     model.load_trained_state(weights)
     training_data = TrainingData(cfg["data"], data or {}, allow, record)
     return LoadedCheckpoint(model.to(device).eval(), cfg, folder, training_data, record)
+
+
+def _check_has_raw_weights(saved: dict[str, Any], ema: bool) -> None:
+    """Raise UserError if the raw weights are asked for and the checkpoint holds only averages."""
+    if is_schedule_free(saved) and not ema:
+        raise UserError(
+            "has no raw weights to show: with optimizer=schedule_free those of a checkpoint are "
+            "averages",
+            key="ema",
+            value="false",
+            remedy="Remove it.",
+        )
 
 
 def _check_is_diffusion(saved: dict[str, Any], folder: CheckpointFolder) -> None:

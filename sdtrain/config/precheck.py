@@ -79,10 +79,15 @@ class PrecheckedConfig:
         return copy.deepcopy(self._config)
 
     def with_precision(self, precision: str) -> "PrecheckedConfig":
-        """Return the same configuration with another trainer.precision."""
+        """Return the same configuration with another trainer.precision.
+
+        Raises UserError if the other settings do not fit it.
+        """
         config = self.config
         config["trainer"]["precision"] = precision
-        return replace(self, _config=config, trainer=replace(self.trainer, precision=precision))
+        trainer = replace(self.trainer, precision=precision)
+        _check_precision(trainer, config["optimizer"])
+        return replace(self, _config=config, trainer=trainer)
 
     @property
     def typed(self) -> set[str]:

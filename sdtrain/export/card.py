@@ -11,6 +11,7 @@ from PIL import Image
 
 from sdtrain.assemble.drawing import grid_record
 from sdtrain.assemble.load import LoadedCheckpoint
+from sdtrain.config.optimizers import is_schedule_free
 from sdtrain.config.schema import ExportConfig
 from sdtrain.export.single_file import FILE
 from sdtrain.files import write_text
@@ -101,6 +102,13 @@ def _is_epsilon(saved: dict) -> bool:
     return saved["prediction"]["_target_"].endswith(".Epsilon")
 
 
+def _weights_name(config: ExportConfig, saved: dict) -> str:
+    """Return the words for the weights that are exported."""
+    if is_schedule_free(saved):
+        return "averaged (schedule-free)"
+    return "averaged (EMA)" if config.ema else "raw"
+
+
 def write_card(config: ExportConfig, loaded: LoadedCheckpoint, saved: dict) -> None:
     """Write the card, and the last grid of samples of the run beside it. Raises OSError."""
     folder = Path(config.output)
@@ -116,7 +124,7 @@ def write_card(config: ExportConfig, loaded: LoadedCheckpoint, saved: dict) -> N
         f"# {saved.get('name', 'model')}",
         "",
         f"Trained with sdtrain on {loaded.checkpoint.images_seen} images. Weights: "
-        f"{'averaged (EMA)' if config.ema else 'raw'}, {config.dtype}.",
+        f"{_weights_name(config, saved)}, {config.dtype}.",
         "",
         "```python",
         "from diffusers import StableDiffusionPipeline",

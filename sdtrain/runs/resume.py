@@ -169,15 +169,18 @@ def _is_moved_cache(key: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
     return os.path.basename(folders[0]) == os.path.basename(folders[1])
 
 
-def _is_same_cache(key: str, old: Any, new: Any) -> bool:
+def _is_same_cache(key: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
     """Whether both read the same bits: from a cache, wherever it is, or both from the pictures.
 
     The latents of a cache were computed in batches of another size and differ by their rounding, so
-    a run does not change from one to the other. None: saved by an earlier version.
+    a run does not change from one to the other. None: saved by an earlier version. Without a cache
+    its dtype means nothing.
     """
+    had_cache = old.get("data.cache") not in (None, "off")
+    has_cache = new.get("data.cache") not in (None, "off")
     if key == "cache.dtype":
-        return old is None
-    return key == "data.cache" and (old in (None, "off")) == (new in (None, "off"))
+        return not (had_cache and has_cache)
+    return key == "data.cache" and had_cache == has_cache
 
 
 def _compare(old: dict, new: dict, fixed: Iterable[str], free: Iterable[str]) -> Changes:
@@ -191,7 +194,9 @@ def _compare(old: dict, new: dict, fixed: Iterable[str], free: Iterable[str]) ->
             continue  # not a leaf
         if pair[0] == pair[1] or key in PATHS_AS_TYPED and _is_same_path(*pair):
             continue
-        if _is_moved_cache(key, old_values, new_values) or _is_same_cache(key, *pair):
+        if _is_moved_cache(key, old_values, new_values) or _is_same_cache(
+            key, old_values, new_values
+        ):
             continue
         if is_added_by_run(key) and pair[0] is None:
             continue  # saved by an earlier version, which did not add this key

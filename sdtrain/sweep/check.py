@@ -1,6 +1,7 @@
 """Check every arm of a sweep completely before the first one starts."""
 
 from sdtrain.assemble.load import pick_device
+from sdtrain.config.precheck import is_autoencoder
 from sdtrain.config.trusted import upgrade_config
 from sdtrain.errors import StorageError, UserError
 from sdtrain.redaction import redacted
@@ -27,36 +28,35 @@ def make_arms(sweep: PrecheckedSweep) -> list[Arm]:
         arms.append(Arm(name, sweep.folder.arm(name), arguments, config))
     for arm in arms:
         _refuse_different_run(arm)
-    _settle_precision(arms)
+    if not sweep.launcher.prefix:  # with one, arms run on machines that this one does not know
+        _settle_precision(arms)
     _refuse_duplicates(arms)
     return arms
 
 
 def _settle_precision(arms: list[Arm]) -> None:
-    """Resolve trainer.precision=auto, once for all arms, so that they can be compared.
+    """Resolve trainer.precision=auto once for all arms on one kind of device, so that they can be
+    compared.
 
-    An arm that has begun keeps its precision, and the others take it from the first such arm.
+    An arm that has begun keeps its precision, and the others take that of the first such arm.
     """
-    undecided = [arm for arm in arms if arm.config["trainer"]["precision"] == AUTO]
-    begun = {}
-    for arm in undecided:
-        precision = saved_precision(arm.run)
-        if precision is not None:
-            begun[arm.name] = precision
-    choices = {}
-    for arm in undecided:
-        device = pick_device(arm.config["trainer"]["accelerator"])
-        if arm.name in begun:
-            precision = begun[arm.name]
-        elif begun:
-            precision = next(iter(begun.values()))
-        else:
-            if device not in choices:
-                choices[device] = choose_precision(device)
-                print(choices[device].line, flush=True)
-            precision = choices[device].precision
-        arm.config["trainer"]["precision"] = precision
-        arm.arguments.append(f"trainer.precision={precision}")
+    by_kind: dict[tuple, list[Arm]] = {}
+    for arm in arms:
+        if arm.config["trainer"]["precision"] == AUTO:
+            kind = (arm.config["trainer"]["accelerator"], is_autoencoder(arm.config))
+            by_kind.setdefault(kind, []).append(arm)
+    for (accelerator, trains_autoencoder), arms_of_kind in by_kind.items():
+        saved = [saved_precision(arm.run) for arm in arms_of_kind]
+        common = next((precision for precision in saved if precision is not None), None)
+        if common is None:
+            device = pick_device(accelerator)
+            choice = choose_precision(device, trains_autoencoder=trains_autoencoder)
+            print(choice.line, flush=True)
+            common = choice.precision
+        for arm, own in zip(arms_of_kind, saved, strict=True):
+            precision = own or common
+            arm.config["trainer"]["precision"] = precision
+            arm.arguments.append(f"trainer.precision={precision}")
 
 
 def _refuse_different_run(arm: Arm) -> None:

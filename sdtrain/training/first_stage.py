@@ -154,6 +154,18 @@ def estimate_line(plan: Plan, overrides: list[str], data: PictureData) -> str:
     return estimate(stage, plan, data).line(first_images, run_images)
 
 
+def refuse_launched_first_stage(config: dict) -> None:
+    """Raise UserError under torchrun or srun, where every rank would train the first stage."""
+    if is_started_by_launcher():
+        experiment = config["first_stage"]["experiment"]
+        raise UserError(
+            "The first stage cannot be trained under torchrun or srun",
+            key="model.autoencoder.path",
+            remedy=f"Train it separately with `sdtrain experiment={experiment}`, then set "
+            "model.autoencoder.path=RUN/autoencoder.",
+        )
+
+
 def run_first_stage(plan: Plan, data: PictureData, run: Run) -> None:
     """Train the autoencoder, unless the run has none or it is trained already.
 
@@ -165,14 +177,7 @@ def run_first_stage(plan: Plan, data: PictureData, run: Run) -> None:
         return
     if config["resume"] == "must" and not list_checkpoints(run.folder.first_stage.path):
         raise nothing_to_resume_error(run.folder, "must")
-    if is_started_by_launcher():  # every rank would train it
-        experiment = config["first_stage"]["experiment"]
-        raise UserError(
-            "The first stage cannot be trained under torchrun or srun",
-            key="model.autoencoder.path",
-            remedy=f"Train it separately with `sdtrain experiment={experiment}`, then set "
-            "model.autoencoder.path=RUN/autoencoder.",
-        )
+    refuse_launched_first_stage(config)
     run.console.print(f"First stage: sdtrain experiment={config['first_stage']['experiment']}")
     composition = current_composition_arguments()
     run.console.print(estimate_line(plan, composition, data), soft_wrap=True)

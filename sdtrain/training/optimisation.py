@@ -71,8 +71,8 @@ class Optimisation:
         groups: learning rates and weight decay of groups of parameters.
         max_skipped: how many steps may be skipped because their loss or gradient is not finite.
             With a number, the host waits for the gradient norm of each step. With None, the first
-            such step ends the run: the device masks the step, and the host finds out when it next
-            reads the metrics.
+            such step ends the run. A fused AdamW then masks the step on the device, and the host
+            finds out when it next reads the metrics; for the other optimizers it waits.
     """
 
     def __init__(
@@ -125,8 +125,7 @@ class Optimisation:
         A resumed optimizer would otherwise silently keep the settings of its checkpoint.
 
         images_trained: includes the step that is about to be taken, so that the first step of a
-        warm-up has a learning rate above 0; excludes skipped steps, whose
-            gradient was not finite.
+        warm-up has a learning rate above 0; excludes skipped steps, whose gradient was not finite.
         """
         factor = self.lr_schedule(images_trained, self.max_images)
         for group, settings in zip(optimizer.param_groups, self.group_settings, strict=True):

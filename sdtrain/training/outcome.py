@@ -17,7 +17,7 @@ from rich.console import Console
 
 from sdtrain.config.boundary import as_user_error
 from sdtrain.console import global_rank, print_failure, write_traceback
-from sdtrain.errors import DataError, DivergedError, UserError
+from sdtrain.errors import DataError, DivergedError, UserError, first_line
 from sdtrain.redaction import redacted
 from sdtrain.runs.layout import FIRST_STAGE, RunFolder
 from sdtrain.runs.manifest import list_checkpoints
@@ -129,7 +129,8 @@ def outcome_recorded(run: Run) -> Iterator[None]:
         interrupted = failure.exit_code in INTERRUPTED
         run.write_status("interrupted" if interrupted else "failed", failure.exit_code)
         failure.on_every_rank = run.reports_errors
-        _write_log(failure, run.folder.error_log(global_rank()))
+        if run.has_begun or isinstance(failure, RunError):
+            _write_log(failure, run.folder.error_log(global_rank()))
         raise failure from error
     finally:
         if run.ranks:
@@ -203,6 +204,13 @@ def _as_run_error(error: Exception, run: Run) -> UserError:
             key="strategy.find_unused_parameters",
             remedy="Set strategy.find_unused_parameters=true, which finds such parameters in each "
             "step, or remove them from the model.",
+        )
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return UserError(
+            f"Memory ran out at {run.progress.images_seen} images: {first_line(error)}",
+            key="data.batch_size",
+            remedy="Lower data.batch_size or raise trainer.accumulate; "
+            "model.unet.gradient_checkpointing=true and a leaner optimizer take less, too.",
         )
     code = 1
     message = f"{type(error).__name__}: {error}"

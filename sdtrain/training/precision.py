@@ -33,7 +33,7 @@ LEAST_GAIN = 1.15
 
 TRIAL_BATCH = 16
 TRIAL_SIDE = 8
-TRIAL_STEPS = 3
+TRIAL_STEPS = 5
 """Steps of each precision that are timed, of which the fastest counts."""
 
 
@@ -49,14 +49,16 @@ class Choice:
         return f"trainer.precision=auto: {self.precision}, because {self.reason}."
 
 
-def choose_precision(device: str) -> Choice:
+def choose_precision(device: str, *, trains_autoencoder: bool) -> Choice:
     """Resolve trainer.precision=auto on this machine.
 
-    The answer depends on the machine alone, and not on the model, so that all arms of a sweep and
-    all ranks of a run have the same precision.
+    The answer depends on the machine and not on the sizes of the model, so that all arms of a sweep
+    and all ranks of a run have the same precision.
 
     device: "cuda" or "cpu".
     """
+    if trains_autoencoder:
+        return Choice("32-true", "autoencoders are trained in float32")
     if device == "cuda":
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         return choose_on_gpu(torch.cuda.get_device_name(), has_bf16)
@@ -102,7 +104,7 @@ def choose_on_cpu(has_bf16: bool, measure: Callable[[], float] | None) -> Choice
 def bf16_gain() -> float:
     """Return how many times as fast as in float32 a training step is in bfloat16.
 
-    It is tried on a UNet like that of model=latent_diffusion, which takes about two seconds. The
+    It is tried on a UNet like that of model=latent_diffusion, which takes two or three seconds. The
     clock is that of this process, so that others on the machine disturb it less, and the two
     precisions take turns. Torch's global generator is left as it was.
     """

@@ -28,6 +28,7 @@ from sdtrain.training.first_stage import (
     check_before_first_stage,
     first_stage_done,
     first_stage_plan,
+    refuse_launched_first_stage,
 )
 from sdtrain.training.optimisation import OptimisedModule
 from sdtrain.training.outcome import Run, peak_memory_mb
@@ -124,6 +125,7 @@ def probe(plan: Plan, run: Run) -> None:
     check_before_first_stage(plan, data)
     stage = None
     if plan.config.get("first_stage") and not first_stage_done(run.folder):
+        refuse_launched_first_stage(plan.config)
         stage = first_stage_plan(plan, current_composition_arguments())
     # The same on all ranks, unlike the path of a temporary autoencoder.
     run.ranks = make_ranks(plan, run, saved_config(plan))

@@ -25,7 +25,13 @@ from sdtrain.training.parts import (
     write_config,
 )
 from sdtrain.training.plan import Plan, make_plan
-from sdtrain.training.precision import AUTO, Choice, choose_precision, saved_precision
+from sdtrain.training.precision import (
+    AUTO,
+    Choice,
+    check_precision,
+    choose_precision,
+    saved_precision,
+)
 from sdtrain.training.probe import probe
 from sdtrain.training.progress import Progress
 from sdtrain.training.resume import checkpoint_to_resume
@@ -66,13 +72,14 @@ def settle_precision(plan: Plan, run: Run) -> Plan:
     settings = plan.prechecked.trainer
     if settings.precision != AUTO:
         return plan
+    device = pick_device(settings.accelerator)
     saved = None if plan.prechecked.resume == "never" else saved_precision(run.folder)
     if saved is not None:
         choice = Choice(saved, "the run began with it")
-    elif plan.prechecked.trains_autoencoder:
-        choice = Choice("32-true", "autoencoders are trained in float32")
+        check_precision(saved, device)
     else:
-        choice = choose_precision(pick_device(settings.accelerator))
+        trains_autoencoder = plan.prechecked.trains_autoencoder
+        choice = choose_precision(device, trains_autoencoder=trains_autoencoder)
     run.console.print(choice.line, soft_wrap=True)
     return plan.with_precision(choice.precision)
 

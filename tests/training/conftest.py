@@ -13,6 +13,7 @@ from reading import SMALL, with_model_values
 SHORT = [
     *SMALL,
     "trainer.accelerator=cpu",
+    "trainer.precision=32-true",
     "trainer.threads=1",
     "logger=none",
     "data.num_workers=1",

@@ -165,6 +165,9 @@ def test_a_run_does_not_change_between_pictures_and_cache():
     assert refused("/a", "auto") == []
     assert refused(None, "off") == []
     assert refused(None, "auto") == ["data.cache"]
+    halved = {"data": {"cache": "auto"}, "cache": {"dtype": "fp16"}}
+    none = {"data": {"cache": "off"}, "cache": {"dtype": "fp32"}}
+    assert list(compare_configs(halved, none, ["data.cache"]).refused) == []
 
 
 def test_bad_settings_are_refused(tiny_config, pictures):

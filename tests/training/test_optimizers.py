@@ -241,6 +241,9 @@ def test_every_key_of_its_yaml_has_an_effect(name):
 
 BAD = [
     ("adafactor", {"lr": -1.0}, "optimizer.lr"),
+    ("adafactor", {"decay_rate": 0.8}, "optimizer.decay_rate"),
+    ("adafactor", {"beta1": 1.0}, "optimizer.beta1"),
+    ("adafactor", {"clip_threshold": 0.0}, "optimizer.clip_threshold"),
     ("adamw_8bit", {"betas": [0.9, 1.0]}, "optimizer.betas"),
     ("muon", {"adamw_lr": -0.1}, "optimizer.adamw_lr"),
     ("muon", {"momentum": 1.0}, "optimizer.momentum"),
@@ -335,3 +338,5 @@ def test_looks_and_saves_leave_schedule_free_alone_and_hold_its_average(run_of, 
         "prompt=a star",
     )
     assert drawn.code == 0, drawn.err
+    raw = here("sdtrain-sample", f"checkpoint={seen}", "ema=false", "prompt=a star", "steps=1")
+    assert raw.code == 2 and "ema" in raw.paragraph

@@ -111,19 +111,16 @@ def test_a_cpu_has_no_float16(refused):
     assert error.key == "trainer.precision"
 
 
-@pytest.mark.slow
-def test_a_sweep_decides_once(command, tiny, tmp_path):
-    """Its arms have one precision: that of an arm which has begun, if there is one."""
-    words = tiny("trainer.precision=auto", "callbacks=none", "validation=none", "seed=0,1")
-    words += ["trainer.max_images=16", f"hydra.sweep.dir={tmp_path}/sweep"]
-    begun = tmp_path / "sweep" / "seed=1"
-    single = [word for word in words if not word.startswith(("seed=", "trainer.prec", "hydra"))]
-    single += ["seed=1", "trainer.precision=bf16-mixed", f"hydra.run.dir={begun}"]
-    assert command("sdtrain", *single).code == 0
-    result = command("sdtrain", "-m", *words)
-    assert result.code == 0, result.err
-    for seed in (0, 1):
-        assert saved_precision_of(tmp_path / "sweep" / f"seed={seed}") == "bf16-mixed"
+def test_a_saved_precision_is_checked_like_a_typed_one(train_tiny, tmp_path):
+    """A run that a GPU began in float16 does not go on on a CPU."""
+    words = ["callbacks=none", "validation=none", "trainer.max_images=16", "optimizer.fused=false"]
+    words += ["trainer.max_skipped=9"]
+    train_tiny(tmp_path, *words)
+    config = RunFolder(tmp_path).config
+    config.write_text(config.read_text().replace("precision: 32-true", "precision: 16-mixed"))
+    more = ["trainer.precision=auto", "resume=must"]
+    result = train_tiny(tmp_path, *words, *more)
+    assert result.code == 2 and "trainer.precision" in result.paragraph
 
 
 @pytest.mark.slow

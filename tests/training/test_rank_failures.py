@@ -28,6 +28,7 @@ SHORT = [
     "strategy=ddp",
     "trainer.devices=2",
     "trainer.accelerator=cpu",
+    "trainer.precision=32-true",
     "trainer.threads=1",
     "logger=none",
     "trainer.max_images=320",

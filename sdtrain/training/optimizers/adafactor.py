@@ -9,6 +9,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from sdtrain.errors import UserError
 from sdtrain.training.optimizers.checks import check_not_negative
 
 EPSILON = 1e-16
@@ -36,7 +37,7 @@ class Adafactor(transformers.Adafactor):
         clip_threshold: the update of a tensor is scaled down to this root mean square (section 6).
         beta1: decay of a first moment, which takes four bytes a weight; None for none.
 
-    Raises UserError for a negative rate.
+    Raises UserError for a setting out of range.
     """
 
     def __init__(
@@ -49,9 +50,8 @@ class Adafactor(transformers.Adafactor):
         clip_threshold: float = 1.0,
         beta1: float | None = None,
     ) -> None:
-        check_not_negative(
-            lr=lr, weight_decay=weight_decay, beta1=beta1, clip_threshold=clip_threshold
-        )
+        check_not_negative(lr=lr, weight_decay=weight_decay)
+        _check_adafactor(decay_rate, clip_threshold, beta1)
         super().__init__(
             params,
             lr=lr,
@@ -74,6 +74,16 @@ class Adafactor(transformers.Adafactor):
         with _as_matrices(self.param_groups):
             super().step()
         return loss
+
+
+def _check_adafactor(decay_rate: float, clip_threshold: float, beta1: float | None) -> None:
+    """Raise UserError for settings with which the update is not defined, or always 0."""
+    if not decay_rate < 0:
+        raise UserError("must be below 0", key="optimizer.decay_rate", value=decay_rate)
+    if not clip_threshold > 0:
+        raise UserError("must be above 0", key="optimizer.clip_threshold", value=clip_threshold)
+    if beta1 is not None and not 0 <= beta1 < 1:
+        raise UserError("must lie in [0, 1), or be null", key="optimizer.beta1", value=beta1)
 
 
 @contextmanager
