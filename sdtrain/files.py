@@ -4,6 +4,7 @@ Readers therefore never see an incomplete file, whatever happens to the writer. 
 leaves a hidden name that ends in .tmp: see `remove_leftovers`.
 """
 
+import errno
 import hashlib
 import os
 import shutil
@@ -16,6 +17,9 @@ from sdtrain.errors import StorageError
 
 ONLY_OWNER = 0o600
 """Mode of a file that only its owner may read and write."""
+
+NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What a hard link fails with where the file system has none."""
 
 REPLACED_SUFFIX = ".old.tmp"
 """Suffix of the temporary name of a folder while a new one takes its place."""
@@ -82,6 +86,28 @@ def write_text(path: Path, text: str) -> None:
     """
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def write_new_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, atomically, unless there is one. Raises OSError.
+
+    Of several processes that do so at once, the first one wins: on a file system without hard
+    links the last one.
+    """
+    if path.exists():
+        return
+    temporary = _temporary_path(path)
+    write_text(temporary, text)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def sha256_of(path: Path) -> str:

@@ -2,15 +2,17 @@
 
 A shard is a safetensors file with three tensors: `keys` [N, 16] and `pictures` [N, 32] as bytes,
 and `values` [N, ...]. Its metadata hold a CRC-32 of the first two, which is checked when the shard
-is opened, and one of the values, which is checked once in each process, before the first is read.
+is opened, one of the values, which is checked once in each process, before the first is read, and a
+hash of the identity of the network that the values come from.
 """
 
 import hashlib
 import json
 import time
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -39,24 +41,50 @@ def key_of(**parts: object) -> bytes:
 
 
 class DamagedError(StorageError):
-    """A shard is not as it was written."""
+    """A shard is not as it was written. `damaged_error` makes one.
 
-    def __init__(self, path: Path, reason: str) -> None:
-        problem = f"{path}, a part of the cache, {reason}"
-        super().__init__(problem, key="data.cache", remedy=REMEDY)
+    When a loader worker raises it, it is made again from its text alone: so that is all that the
+    constructor needs.
+
+    Args:
+        problem: see UserError.
+        remedy: see UserError.
+        path: of the shard.
+    """
+
+    def __init__(self, problem: str, *, remedy: str = "", path: Path | None = None) -> None:
+        super().__init__(problem, key="data.cache", remedy=remedy)
         self.path = path
 
 
+def damaged_error(path: Path, reason: str) -> DamagedError:
+    """Return the error for a damaged shard. reason: continues a sentence about it."""
+    return DamagedError(f"{path}, a part of the cache, {reason}", remedy=REMEDY, path=path)
+
+
+def identity_hash(identity: Mapping[str, Any]) -> str:
+    """Return a hash of everything that all arrays of a folder depend on: {name: plain value}."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
 def write_shard(
-    folder: Path, keys: Sequence[bytes], values: np.ndarray, pictures: Sequence[bytes]
+    folder: Path,
+    keys: Sequence[bytes],
+    values: np.ndarray,
+    pictures: Sequence[bytes],
+    *,
+    identity: str,
 ) -> Path:
-    """Write a shard, named by its keys, so that it is complete or not there. Raises OSError.
+    """Write a shard, named by its keys, so that it is complete or not there.
+
+    Raises OSError or SafetensorError, as safetensors does on a full disk.
 
     Args:
         folder: of the shards; it exists.
         keys: N different ones.
         values: [N, ...], float32 or float16.
         pictures: N SHA-256 digests of the pictures that the values were made of; zeros if of none.
+        identity: the `identity_hash` of what the values depend on.
     """
     tensors = {
         "keys": _as_bytes(keys, KEY_BYTES),
@@ -64,7 +92,11 @@ def write_shard(
         "values": np.ascontiguousarray(values),
     }
     index_crc = zlib.crc32(tensors["pictures"], zlib.crc32(tensors["keys"]))
-    metadata = {"index_crc32": str(index_crc), "values_crc32": str(zlib.crc32(tensors["values"]))}
+    metadata = {
+        "identity": identity,
+        "index_crc32": str(index_crc),
+        "values_crc32": str(zlib.crc32(tensors["values"])),
+    }
     name = hashlib.sha256(b"".join(keys)).hexdigest()[:16]
     path = folder / f"{name}{SUFFIX}"
     with atomic_file(path) as temporary:
@@ -93,12 +125,13 @@ class Shard:
                 pictures = file.get_tensor("pictures")
             self._values_crc32 = int(metadata["values_crc32"])
             index_crc = int(metadata["index_crc32"])
+            self.identity = metadata["identity"]
             node = header["values"]
             self.dtype = DTYPES[node["dtype"]]
         except (ValueError, KeyError, SafetensorError) as error:
-            raise DamagedError(path, f"cannot be read: {error}") from error
+            raise damaged_error(path, f"cannot be read: {error}") from error
         if zlib.crc32(pictures, zlib.crc32(keys)) != index_crc:
-            raise DamagedError(path, "has other bytes than were written")
+            raise damaged_error(path, "has other bytes than were written")
         self.keys = keys
         self.pictures = pictures
         self.shape = tuple(node["shape"])
@@ -110,9 +143,9 @@ class Shard:
         try:
             values = np.memmap(self.path, self.dtype, "r", self._offset, self.shape)
         except (OSError, ValueError) as error:  # it is gone, or has another length by now
-            raise DamagedError(self.path, f"cannot be read: {first_line(error)}") from error
+            raise damaged_error(self.path, f"cannot be read: {first_line(error)}") from error
         if zlib.crc32(values) != self._values_crc32:
-            raise DamagedError(self.path, "has other bytes than were written")
+            raise damaged_error(self.path, "has other bytes than were written")
         self._values = values
 
     def read(self, row: int) -> np.ndarray:
@@ -134,11 +167,17 @@ class ShardFolder:
     """The shards of a folder, and where each key is.
 
     Another process may add shards: `refresh` finds them. `damaged` collects the errors of shards
-    that were left out.
+    that were left out. Several shards may have the same key: the one with the smallest file name
+    counts, in whatever order they appeared.
+
+    Args:
+        folder: of the shards; it need not exist.
+        identity: the `identity_hash` of what the arrays should depend on.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, identity: str) -> None:
         self.folder = folder
+        self.identity = identity
         self.shards: list[Shard] = []
         self.damaged: list[DamagedError] = []
         self._places: dict[bytes, tuple[int, int]] = {}
@@ -147,7 +186,10 @@ class ShardFolder:
         self.refresh()
 
     def refresh(self) -> None:
-        """Open the shards that have been added. Raises OSError."""
+        """Open the shards that have been added.
+
+        Raises OSError, and StorageError if one is of another identity.
+        """
         if not self.folder.is_dir():
             return
         changed_at = self.folder.stat().st_mtime_ns
@@ -169,10 +211,19 @@ class ShardFolder:
         except DamagedError as error:
             self.damaged.append(error)
             return
+        if shard.identity != self.identity:
+            raise StorageError(
+                f"{path}, a part of the cache, was made by another network or with other settings",
+                key="data.cache",
+                remedy="Set data.cache to another folder or to auto, or remove the folder.",
+            )
         number = len(self.shards)
         self.shards.append(shard)
-        for row, key in enumerate(shard.keys):
-            self._places.setdefault(key.tobytes(), (number, row))
+        for row, key_as_array in enumerate(shard.keys):
+            key = key_as_array.tobytes()
+            known = self._places.get(key)
+            if known is None or path.name < self.shards[known[0]].path.name:
+                self._places[key] = (number, row)
 
     def remove_damaged(self) -> list[DamagedError]:
         """Remove the files that were left out, and return their errors. Raises OSError."""

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 
 from sdtrain.console import warn
-from sdtrain.data.shards import DIGEST_BYTES, ShardFolder, write_shard
+from sdtrain.data.shards import DIGEST_BYTES, ShardFolder, identity_hash, write_shard
 from sdtrain.errors import StorageError
-from sdtrain.files import write_text
+from sdtrain.files import write_new_text
 from sdtrain.precompute.claims import Claims
 
 SHARD_BYTES = 64 * 2**20
@@ -43,12 +44,17 @@ class Store:
         self.identity = identity | {"dtype": dtype}
         self.dtype = DTYPES[dtype]
         self.claims: Claims | None = None
+        self._identity_hash = identity_hash(self.identity)
+        self._pending_keys: set[bytes] = set()
         self._pending: dict[tuple, list[tuple[bytes, np.ndarray, bytes]]] = defaultdict(list)
         self._pending_bytes = 0
         self._pending_since = 0.0
         with storage_errors(folder):
             self._check_identity()
-            self.shards = ShardFolder(folder)
+            self.shards = self._open_shards()
+
+    def _open_shards(self) -> ShardFolder:
+        return ShardFolder(self.folder, self._identity_hash)
 
     @property
     def _identity_file(self) -> Path:
@@ -59,9 +65,11 @@ class Store:
         if not self._identity_file.is_file():
             return
         try:
-            found = dict(json.loads(self._identity_file.read_text(encoding="utf-8")))
+            found = json.loads(self._identity_file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise _unreadable_error(self._identity_file, str(error)) from error
+        if not isinstance(found, dict):
+            raise _unreadable_error(self._identity_file, "it holds no JSON object")
         differences = []
         for name in sorted(found.keys() | self.identity.keys()):
             there = found.get(name)
@@ -88,8 +96,8 @@ class Store:
         """
         with storage_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            if not self._identity_file.is_file():
-                write_text(self._identity_file, json.dumps(self.identity, indent=1) + "\n")
+            write_new_text(self._identity_file, json.dumps(self.identity, indent=1) + "\n")
+            self._check_identity()  # another process may have been the first
             self._remove_leftovers()
             self._remove_damaged()
             self.claims = Claims(self.folder / "claims.lock")
@@ -114,17 +122,23 @@ class Store:
             self.shards.damaged += errors
             self._remove_damaged()
             if errors:
-                self.shards = ShardFolder(self.folder)
+                self.shards = self._open_shards()
 
     def add(self, key: bytes, value: np.ndarray, picture: bytes = NO_PICTURE) -> None:
-        """Add an array to the next shard.
+        """Add an array to the next shard, unless the store has its key.
+
+        An array that exists stays: those of another batch or device differ by rounding, and a run
+        that is resumed needs the bits that it has seen.
 
         picture: SHA-256 of the pixels that it was made of, if it was made of any.
         """
+        if key in self._pending_keys or key in self.shards:
+            return
         if not self._pending_bytes:
             self._pending_since = time.monotonic()
         stored = value.astype(self.dtype)
         self._pending[stored.shape].append((key, stored, picture))
+        self._pending_keys.add(key)
         self._pending_bytes += stored.nbytes
 
     @property
@@ -141,8 +155,10 @@ class Store:
                 keys = [key for key, _, _ in entries]
                 values = np.stack([value for _, value, _ in entries])
                 pictures = [picture for _, _, picture in entries]
-                write_shard(self.folder, keys, values, pictures)
+                identity = self._identity_hash
+                write_shard(self.folder, keys, values, pictures, identity=identity)
             self._pending.clear()
+            self._pending_keys.clear()
             self._pending_bytes = 0
             self.shards.refresh()
 
@@ -155,11 +171,12 @@ class Store:
 
 @contextmanager
 def storage_errors(folder: Path) -> Iterator[None]:
-    """Turn an OSError in the block into a StorageError."""
+    """Turn an error of reading or writing a file in the block into a StorageError."""
     try:
         yield
-    except OSError as error:
-        raise _unreadable_error(folder, error.strerror or str(error)) from error
+    except (OSError, SafetensorError) as error:  # the latter on a full disk
+        reason = getattr(error, "strerror", None) or str(error)
+        raise _unreadable_error(folder, reason) from error
 
 
 def _unreadable_error(path: Path, reason: str) -> StorageError:

@@ -75,13 +75,13 @@ def test_a_process_that_is_killed_three_times_goes_on(
         """Dies while it writes shard `kill_at`, whose temporary file stays behind."""
         written = 0
 
-        def dying(folder, keys, values, pictures):
+        def dying(folder, keys, values, pictures, *, identity):
             nonlocal written
             written += 1
             if written == kill_at:
                 (folder / ".half.1.tmp").write_bytes(b"half")
                 os.kill(os.getpid(), signal.SIGKILL)
-            return write(folder, keys, values, pictures)
+            return write(folder, keys, values, pictures, identity=identity)
 
         store_module.write_shard = dying
         cached(images_of(many, flip=False), counting)
