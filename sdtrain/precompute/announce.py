@@ -26,15 +26,23 @@ class Announcement:
     """What is going to be encoded.
 
     count: of pictures. size: of their moments, in bytes. seconds: to encode them in this process.
+    certain_size: of those of them that are known to be missing. The others may turn out to be in
+    the cache when their files have been hashed.
     """
 
     count: int
     size: int
     seconds: float
+    certain_size: int
 
     @classmethod
-    def measure(cls, encoder: Encoder, missing: list[Wanted], dtype: type) -> "Announcement":
-        """Encode black pictures of the first size, and extrapolate by the number of pixels."""
+    def measure(
+        cls, encoder: Encoder, missing: list[Wanted], certain: list[Wanted], dtype: type
+    ) -> "Announcement":
+        """Encode black pictures of the first size, and extrapolate by the number of pixels.
+
+        certain: those of the missing pictures that are known to be missing.
+        """
         width, height = missing[0].size
         black = torch.zeros(1, 3, height, width)
         began = time.monotonic()
@@ -45,19 +53,31 @@ class Announcement:
             began = time.monotonic()
             encoder.run(many)
             seconds = (time.monotonic() - began) / len(many)
-        pixels = 0
-        for picture in missing:
-            pixels += picture.size[0] * picture.size[1] * (1 + picture.has_twin)
-        times = pixels / (height * width)
-        size = times * moments.size * np.dtype(dtype).itemsize
-        return cls(len(missing), round(size), times * seconds)
+        bytes_each = moments.size * np.dtype(dtype).itemsize
+        times = _pixels(missing) / (height * width)
+        certain_times = _pixels(certain) / (height * width)
+        return cls(
+            count=len(missing),
+            size=round(times * bytes_each),
+            seconds=times * seconds,
+            certain_size=round(certain_times * bytes_each),
+        )
 
     def line(self, total: int, folder: Path) -> str:
         """Return a line for the user. total: pictures of the data set."""
+        most = "" if self.certain_size == self.size else "up to "
         return (
-            f"Cache: {self.count:,} of {total:,} pictures are encoded now "
-            f"({self.size / 1e6:,.3g} MB, {format_duration(self.seconds)}) in {folder}"
+            f"Cache: {most}{self.count:,} of {total:,} pictures are encoded now "
+            f"({most}{self.size / 1e6:,.3g} MB, {format_duration(self.seconds)}) in {folder}"
         )
+
+
+def _pixels(pictures: list[Wanted]) -> int:
+    """Return how many the autoencoder sees of these pictures and their twins."""
+    pixels = 0
+    for picture in pictures:
+        pixels += picture.size[0] * picture.size[1] * (1 + picture.has_twin)
+    return pixels
 
 
 def check_space(folder: Path, size: int) -> None:

@@ -13,10 +13,12 @@ from rich.console import Console
 from torch import nn
 
 from sdtrain.conditioning.interface import Conditioner
-from sdtrain.config.cache_keys import AUTO, drawn_error, random_crop_error
+from sdtrain.config.cache_keys import AUTO, KEY, NO_CACHE, drawn_error, random_crop_error
 from sdtrain.data.cached import CachedContexts, CachedData, CachedMoments
+from sdtrain.data.reader import PictureReader
 from sdtrain.data.shards import MISSING
 from sdtrain.data.split import PictureSplit
+from sdtrain.errors import UserError
 from sdtrain.paths import cache_folder
 from sdtrain.precompute.announce import Announcement, check_space
 from sdtrain.precompute.contents import Contents
@@ -76,14 +78,23 @@ class CacheRequest:
         return folder / "contents.sqlite"
 
 
-def check_cacheable(data: PictureData) -> None:
-    """Raise UserError if the pictures of a data set have no cached form."""
+def check_cacheable(data: PictureData, autoencoder: nn.Module) -> None:
+    """Raise UserError if the pictures of a data set, or what an autoencoder makes of them, have no
+    cached form.
+    """
     for name in SPLITS:
         split = data.split(name)
-        if not isinstance(split, PictureSplit):
+        # A user's own data set may read its pictures in another way, which no key would know.
+        if not isinstance(split, PictureSplit) or not isinstance(split.reader, PictureReader):
             raise drawn_error(type(data).__name__)
         if split.transform.crop == "random":
             raise random_crop_error()
+    if not hasattr(autoencoder, "moments"):
+        raise UserError(
+            f"{type(autoencoder).__name__} has no method `moments`, whose results are cached",
+            key=KEY,
+            remedy=f"{NO_CACHE} Or write the method, as sdtrain/models/autoencoder.py has it.",
+        )
 
 
 def with_cache(
@@ -94,7 +105,7 @@ def with_cache(
     Raises UserError if it has no cached form, StorageError for a cache that cannot be used or
     written, DataError for a picture that cannot be read.
     """
-    check_cacheable(data)
+    check_cacheable(data, autoencoder)
     splits = {name: data.split(name) for name in SPLITS}
     store = request.store("latents", request.autoencoder)
     if request.is_checked_whole:
@@ -136,9 +147,10 @@ def _cache_pictures(
         return
     autoencoder.to(request.device)
     encoder = Encoder(autoencoder, request.device)
-    announcement = Announcement.measure(encoder, missing, cache.store.dtype)
+    certain = [picture for picture in missing if cache.is_certainly_missing(picture)]
+    announcement = Announcement.measure(encoder, missing, certain, cache.store.dtype)
     console.print(announcement.line(len(wanted), folder), soft_wrap=True)
-    check_space(folder, announcement.size)
+    check_space(folder, announcement.certain_size)
     cache.store.open_for_writing()
     try:
         _encode(cache, incomplete, encoder, request, total=len(missing))

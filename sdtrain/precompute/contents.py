@@ -1,5 +1,6 @@
 """Remember the hashes of the files of pictures, so that a file is read again only if it changed."""
 
+import hashlib
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -25,12 +26,13 @@ class Contents:
 
     Args:
         path: of the file; it need not exist.
-        source: where the pictures are, such as the path of their folder.
+        source: where the pictures are, such as the path of their folder. Its hash is stored: a path
+            need not be UTF-8, but a text in the file must be.
     """
 
     def __init__(self, path: Path, source: str) -> None:
         self.path = path
-        self.source = source
+        self._source = hashlib.sha256(source.encode(errors="surrogateescape")).hexdigest()
 
     def known(self, stamps: Mapping[str, Stamp]) -> dict[str, bytes]:
         """Return {name: SHA-256} of the files that were hashed with the same size and time.
@@ -54,16 +56,16 @@ class Contents:
         query = "SELECT name, size, mtime_ns, sha256 FROM contents WHERE source = ?"
         names = list(names)
         if len(names) > 100:
-            yield from connection.execute(query, [self.source])
+            yield from connection.execute(query, [self._source])
             return
         for name in names:
-            yield from connection.execute(f"{query} AND name = ?", [self.source, name])
+            yield from connection.execute(f"{query} AND name = ?", [self._source, name])
 
     def add(self, hashed: Mapping[str, tuple[Stamp, bytes]]) -> None:
         """Store {name: (size and time, SHA-256)}. Raises StorageError."""
         rows = []
         for name, ((size, mtime_ns), digest) in hashed.items():
-            rows.append((self.source, name, size, mtime_ns, digest))
+            rows.append((self._source, name, size, mtime_ns, digest))
         if not rows:
             return
         with _storage_errors(self.path):

@@ -90,6 +90,10 @@ class PictureCache:
         keys = self.keys(wanted)
         return not keys or not all(key in self.store.shards for key in keys)
 
+    def is_certainly_missing(self, wanted: Wanted) -> bool:
+        """Whether a picture that is missing will still be when its file has been hashed."""
+        return bool(self.keys(wanted)) or not self.store.shards.shards
+
     def missing_in(self, batch: Batch) -> list[Wanted]:
         """Return the pictures of a batch that are missing, after what others have added."""
         self.store.shards.refresh()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from sdtrain.data.shapes import Shapes
 from sdtrain.errors import DataError, StorageError, UserError
+from sdtrain.precompute.store import Store
 from sdtrain.training.callbacks.noise_level_validation import content_hash
 
 ORDINALS = range(40)
@@ -128,6 +130,48 @@ def test_files_are_hashed_again_only_if_they_changed(
     assert sum(read.values()) == 25
 
 
+def test_latents_that_exist_keep_their_bits(images_of, pictures, cached, autoencoder):
+    """Where the twins are added later, by an autoencoder that rounds otherwise."""
+
+    class Rounding(torch.nn.Module):
+        def moments(self, images):
+            return autoencoder.moments(images) * (1 + 1e-5)
+
+    def plain(data) -> list[torch.Tensor]:
+        split = data.split("train")
+        return [split._moments_of(index, False)[0] for index in range(len(split))]
+
+    before = plain(cached(images_of(pictures, flip=False)).data)
+    for _ in range(2):
+        after = plain(cached(images_of(pictures, flip=True), Rounding()).data)
+        assert all(map(torch.equal, before, after))
+
+
+def test_pictures_that_only_have_to_be_hashed_need_no_space(
+    images_of, paint, pictures, cached, counting, tmp_path, monkeypatch
+):
+    """A complete cache is taken as it is when the hashes are lost; a new picture needs room."""
+    cached(images_of(pictures))
+    (tmp_path / "cache" / "contents.sqlite").unlink()
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
+    assert "up to 12 of 12" in cached(images_of(pictures), counting).printed
+    assert not counting.seen
+    shutil.rmtree(tmp_path / "cache" / "latents")
+    with pytest.raises(StorageError) as caught:
+        cached(images_of(pictures))
+    assert caught.value.key == "data.cache"
+
+
+def test_a_folder_whose_path_is_not_utf_8(images_of, pictures, cached, counting, tmp_path):
+    folder = pictures.rename(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    cached(images_of(folder), counting)
+    encoded = len(counting.seen)
+    assert encoded > 0
+    printed = cached(images_of(folder), counting).printed
+    assert "all 12 pictures" in printed and len(counting.seen) == encoded
+
+
 def test_what_is_encoded_alone_has_the_bits_of_what_was_encoded_with_others(
     images_of, pictures, cached, tmp_path
 ):
@@ -167,6 +211,37 @@ def test_a_cache_of_another_autoencoder_or_dtype_is_refused(images_of, pictures,
         assert caught.value.key == key
 
 
+def test_of_two_autoencoders_at_once_the_second_is_refused(
+    images_of, pictures, cached, counting, monkeypatch, tmp_path
+):
+    """Both saw an empty folder; and when identity.json is lost afterwards, or is no object."""
+    data = images_of(pictures)
+    other = {"autoencoder": {"autoencoder": "0" * 64}}
+    begin = Store.open_for_writing
+
+    def second(store):
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "open_for_writing", begin)
+            cached(data)
+        begin(store)
+
+    identity = tmp_path / "cache" / "latents" / "identity.json"
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "open_for_writing", second)
+        with pytest.raises(StorageError) as caught:
+            cached(data, counting, **other)
+    assert caught.value.key == "data.cache"
+    assert json.loads(identity.read_text())["autoencoder"] != "0" * 64
+    for content in ("5", "[1]", "{", None):
+        identity.unlink() if content is None else identity.write_text(content)
+        with pytest.raises(StorageError) as caught:
+            cached(data, counting, **other)
+        assert caught.value.key == "data.cache", content
+    assert len(shards(tmp_path)) == 1 and not counting.seen
+    cached(data, counting)  # its own is completed
+    assert not counting.seen
+
+
 def test_a_damaged_shard_ends_a_run_and_is_mended_by_the_command(
     images_of, pictures, cached, counting, tmp_path
 ):
@@ -194,13 +269,20 @@ def test_a_shard_cut_short_is_computed_again(images_of, pictures, cached, counti
 
 
 def test_what_has_no_cached_form_is_refused(images_of, pictures, cached):
+    read_otherwise = images_of(pictures)
+    for name in ("train", "validation"):
+        read_otherwise.split(name).reader = lambda name, size=None: torch.zeros(3, 16, 16)
     for data, key in (
         (images_of(pictures, crop="random"), "data.crop"),
         (Shapes(size=8), "data.cache"),
+        (read_otherwise, "data.cache"),
     ):
         with pytest.raises(UserError) as caught:
             cached(data)
         assert caught.value.key == key
+    with pytest.raises(UserError) as caught:
+        cached(images_of(pictures), torch.nn.Identity())  # has no moments
+    assert caught.value.key == "data.cache"
 
 
 def test_a_full_disk_and_a_folder_that_cannot_be_written(
@@ -218,6 +300,16 @@ def test_a_full_disk_and_a_folder_that_cannot_be_written(
     with pytest.raises(StorageError) as caught:
         cached(data)
     assert caught.value.key == "data.cache"
+    (tmp_path / "cache").unlink()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))  # what a full disk looks like
+    try:
+        with pytest.raises(StorageError) as caught:
+            cached(data)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.key == "data.cache"
+    assert not shards(tmp_path)
 
 
 def test_a_broken_picture_is_replaced_as_without_a_cache(images_of, pictures, cached):
