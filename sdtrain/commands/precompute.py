@@ -9,9 +9,10 @@ from sdtrain.config.cache_keys import with_cache_on
 from sdtrain.config.compose import current_overrides, resolve_config
 from sdtrain.config.launch import rank_before_config, rank_for_config
 from sdtrain.config.new_folders import remove_if_unused
-from sdtrain.config.overrides import typed_values
+from sdtrain.config.overrides import is_sweep, typed_values
 from sdtrain.config.precheck import devices_of, is_one_process, precheck_config
 from sdtrain.console import set_rank
+from sdtrain.errors import UserError
 
 
 def task(cfg: DictConfig) -> None:
@@ -25,9 +26,20 @@ def task(cfg: DictConfig) -> None:
         precompute(prechecked)
 
 
+def refuse_sweep(arguments: list[str]) -> list[str]:
+    """Raise UserError for a sweep, before Hydra writes its record; return no overrides."""
+    if is_sweep(arguments):
+        raise UserError(
+            "sdtrain-precompute makes one cache, and no sweep",
+            key="hydra.mode",
+            remedy="Leave out -m, and start the command once for each data set or autoencoder.",
+        )
+    return []
+
+
 def main() -> None:
     set_rank(rank_before_config(typed_values(sys.argv[1:])))
-    run_command(task, "train", output_key="data.cache")
+    run_command(task, "train", output_key="data.cache", extra_overrides=refuse_sweep)
 
 
 if __name__ == "__main__":

@@ -106,6 +106,9 @@ def test_the_command_makes_what_a_run_reads(here, tiny, words, straight, tmp_pat
         assert same(made, load_file(path))
     result = here("sdtrain-precompute", *given, "data.cache=off", cwd=tmp_path)
     assert (result.code, "data.cache" in result.paragraph) == (2, True)
+    result = here("sdtrain-precompute", "-m", *tiny(*words), "seed=1,2", cwd=tmp_path)
+    assert (result.code, "-m" in result.paragraph) == (2, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 
 @pytest.mark.slow
