@@ -30,6 +30,7 @@ from sdtrain.config.overrides import (
 from sdtrain.console import fail, secure_streams
 from sdtrain.errors import StorageError, UserError
 from sdtrain.paths import config_dir, search_working_directory_last
+from sdtrain.runs.resume import flatten
 
 CONFIGURATION_ERRORS = (HydraException, OmegaConfBaseException)
 
@@ -153,7 +154,8 @@ def as_user_error(
     match = re.match(r"Could not (?:override|append|delete)[^']*'([^']+)'", text)
     if match:
         key = match[1].rstrip(".").partition("@")[0]
-        return _key_of_some_options_error(key, arguments) or _missing_key_error(key, known())
+        known_keys = [*known(), *_keys_of_typed_option(key, arguments)]
+        return _key_of_some_options_error(key, arguments) or _missing_key_error(key, known_keys)
     return _omegaconf_error(error)
 
 
@@ -204,6 +206,18 @@ def _key_of_some_options_error(key: str, arguments: Iterable[str]) -> UserError 
                     f"second command: -m {group}={option} and the same hydra.sweep.dir.",
                 )
     return None
+
+
+def _keys_of_typed_option(key: str, arguments: Iterable[str]) -> list[str]:
+    """Return the keys that the typed option of the key's group sets, as data=images does."""
+    group = key.partition(".")[0]
+    path = config_dir() / group / f"{typed_values(arguments).get(group)}.yaml"
+    if not path.is_file():
+        return []
+    keys = []
+    for name, _ in flatten(OmegaConf.to_container(OmegaConf.load(path))):
+        keys.append(name if name.startswith(f"{group}.") else f"{group}.{name}")
+    return keys
 
 
 def _has_key(path: Path, key: str) -> bool:

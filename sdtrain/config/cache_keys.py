@@ -89,7 +89,8 @@ def drawn_error(name: str) -> UserError:
     return UserError(
         f"{name} draws its pictures, which have no cached form",
         key=KEY,
-        remedy=f"{NO_CACHE} Pictures that are read, as by data=images, can be cached.",
+        remedy="Leave data.cache off, or choose data=images or data=dataset, whose pictures can be "
+        "cached.",
     )
 
 

@@ -96,6 +96,20 @@ def check_bucket_options(image_size: int, step: int | None, max_ratio: float) ->
             value=max_ratio,
             remedy="Change data.bucket_max_ratio.",
         )
+    if step is not None and len(bucket_sizes(image_size, step, max_ratio)) == 1:
+        raise UserError(
+            f"leaves squares only, with data.image_size={image_size} and "
+            f"data.bucket_max_ratio={max_ratio:g}",
+            key="data.bucket_step",
+            value=step,
+            remedy="Lower data.bucket_step, raise data.bucket_max_ratio, or set "
+            "data.buckets=false.",
+        )
+
+
+def nearest_size(picture: Size, sizes: Sequence[Size]) -> Size:
+    """Return which of the sizes has the shape, as log(width / height), nearest to a picture's."""
+    return sizes[int(_nearest(_log_ratios([picture]), sizes)[0])]
 
 
 AREA_TOLERANCE = 0.2

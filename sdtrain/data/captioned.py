@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from sdtrain.data.buckets import bucket_chooser
+from sdtrain.data.buckets import bucket_chooser, bucket_sizes, default_step, nearest_size
 from sdtrain.data.caption_draw import CaptionDraw
 from sdtrain.data.caption_template import CaptionTemplate
 from sdtrain.data.crop import Transform
+from sdtrain.data.headers import CropOf
 from sdtrain.data.inventory import Inventory
 from sdtrain.data.reader import PictureReader, Source
 from sdtrain.data.split import (
@@ -77,6 +78,14 @@ class PictureOptions:
         """Return what makes captions of several columns, or None."""
         return None if self.caption_template is None else CaptionTemplate(self.caption_template)
 
+    def crop_of(self) -> CropOf:
+        """Return what tells the crop that a picture has to cover: a square, or its bucket."""
+        if not self.buckets:
+            return lambda picture: (self.image_size, self.image_size)
+        step = self.bucket_step or default_step(self.image_size)
+        sizes = bucket_sizes(self.image_size, step, self.bucket_max_ratio)
+        return lambda picture: nearest_size(picture, sizes)
+
     def bucket_chooser(self) -> BucketChooser | None:
         """Return what chooses the sizes of the training pictures, None if they are squares."""
         return bucket_chooser(
@@ -117,6 +126,19 @@ class CaptionedPictures:
             choose_buckets=options.bucket_chooser(),
         )
         self.notes = [*inventory.notes, *self._splits["train"].notes]
+        if options.buckets:
+            self.notes += self._small_squares_notes()
+
+    def _small_squares_notes(self) -> list[str]:
+        """Return a line about held-out pictures that cover their bucket, but not a square."""
+        sides = self._splits["validation"].sizes.min(axis=1)
+        small = int((sides < self.image_size).sum())
+        if not small:
+            return []
+        return [
+            f"{small} of {len(sides)} held-out pictures are scaled up for validation, which reads "
+            f"squares of {self.image_size} x {self.image_size}."
+        ]
 
     def split(self, name: str) -> PictureSplit:
         """Return the split "train" or "validation"."""

@@ -131,4 +131,7 @@ def _values(store: Store, column: str | None) -> Sequence[Any]:
 
 
 def _columns_of(store: Store) -> str:
-    return f"Its columns are {', '.join(store.columns) or 'only the pictures'}."
+    others = ", ".join(store.columns)
+    return (
+        f"Beside the pictures it has the columns {others}." if others else "It has pictures only."
+    )

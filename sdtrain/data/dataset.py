@@ -135,7 +135,7 @@ def list_stored(store: Store, columns: Columns, options: PictureOptions, path: s
         store, columns, options.template(), options.missing_captions, f"data.path={path}"
     )
     # In the order in which they are stored: each row group of a Parquet file is read once.
-    headers = read_headers(store, store.names, options.image_size, upscale=options.upscale)
+    headers = read_headers(store, store.names, options.crop_of(), upscale=options.upscale)
     if options.on_error == "fail":
         check_usable(path, headers, options.image_size)
     check_counts(path, headers, options.max_skipped)

@@ -1,6 +1,7 @@
 """Read the headers of a data set's pictures: which can be used, and why the others cannot."""
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -12,19 +13,23 @@ from sdtrain.data.listing import shortened
 from sdtrain.data.reader import ChangedFileError, Source
 from sdtrain.errors import DataError
 
+CropOf = Callable[[tuple[int, int]], tuple[int, int]]
+"""(width, height) of an upright picture -> (width, height) of its crop."""
+
 
 @dataclass
 class Unusable:
     """Why a picture cannot be used.
 
-    reason: a whole sentence. shorter_side: in pixels if the picture is merely smaller than the
-    crop, else None. The other fields are set for such small pictures only. fingerprint: of the
-    file. pixels_scaled_up: its number of pixels once scaled up to the crop. has_frames: whether it
-    has several frames or pages. size: (width, height) of the upright picture.
+    reason: a whole sentence. scale: if the picture is merely smaller than its crop, the factor by
+    which its sides would have to grow to cover it, above 1; else None. The other fields are set for
+    such small pictures only. fingerprint: of the file. pixels_scaled_up: its number of pixels once
+    scaled up to the crop. has_frames: whether it has several frames or pages. size: (width, height)
+    of the upright picture.
     """
 
     reason: str
-    shorter_side: int | None = None
+    scale: float | None = None
     fingerprint: str = ""
     pixels_scaled_up: float = 0
     has_frames: bool = False
@@ -55,7 +60,7 @@ class Headers:
     @property
     def small_note(self) -> str:
         """A sentence about the pictures that are unusable only because they are small, or ""."""
-        small = sum(picture.shorter_side is not None for picture in self.unusable.values())
+        small = sum(picture.scale is not None for picture in self.unusable.values())
         if not small:
             return ""
         return f" {small} are merely smaller than the crop: data.upscale=true scales them up."
@@ -72,7 +77,7 @@ class Headers:
         Pictures so long and thin that they would exceed PIXEL_LIMIT when scaled up stay unusable.
         """
         for name, picture in list(self.unusable.items()):
-            if picture.shorter_side is None:
+            if picture.scale is None:
                 continue
             if picture.pixels_scaled_up > PIXEL_LIMIT:
                 reason = f"{picture.reason} Scaled up it would have more than {PIXEL_LIMIT} pixels."
@@ -108,13 +113,13 @@ def read_header(source: Source, name: str) -> FileHeader:
 def read_headers(
     source: Source,
     names: Iterable[str],
-    image_size: int,
+    crop_of: CropOf,
     *,
     upscale: bool,
     read: Callable[[str], FileHeader] | None = None,
 ) -> Headers:
     """Return what `classify_headers` does; upscale: whether small pictures are usable, too."""
-    headers = classify_headers(source, names, image_size, read)
+    headers = classify_headers(source, names, crop_of, read)
     if upscale:
         headers.accept_small()
     return headers
@@ -123,7 +128,7 @@ def read_headers(
 def classify_headers(
     source: Source,
     names: Iterable[str],
-    image_size: int,
+    crop_of: CropOf,
     read: Callable[[str], FileHeader] | None = None,
 ) -> Headers:
     """Read the header of every picture and sort the pictures into usable and unusable ones.
@@ -131,7 +136,7 @@ def classify_headers(
     Args:
         source: the files.
         names: of the pictures, in the order in which they are read.
-        image_size: side of the crop in pixels; a picture with a shorter side below it is unusable.
+        crop_of: the crop of a picture, which is unusable if it does not cover that.
         read: takes a name, and returns the header as `read_header` does; None to read all files.
     """
     read = read or partial(read_header, source)
@@ -148,17 +153,19 @@ def classify_headers(
             reason = f"The picture {location!r} cannot be read: {error.strerror}."
             headers.unusable[name] = Unusable(reason)
         else:
-            side = min(header.size)
-            if side < image_size:
+            width, height = header.size
+            crop_width, crop_height = crop_of(header.size)
+            scale = max(crop_width / width, crop_height / height)
+            if scale > 1:
                 reason = (
-                    f"The picture {location!r} is smaller than the crop: its shorter side is "
-                    f"{side}, data.image_size={image_size}."
+                    f"The picture {location!r} is smaller than its crop: {width} x {height} pixels "
+                    f"do not cover {crop_width} x {crop_height}."
                 )
                 headers.unusable[name] = Unusable(
                     reason,
-                    side,
+                    scale,
                     header.fingerprint,
-                    pixels_scaled_up=image_size**2 * max(header.size) / side,
+                    pixels_scaled_up=scale**2 * width * height,
                     has_frames=header.has_frames,
                     size=header.size,
                 )
@@ -187,7 +194,7 @@ def fingerprint_of(file: BinaryIO) -> str:
 def check_usable(folder: str, headers: Headers, image_size: int) -> None:
     """Raise one DataError for all pictures that cannot be opened, or else for all too small."""
     unusable = headers.unusable
-    broken = [name for name, picture in unusable.items() if picture.shorter_side is None]
+    broken = [name for name, picture in unusable.items() if picture.scale is None]
     if broken:
         raise DataError(
             f"{len(broken)} of {headers.count} pictures in data.path={folder} cannot be read: "
@@ -197,13 +204,14 @@ def check_usable(folder: str, headers: Headers, image_size: int) -> None:
             "data.on_error=skip.",
         )
     if unusable:
-        smallest = min(picture.shorter_side for picture in unusable.values())
+        smallest = max(unusable.values(), key=lambda picture: picture.scale)
+        largest_size = math.floor(image_size / smallest.scale + 1e-6)  # of a quotient of integers
         raise DataError(
             f"{len(unusable)} of {headers.count} pictures in data.path={folder} are smaller than "
-            f"the crop, data.image_size={image_size}: {shortened(list(unusable))}. The shorter "
-            f"side must be at least data.image_size; the smallest seen is {smallest}",
+            f"their crop with data.image_size={image_size}: {shortened(list(unusable))}. The "
+            f"smallest: {smallest.reason.rstrip('.')}",
             key="data.image_size",
-            remedy=f"Set data.image_size to {smallest} or less, scale them up with "
+            remedy=f"Set data.image_size to {largest_size} or less, scale them up with "
             "data.upscale=true, remove them, or leave them out with data.on_error=skip.",
         )
 

@@ -33,6 +33,9 @@ from sdtrain.errors import DataError
 LISTED_OPTIONS = (
     "image_size",
     "upscale",
+    "buckets",
+    "bucket_step",
+    "bucket_max_ratio",
     "missing_captions",
     "caption_template",
     "on_error",
@@ -84,7 +87,7 @@ def list_images(folder: str, options: PictureOptions, known: KnownHeaders) -> Ta
     folder_captions = read_captions(folder, listing, options.missing_captions, options.template())
     names = sorted({picture.name for picture in folder_captions.pictures})
     headers = read_headers(
-        known.folder, names, options.image_size, upscale=options.upscale, read=known
+        known.folder, names, options.crop_of(), upscale=options.upscale, read=known
     )
     if options.on_error == "fail":
         check_usable(folder, headers, options.image_size)

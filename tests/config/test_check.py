@@ -15,6 +15,7 @@ from sdtrain.runs.manifest import list_checkpoints
 from sdtrain.training.parts import saved_config
 
 COMPOSED = [  # what is typed, and what the paragraph must say
+    ("data=images data.path=x data.bucket_steps=8", ["'data.bucket_step'"]),
     ("modl=x", ["'modl'", "'model'"]),
     ("optimizer.lrr=1", ["'optimizer.lrr'", "'optimizer.lr'"]),
     ("+sed=3", ["'sed'", "'seed'"]),

@@ -66,6 +66,7 @@ def test_a_step_leaves_several_shapes_and_fits_the_model():
     [
         ("data.bucket_step", {"step": 0}),
         ("data.bucket_step", {"step": 33}),
+        ("data.bucket_step", {"step": 32}),  # a square only
         ("data.bucket_max_ratio", {"max_ratio": 0.5}),
         ("data.bucket_max_ratio", {"max_ratio": math.inf}),
         ("data.bucket_max_ratio", {"max_ratio": math.nan}),

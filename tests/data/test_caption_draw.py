@@ -120,7 +120,7 @@ def test_a_long_thin_picture_is_not_scaled_up_beyond_what_may_be_read():
     headers = Headers(unusable={"thin": small, "gif": gif})
     headers.accept_small()
     assert list(headers.fingerprints) == headers.scaled_up == headers.frames == ["gif"]
-    assert headers.unusable["thin"].shorter_side is None  # so it is refused, or left out with skip
+    assert headers.unusable["thin"].scale is None  # so it is refused, or left out with skip
 
 
 def test_smaller_pictures_are_scaled_up_where_that_is_asked_for(folder):

@@ -223,10 +223,10 @@ MISTAKES = {
         shrink,
         [
             "data.image_size",
-            "smaller than the crop",
+            "data.upscale",
             "2 of 5",
             "a.png, sub/d.webp",
-            "smallest seen is 20",
+            "data.image_size to 20 or less",
         ],
     ),
     "file name of bytes": (

@@ -15,7 +15,7 @@ from sdtrain.assemble.model import build_data
 from sdtrain.assemble.training_data import TrainingData
 from sdtrain.config.precheck import precheck_config
 from sdtrain.data.images import Images
-from sdtrain.errors import UserError
+from sdtrain.errors import DataError, UserError
 from sdtrain.runs.manifest import list_checkpoints
 from sdtrain.training.estimate import first_stage_seconds, untrained_autoencoder
 from sdtrain.training.first_stage import first_stage_words
@@ -149,6 +149,28 @@ def test_a_picture_is_cropped_to_its_shape_at_the_keyed_place(folder, tmp_path):
     assert min(red) < 0.45 and max(red) > 0.55
     again = narrow.split("train")[(0, 7)].image
     assert torch.equal(again, rows[7])
+
+
+def test_a_picture_that_covers_its_own_shape_is_not_too_small(tmp_path):
+    """24 x 48 is a bucket at 32 pixels, though its shorter side is below that of the square."""
+    sizes = [(48, 24), (32, 32)] * 20
+    for number, size in enumerate(sizes):
+        Image.new("RGB", size, (number, 99, 200)).save(tmp_path / f"{number:02}.png")
+        (tmp_path / f"{number:02}.txt").write_text("a plain colour")
+    options = {"path": str(tmp_path), "image_size": 32, "bucket_step": 8}
+    data = Images(buckets=True, **options)
+    assert data.split("train").buckets.sizes == ((32, 32), (48, 24))
+    wide = int((data.split("validation").sizes == (48, 24)).all(1).sum())
+    assert any(note.startswith(f"{wide} of 10 held-out") for note in data.notes)
+    row = data.split("validation")[(0, 0)]
+    assert row.image.shape == (3, 32, 32)
+    with pytest.raises(DataError) as refused:
+        Images(**options)
+    assert refused.value.key == "data.image_size"
+    Image.new("RGB", (47, 24)).save(tmp_path / "00.png")
+    with pytest.raises(DataError) as refused:
+        Images(buckets=True, **options)
+    assert refused.value.key == "data.image_size"
 
 
 def test_a_broken_picture_is_replaced_by_one_of_its_shape(folder, tmp_path):

@@ -9,7 +9,8 @@ def check_not_negative(**settings: float | None) -> None:
     """Raise UserError for a setting below 0; None stands for a setting that is not given."""
     for name, value in settings.items():
         if value is not None and not value >= 0:
-            raise UserError("must be at least 0", key=f"optimizer.{name}", value=value)
+            key = f"optimizer.{name}"
+            raise UserError("must be at least 0", key=key, value=value, remedy=f"Change {key}.")
 
 
 def check_betas(betas: Sequence[float]) -> None:
