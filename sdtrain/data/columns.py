@@ -8,6 +8,7 @@ from sdtrain.data.caption_template import CaptionTemplate
 from sdtrain.data.captions import CaptionedPicture, FolderCaptions, parse_captions
 from sdtrain.data.listing import shortened
 from sdtrain.data.stored import Store
+from sdtrain.data.weights import WeightColumn
 from sdtrain.errors import DataError
 
 NO_CAPTION = ("",)
@@ -71,6 +72,17 @@ def read_columns(
             f"one: {shortened(empty)}."
         )
     return FolderCaptions(pictures, set(), notes)
+
+
+def weight_column(store: Store, columns: Columns, place: str) -> WeightColumn:
+    """Return where the weights of a store are. The arguments are those of `read_columns`."""
+    column = _find(store, "weight", columns.weight, place)
+    return WeightColumn(
+        key="data.columns.weight",
+        remedy=f"rename the column {column} if it means something else, or set "
+        "data.columns.weight to another one",
+        location=lambda name: f"column {column} of {store.location(name)}",
+    )
 
 
 def _captions(

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from sdtrain.data.captioned import CaptionedPictures, PictureOptions
-from sdtrain.data.columns import Columns, read_columns
+from sdtrain.data.columns import Columns, read_columns, weight_column
 from sdtrain.data.decode import WHITE
 from sdtrain.data.folder_state import FolderState
 from sdtrain.data.headers import check_counts, check_usable, read_headers
@@ -22,6 +22,7 @@ from sdtrain.data.stored import Store
 from sdtrain.data.stores import open_store
 from sdtrain.data.take_inventory import Taken, take_inventory
 from sdtrain.data.usable import header_notes, usable_pictures, with_untrained
+from sdtrain.data.weights import check_some_are_trained
 
 
 class StoredPictures(CaptionedPictures):
@@ -131,18 +132,19 @@ def list_stored(store: Store, columns: Columns, options: PictureOptions, path: s
         options: what decides about the rows.
         path: of the data set, for messages.
     """
-    captions = read_columns(
-        store, columns, options.template(), options.missing_captions, f"data.path={path}"
-    )
+    place = f"data.path={path}"
+    captions = read_columns(store, columns, options.template(), options.missing_captions, place)
+    weights_in = weight_column(store, columns, place)
     # In the order in which they are stored: each row group of a Parquet file is read once.
     headers = read_headers(store, store.names, options.crop_of(), upscale=options.upscale)
     if options.on_error == "fail":
         check_usable(path, headers, options.image_size)
     check_counts(path, headers, options.max_skipped)
-    usable = usable_pictures(captions, headers, options.caption_draw())
+    usable = usable_pictures(captions, headers, options.caption_draw(), weights_in)
     is_held_out = held_out_rows(usable.rows, options.validation_fraction, options.seed)
     table = rows_table(usable.rows).append_column(HELD_OUT, pa.array(is_held_out))
     train = Rows(table, np.flatnonzero(~is_held_out))
+    check_some_are_trained(train.weights, weights_in)
     return Inventory(
         table=table.combine_chunks(),
         notes=(*header_notes(headers), *captions.notes),

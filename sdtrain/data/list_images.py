@@ -28,6 +28,7 @@ from sdtrain.data.rows import PictureRow, Rows, rows_table
 from sdtrain.data.split import held_out_rows
 from sdtrain.data.take_inventory import Taken, take_inventory
 from sdtrain.data.usable import header_notes, usable_pictures, with_untrained
+from sdtrain.data.weights import WeightColumn, check_some_are_trained
 from sdtrain.errors import DataError
 
 LISTED_OPTIONS = (
@@ -92,17 +93,30 @@ def list_images(folder: str, options: PictureOptions, known: KnownHeaders) -> Ta
     if options.on_error == "fail":
         check_usable(folder, headers, options.image_size)
     check_counts(folder, headers, options.max_skipped)
-    usable = usable_pictures(folder_captions, headers, options.caption_draw())
+    weights_in = _weight_column(folder, folder_captions)
+    usable = usable_pictures(folder_captions, headers, options.caption_draw(), weights_in)
     is_held_out = held_out_rows(usable.rows, options.validation_fraction, options.seed)
     table = _table(usable.rows, is_held_out, known, caption_stamps)
+    train = Rows(table, np.flatnonzero(~is_held_out))
+    check_some_are_trained(train.weights, weights_in)
     inventory = Inventory(
         table=table,
         notes=tuple(_listing_notes(folder, listing, folder_captions, headers)),
         sha256=usable.sha256,
-        classes=with_untrained(usable.classes, Rows(table, np.flatnonzero(~is_held_out))),
+        classes=with_untrained(usable.classes, train),
         left_out=len(headers.unusable),
     )
     return Taken(inventory, state)
+
+
+def _weight_column(folder: str, folder_captions: FolderCaptions) -> WeightColumn:
+    """Return where the weights are: in the file of metadata, which is the only caption file."""
+    metadata = ", ".join(folder_captions.caption_files.intersection(METADATA))
+    return WeightColumn(
+        key="data.path",
+        remedy="rename the column weight if it means something else, or change data.path",
+        location=lambda name: f"the row of {name} in {os.path.join(folder, metadata)}",
+    )
 
 
 def _table(

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from sdtrain.files import atomic_file, remove_leftovers, sha256_of, write_text
 
-VERSION = 1
+VERSION = 2
 """Of the columns and facts of all stored tables. Tables of another version are made again."""
 
 FACTS = b"sdtrain"

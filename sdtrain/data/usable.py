@@ -12,7 +12,7 @@ from sdtrain.data.labels import labels_of
 from sdtrain.data.listing import shortened
 from sdtrain.data.rows import PictureRow
 from sdtrain.data.split import PictureSplit, rows_hash
-from sdtrain.data.weights import weights_of
+from sdtrain.data.weights import WeightColumn, weights_of
 from sdtrain.types import Classes
 
 
@@ -29,15 +29,18 @@ class UsablePictures:
 
 
 def usable_pictures(
-    captions: FolderCaptions, headers: Headers, caption_draw: CaptionDraw
+    captions: FolderCaptions,
+    headers: Headers,
+    caption_draw: CaptionDraw,
+    weight_column: WeightColumn,
 ) -> UsablePictures:
     """Return the pictures with a usable header. Raises DataError for weights that are not allowed.
 
-    caption_draw: makes the captions to draw from.
+    caption_draw: makes the captions to draw from. weight_column: where the weights are.
     """
     usable = [picture for picture in captions.pictures if picture.name in headers.fingerprints]
     labels, classes = labels_of(usable)
-    weights = weights_of(usable) or [None] * len(usable)
+    weights = weights_of(usable, weight_column) or [None] * len(usable)
     rows = []
     for picture, label, weight in zip(usable, labels, weights, strict=True):
         candidates = caption_draw.candidates(picture.captions)

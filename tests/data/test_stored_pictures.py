@@ -331,8 +331,15 @@ def test_folders_that_hold_no_data_set(tmp_path, stored):
 
 
 def test_small_weighted_and_uncaptioned_pictures(tmp_path):
-    folder = write_parquet(tmp_path / "a", [row | {"weight": -1} for row in ROWS])
-    refused(folder, "data.path")
+    for i, wrong in enumerate((-1.0, float("inf"), float("nan"))):
+        rows = [row | {"weight": 1.0} for row in ROWS]
+        rows[20]["weight"] = wrong
+        folder = write_parquet(tmp_path / f"wrong{i}", rows)
+        reason = refused(folder, "data.columns.weight")
+        assert f"train-00001-of-00002.parquet: {ROWS[20]['name']}" in reason
+    folder = write_parquet(tmp_path / "zero", [row | {"weight": 0} for row in ROWS])
+    refused(folder, "data.columns.weight")
+    folder = write_parquet(tmp_path / "a", ROWS)
     refused(folder, "data.image_size", image_size=40)
     folder = write_parquet(tmp_path / "b", [row | {"text": None} for row in ROWS[:3]] + ROWS[3:])
     refused(folder, "data.missing_captions")

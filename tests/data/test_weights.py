@@ -50,7 +50,12 @@ def test_a_count_is_so_many_visits(folder):
         name: 3 * expected[name] for name in split.names
     }
     assert len(data.split("validation")) == 2
-    assert any("weight" in note for note in data.notes)
+    assert any("weights, which range from" in note for note in data.notes)
+
+
+def test_equal_weights_are_no_range(folder):
+    notes = [note for note in folder([2] * 8).notes if "weight" in note]
+    assert len(notes) == 1 and " from " not in notes[0]
 
 
 def test_weights_are_part_of_the_hash(folder):
@@ -68,6 +73,7 @@ def test_weights_that_are_refused(folder, wrong):
     assert refused.value.key == "data.path"
     if wrong != 1e300:
         assert "2.png" in str(refused.value)
+        assert "metadata.jsonl" in str(refused.value)
 
 
 def test_all_zero_is_refused(folder):
