@@ -24,7 +24,8 @@ BUCKET_KEYS = ("buckets", "bucket_step", "bucket_max_ratio")
 def fill_bucket_step(config: DictConfig) -> None:
     """Set data.bucket_step, if it is null, to one that suits the pictures and the model.
 
-    Raises UserError for one that does not fit the autoencoder. Does nothing without buckets.
+    Raises UserError for one that does not fit the autoencoder, and for a data.image_size for which
+    none would. Does nothing without buckets.
     """
     data = config.get("data")
     if not isinstance(data, DictConfig) or data.get("buckets") is not True:
@@ -33,6 +34,13 @@ def fill_bucket_step(config: DictConfig) -> None:
         return
     divisor = _divisor(config)
     step = data.bucket_step
+    if data.image_size % divisor:
+        raise UserError(
+            f"must be a multiple of {divisor}, as the sides of this model's pictures are",
+            key="data.image_size",
+            value=data.image_size,
+            remedy="Change data.image_size.",
+        )
     if step is None:
         data.bucket_step = default_step(data.image_size, divisor, _unet_downsampling(config))
     elif isinstance(step, int) and step % divisor:

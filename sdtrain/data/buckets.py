@@ -63,7 +63,7 @@ def bucket_chooser(
     Args:
         buckets: whether they are wanted.
         image_size: side in pixels of the square whose area they have.
-        step: divides all sides; None: `default_step` without a model.
+        step: divides image_size and all sides; None: `default_step` without a model.
         max_ratio: of the longer side to the shorter one.
         batch_size: pictures of one optimizer step.
     """
@@ -96,6 +96,15 @@ def check_bucket_options(image_size: int, step: int | None, max_ratio: float) ->
             value=max_ratio,
             remedy="Change data.bucket_max_ratio.",
         )
+    if step is not None and image_size % step:
+        steps = [str(each) for each in _useful_steps(image_size, max_ratio)]
+        others = f" to a divisor such as {', '.join(steps[:FEW_STEPS])}" if steps else ""
+        raise UserError(
+            f"must divide data.image_size={image_size}, which is the side of the square",
+            key="data.bucket_step",
+            value=step,
+            remedy=f"Change data.bucket_step{others}, or change data.image_size.",
+        )
     if step is not None and len(bucket_sizes(image_size, step, max_ratio)) == 1:
         raise UserError(
             f"leaves squares only, with data.image_size={image_size} and "
@@ -107,6 +116,15 @@ def check_bucket_options(image_size: int, step: int | None, max_ratio: float) ->
         )
 
 
+def _useful_steps(image_size: int, max_ratio: float) -> list[int]:
+    """Return the divisors of image_size that leave more than squares, the largest first."""
+    steps = []
+    for step in range(image_size, 0, -1):
+        if image_size % step == 0 and len(bucket_sizes(image_size, step, max_ratio)) > 1:
+            steps.append(step)
+    return steps
+
+
 def nearest_size(picture: Size, sizes: Sequence[Size]) -> Size:
     """Return which of the sizes has the shape, as log(width / height), nearest to a picture's."""
     return sizes[int(_nearest(_log_ratios([picture]), sizes)[0])]
@@ -115,33 +133,41 @@ def nearest_size(picture: Size, sizes: Sequence[Size]) -> Size:
 AREA_TOLERANCE = 0.2
 """By how much of image_size^2 the area of a size may differ from it."""
 
+FEW_STEPS = 4
+"""How many steps a message names."""
+
 LARGEST_STEP = 64
 """Largest step that is chosen, in pixels. Stable Diffusion halves its pictures six times."""
 
 
 def default_step(image_size: int, downsampling: int = 1, unet_downsampling: int = 1) -> int:
-    """Return a step for the sides of buckets: about image_size / 8, at most LARGEST_STEP pixels.
+    """Return a step for the sides of buckets: the largest divisor of image_size that is at most
+    image_size / 8 and LARGEST_STEP pixels.
 
-    It is a multiple of the autoencoder's downsampling. It is also a multiple of the UNet's own as
-    far as it then still is at most image_size / 4; with a larger one, there would be hardly any
-    shapes but the square. The UNet's own is a power of 2.
+    It is a multiple of the autoencoder's downsampling, which divides image_size. It is also a
+    multiple of the UNet's own as far as it then still divides image_size and is at most
+    image_size / 4; with a larger one, there would be hardly any shapes but the square. The UNet's
+    own is a power of 2.
     """
     unit = downsampling * unet_downsampling
-    while unit > image_size / 4 and unit > downsampling:
+    while unit > downsampling and (unit > image_size / 4 or image_size % unit):
         unit //= 2
-    return unit * max(1, min(LARGEST_STEP, image_size // 8) // unit)
+    for step in range(min(LARGEST_STEP, image_size // 8) // unit * unit, unit, -unit):
+        if image_size % step == 0:
+            return step
+    return unit
 
 
 def bucket_sizes(image_size: int, step: int, max_ratio: float) -> list[Size]:
     """Return the sizes of all buckets, from the narrowest to the widest.
 
-    There is a size for each width that is a multiple of `step`, with the multiple of `step` as
+    `step` divides image_size, so that the square is image_size x image_size. There is a size for
+    each width that is a multiple of `step`, with the multiple of `step` as
     height that brings the area nearest to image_size^2, unless that is off by more than
     AREA_TOLERANCE. No side is more than `max_ratio` times the other.
     """
-    side = max(1, round(image_size / step)) * step
     wide = []
-    width = side + step
+    width = image_size + step
     while width * step <= (1 + AREA_TOLERANCE) * image_size**2:
         height = max(1, round(image_size**2 / width / step)) * step
         if width > max_ratio * height:  # and so are all wider ones
@@ -151,7 +177,7 @@ def bucket_sizes(image_size: int, step: int, max_ratio: float) -> list[Size]:
             wide.append((width, height))
         width += step
     tall = [(height, width) for width, height in reversed(wide)]
-    return [*tall, (side, side), *wide]
+    return [*tall, (image_size, image_size), *wide]
 
 
 def make_buckets(

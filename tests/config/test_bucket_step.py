@@ -42,6 +42,7 @@ def test_without_buckets_there_is_no_step(composed):
     [
         ("data.bucket_step", 64),
         ("data.bucket_step", 0),
+        ("data.bucket_step", 12),
         ("data.bucket_max_ratio", 0.5),
         ("data.bucket_max_ratio", "wide"),
     ],
@@ -58,6 +59,12 @@ def test_a_step_that_the_autoencoder_does_not_divide_is_refused(composed, step):
     with pytest.raises(UserError) as refused:
         composed(*IMAGES, SHAPES, f"data.bucket_step={step}")
     assert (refused.value.key, refused.value.value) == ("data.bucket_step", step)
+
+
+def test_a_square_that_the_autoencoder_does_not_divide_is_refused(composed):
+    with pytest.raises(UserError) as refused:
+        composed(*IMAGES, SHAPES, "data.image_size=30")
+    assert refused.value.key == "data.image_size"
 
 
 def test_a_pipeline_draws_multiples_of_eight(composed, tmp_path):

@@ -22,7 +22,7 @@ from sdtrain.errors import UserError
 
 
 @pytest.mark.parametrize(
-    ("side", "step", "ratio"), [(512, 64, 2), (32, 8, 2), (32, 4, 3), (100, 8, 2.5), (64, 64, 4)]
+    ("side", "step", "ratio"), [(512, 64, 2), (32, 8, 2), (32, 4, 3), (96, 8, 2.5), (64, 64, 4)]
 )
 def test_sizes_are_near_the_square_in_area_and_every_shape_has_its_twin(side, step, ratio):
     sizes = bucket_sizes(side, step, ratio)
@@ -54,10 +54,15 @@ def test_a_step_leaves_several_shapes_and_fits_the_model():
         (64, 4, 2): 8,
         (256, 4, 2): 32,
         (32, 1, 1): 4,
-        (100, 4, 1): 12,
+        # No larger multiples of 4 and 8 divide these sides.
+        (100, 4, 1): 4,
+        (100, 4, 2): 4,
+        (200, 4, 2): 8,
+        (1000, 8, 8): 40,
     }
     for (side, downsampling, unet), step in expected.items():
         assert default_step(side, downsampling, unet) == step
+        assert side % step == 0
         assert len(bucket_sizes(side, step, 2.0)) >= 5
 
 
@@ -67,6 +72,7 @@ def test_a_step_leaves_several_shapes_and_fits_the_model():
         ("data.bucket_step", {"step": 0}),
         ("data.bucket_step", {"step": 33}),
         ("data.bucket_step", {"step": 32}),  # a square only
+        ("data.bucket_step", {"step": 12}),  # no multiple is 32
         ("data.bucket_max_ratio", {"max_ratio": 0.5}),
         ("data.bucket_max_ratio", {"max_ratio": math.inf}),
         ("data.bucket_max_ratio", {"max_ratio": math.nan}),
