@@ -118,15 +118,17 @@ def _as_it_is(loaded: tuple[str, list[Loaded]]) -> tuple[str, list[Loaded]]:
 
 
 class _Requests:
-    """Claims batches when a loader asks for the next, as its sampler. The loader runs ahead."""
+    """The sampler of a loader: claims a batch whenever the loader, which reads ahead, asks for the
+    next.
+    """
 
-    def __init__(self, cache: PictureCache, claimed: Iterable[Batch]) -> None:
+    def __init__(self, cache: PictureCache, work: SharedWork) -> None:
         self.cache = cache
-        self.claimed = claimed
+        self.work = work
 
     def __iter__(self) -> Iterator[Request]:
         digests = self.cache.digests
-        for batch in self.claimed:
+        while batch := self.work.claim_next():
             yield batch.name, [(picture, digests.get(picture.name)) for picture in batch.items]
 
 
@@ -151,7 +153,6 @@ class Encoding:
     encoded: Callable[[int, np.ndarray | None], None]
     waiting: Callable[[int], None]
     _hashed: dict[str, tuple[Stamp, bytes]] = field(default_factory=dict)
-    _finished: list[str] = field(default_factory=list)
 
     def run(self, batches: list[Batch]) -> None:
         """Return once nothing is missing in the batches.
@@ -159,21 +160,24 @@ class Encoding:
         Raises DataError for a picture that cannot be read, StorageError if the store cannot be
         written; what was written before stays.
         """
-        work = SharedWork(self.cache.store, self.cache.missing_in, self.waiting)
-        work.run(batches, lambda claimed: self._encode_all(claimed, work))
+        work = SharedWork(self.cache.store, batches, self.cache.missing_in)
+        while work.is_left:
+            self._encode_claimed(work)
+            work.wait_for_others(self.waiting)
 
-    def _encode_all(self, claimed: Iterable[Batch], work: SharedWork) -> None:
+    def _encode_claimed(self, work: SharedWork) -> None:
+        """Encode and write all batches that this process can claim."""
         loader = DataLoader(
             PictureLoader(self.cache.splits, self.cache.store.shards.__contains__),
             batch_size=None,
             collate_fn=_as_it_is,
-            sampler=_Requests(self.cache, claimed),
+            sampler=_Requests(self.cache, work),
             num_workers=self.num_workers,
             worker_init_fn=self.set_up_worker,
         )
         for name, pictures in loader:
             moments = self._encode(pictures)
-            self._finished.append(name)
+            work.note_computed(name)
             self.encoded(len(pictures), moments)
             if self.cache.store.is_due:
                 self._write(work)
@@ -198,8 +202,8 @@ class Encoding:
         return moments
 
     def _write(self, work: SharedWork) -> None:
-        """Write the moments, then the hashes of the files, and give up the claims on them."""
+        """Write the moments, then the hashes of the files, and give up the claims on both."""
         self.cache.store.flush()
         self.cache.contents.add(self._hashed)
         self._hashed.clear()
-        work.finish(self._finished)
+        work.release_computed()

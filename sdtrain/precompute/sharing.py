@@ -1,14 +1,28 @@
-"""Share the batches of a computation among the processes that add to one store."""
+"""Share the work of filling a store among the processes that fill it at the same time.
+
+The work is divided into batches, which have the same names in every process. A claim (claims.py) is
+the right to compute one batch, and one process at a time has it. Every process does the same:
+
+1. It goes through all batches, and claims each that no other process has claimed. If something is
+   missing in it, the process computes that; otherwise it gives up the claim at once.
+2. It gives up the claim on a batch that it has computed when the results are written. Whoever gets
+   the claim after that finds them in the store, and does not compute them again.
+3. When no batch is left to claim, it waits for those that the others have claimed. All that it has
+   computed is written by then, so that no two processes wait for each other.
+
+When a process dies its claims end with it. A process that waits then claims what the dead one has
+not written, and goes on with 1.
+"""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from sdtrain.precompute.store import Store
 
 PAUSE = 0.5
-"""Seconds between two looks at what other processes have claimed."""
+"""Seconds between two looks at what other processes have written."""
 
 
 class Batch(NamedTuple):
@@ -18,65 +32,84 @@ class Batch(NamedTuple):
     items: Sequence[Any]
 
 
-@dataclass
 class SharedWork:
-    """Claims batches, and waits for those that other processes have claimed.
+    """What one process sees of the work.
+
+        work = SharedWork(store, batches, missing_in)
+        while work.is_left:
+            while batch := work.claim_next():
+                ...  # add the results to the store
+                work.note_computed(batch.name)
+            store.flush()
+            work.release_computed()
+            work.wait_for_others(report)
 
     Args:
         store: of the results, open for writing.
-        missing_in: returns the items of a batch that are not in the store.
-        waiting: called while others compute, with how many items they have left.
+        batches: all that has to be in the store at the end.
+        missing_in: returns the items of a batch that are not in the store now.
     """
 
-    store: Store
-    missing_in: Callable[[Batch], list]
-    waiting: Callable[[int], None]
-    _held_by_others: list[Batch] = field(default_factory=list)
+    def __init__(
+        self, store: Store, batches: Iterable[Batch], missing_in: Callable[[Batch], list]
+    ) -> None:
+        self.store = store
+        self.missing_in = missing_in
+        self._to_claim = deque(batches)
+        self._claimed_by_others: list[Batch] = []
+        self._computed: list[str] = []
+        """Names of the batches whose results are not written yet."""
 
-    def run(self, batches: list[Batch], compute: Callable[[Iterable[Batch]], None]) -> None:
-        """Return once nothing is missing in the batches.
+    @property
+    def is_left(self) -> bool:
+        """Whether there are batches that this process should try to claim."""
+        return bool(self._to_claim)
 
-        compute: takes batches of missing items, in the order in which it should compute them,
-        writes the results and calls `finish`.
+    def claim_next(self) -> Batch | None:
+        """Claim the next batch in which something is missing, and return it with those items alone.
+
+        None if there is no other. A batch that another process has claimed is left for
+        `wait_for_others`.
         """
-        remaining = self._compute_unclaimed(batches, compute)
-        while remaining:
-            left = []
-            count = 0
-            for batch in remaining:
-                missing = self.missing_in(batch)
-                if missing:
-                    left.append(batch)
-                    count += len(missing)
-            self.waiting(count)
-            remaining = left
-            # Of a process that has ended before it computed all that it had claimed.
-            free = [batch for batch in left if self.store.claims.take(batch.name)]
-            if free:
-                remaining += self._compute_unclaimed(free, compute)
-            elif left:
-                time.sleep(PAUSE)
-
-    def _compute_unclaimed(
-        self, batches: list[Batch], compute: Callable[[Iterable[Batch]], None]
-    ) -> list[Batch]:
-        """Compute the batches that no other process has claimed, and return the others."""
-        self._held_by_others = []
-        compute(self._claim(batches))
-        return self._held_by_others
-
-    def _claim(self, batches: list[Batch]) -> Iterator[Batch]:
-        for batch in batches:
+        while self._to_claim:
+            batch = self._to_claim.popleft()
             if not self.store.claims.take(batch.name):
-                self._held_by_others.append(batch)
+                self._claimed_by_others.append(batch)
                 continue
             missing = self.missing_in(batch)
             if missing:
-                yield Batch(batch.name, missing)
-            else:
-                self.store.claims.release([batch.name])
+                return Batch(batch.name, missing)
+            self.store.claims.release([batch.name])
+        return None
 
-    def finish(self, names: list[str]) -> None:
-        """Give up the claims on batches whose results are written, and clear the list."""
-        self.store.claims.release(names)
-        names.clear()
+    def note_computed(self, name: str) -> None:
+        """Note that all of a claimed batch was added to the store."""
+        self._computed.append(name)
+
+    def release_computed(self) -> None:
+        """Give up the claims on the batches that were computed, all of which are written."""
+        self.store.claims.release(self._computed)
+        self._computed.clear()
+
+    def wait_for_others(self, report: Callable[[int], None]) -> None:
+        """Wait until nothing is missing in the batches that other processes have claimed, or until
+        one of them can be claimed, because its process has ended without having written it.
+
+        report: called at each look with the number of items that are missing.
+        """
+        while self._claimed_by_others:
+            count = 0
+            incomplete = []
+            for batch in self._claimed_by_others:
+                missing = self.missing_in(batch)
+                if missing:
+                    count += len(missing)
+                    incomplete.append(batch)
+            self._claimed_by_others = incomplete
+            report(count)
+            # A process may take its own claim once more, as `claim_next` then does.
+            if any(self.store.claims.take(batch.name) for batch in incomplete):
+                self._to_claim.extend(incomplete)
+                self._claimed_by_others = []
+            elif incomplete:
+                time.sleep(PAUSE)

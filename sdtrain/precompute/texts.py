@@ -1,6 +1,6 @@
 """What a frozen text encoder makes of each caption, in a store."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,22 +81,24 @@ class TextEncoding:
         for start in range(0, len(captions), TEXTS_IN_BATCH):
             part = captions[start : start + TEXTS_IN_BATCH]
             batches.append(Batch("\n".join(part), part))
-        work = SharedWork(self.store, self.missing_in, waiting)
-        work.run(batches, lambda claimed: self._encode_all(claimed, work, encoded))
+        work = SharedWork(self.store, batches, self.missing_in)
+        while work.is_left:
+            self._encode_claimed(work, encoded)
+            work.wait_for_others(waiting)
 
-    def _encode_all(
-        self, claimed: Iterable[Batch], work: SharedWork, encoded: Callable[[int], None]
-    ) -> None:
-        finished = []
-        for batch in claimed:
+    def _encode_claimed(self, work: SharedWork, encoded: Callable[[int], None]) -> None:
+        """Encode and write all batches that this process can claim."""
+        while batch := work.claim_next():
             self._encode(batch.items)
-            finished.append(batch.name)
+            work.note_computed(batch.name)
             encoded(len(batch.items))
             if self.store.is_due:
-                self.store.flush()
-                work.finish(finished)
+                self._write(work)
+        self._write(work)
+
+    def _write(self, work: SharedWork) -> None:
         self.store.flush()
-        work.finish(finished)
+        work.release_computed()
 
     def _encode(self, captions: Sequence[str]) -> None:
         # Always of one size, for the reason that `Encoder` gives.
