@@ -10,7 +10,7 @@ import torch
 
 from sdtrain.console import format_duration
 from sdtrain.errors import StorageError
-from sdtrain.precompute.latents import Encoder
+from sdtrain.precompute.latents import Encoder, PictureCache
 from sdtrain.precompute.pictures import Wanted, batch_size
 
 FAST = 0.5
@@ -25,9 +25,9 @@ SPARE = 1.02
 class Announcement:
     """What is going to be encoded.
 
-    count: of pictures. size: of their moments, in bytes. seconds: to encode them in this process.
-    certain_size: of those of them that are known to be missing. The others may turn out to be in
-    the cache when their files have been hashed.
+    count: of pictures. size: of their moments that are missing, in bytes. seconds: to encode them
+    in this process. certain_size: of the moments that are known to be missing. The others may turn
+    out to be in the cache when their files have been hashed.
     """
 
     count: int
@@ -37,11 +37,11 @@ class Announcement:
 
     @classmethod
     def measure(
-        cls, encoder: Encoder, missing: list[Wanted], certain: list[Wanted], dtype: type
+        cls, encoder: Encoder, cache: PictureCache, missing: list[Wanted]
     ) -> "Announcement":
         """Encode black pictures of the first size, and extrapolate by the number of pixels.
 
-        certain: those of the missing pictures that are known to be missing.
+        missing: the pictures of which moments are missing.
         """
         width, height = missing[0].size
         black = torch.zeros(1, 3, height, width)
@@ -53,14 +53,21 @@ class Announcement:
             began = time.monotonic()
             encoder.run(many)
             seconds = (time.monotonic() - began) / len(many)
-        bytes_each = moments.size * np.dtype(dtype).itemsize
-        times = _pixels(missing) / (height * width)
-        certain_times = _pixels(certain) / (height * width)
+        bytes_a_pixel = moments.size * np.dtype(cache.store.dtype).itemsize / (height * width)
+        encoded_pixels = missing_pixels = certain_pixels = 0
+        for picture in missing:
+            pixels = picture.size[0] * picture.size[1]
+            # A twin is encoded with its picture, even if only one of them is missing.
+            encoded_pixels += pixels * (1 + picture.has_twin)
+            pixels *= cache.missing_moments(picture)
+            missing_pixels += pixels
+            if cache.is_certainly_missing(picture):
+                certain_pixels += pixels
         return cls(
             count=len(missing),
-            size=round(times * bytes_each),
-            seconds=times * seconds,
-            certain_size=round(certain_times * bytes_each),
+            size=round(missing_pixels * bytes_a_pixel),
+            seconds=encoded_pixels / (height * width) * seconds,
+            certain_size=round(certain_pixels * bytes_a_pixel),
         )
 
     def line(self, total: int, folder: Path) -> str:
@@ -70,14 +77,6 @@ class Announcement:
             f"Cache: {most}{self.count:,} of {total:,} pictures are encoded now "
             f"({most}{self.size / 1e6:,.3g} MB, {format_duration(self.seconds)}) in {folder}"
         )
-
-
-def _pixels(pictures: list[Wanted]) -> int:
-    """Return how many the autoencoder sees of these pictures and their twins."""
-    pixels = 0
-    for picture in pictures:
-        pixels += picture.size[0] * picture.size[1] * (1 + picture.has_twin)
-    return pixels
 
 
 def check_space(folder: Path, size: int) -> None:

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from sdtrain.data.reader import PictureReader
 from sdtrain.data.shards import MISSING
 from sdtrain.data.split import PictureSplit
 from sdtrain.errors import UserError
+from sdtrain.models.modes import eval_mode
 from sdtrain.paths import cache_folder
 from sdtrain.precompute.announce import Announcement, check_space
 from sdtrain.precompute.contents import Contents
@@ -120,6 +122,7 @@ def with_cache(
     )
     contexts = _cache_texts(splits, conditioner, request)
     wanted = wanted_pictures(splits, source)
+    source.check_unchanged([picture.name for picture in wanted])
     cache.look_up(wanted)
     _cache_pictures(cache, wanted, autoencoder, request)
     cached = {}
@@ -136,7 +139,7 @@ def _cache_pictures(
     incomplete = []
     missing = []
     for batch in batches(wanted, request.device):
-        of_batch = [picture for picture in batch.items if cache.is_missing(picture)]
+        of_batch = [picture for picture in batch.items if cache.missing_moments(picture)]
         if of_batch:
             incomplete.append(batch)
             missing += of_batch
@@ -145,18 +148,27 @@ def _cache_pictures(
     if not missing:
         console.print(f"Cache: all {len(wanted):,} pictures are in {folder}.", soft_wrap=True)
         return
-    autoencoder.to(request.device)
-    encoder = Encoder(autoencoder, request.device)
-    certain = [picture for picture in missing if cache.is_certainly_missing(picture)]
-    announcement = Announcement.measure(encoder, missing, certain, cache.store.dtype)
-    console.print(announcement.line(len(wanted), folder), soft_wrap=True)
-    check_space(folder, announcement.certain_size)
-    cache.store.open_for_writing()
+    with _in_use(autoencoder, request.device):
+        encoder = Encoder(autoencoder, request.device)
+        announcement = Announcement.measure(encoder, cache, missing)
+        check_space(folder, announcement.certain_size)
+        cache.store.open_for_writing()
+        try:
+            console.print(announcement.line(len(wanted), folder), soft_wrap=True)
+            _encode(cache, incomplete, encoder, request, total=len(missing))
+        finally:
+            cache.store.close()
+
+
+@contextmanager
+def _in_use(network: nn.Module, device: torch.device) -> Iterator[None]:
+    """Have a network on a device and in eval mode in the block, and on the CPU afterwards."""
+    network.to(device)
     try:
-        _encode(cache, incomplete, encoder, request, total=len(missing))
+        with eval_mode(network):
+            yield
     finally:
-        cache.store.close()
-        autoencoder.to("cpu")
+        network.to("cpu")
 
 
 def _encode(
@@ -246,22 +258,20 @@ def _encode_texts(
     encoding: TextEncoding, captions: list[str], request: CacheRequest, *, total: int
 ) -> None:
     store = encoding.store
-    encoding.conditioner.to(request.device)
-    size = total * encoding.bytes_each(store.dtype)
-    line = (
-        f"Cache: {total:,} of {len(captions):,} captions ({size / 1e6:,.3g} MB) in {store.folder}"
-    )
-    request.console.print(line, soft_wrap=True)
-    check_space(store.folder, size)
-    store.open_for_writing()
-    try:
-        with progress_bar(request.console, total, "captions") as bar:
+    with _in_use(encoding.conditioner, request.device):
+        size = total * encoding.bytes_each(store.dtype)
+        check_space(store.folder, size)
+        store.open_for_writing()
+        try:
+            megabytes = f"{size / 1e6:,.3g} MB"
+            line = f"Cache: {total:,} of {len(captions):,} captions ({megabytes}) in {store.folder}"
+            request.console.print(line, soft_wrap=True)
+            with progress_bar(request.console, total, "captions") as bar:
 
-            def encoded(count: int) -> None:
-                bar.advance(count)
-                request.check_signals()
+                def encoded(count: int) -> None:
+                    bar.advance(count)
+                    request.check_signals()
 
-            encoding.run(captions, encoded, bar.wait(request.check_signals))
-    finally:
-        store.close()
-        encoding.conditioner.to("cpu")
+                encoding.run(captions, encoded, bar.wait(request.check_signals))
+        finally:
+            store.close()

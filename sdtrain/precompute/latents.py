@@ -11,7 +11,6 @@ from torch.utils.data import DataLoader
 from sdtrain.data.folder_state import Stamp
 from sdtrain.data.reader import ChangedFileError, Source
 from sdtrain.data.split import PictureSplit, too_many_broken_error
-from sdtrain.models.modes import eval_mode
 from sdtrain.precompute.contents import Contents
 from sdtrain.precompute.pictures import (
     Loaded,
@@ -32,6 +31,10 @@ class Encoder:
 
     A smaller batch is filled up with copies of its last picture: what becomes of a picture depends,
     by its rounding, on the size of the batch. So it does not matter which pictures were missing.
+
+    Args:
+        autoencoder: on the device and in eval mode.
+        device: of the autoencoder.
     """
 
     def __init__(self, autoencoder: nn.Module, device: torch.device) -> None:
@@ -44,13 +47,14 @@ class Encoder:
         size = batch_size((width, height), self.device)
         parts = []
         for part in images.split(size):
-            filled = torch.cat([part, part[-1:].expand(size - len(part), -1, -1, -1)])
+            filler = part[-1:].expand(size - len(part), -1, -1, -1)
+            filled = torch.cat([part, filler]) if len(filler) else part
             parts.append(self.run(filled)[: len(part)])
         return np.concatenate(parts)
 
     def run(self, images: Tensor) -> np.ndarray:
         """Return the moments of one batch as it is."""
-        with torch.inference_mode(), eval_mode(self.autoencoder):
+        with torch.inference_mode():
             return self.autoencoder.moments(images.to(self.device)).float().cpu().numpy()
 
 
@@ -72,10 +76,9 @@ class PictureCache:
     problems: dict[str, str] = field(default_factory=dict)
 
     def look_up(self, wanted: Iterable[Wanted]) -> None:
-        """Find the hashes of the files of pictures that are known. Raises ChangedFileError."""
+        """Find the hashes of the files of pictures that are known."""
         unknown = [each.name for each in wanted if each.name not in self.digests]
         if unknown:
-            self.source.check_unchanged(unknown)
             self.digests |= self.contents.known(self.source.stamps(unknown))
 
     def keys(self, wanted: Wanted) -> list[bytes]:
@@ -83,12 +86,17 @@ class PictureCache:
         digest = self.digests.get(wanted.name)
         return [] if digest is None else keys_of(wanted, self.splits[wanted.split], digest)
 
-    def is_missing(self, wanted: Wanted) -> bool:
-        """Whether a picture that can be read, or its twin, is not in the store."""
+    def missing_moments(self, wanted: Wanted) -> int:
+        """Return how many of the moments of a picture and its twin are not in the store.
+
+        0 if it cannot be read; all of them if the hash of its file is not known.
+        """
         if wanted.name in self.problems:
-            return False
+            return 0
         keys = self.keys(wanted)
-        return not keys or not all(key in self.store.shards for key in keys)
+        if not keys:
+            return 1 + wanted.has_twin
+        return sum(key not in self.store.shards for key in keys)
 
     def is_certainly_missing(self, wanted: Wanted) -> bool:
         """Whether a picture that is missing will still be when its file has been hashed."""
@@ -98,7 +106,7 @@ class PictureCache:
         """Return the pictures of a batch that are missing, after what others have added."""
         self.store.shards.refresh()
         self.look_up(batch.items)
-        return [picture for picture in batch.items if self.is_missing(picture)]
+        return [picture for picture in batch.items if self.missing_moments(picture)]
 
     def note(self, loaded: Loaded) -> None:
         """Remember the hash of a picture's file, or what is wrong with it. Raises DataError."""

@@ -10,7 +10,6 @@ from sdtrain.conditioning.interface import Conditioner, Inputs
 from sdtrain.data.cached import CachedContexts
 from sdtrain.data.shards import key_of
 from sdtrain.data.split import PictureSplit
-from sdtrain.models.modes import eval_mode
 from sdtrain.precompute.sharing import Batch, SharedWork
 from sdtrain.precompute.store import Store
 
@@ -49,7 +48,7 @@ class TextEncoding:
 
     Args:
         store: of the contexts.
-        conditioner: the frozen text encoder.
+        conditioner: the frozen text encoder, in eval mode while it runs.
         device: of the network while it runs.
     """
 
@@ -109,7 +108,7 @@ class TextEncoding:
     def _contexts(self, captions: Sequence[str]) -> np.ndarray:
         labels = torch.zeros(len(captions), dtype=torch.long, device=self.device)
         inputs = Inputs(captions, labels, labels.bool(), latent_size=(1, 1))
-        with torch.inference_mode(), eval_mode(self.conditioner):
+        with torch.inference_mode():
             return self.conditioner(inputs).context.float().cpu().numpy()
 
 

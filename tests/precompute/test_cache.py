@@ -1,5 +1,6 @@
 """A cache holds what the autoencoder makes of each picture; only what is missing is computed."""
 
+import io
 import json
 import os
 import resource
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from sdtrain.data.shapes import Shapes
 from sdtrain.errors import DataError, StorageError, UserError
@@ -296,11 +298,12 @@ def test_a_full_disk_and_a_folder_that_cannot_be_written(
             cached(data)
     assert caught.value.key == "data.cache"
     assert not (tmp_path / "cache").exists()  # told before anything is written
-    (tmp_path / "cache").write_text("a file")
-    with pytest.raises(StorageError) as caught:
-        cached(data)
-    assert caught.value.key == "data.cache"
-    (tmp_path / "cache").unlink()
+    (tmp_path / "file").write_text("no folder")
+    for folder in (tmp_path / "file", tmp_path / "file" / "cache"):
+        printed = io.StringIO()
+        with pytest.raises(StorageError) as caught:
+            cached(data, folder=str(folder), console=Console(file=printed))
+        assert (caught.value.key, printed.getvalue()) == ("data.cache", "")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))  # what a full disk looks like
     try:
@@ -327,13 +330,20 @@ def test_a_broken_picture_is_replaced_as_without_a_cache(images_of, pictures, ca
 
 
 def test_size_and_time_are_told_before(images_of, pictures, cached, tmp_path):
-    printed = cached(images_of(pictures, flip=True)).printed
-    stored = sum(path.stat().st_size for path in shards(tmp_path))
-    (number,) = [word for word in printed.replace("(", "").split() if word.startswith("0.0")]
-    # 9 training pictures with twins and 3 others, each of two maps of 4 x 4 x 4 numbers.
-    assert float(number) == pytest.approx(21 * 2 * 64 * 4 / 1e6, rel=0.01)
-    assert stored > 21 * 2 * 64 * 4
-    assert "about" in printed and str(tmp_path / "cache" / "latents") in printed
+    """9 training pictures with twins and 3 others, each of two maps of 4 x 4 x 4 numbers."""
+    bytes_each = 2 * 64 * 4
+
+    def announced(flip: bool) -> float:
+        printed = cached(images_of(pictures, flip=flip)).printed
+        assert "about" in printed and str(tmp_path / "cache" / "latents") in printed
+        (number,) = [word for word in printed.replace("(", "").split() if word.startswith("0.0")]
+        return float(number) * 1e6
+
+    assert announced(flip=True) == pytest.approx(21 * bytes_each, rel=0.01)
+    assert sum(path.stat().st_size for path in shards(tmp_path)) > 21 * bytes_each
+    shutil.rmtree(tmp_path / "cache" / "latents")
+    assert announced(flip=False) == pytest.approx(12 * bytes_each, rel=0.01)
+    assert announced(flip=True) == pytest.approx(9 * bytes_each, rel=0.01)
 
 
 def test_the_identity_is_written_and_readable(images_of, pictures, cached, autoencoder, tmp_path):
