@@ -67,6 +67,13 @@ def check_cache(config: dict, typed: set[str], *, trains_autoencoder: bool) -> N
                 remedy="Remove it, or set data.cache=auto or data.cache=FOLDER.",
             )
         return
+    if os.path.isfile(data["cache"]):
+        raise UserError(
+            "is a file, and has to be a folder",
+            key=KEY,
+            value=data["cache"],
+            remedy="Set data.cache to a folder, which need not exist, or to auto.",
+        )
     if trains_autoencoder:
         problem = "has no effect when an autoencoder is trained: it reads the pictures themselves"
         raise UserError(problem, key=KEY, value=data["cache"], remedy=NO_CACHE)

@@ -153,6 +153,9 @@ def test_two_ranks_train_like_one(command, tiny, words, straight, tmp_path):
         tensors(checkpoints(run)[-1])
     )
     assert difference.norm() < 1e-4
+    keys = [load_file(path)["keys"] for path in (tmp_path / "cache").rglob("*.safetensors")]
+    assert len(keys) > 1
+    assert len(torch.cat(keys).unique(dim=0)) == len(torch.cat(keys))  # each was computed once
 
 
 def test_a_run_does_not_change_between_pictures_and_cache():
@@ -193,6 +196,7 @@ def test_bad_settings_are_refused(tiny_config, pictures):
         (config, {"cache.dtype": "fp16"}, "cache.dtype"),
         (config, cached | {"cache.dtype": "bf16"}, "cache.dtype"),
         (config, {"data.cache": 3}, "data.cache"),
+        (config, {"data.cache": str(pictures / "00.png")}, "data.cache"),
         (autoencoder, cached, "data.cache"),
         (pixels, cached, "data.cache"),
     ):
