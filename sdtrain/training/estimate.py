@@ -3,15 +3,17 @@ of temporary networks.
 """
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
 
 import torch
+from torch import nn
 
 from sdtrain.assemble.load import pick_device
 from sdtrain.assemble.model import build_model
 from sdtrain.config.build import build
+from sdtrain.config.cache_keys import OFF
 from sdtrain.console import format_duration
 from sdtrain.models.autoencoder import write_autoencoder
 from sdtrain.models.modes import begin_training
@@ -22,7 +24,7 @@ from sdtrain.training.parts import plain_collate
 from sdtrain.training.plan import Plan
 from sdtrain.training.precision import compute_precision
 from sdtrain.training.progress import Progress
-from sdtrain.types import PictureData
+from sdtrain.types import PictureData, Row
 
 FEW = 2
 """Number of pictures in the first step that is timed."""
@@ -34,7 +36,7 @@ time is extrapolated from FEW pictures."""
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of training in both stages, without sampling and validation."""
+    """Seconds of training in both stages, without sampling and validation, nor filling a cache."""
 
     first_stage: float
     run: float
@@ -64,7 +66,10 @@ def estimate(stage: Plan, plan: Plan, data: PictureData) -> Estimate:
         model=model, optimisation=plan.optimisation(), progress=_progress(plan)
     )
     latent_shape = model.autoencoder.latent_shape(data.image_size)
-    run_rate = _seconds_per_image(module, plan, latent_shape, data)
+    rows = _few_rows(data)
+    if plan.config["data"]["cache"] != OFF:
+        rows = [_as_cached(row, model.autoencoder) for row in rows]
+    run_rate = _seconds_per_image(module, plan, latent_shape, rows)
     return Estimate(
         first_stage=first_stage_seconds(stage, first, data),
         run=run_rate * plan.prechecked.trainer.max_images,
@@ -80,8 +85,21 @@ def untrained_autoencoder(stage: Plan) -> AutoencoderModule:
 
 def first_stage_seconds(stage: Plan, first: AutoencoderModule, data: PictureData) -> float:
     """Return the seconds that the training of a first stage is estimated to take."""
-    rate = _seconds_per_image(first, stage, first.latent_shape(data.image_size), data)
+    shape = first.latent_shape(data.image_size)
+    rate = _seconds_per_image(first, stage, shape, _few_rows(data))
     return rate * stage.prechecked.trainer.max_images
+
+
+def _few_rows(data: PictureData) -> list[Row]:
+    pictures = data.split("validation")  # squares, also with data.buckets=true
+    return [pictures[(i % len(pictures), i)] for i in range(FEW)]
+
+
+def _as_cached(row: Row, autoencoder: nn.Module) -> Row:
+    """Return a row with moments in place of its picture."""
+    with torch.no_grad():
+        moments = autoencoder.moments(row.image[None])[0]
+    return replace(row, image=None, moments=moments)
 
 
 def _progress(plan: Plan) -> Progress:
@@ -89,11 +107,11 @@ def _progress(plan: Plan) -> Progress:
 
 
 def _seconds_per_image(
-    module: OptimisedModule, plan: Plan, latent_shape: tuple[int, int, int], data: PictureData
+    module: OptimisedModule, plan: Plan, latent_shape: tuple[int, int, int], rows: list[Row]
 ) -> float:
     """Return the seconds of a training step on a micro-batch, divided by the images of all ranks.
 
-    The first step is not counted, because it allocates memory.
+    The first step is not counted, because it allocates memory. rows: FEW, which are repeated.
     """
     settings = plan.prechecked.trainer
     batch_size = plan.config["data"]["batch_size"]
@@ -103,9 +121,7 @@ def _seconds_per_image(
     begin_training(module)
     optimizer = module.configure_optimizers()
     collate = plain_collate(plan.config, latent_shape)
-    pictures = data.split("validation")  # squares, also with data.buckets=true
     few = min(FEW, micro_batch)
-    rows = [pictures[(i % len(pictures), i)] for i in range(few)]
 
     def time_step(count: int) -> float:
         """Train one step on `count` pictures and return its seconds."""
