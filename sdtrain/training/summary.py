@@ -81,7 +81,10 @@ def print_result(run: Run, plan: Plan, parts: Parts, callbacks: CallbackSet, lef
 
     left_out: what the budget of looks had no room for.
     """
-    rows = [("result", ", ".join(_last_metrics(callbacks)))]
+    rows = []
+    metrics = _last_metrics(callbacks)
+    if metrics:
+        rows.append(("result", ", ".join(metrics)))
     if left_out:
         rows.append(("reduced", left_out))
     for callback in callbacks.named.values():

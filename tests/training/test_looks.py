@@ -13,6 +13,7 @@ from reading import lines, newest, numbers, same, status, with_values
 
 from sdtrain.assemble.drawing import build_drawing
 from sdtrain.assemble.model import build_data
+from sdtrain.assemble.objective import build_objective
 from sdtrain.config.precheck import precheck_config
 from sdtrain.errors import UserError
 from sdtrain.generation.count_evaluations import count_evaluations
@@ -281,7 +282,7 @@ def default(composed, tmp_path_factory):
             "trainer.accelerator=cpu",
             "logger=none",
             "data.size=40",
-            "data.validation_size=8",
+            "data.validation_size=256",
             f"looks.share={'null' if share is None else share}",
             *(f"{key}.every={every}" for key in LOOKING),
         ]
@@ -333,6 +334,33 @@ def test_the_default_run_looks_well_for_its_share(default):
     everything = default(64000, 64000, None)[-1]
     assert everything["noise_levels"].weights == ("ema", "raw")
     assert (everything["noise_levels"].count, everything["samples"].guided) == (256, 8)
+
+
+def test_what_is_left_out_counts_against_the_pictures_that_there_are(composed, tmp_path):
+    words = [
+        "data.validation_size=7",
+        "callbacks.noise_levels.num_images=50",
+        "validation.num_images=50",
+        "trainer.accelerator=cpu",
+    ]
+    plan = make_plan(precheck_config(composed(*words), words))
+    found = build_callbacks(
+        plan.config,
+        plan.prechecked.trainer,
+        run_dir=tmp_path,
+        data=build_data(plan.config["data"]),
+        drawing=plan.drawing,
+    )
+    costs = Costs(encode=0.0, decode=0.0, page=0.0, ranks=1)
+    objective = build_objective(plan.config)
+    module = SimpleNamespace(model=SimpleNamespace(objective=objective))
+    everything = {"first": False, "last": True}
+    for look in (found.validation, found.named["noise_levels"]):
+        planned = look.plan(module, costs, 1e9, **everything)
+        assert (planned.count, planned.left_out) == (7, [])
+    reduced = found.validation.plan(module, costs, 3.0, **everything)
+    assert (reduced.count, len(reduced.left_out)) == (3, 1)
+    assert "3 of 7" in reduced.left_out[0]
 
 
 def test_bad_shares(composed):

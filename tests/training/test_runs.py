@@ -231,6 +231,8 @@ def test_what_is_trained_already_is_said(train_tiny, tiny_run, tmp_path):
     result = train_tiny(run, "trainer.max_images=32", "resume=must")
     assert result.code == 0
     assert "nothing left to train: trainer.max_images=32, and 64 were seen" in result.out
+    names = [line.split()[0] for line in result.out.partition("finished:")[2].splitlines()[1:]]
+    assert "checkpoint" in names and "result" not in names  # nothing was measured
 
 
 def test_a_run_that_starts_anew_removes_what_another_left(train_tiny, tmp_path):

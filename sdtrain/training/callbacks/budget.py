@@ -14,6 +14,7 @@ from sdtrain.generation.count_evaluations import count_evaluations
 from sdtrain.generation.drawing import Drawing
 from sdtrain.models.modes import eval_mode
 from sdtrain.training.datamodule import DataModule
+from sdtrain.types import PictureData
 
 TRAINING = 3
 """Evaluations that a training sample costs: one forward, and twice as much backward."""
@@ -66,6 +67,14 @@ def affordable_count(allowed: float, cost_each: float, wanted: int) -> int:
     if allowed == math.inf:
         return wanted
     return max(0, min(wanted, int(allowed / cost_each)))
+
+
+def held_out_count(num_images: int, data: PictureData | None) -> int:
+    """Return how many held-out pictures there are for a look that wants `num_images`.
+
+    data: None if the settings are only checked.
+    """
+    return num_images if data is None else min(num_images, len(data.split("validation")))
 
 
 class Budget:

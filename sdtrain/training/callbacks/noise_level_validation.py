@@ -30,12 +30,12 @@ from sdtrain.plots import LOG_SNR, draw_curves
 from sdtrain.randomness import KeyedRandom
 from sdtrain.runs.layout import RunFolder
 from sdtrain.schedules import Schedule
-from sdtrain.training.callbacks.budget import Costs, affordable_count
+from sdtrain.training.callbacks.budget import Costs, affordable_count, held_out_count
 from sdtrain.training.callbacks.ema import EMACallback, averaged_weights
 from sdtrain.training.loggers.media import log_picture
 from sdtrain.training.progress import Progress
 from sdtrain.training.stopping import Stopping
-from sdtrain.types import Pictures, Row, rows_by_size
+from sdtrain.types import PictureData, Pictures, Row, rows_by_size
 
 STATISTICS = 256
 """Number of training pictures that the linear denoiser is estimated from."""
@@ -112,11 +112,12 @@ class NoiseLevelValidation(L.Callback):
         num_images: int,
         run_dir: Path,
         ema: EMACallback | None,
+        data: PictureData | None,
     ) -> None:
         check_at_least(every, 0, "callbacks.noise_levels.every")
         check_at_least(num_images, 2, "callbacks.noise_levels.num_images")
         self.every = every
-        self.num_images = num_images
+        self.num_images = held_out_count(num_images, data)
         self.run = RunFolder(run_dir)
         self.ema = ema
         self.random = KeyedRandom(0, "noise levels")

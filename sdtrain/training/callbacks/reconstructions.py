@@ -14,11 +14,12 @@ from sdtrain.models.modes import eval_mode
 from sdtrain.runs.layout import RunFolder
 from sdtrain.signals import Interrupted, Signals, exit_code_of
 from sdtrain.training.autoencoder_module import psnr
-from sdtrain.training.callbacks.budget import Costs, affordable_count
+from sdtrain.training.callbacks.budget import Costs, affordable_count, held_out_count
 from sdtrain.training.callbacks.ema import EMACallback, averaged_weights
 from sdtrain.training.loggers.media import log_picture
 from sdtrain.training.progress import Progress
 from sdtrain.training.stopping import Stopping
+from sdtrain.types import PictureData
 
 CALIBRATION = 1024
 """Number of training pictures on which the latent scale is measured."""
@@ -52,9 +53,10 @@ class Reconstructions(L.Callback):
         run_dir: Path,
         ema: EMACallback | None,
         signals: Signals,
+        data: PictureData | None,
     ) -> None:
         self.every = every
-        self.num_images = num_images
+        self.num_images = held_out_count(num_images, data)
         self.run = RunFolder(run_dir)
         self.ema = ema
         self.signals = signals

@@ -7,10 +7,11 @@ import torch
 
 from sdtrain.config.schema import check_at_least
 from sdtrain.models.modes import eval_mode
-from sdtrain.training.callbacks.budget import Costs, affordable_count
+from sdtrain.training.callbacks.budget import Costs, affordable_count, held_out_count
 from sdtrain.training.callbacks.ema import EMACallback, averaged_weights
 from sdtrain.training.progress import Progress
 from sdtrain.training.stopping import Stopping
+from sdtrain.types import PictureData
 
 BATCH_SIZE = 16
 """Pictures per batch: few, because a signal is handled between two batches."""
@@ -36,11 +37,13 @@ class Validation(L.Callback):
     weight = 1
     on_all_ranks = False
 
-    def __init__(self, *, every: int, num_images: int, ema: EMACallback | None) -> None:
+    def __init__(
+        self, *, every: int, num_images: int, ema: EMACallback | None, data: PictureData | None
+    ) -> None:
         check_at_least(every, 0, "validation.every")
         check_at_least(num_images, 1, "validation.num_images")
         self.every = every
-        self.num_images = num_images
+        self.num_images = held_out_count(num_images, data)
         self.ema = ema
         self.latest: dict[str, float] = {}
 
