@@ -265,7 +265,13 @@ def _read(file: Path, configuration: Path) -> "StableDiffusionPipeline":
 
     try:
         return StableDiffusionPipeline.from_single_file(
-            str(file), config=str(configuration), local_files_only=True, safety_checker=None
+            str(file),
+            config=str(configuration),
+            local_files_only=True,
+            safety_checker=None,
+            # Without memory, which is the default with accelerate, a missing weight is an error
+            # that does not name it.
+            low_cpu_mem_usage=False,
         )
     except Exception as error:  # diffusers raises various classes for files that do not match
         reason = f"does not match its configuration: {first_line(error)}"
