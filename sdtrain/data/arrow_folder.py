@@ -20,8 +20,9 @@ from sdtrain.data.image_column import (
 from sdtrain.data.stored import (
     FileStamps,
     NameIndex,
+    are_names,
+    check_names,
     folders_of,
-    names_of_rows,
     place_of_row,
     unreadable_error,
 )
@@ -83,7 +84,10 @@ class ArrowFolder:
         check_image_type(table.schema, image, path)
         self.columns = [name for name in table.column_names if name != image]
         self._class_names = class_names(table.schema)
-        self.names = names_of_rows(self._picture_paths(), self._places_of_rows(split))
+        paths = self._picture_paths()
+        self._has_names = are_names(paths)
+        self.names = paths if self._has_names else self._places_of_rows(split)
+        check_names(self.names)
         self._places = NameIndex(self.names)
         # With the column, because each has other pictures under the same names.
         self.identity = f"{path}: {split}: {image}"
@@ -104,7 +108,7 @@ class ArrowFolder:
         return named_classes(values, self._class_names.get(column))
 
     def folders(self) -> list[str]:
-        return folders_of(self.names)
+        return folders_of(self.names) if self._has_names else [""] * len(self.names)
 
     def forget_values(self) -> None:
         """Do nothing: values are read when they are asked for."""

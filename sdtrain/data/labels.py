@@ -60,7 +60,7 @@ def _from_folders(pictures: Sequence[CaptionedPicture]) -> tuple[list[int], Clas
     """Number the subfolders of the deepest folder that contains all pictures."""
     folders = [_folder_of(picture) for picture in pictures]
     if not any(folders):
-        return _no_classes(pictures, "all pictures lie in the same folder")
+        return _no_classes(pictures, "no picture has a label, and none lies in a subfolder")
     # A folder that contains all pictures is not a class.
     common = os.path.commonpath(folders) if all(folders) else ""
     # Once for each folder: a million pictures would take 15 seconds.

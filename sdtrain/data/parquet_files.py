@@ -28,9 +28,10 @@ from sdtrain.data.image_column import (
 from sdtrain.data.stored import (
     FileStamps,
     NameIndex,
+    are_names,
+    check_names,
     file_names,
     folders_of,
-    names_of_rows,
     place_of_row,
     unreadable_error,
 )
@@ -79,7 +80,10 @@ class ParquetFiles:
         for file, metadata in enumerate(self._metadata):
             groups += [(file, group) for group in range(metadata.num_row_groups)]
         self._groups = groups
-        self.names = names_of_rows(self._picture_paths(schema), self._places_of_rows())
+        paths = self._picture_paths(schema)
+        self._has_names = are_names(paths)
+        self.names = paths if self._has_names else self._places_of_rows()
+        check_names(self.names)
         self.notes = _notes(self._metadata)
         self._places = NameIndex(self.names)
         counts = [metadata.num_rows for metadata in self._metadata]
@@ -103,7 +107,7 @@ class ParquetFiles:
         return named_classes(self._read_column(column, column), self._class_names.get(column))
 
     def folders(self) -> list[str]:
-        return folders_of(self.names)
+        return folders_of(self.names) if self._has_names else [""] * len(self.names)
 
     def forget_values(self) -> None:
         """Do nothing: values are read when they are asked for."""

@@ -40,7 +40,9 @@ class Store(Source, Protocol):
         ...
 
     def folders(self) -> list[str]:
-        """Return the folder of each picture, as named in its file, in the order of `names`."""
+        """Return the folder of each picture, as named in its file, in the order of `names`; "" for
+        all if they are not named there, because the folder of a file of many is no class.
+        """
         ...
 
     def forget_values(self) -> None:
@@ -140,22 +142,16 @@ class FileStamps:
             self.check(file)
 
 
+def are_names(paths: Sequence[str | None]) -> bool:
+    """Whether the paths that are stored with pictures can be their names: all have one of their
+    own.
+    """
+    return all(paths) and len(set(paths)) == len(paths)
+
+
 def folders_of(names: Sequence[str]) -> list[str]:
     """Return the folder of each name, "" for the outermost."""
     return [posixpath.dirname(name) for name in names]
-
-
-def names_of_rows(paths: Sequence[str | None], places: Sequence[str]) -> list[str]:
-    """Return the names of pictures: their paths if all have one of their own, else their places.
-
-    places: FILE:ROW of each, see `place_of_row`.
-    """
-    if all(paths) and len(set(paths)) == len(paths):
-        names = list(paths)
-    else:
-        names = list(places)
-    check_names(names)
-    return names
 
 
 def place_of_row(file: str, row: int) -> str:

@@ -114,6 +114,20 @@ def test_classes_are_folders_in_tar_files_whatever_the_pictures_are_called(tmp_p
     assert b"noise number" not in pickle.dumps(split.reader.source)  # the workers' copy is small
 
 
+def test_classes_are_folders_in_the_paths_of_pictures_and_not_those_of_their_files(tmp_path):
+    for kind in ("cat", "dog"):
+        rows = [row | {"name": f"{kind}/{row['name']}"} for row in ROWS]
+        for name, table in (("named", image_table(rows)), ("bare", image_table(ROWS))):
+            folder = tmp_path / name / kind
+            folder.mkdir(parents=True)
+            pq.write_table(table.drop_columns(["label"]), folder / "0000.parquet")
+    assert load(tmp_path / "named").classes.names == ("cat", "dog")
+    bare = load(tmp_path / "bare")  # the same names in both files: they are called by file and row
+    assert bare.split("train").names[0].startswith("cat/0000.parquet:")
+    assert (bare.num_classes, bare.classes.names) == (1, ())
+    assert bare.classes.why_none
+
+
 def test_columns_are_named_by_key(tmp_path):
     table = image_table(ROWS).rename_columns(["photo", "words", "kind", "often", "style"])
     pq.write_table(table, tmp_path / "a.parquet")
