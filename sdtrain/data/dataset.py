@@ -37,6 +37,7 @@ class StoredPictures(CaptionedPictures):
     Args:
         path: Parquet or tar files (one, a folder, a pattern), a folder written by datasets'
             save_to_disk, or an id of the Hugging Face hub.
+        revision: branch, tag or commit on the hub, None for `main`; of nothing else.
         split: of the data set, by the names of its files; None takes `train` if there is one.
         columns: which columns hold what.
         caption_template: makes the captions of several columns, see `CaptionTemplate`.
@@ -49,6 +50,7 @@ class StoredPictures(CaptionedPictures):
         self,
         *,
         path: str,
+        revision: str | None = None,
         split: str | None = None,
         columns: Columns = Columns(),  # noqa: B008 - it is immutable
         caption_template: str | None = None,
@@ -93,7 +95,7 @@ class StoredPictures(CaptionedPictures):
             seed=seed,
             batch_size=batch_size,
         )
-        store = open_store(path, split=split, image=columns.image)
+        store = open_store(path, split=split, image=columns.image, revision=revision)
         inventory = inventory_of_store(store, columns, options, path, refresh=refresh)
         store.forget_values()
         super().__init__(inventory, store, options)

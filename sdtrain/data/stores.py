@@ -27,7 +27,9 @@ DEFAULT_IMAGE = "image"
 """Column of the pictures in Arrow and Parquet data."""
 
 
-def open_store(path: str, *, split: str | None, image: str | None) -> Store:
+def open_store(
+    path: str, *, split: str | None, image: str | None, revision: str | None = None
+) -> Store:
     """Open the data set at a path, and read what is stored beside its pictures.
 
     Args:
@@ -35,9 +37,20 @@ def open_store(path: str, *, split: str | None, image: str | None) -> Store:
         split: of the data set; None takes `train`, or everything if no file is named by a split.
         image: the column of the pictures, of tar files their suffix; None for the default.
 
-    Raises DataError if there is no such data set or it cannot be read.
+        revision: of a repository of the hub: a branch, tag or commit; None for `main`.
+
+    Raises DataError if there is no such data set or it cannot be read, and for a revision of what
+    is not on the hub.
     """
     found = os.path.abspath(os.path.expanduser(path)) if path else ""
+    is_local = os.path.exists(found) or glob.has_magic(path) or not HUB_ID.fullmatch(path)
+    if is_local and revision is not None:
+        raise DataError(
+            f"has no effect: data.path={path} is no repository of the Hugging Face hub",
+            key="data.revision",
+            value=revision,
+            remedy="Remove it, or set data.revision=null.",
+        )
     if os.path.isdir(found) and is_arrow_folder(found):
         return ArrowFolder(found, image or DEFAULT_IMAGE, split)
     if os.path.isdir(found):
@@ -46,11 +59,11 @@ def open_store(path: str, *, split: str | None, image: str | None) -> Store:
         files = [found]
     elif glob.has_magic(path):
         files = sorted(filter(os.path.isfile, glob.glob(found, recursive=True)))
-    elif HUB_ID.fullmatch(path):
-        found = _download(path)
-        files = _files_in(found)
-    else:
+    elif is_local:
         raise _path_error(path, "does not exist")
+    else:
+        found = _download(path, revision)
+        files = _files_in(found)
     kept = [file for file in files if _has_ending(file, PARQUET + TAR)]
     if not kept:
         raise _nothing_readable(path, files)
@@ -114,8 +127,8 @@ def _files_of_split(
     return chosen, [f"data.split={split or 'train'}: {others} files of other splits are not read."]
 
 
-def _download(repository: str) -> str:
-    """Return the folder with the Parquet files of a repository of the hub.
+def _download(repository: str, revision: str | None) -> str:
+    """Return the folder with the Parquet files of a repository of the hub at a revision.
 
     They are downloaded unless they are cached. Raises DataError if they cannot be had.
     """
@@ -123,11 +136,14 @@ def _download(repository: str) -> str:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        folder = snapshot_download(repository, repo_type="dataset", allow_patterns=["*.parquet"])
+        folder = snapshot_download(
+            repository, repo_type="dataset", revision=revision, allow_patterns=["*.parquet"]
+        )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        at_revision = f" at data.revision={revision}" if revision else ""
         raise _path_error(
             repository,
-            f"does not exist here, and cannot be read from the Hugging Face hub: "
+            f"does not exist here, and cannot be read from the Hugging Face hub{at_revision}: "
             f"{first_line(error)}",
         ) from error
     if not _files_in(folder):

@@ -221,13 +221,19 @@ def test_splits_by_the_names_of_files(tmp_path):
 def test_a_repository_of_the_hub_in_the_cache(tmp_path, monkeypatch):
     repository = tmp_path / "datasets--OWNER--NAME"
     (repository / "refs").mkdir(parents=True)
-    (repository / "refs/main").write_text("main")
-    write_parquet(repository / "snapshots/main/data", ROWS)
+    for revision, rows in (("main", ROWS), ("old", ROWS[:12])):
+        (repository / "refs" / revision).write_text(revision)
+        write_parquet(repository / "snapshots" / revision / "data", rows)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert len(load("OWNER/NAME").split("train")) == 18
+    assert len(load("OWNER/NAME", revision="old").split("train")) == 9
     refused("OWNER/OTHER", "data.path")
+    assert "data.revision=new" in refused("OWNER/NAME", "data.path", revision="new")
+    files = repository / "snapshots/main/data"
+    for path in (files, f"{files}/*.parquet", files / "train-00000-of-00002.parquet"):
+        refused(path, "data.revision", revision="old")
 
 
 def cut(path, size):
