@@ -210,7 +210,7 @@ class Encoding:
         return moments
 
     def _write(self, work: SharedWork) -> None:
-        """Write the moments, then the hashes of the files, and give up the claims on both."""
+        """Write the moments, then the hashes of the files, and give up the claims."""
         self.cache.store.flush()
         self.cache.contents.add(self._hashed)
         self._hashed.clear()
