@@ -6,6 +6,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sdtrain.config.boundary import run_command
 from sdtrain.config.compose import current_overrides
+from sdtrain.config.importing import collector_off
 from sdtrain.config.overrides import add_data_key, choose_options
 from sdtrain.config.run_readers import check_evaluate
 
@@ -13,8 +14,9 @@ from sdtrain.config.run_readers import check_evaluate
 def task(cfg: DictConfig) -> None:
     settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     config = check_evaluate(settings, current_overrides())
-    from sdtrain.assemble.subject import load_subject
-    from sdtrain.evaluation.evaluate import evaluate
+    with collector_off():
+        from sdtrain.assemble.subject import load_subject
+        from sdtrain.evaluation.evaluate import evaluate
 
     evaluate(config, lambda path: load_subject(config, path))
 

@@ -4,13 +4,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from sdtrain.config.boundary import run_command
 from sdtrain.config.compose import current_overrides
+from sdtrain.config.importing import collector_off
 from sdtrain.config.run_readers import check_export
 
 
 def task(cfg: DictConfig) -> None:
     settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     config = check_export(settings, current_overrides())
-    from sdtrain.export.export import export
+    with collector_off():
+        from sdtrain.export.export import export
 
     export(config)
     print(f"A Stable Diffusion pipeline, with its card README.md, in {config.output}")

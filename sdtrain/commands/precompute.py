@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 from sdtrain.config.boundary import run_command
 from sdtrain.config.cache_keys import with_cache_on
 from sdtrain.config.compose import current_overrides, resolve_config
+from sdtrain.config.importing import collector_off
 from sdtrain.config.launch import rank_before_config, rank_for_config
 from sdtrain.config.new_folders import remove_if_unused
 from sdtrain.config.overrides import is_sweep, typed_values
@@ -21,8 +22,8 @@ def task(cfg: DictConfig) -> None:
         config = with_cache_on(resolve_config(cfg, overrides), overrides)
         set_rank(rank_for_config(devices_of(config), is_one_process=is_one_process(config)))
         prechecked = precheck_config(config, overrides)
-        from sdtrain.training.cache import precompute
-
+        with collector_off():
+            from sdtrain.training.cache import precompute
         precompute(prechecked)
 
 

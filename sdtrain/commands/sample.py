@@ -6,6 +6,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sdtrain.config.boundary import run_command
 from sdtrain.config.compose import current_overrides
+from sdtrain.config.importing import collector_off
 from sdtrain.config.overrides import add_data_key
 from sdtrain.config.run_readers import check_sample
 
@@ -13,7 +14,8 @@ from sdtrain.config.run_readers import check_sample
 def task(cfg: DictConfig) -> None:
     settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     config = check_sample(settings, current_overrides())
-    from sdtrain.assemble.sample import sample_checkpoint
+    with collector_off():
+        from sdtrain.assemble.sample import sample_checkpoint
 
     count = sample_checkpoint(config)
     noun = "picture" if count == 1 else "pictures"

@@ -18,12 +18,15 @@ SIMILAR = 0.6  # least similarity of a suggested name
 def collector_off() -> Iterator[None]:
     """Search for no garbage within the block, which is to hold imports of large packages.
 
-    What they make stays, and searching it again and again takes a quarter of their time.
+    What they make stays, and searching it again and again takes a quarter of their time. It is not
+    searched later either: that took another second before the first step, and a forked worker of a
+    loader would have to copy it.
     """
     gc.disable()
     try:
         yield
     finally:
+        gc.freeze()
         gc.enable()
 
 

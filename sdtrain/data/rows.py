@@ -104,6 +104,8 @@ class Rows:
     @cached_property
     def weights(self) -> np.ndarray | None:
         """Weights, float64 [N], by index, 1 where a row has none; None if no row has one."""
+        if self.table.column("weight").null_count == len(self.table):
+            return None
         weights = self._column("weight")
         if weights.null_count == len(weights):
             return None
@@ -119,12 +121,20 @@ class Rows:
 
         Empty captions are used only if there are no others.
         """
-        first = pc.list_element(self._column("captions"), 0)
-        candidates = first.filter(pc.not_equal(first, ""))
-        if not len(candidates):
-            candidates = first
-        places = [i * len(candidates) // count for i in range(count)]
-        return candidates.take(pa.array(places, pa.int64())).to_pylist()
+        indices = self._indices_with_caption
+        chosen = [indices[i * len(indices) // count] for i in range(count)]
+        captions = self.table.column("captions").take(pa.array(chosen, pa.int64()))
+        return pc.list_element(captions, 0).to_pylist()
+
+    @cached_property
+    def _indices_with_caption(self) -> np.ndarray:
+        """Those of `indices` whose first caption is not empty, or all if there are none."""
+        captions = self.table.column("captions").chunk(0)
+        # The lengths alone: the captions of a million rows are not copied for it.
+        lengths = pc.binary_length(captions.values).to_numpy()
+        first = captions.offsets.to_numpy()[self.indices]
+        with_caption = self.indices[lengths[first] > 0]
+        return with_caption if len(with_caption) else self.indices
 
     def _column(self, name: str) -> pa.ChunkedArray:
         return self.table.column(name).take(pa.array(self.indices))
