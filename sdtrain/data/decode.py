@@ -147,6 +147,7 @@ def _reason(error: Exception) -> str:
 
 def _formats(source: str | Path | bytes | PictureFile) -> list[str]:
     """Return the formats to try: those of FORMATS that Pillow can open, and that of the suffix."""
+    Image.init()  # fills Image.OPEN, the first time
     formats = [name for name in FORMATS if name in Image.OPEN]
     path = _path_of(source)
     if path is not None:

@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -27,6 +29,14 @@ def corner(data, **options):
     picture = open_picture(data, **options)
     assert picture.mode == "RGB"
     return picture.getpixel((0, 0))
+
+
+def test_the_first_picture_of_a_process_needs_no_suffix():
+    """Pillow registers its formats when the first file is opened."""
+    picture = encoded(Image.new("RGB", (6, 4)), "JPEG")
+    code = f"from sdtrain.data.decode import picture_header; print(picture_header({picture}).size)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.stdout == "(6, 4)\n", ended.stderr
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF"])
