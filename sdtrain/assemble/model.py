@@ -248,7 +248,8 @@ def _unet_error(error: Exception, x: Tensor, conditioning: Conditioning) -> User
         beside = f" with {conditioning.channels.shape[1]} channels of a condition beside it"
     context = list(conditioning.context.shape)
     return UserError(
-        f"model.unet cannot take x {list(x.shape)}{beside}, timestep [2] and context {context} "
+        f"model.unet cannot take x of shape {list(x.shape)}{beside}, timesteps of shape [2] and "
+        f"context of shape {context} "
         f"({type(error).__name__}: {first_line(error)})",
         key="model.unet",
         remedy="Change model.unet, data.image_size or model.conditioner.context_dim.",

@@ -65,7 +65,7 @@ class Entry:
 
     @property
     def shown_steps(self) -> list[int]:
-        """Those of STEPS for which the schedule has enough timesteps."""
+        """The numbers of STEPS that are not larger than the schedule's number of timesteps."""
         return [steps for steps in STEPS if steps <= self.schedule.num_timesteps]
 
     def visited_log_snrs(self, steps: int) -> list[float]:

@@ -38,7 +38,7 @@ class NoiseDrawnError(Exception):
 
 
 def deterministic_samplers() -> dict[str, Sampler]:
-    """Return {name: sampler} for every sampler of configs/sampler that draws no noise."""
+    """Return {name: sampler} for the samplers of configs/sampler whose steps draw no noise."""
     samplers = {}
     start = torch.zeros(1, 2, 1, 1, dtype=torch.float64)
     for path in sorted((config_dir() / "sampler").glob("*.yaml")):

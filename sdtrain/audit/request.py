@@ -59,7 +59,7 @@ def read_request(words: list[str]) -> AuditRequest:
     for word in words:
         if word.startswith("-"):
             raise UserError(
-                f"sdtrain-schedule has no flag {word}; a comma list needs none to be expanded",
+                f"sdtrain-schedule has no flag {word}. Lists of values need no flag",
                 key=word,
                 remedy="Remove it.",
             )

@@ -71,7 +71,7 @@ class PictureOptions:
         )
 
     def transform(self) -> Transform:
-        """Return what cuts the training pictures."""
+        """Return the transform that crops and mirrors the training pictures."""
         return Transform(image_size=self.image_size, crop=self.crop, flip=self.flip, seed=self.seed)
 
     def template(self) -> CaptionTemplate | None:

@@ -61,7 +61,11 @@ class Collate:
         self.network = KeyedRandom(seed, "network")
 
     def u(self, ordinal: int, jitter: float) -> float:
-        """Return the uniform that sets t of one sample; jitter: its own draw in [0, 1)."""
+        """Return the number in [0, 1) from which the distribution of times makes t of one sample.
+
+        ordinal: of the sample, counted from the start of training. jitter: uniform in [0, 1), drawn
+        for this sample.
+        """
         if not self.stratified:
             return jitter
         step, place = divmod(ordinal, self.global_batch)

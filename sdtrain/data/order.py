@@ -122,7 +122,7 @@ class Stream(Sampler[list[tuple[int, int]]]):
         self.world = world
 
     def index(self, ordinal: int) -> int:
-        """Return the index of the picture at this ordinal."""
+        """Return the index of the picture at this ordinal, counted from the start of training."""
         epoch, place = divmod(ordinal, self.visits.count)
         return self.visits.index(place, epoch)
 

@@ -68,7 +68,12 @@ def hold_out_count(pictures: int, fraction: float) -> int:
 
 
 def held_out_notes(pictures: int, fraction: float) -> list[str]:
-    """Return a line with the reason if the share held out is not the one that the user set."""
+    """Return one line with the reason if fewer or more pictures are held out than the user set.
+
+    [] if they are as many.
+
+    pictures: their number. fraction: the share that the user set.
+    """
     requested = round(pictures * fraction)
     count = hold_out_count(pictures, fraction)
     if count == requested:

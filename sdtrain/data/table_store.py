@@ -115,7 +115,10 @@ class TableStore:
             return None
 
     def write(self, name: str, stored: StoredTable) -> None:
-        """Write a table. Raises OSError; then an earlier one of that name may be lost."""
+        """Write the file of a table, with its facts.
+
+        Raises OSError, after which a table that was stored under this name before may be lost.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self._path(name)
         facts = json.dumps(stored.facts).encode()

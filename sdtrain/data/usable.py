@@ -70,7 +70,7 @@ def with_untrained(classes: Classes, train: PictureSplit) -> Classes:
 
 
 def header_notes(headers: Headers) -> list[str]:
-    """Return lines about pictures that are left out, or not read as they are stored."""
+    """Return lines about pictures that are left out, scaled up, or read in part."""
     notes = []
     unusable = headers.unusable
     if unusable:

@@ -1,10 +1,9 @@
 """The distributions of the noise in the forward process.
 
-Each makes the noise of one sample from keyed standard normals, in the loader's workers. It is
-called with draw(shape, index), which returns a standard normal array, the same at every call with
-the same index, and with the shape (C, h, w) of the latents. It returns (the noise that the network
-predicts, the noise that is added to the latents), where None as the second means that both are the
-same.
+Each is a function (draw, shape) -> (the noise that the network predicts, the noise that is added to
+the latents), where None as the second means that both are the same. It makes the noise of one
+sample, in the loader's workers. shape: (C, h, w) of the latents. draw(shape, index) returns a
+standard normal array of that shape, the same whenever it is called for this sample with this index.
 """
 
 from collections.abc import Callable

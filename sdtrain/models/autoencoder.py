@@ -200,7 +200,7 @@ def check_latent_scale(autoencoder: Autoencoder | Pixels, latents: Tensor) -> fl
             f"{std:.3g}; between 0.7 and 1.4 is needed. model.autoencoder.latent_scale is "
             f"{scale:.4g}",
             key="model.autoencoder.latent_scale",
-            remedy=f"Set model.autoencoder.latent_scale={scale / std:.4g}, which makes it 1.",
+            remedy=f"Set model.autoencoder.latent_scale={scale / std:.4g}, for a deviation of 1.",
         )
     return std
 

@@ -66,7 +66,7 @@ class Architecture:
 
 @dataclass(frozen=True)
 class PipelineFolder(Architecture):
-    """A pipeline with weights. autoencoder: the files of its VAE."""
+    """A folder in diffusers' layout that holds weights. autoencoder: that of its VAE."""
 
     autoencoder: AutoencoderFolder
 

@@ -1,4 +1,4 @@
-"""The plots of a report."""
+"""The plots of a report that compares runs."""
 
 import math
 import textwrap

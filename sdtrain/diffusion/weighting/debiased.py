@@ -1,4 +1,4 @@
-"""Debiased weights."""
+"""Debiased weighting of the loss."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""The weights of EDM."""
+"""EDM weighting of the loss."""
 
 from torch import Tensor
 

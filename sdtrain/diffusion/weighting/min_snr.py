@@ -1,4 +1,4 @@
-"""Min-SNR weights."""
+"""Min-SNR weighting of the loss."""
 
 from torch import Tensor
 

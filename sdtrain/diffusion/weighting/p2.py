@@ -1,4 +1,4 @@
-"""P2 weights."""
+"""P2 weighting of the loss."""
 
 from torch import Tensor
 

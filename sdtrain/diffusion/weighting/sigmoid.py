@@ -1,4 +1,4 @@
-"""Sigmoid weights."""
+"""Sigmoid weighting of the loss."""
 
 import math
 
