@@ -155,11 +155,11 @@ def check_condition(conditioner: Conditioner, data: PictureData) -> None:
         classes = extras_of(data).classes
         why = f": {classes.why_none}" if classes and classes.why_none else ""
         raise UserError(
-            f"model.conditioner reads class labels, but the data have none{why}",
+            f"model.conditioner reads class labels, which the data lack{why}",
             key="model.conditioner",
-            remedy="Choose another model/conditioner, or data with classes; for data=images these "
-            "are a subfolder each, or a column label in metadata.jsonl or metadata.csv, for "
-            "data=dataset the column data.columns.label.",
+            remedy="Choose another model/conditioner, or give all pictures a label: for "
+            "data=images a subfolder of each class, or a column label in metadata.jsonl or "
+            "metadata.csv, for data=dataset the column data.columns.label.",
         )
     conditioner.check_data(data.num_classes)
     if "depth" in conditioner.reads and data.split("train")[(0, 0)].depth is None:

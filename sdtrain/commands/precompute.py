@@ -40,7 +40,8 @@ def refuse_sweep(arguments: list[str]) -> list[str]:
 
 def main() -> None:
     set_rank(rank_before_config(typed_values(sys.argv[1:])))
-    run_command(task, "train", output_key="data.cache", extra_overrides=refuse_sweep)
+    # Only the folder of the run, which is removed: errors of the cache name data.cache themselves.
+    run_command(task, "train", output_key="hydra.run.dir", extra_overrides=refuse_sweep)
 
 
 if __name__ == "__main__":

@@ -311,15 +311,16 @@ def _caption_column(
 
 def _missing_columns_error(location: str, line: int, row: dict[str, Any]) -> DataError:
     seen = ", ".join(map(str, row)) or "none"
+    without_captions = ", set data.missing_captions=empty" if "label" in row else ""
     return DataError(
         f"{location} needs the columns file_name and text (or caption); line {line} has {seen}",
         key="data.path",
-        remedy="Rename the columns, or change data.path.",
+        remedy=f"Rename the columns{without_captions}, or change data.path.",
     )
 
 
 def _line_error(problem: str) -> DataError:
-    return DataError(problem, key="data.path", remedy="Correct the line, or change data.path.")
+    return DataError(problem, key="data.path", remedy="Correct it there, or change data.path.")
 
 
 def _parse_jsonl(text: str, location: str) -> list[NumberedRow]:

@@ -25,7 +25,10 @@ from sdtrain.weight_files import read_header
 KEY_BYTES = 16
 DIGEST_BYTES = 32
 SUFFIX = ".safetensors"
-REMEDY = "Run sdtrain-precompute with the same words: it replaces the damaged part."
+REMEDY = (
+    "Run sdtrain-precompute with the same words, which replaces the damaged part, or set "
+    "data.cache to another folder."
+)
 
 DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
 """Types of the values, by their names in a safetensors file."""

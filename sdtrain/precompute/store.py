@@ -80,12 +80,12 @@ class Store:
             return
         only_dtype = [name for name, _ in differences] == ["dtype"]
         key = "cache.dtype" if only_dtype else "data.cache"
+        back = f"set cache.dtype={found.get('dtype')}" if only_dtype else "set these back"
         text = ", ".join(text for _, text in differences)
         raise StorageError(
             f"{self.folder} holds a cache that was made otherwise: {text}",
             key=key,
-            remedy="Set data.cache to another folder or to auto, set these back, or remove the "
-            "folder.",
+            remedy=f"Set data.cache to another folder or to auto, {back}, or remove the folder.",
         )
 
     def open_for_writing(self) -> None:
