@@ -18,7 +18,7 @@ from sdtrain.config.compose import (
 )
 from sdtrain.config.flags import read_flags
 from sdtrain.config.launch import is_started_by_launcher
-from sdtrain.config.overrides import quoted
+from sdtrain.config.overrides import quoted, typed_keys
 from sdtrain.config.precheck import precheck_config
 from sdtrain.errors import UserError
 from sdtrain.runs.layout import RunFolder
@@ -34,6 +34,7 @@ from sdtrain.training.child import (
 )
 from sdtrain.training.datamodule import check_batch
 from sdtrain.training.estimate import estimate
+from sdtrain.training.loggers.media import with_environment
 from sdtrain.training.outcome import Run
 from sdtrain.training.parts import saved_config, write_config
 from sdtrain.training.plan import Plan, make_plan
@@ -68,7 +69,9 @@ def first_stage_words(config: dict, overrides: list[str]) -> list[str]:
     words.append(f"data.batch_size={min(RECIPE_BATCH, data['batch_size'])}")
     shared = {key: config["trainer"].get(key) for key in SHARED_KEYS}
     words += _section_overrides("trainer", shared)
-    words += _section_overrides("logger", config.get("logger") or {})
+    # The child takes them for typed, which would come before wandb's environment variables.
+    logger = with_environment(config.get("logger"), typed_keys(overrides))
+    words += _section_overrides("logger", logger or {})
     words.append(f"seed={config['seed']}")
     words.append(f"trainer.max_images={stage['max_images']}")
     return words

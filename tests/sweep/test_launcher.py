@@ -295,8 +295,9 @@ def test_an_arm_that_composes_another_configuration_refuses_itself(
     assert not list((tmp_path / "run").iterdir())
 
 
-def test_the_first_stage_finds_the_users_own_experiment(composed, tmp_path):
+def test_the_first_stage_finds_the_users_own_experiment(composed, tmp_path, monkeypatch):
     """And has what both stages share of the configuration, typed or not."""
+    monkeypatch.delenv("WANDB_MODE", raising=False)
     config = composed("data=images", "data.path='it\\'s'", "logger=wandb", "logger.project=mine")
     config["trainer"]["threads"] = 3
     words = [f"--config-path={tmp_path}", "--config-name=own", "hydra.searchpath=[x]", "seed=1"]
@@ -306,6 +307,11 @@ def test_the_first_stage_finds_the_users_own_experiment(composed, tmp_path):
     for section, key in (("data", "path"), ("logger", "project"), ("trainer", "threads")):
         assert first_stage[section][key] == config[section][key]
     assert first_stage["logger"] == config["logger"]
+    # wandb's variables reach it, although its own command line sets every key of the logger.
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    for typed, mode in (([], "disabled"), (["logger.mode=online"], "online")):
+        config["logger"]["mode"] = "online"
+        assert f"++logger.mode='{mode}'" in first_stage_words(config, typed), mode
     config["logger"] = None
     command = first_stage_words(config, [])
     assert not composed(*(word for word in command if not word.startswith("hydra.")))["logger"]

@@ -26,7 +26,7 @@ from sdtrain.training.loggers.wandb_variables import with_variables
 
 def check_logger(node: dict | None, typed: Collection[str]) -> None:
     """Raise UserError if the logger cannot work, without building it."""
-    settings = _with_environment(node, typed)
+    settings = with_environment(node, typed)
     if settings and import_target(settings, "logger") is tensorboard:
         check_tensorboard()
 
@@ -39,7 +39,7 @@ def make_logger(
     typed: keys that the user typed on the command line. saved: the run's yaml, which is logged as
     its hyperparameters. resumed: images seen at the checkpoint that the run resumes from, else 0.
     """
-    node = _with_environment(config.get("logger"), typed)
+    node = with_environment(config.get("logger"), typed)
     if not node:
         return None
     name = redacted(f"{config['name']}/{folder.name}")
@@ -49,8 +49,11 @@ def make_logger(
     return logger
 
 
-def _with_environment(node: dict | None, typed: Collection[str]) -> dict | None:
-    """Return the logger's node, for wandb with the values of its environment variables."""
+def with_environment(node: dict | None, typed: Collection[str]) -> dict | None:
+    """Return the logger's node, for wandb with the values of its environment variables.
+
+    typed: the keys on the command line, which come first.
+    """
     if node and import_target(node, "logger") is wandb:
         return with_variables(node, typed)
     return node
