@@ -54,6 +54,8 @@ def effective_weight(objective: Objective) -> EffectiveWeight | None:
     jacobian = objective.prediction.jacobian(alpha.flatten(), sigma.flatten())
     density = Density(schedule, objective.times)(log_snr)
     weight = density * objective.weighting(log_snr, jacobian)
+    # The first or last level may lie just outside, where weighting=flat divides by a density of 0.
+    weight = torch.where(density > 0, weight, 0.0)
     return EffectiveWeight(log_snr, weight / torch.trapezoid(weight, log_snr))
 
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from sdtrain.diffusion.density import Density
 from sdtrain.diffusion.effective_weight import (
     LOG_SNR_LIMIT,
     ComparedObjective,
@@ -16,6 +17,7 @@ from sdtrain.diffusion.objective import Objective
 from sdtrain.diffusion.prediction import EDM, X0, Epsilon, Flow, V
 from sdtrain.diffusion.times import LogNormal, Uniform, Window
 from sdtrain.diffusion.weighting.epsilon import Epsilon as OnEpsilon
+from sdtrain.diffusion.weighting.flat import Flat
 from sdtrain.diffusion.weighting.min_snr import MinSNR
 from sdtrain.diffusion.weighting.simple import Simple
 from sdtrain.schedules.cosine_log_snr import cosine_log_snr
@@ -98,6 +100,22 @@ def test_a_window_shows_its_own_levels_alone():
     found = effective_weight(objective(flow(), V(), times=Window(low=0.25, high=0.75)))
     ends = [found.log_snr[0].item(), found.log_snr[-1].item()]
     assert ends == pytest.approx([-2 * math.log(3), 2 * math.log(3)])
+
+
+def test_every_level_of_a_window_has_the_same_flat_weight():
+    """Also the outermost, which rounding may put just outside."""
+    schedule = scaled_linear()
+    times = Window(low=0.0, high=0.5)
+    flat = Flat(density=Density(schedule, times))
+    found = effective_weight(objective(schedule, weighting=flat, times=times))
+    width = found.log_snr[-1] - found.log_snr[0]
+    torch.testing.assert_close(
+        found.weight[1:-1] * width,
+        torch.ones(len(found.weight) - 2, dtype=torch.float64),
+        atol=0.01,
+        rtol=0,
+    )
+    assert found.weight.isfinite().all()
 
 
 @pytest.mark.parametrize(
