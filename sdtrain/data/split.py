@@ -80,8 +80,8 @@ def held_out_notes(pictures: int, fraction: float) -> list[str]:
         return []
     return [
         f"{count} of {pictures} pictures ({count / pictures:.0%}) are held out for validation, "
-        f"instead of the {requested} that data.validation_fraction={fraction:g} asks for: at "
-        "least 64 are held out, and at most a quarter of all."
+        f"instead of the {requested} that data.validation_fraction={fraction:g} asks for: "
+        "64 at least, but never more than a quarter of all."
     ]
 
 

@@ -167,5 +167,8 @@ def _nothing_readable(path: str, files: Sequence[str]) -> DataError:
 
 def _path_error(path: str, problem: str) -> DataError:
     return DataError(
-        f"{problem}; it must be {ALLOWED}", key="data.path", value=path, remedy="Change data.path."
+        f"{problem.rstrip('.')}; it must be {ALLOWED}",
+        key="data.path",
+        value=path,
+        remedy="Change data.path.",
     )
