@@ -67,7 +67,7 @@ def check_cache(config: dict, typed: set[str], *, trains_autoencoder: bool) -> N
                 remedy="Remove it, or set data.cache=auto or data.cache=FOLDER.",
             )
         return
-    if os.path.isfile(data["cache"]):
+    if data["cache"] != AUTO and os.path.isfile(data["cache"]):
         raise UserError(
             "is a file, and has to be a folder",
             key=KEY,

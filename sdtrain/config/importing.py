@@ -22,6 +22,7 @@ def collector_off() -> Iterator[None]:
     searched later either: that took another second before the first step, and a forked worker of a
     loader would have to copy it.
     """
+    gc.collect()  # what is garbage already would stay for ever
     gc.disable()
     try:
         yield

@@ -311,7 +311,9 @@ def _caption_column(
 
 def _missing_columns_error(location: str, line: int, row: dict[str, Any]) -> DataError:
     seen = ", ".join(map(str, row)) or "none"
-    without_captions = ", set data.missing_captions=empty" if "label" in row else ""
+    without_captions = (
+        ", set data.missing_captions=empty" if {"file_name", "label"} <= row.keys() else ""
+    )
     return DataError(
         f"{location} needs the columns file_name and text (or caption); line {line} has {seen}",
         key="data.path",

@@ -55,7 +55,8 @@ def first_stage_done(run: RunFolder) -> bool:
 def first_stage_words(config: dict, overrides: list[str]) -> list[str]:
     """Return the arguments of the sdtrain command that trains the autoencoder on the run's data.
 
-    overrides: the arguments of this run, which may name further folders of configuration files.
+    overrides: the arguments of this run: what was typed, and the folders of the user's
+        configuration files.
     """
     stage = config["first_stage"]
     data = config["data"]
@@ -81,7 +82,7 @@ def _section_overrides(section: str, values: dict) -> list[str]:
     """Return overrides that set the keys of a section, or add those that it lacks."""
     overrides = []
     for key, value in sorted(flatten_leaves(values).items()):
-        text = quoted(value) if isinstance(value, str) else json.dumps(value)
+        text = quoted(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         overrides.append(f"++{section}.{key}={text}")
     return overrides
 
@@ -143,6 +144,11 @@ def check_before_first_stage(plan: Plan, data: PictureData) -> None:
     try_networks(config, data)
 
 
+def arguments_of_run(plan: Plan) -> list[str]:
+    """Return the arguments of this run, see first_stage_words."""
+    return [*current_composition_arguments(), *plan.prechecked.overrides]
+
+
 def first_stage_plan(plan: Plan, overrides: list[str]) -> Plan:
     """Return the plan of the first stage of a run. overrides: see first_stage_words."""
     flags, words = read_flags(first_stage_words(plan.config, overrides))
@@ -182,11 +188,11 @@ def run_first_stage(plan: Plan, data: PictureData, run: Run) -> None:
         raise nothing_to_resume_error(run.folder, "must")
     refuse_launched_first_stage(config)
     run.console.print(f"First stage: sdtrain experiment={config['first_stage']['experiment']}")
-    composition = current_composition_arguments()
-    run.console.print(estimate_line(plan, composition, data), soft_wrap=True)
+    arguments = arguments_of_run(plan)
+    run.console.print(estimate_line(plan, arguments, data), soft_wrap=True)
     write_config(run.folder, saved_config(plan))
     run.write_status("running")
-    code = train_first_stage(config, composition, run.folder.path, run.signals)
+    code = train_first_stage(config, arguments, run.folder.path, run.signals)
     if code:
         if list_checkpoints(run.folder.first_stage.path):
             run.write_status("failed", code)

@@ -13,7 +13,6 @@ import torch
 
 from sdtrain.assemble.model import build_data, seed_weights
 from sdtrain.config.cache_keys import OFF
-from sdtrain.config.compose import current_composition_arguments
 from sdtrain.console import global_rank, warn
 from sdtrain.models.autoencoder import write_autoencoder
 from sdtrain.runs.checkpoint import tensor_bytes
@@ -25,6 +24,7 @@ from sdtrain.training.callbacks.order import make_input_watch, make_ranks
 from sdtrain.training.checkpoint_io import FolderIO
 from sdtrain.training.estimate import first_stage_seconds, format_duration, untrained_autoencoder
 from sdtrain.training.first_stage import (
+    arguments_of_run,
     check_before_first_stage,
     first_stage_done,
     first_stage_plan,
@@ -126,7 +126,7 @@ def probe(plan: Plan, run: Run) -> None:
     stage = None
     if plan.config.get("first_stage") and not first_stage_done(run.folder):
         refuse_launched_first_stage(plan.config)
-        stage = first_stage_plan(plan, current_composition_arguments())
+        stage = first_stage_plan(plan, arguments_of_run(plan))
     # The same on all ranks, unlike the path of a temporary autoencoder.
     run.ranks = make_ranks(plan, run, saved_config(plan))
     run.console.print("Measuring a few training steps. The run is not started.")

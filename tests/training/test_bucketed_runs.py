@@ -18,7 +18,7 @@ from sdtrain.data.images import Images
 from sdtrain.errors import DataError, UserError
 from sdtrain.runs.manifest import list_checkpoints
 from sdtrain.training.estimate import first_stage_seconds, untrained_autoencoder
-from sdtrain.training.first_stage import first_stage_words
+from sdtrain.training.first_stage import arguments_of_run, first_stage_words
 from sdtrain.training.parts import calibration_latents
 from sdtrain.training.probe import write_untrained
 
@@ -123,6 +123,19 @@ def test_a_first_stage_trains_on_squares_of_the_same_pictures(composed, folder):
         experiment = ["experiment=images_autoencoder", f"data.path={folder}", "data.buckets=true"]
         precheck_config(composed(*experiment), experiment)
     assert refused.value.key == "data.buckets"
+
+
+def test_a_first_stage_obeys_wandbs_variables_and_before_them_what_was_typed(
+    planned, folder, monkeypatch
+):
+    """Although its own command line sets every key of the logger."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setenv("WANDB_TAGS", "é,b")
+    for typed, mode in (([], "disabled"), (["logger.mode=online"], "online")):
+        plan = planned("data=images", f"data.path={folder}", "logger=wandb", *typed)
+        words = first_stage_words(plan.config, arguments_of_run(plan))
+        assert f"++logger.mode='{mode}'" in words, mode
+        assert '++logger.tags=["é", "b"]' in words
 
 
 def test_a_picture_is_cropped_to_its_shape_at_the_keyed_place(folder, tmp_path):
