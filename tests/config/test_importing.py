@@ -1,13 +1,16 @@
 """Why a user's module cannot be imported is said to its end, and where such a module is found."""
 
+import gc
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
 
 from sdtrain.config.check import import_target
+from sdtrain.config.importing import collector_off
 from sdtrain.errors import UserError
 from sdtrain.paths import PACKAGE
 from sdtrain.training.child import SCRIPT
@@ -97,3 +100,23 @@ def test_what_a_run_starts_is_hidden_nothing_from(tmp_path):
     )
     assert ended.returncode == 2, ended.stderr
     assert 'seed="abc"' in ended.stderr
+
+
+class Ring:
+    """Refers to itself, so that only the collector frees it."""
+
+    def __init__(self):
+        self.itself = self
+
+
+def test_what_imports_have_made_is_not_searched_again_and_garbage_does_not_stay():
+    before = Ring()
+    garbage = weakref.ref(before)
+    del before
+    frozen = gc.get_freeze_count()
+    with collector_off():
+        assert not gc.isenabled()
+        made = [Ring() for _ in range(1000)]
+    assert gc.isenabled()
+    assert gc.get_freeze_count() >= frozen + len(made)
+    assert garbage() is None

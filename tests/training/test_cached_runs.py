@@ -209,3 +209,15 @@ def test_bad_settings_are_refused(tiny_config, pictures):
             is_autoencoder = base is autoencoder
             check_cache(changed, set(values), trains_autoencoder=is_autoencoder)
         assert caught.value.key == key, values
+
+
+def test_a_file_named_auto_is_not_the_cache(composed, tmp_path, monkeypatch):
+    (tmp_path / "auto").touch()
+    monkeypatch.chdir(tmp_path)
+    config = composed("data=images", "data.path=.", "data.cache=auto")
+    fill_in_cache(config, Checker(set()))
+    check_cache(config, {"data.cache"}, trains_autoencoder=False)
+    config["data"]["cache"] = str(tmp_path / "auto")
+    with pytest.raises(UserError) as refused:
+        check_cache(config, {"data.cache"}, trains_autoencoder=False)
+    assert refused.value.key == "data.cache"
