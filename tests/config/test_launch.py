@@ -80,7 +80,7 @@ def test_one_process_is_rank_0_and_no_library_is_misled(environment):
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2"),
         ({"NODE_RANK": "1"}, "NODE_RANK=1"),
         ({"RANK": "0", "WORLD_SIZE": "1"}, "RANK=0, WORLD_SIZE=1"),
-        (OWN | {RANK_0: "1"}, "LOCAL_RANK=1, WORLD_SIZE=2"),
+        (OWN | {RANK_0: str(os.getppid() + 1)}, "LOCAL_RANK=1, WORLD_SIZE=2"),
         (TORCHRUN | {"WORLD_SIZE": "4"}, "WORLD_SIZE=4"),
         (TORCHRUN | {"RANK": ""}, "RANK is missing"),
         (TORCHRUN | {"LOCAL_RANK": "x"}, "LOCAL_RANK=x"),
