@@ -133,12 +133,23 @@ def _download(repository: str, revision: str | None) -> str:
     They are downloaded unless they are cached. Raises DataError if they cannot be had.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         folder = snapshot_download(
             repository, repo_type="dataset", revision=revision, allow_patterns=["*.parquet"]
         )
+    except RevisionNotFoundError as error:
+        raise DataError(
+            f"is no branch, tag or commit of {repository}",
+            key="data.revision",
+            value=revision,
+            remedy="Change data.revision, or set data.revision=null for the branch main.",
+        ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         at_revision = f" at data.revision={revision}" if revision else ""
         raise _path_error(

@@ -4,12 +4,14 @@ import gzip
 import json
 import pickle
 import tarfile
+from unittest.mock import Mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import stored_pictures
 import torch
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from stored_pictures import FORMATS, add, image_table, write_folder, write_parquet, write_tar
 
 from sdtrain.data.columns import Columns
@@ -234,6 +236,16 @@ def test_a_repository_of_the_hub_in_the_cache(tmp_path, monkeypatch):
     files = repository / "snapshots/main/data"
     for path in (files, f"{files}/*.parquet", files / "train-00000-of-00002.parquet"):
         refused(path, "data.revision", revision="old")
+
+
+def test_a_missing_revision_is_told_apart_from_a_missing_repository(monkeypatch):
+    for error_class, key in (
+        (RevisionNotFoundError, "data.revision"),
+        (RepositoryNotFoundError, "data.path"),
+    ):
+        error = error_class("not found", response=Mock(headers={}))
+        monkeypatch.setattr("huggingface_hub.snapshot_download", Mock(side_effect=error))
+        refused("OWNER/NAME", key, revision="new")
 
 
 def cut(path, size):
