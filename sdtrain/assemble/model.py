@@ -31,9 +31,10 @@ CLASSES_NAMED = 20
 
 
 def data_arguments(node: dict) -> dict:
-    """Return the constructor arguments of a data set.
+    """Return the `_target_` of a data set and the arguments of its constructor.
 
-    Left out are the arguments of the loader, and the hash of the rows in a saved configuration.
+    Left out are the keys of the loader and of the cache, and the hash of the rows, which a saved
+    configuration has.
     """
     return {name: value for name, value in node.items() if name not in NOT_ARGUMENTS}
 

@@ -134,7 +134,7 @@ def typed_keys(overrides: Iterable[str]) -> set[str]:
 
 
 def typed_values(arguments: Iterable[str]) -> dict[str, str]:
-    """Return {key: value} of the arguments that set a key, as they were typed."""
+    """Return {key: value as it was typed} of the arguments key=value; the keys without a +."""
     values = {}
     for argument in arguments:
         key, equals, value = argument.partition("=")
@@ -144,10 +144,11 @@ def typed_values(arguments: Iterable[str]) -> dict[str, str]:
 
 
 def add_data_key(argument: str) -> str:
-    """Let an override of the run's data set, such as data.path=FOLDER, add a new key.
+    """Return an override of the run's data set, such as data.path=FOLDER, with ++ before it.
 
-    The keys of the data set are known only after the run is read. data=NAME, which names the data
-    for a pipeline, becomes the key data.option. Any other argument is returned as it is.
+    It may so add a key: those of the data set are known only after the run is read. data=NAME,
+    which names the data for a pipeline, becomes ++data.option=NAME. Any other argument is returned
+    as it is.
     """
     if argument.startswith("data="):
         argument = argument.replace("data=", "data.option=", 1)

@@ -90,8 +90,8 @@ class CheckpointSettings:
 class LooksSettings:
     """looks: what sampling and validation during training may cost.
 
-    share: largest share of the run's network evaluations that all looks together may use; None for
-    no limit.
+    share: largest number of network evaluations of all looks together, as a fraction of those that
+    training makes; None for no limit.
     """
 
     share: float | None = 0.05

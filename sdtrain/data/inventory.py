@@ -63,7 +63,7 @@ class Inventory:
 
     @classmethod
     def from_stored(cls, stored: StoredTable) -> "Inventory":
-        """Return what `to_stored` was called on."""
+        """Return what `to_stored` was called on, without its memo."""
         facts = stored.facts
         classes = dict(facts["classes"])
         for name in ("names", "untrained"):

@@ -30,7 +30,7 @@ class Skipped:
     def note(self, skipped: Iterable[tuple[str, str]], count: bool = True) -> None:
         """Record the pictures replaced in one batch, as (name, reason).
 
-        count: whether they add to `replaced`, beside the limit on different pictures. Raises
+        count: whether they add to `replaced`; they count towards `limit` in any case. Raises
         DataError once this rank knows of more than `limit` different ones.
         """
         for name, reason in skipped:

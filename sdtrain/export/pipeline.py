@@ -88,7 +88,7 @@ def write_pipeline(
         raise StorageError(
             f"{folder} cannot be written: {getattr(error, 'strerror', None) or error}",
             key="output",
-            remedy="Free space, and set output to an empty folder.",
+            remedy="If the disk is full, free space; then set output to a new folder.",
         ) from error
 
 

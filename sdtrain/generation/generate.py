@@ -88,7 +88,10 @@ def _draw_latents(
 def starting_latents(
     model: LatentDiffusion, requests: Sequence[Request], drawing: Drawing, image_size: PictureSize
 ) -> Tensor:
-    """Return the noise [B, C, h, w] from which the pictures are drawn, on the model's device."""
+    """Return the noise [B, C, h, w] that the sampler starts from, scaled to its first time.
+
+    It is on the model's device.
+    """
     schedule = model.objective.schedule
     shape = latent_shape_of(model.autoencoder, image_size)
     # Standard deviation of noised latents of unit variance at the first time. It differs from 1 on

@@ -66,7 +66,7 @@ class Architecture:
 
 @dataclass(frozen=True)
 class PipelineFolder(Architecture):
-    """A folder in diffusers' layout that holds weights. autoencoder: that of its VAE."""
+    """The configuration files of a pipeline that holds weights. autoencoder: files of its VAE."""
 
     autoencoder: AutoencoderFolder
 

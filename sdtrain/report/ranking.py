@@ -146,10 +146,10 @@ def _explanation(comparison: Comparison) -> list[str]:
 
 def _share_above_zero(comparison: Comparison) -> float:
     """Return the share of the ranked bits that comes from levels with log_snr > 0."""
-    total_errors = torch.zeros(len(LEVELS), dtype=torch.float64)
+    errors_of_arms = torch.zeros(len(LEVELS), dtype=torch.float64)
     for arm in comparison.arms:
-        total_errors += arm.errors.mean(0)
-    by_level = total_errors * bits_over(comparison.common_levels)
+        errors_of_arms += arm.errors.mean(0)
+    by_level = errors_of_arms * bits_over(comparison.common_levels)
     return (by_level[LEVELS > 0].sum() / by_level.sum()).item()
 
 

@@ -27,7 +27,7 @@ class LatentSpace:
     variance: Tensor
 
     def difference_from(self, other: "LatentSpace") -> str | None:
-        """Return what differs between the two latent spaces, or None where they are the same."""
+        """Return in words the first difference of the latent spaces, or None if there is none."""
         if self.autoencoder != other.autoencoder:
             return "autoencoder"
         if self.scale != other.scale:

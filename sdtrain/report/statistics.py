@@ -87,7 +87,7 @@ class Difference:
 
     @property
     def is_significant(self) -> bool:
-        """Whether the interval excludes 0 and, where there are two seeds, both have one sign."""
+        """Whether the interval excludes 0 and, of two seeds, both differences have one sign."""
         if self.seed_range is not None:
             low, high = self.seed_range
             has_one_sign = low * high > 0

@@ -21,7 +21,7 @@ class Status:
         pid: of the process that wrote the file.
         images_seen: by the run so far.
         exit_code: of the process, None while it runs.
-        peak_memory_mb: largest memory that the run has used.
+        peak_memory_mb: largest memory of that process in MiB: on its GPU, or in RAM without one.
         command: that started the run.
     """
 

@@ -118,5 +118,5 @@ def _refuse_replaced_values(config: DictConfig, overrides: list[str]) -> None:
             raise UserError(
                 f"sweep={name} varies {', '.join(swept_keys)}, but {override} leaves a single arm",
                 key="sweep",
-                remedy=f"Remove {override}, or sweep={name}.",
+                remedy=f"Remove either {override} or sweep={name}.",
             )

@@ -53,7 +53,10 @@ class Plan:
         return copy.deepcopy(self._config)
 
     def with_precision(self, precision: str) -> "Plan":
-        """Return the same plan with another trainer.precision."""
+        """Return the same plan with another trainer.precision.
+
+        Raises UserError if other settings do not fit it.
+        """
         config = self.config
         config["trainer"]["precision"] = precision
         return replace(self, prechecked=self.prechecked.with_precision(precision), _config=config)

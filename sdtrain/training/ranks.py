@@ -262,10 +262,10 @@ class Ranks(L.Callback):
             return "does not respond"
         file, line, name = frames[0]
         position = f"at {file} line {line}, in {name}"
-        for outer_file, outer_line, _ in frames:
-            if not {"torch", "lightning"} & set(Path(outer_file).parts):
-                if (outer_file, outer_line) != (file, line):
-                    position += f", from {outer_file} line {outer_line}"
+        for caller_file, caller_line, _ in frames:
+            if not {"torch", "lightning"} & set(Path(caller_file).parts):
+                if (caller_file, caller_line) != (file, line):
+                    position += f", from {caller_file} line {caller_line}"
                 break
         return position
 

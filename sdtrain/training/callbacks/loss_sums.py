@@ -58,7 +58,10 @@ class LossSums:
         return trainer.strategy.reduce(own.to(module.device), reduce_op="sum").cpu()
 
     def restore(self, totals: Tensor, levels: Tensor | None) -> None:
-        """Start from the sums over all ranks that a checkpoint holds; called on rank 0 only."""
+        """Continue from the `totals` and `levels` of a checkpoint; called on rank 0 only.
+
+        They are sums over all ranks: [2], of losses and their number, and [2, bins] or None.
+        """
         self._sum = totals[0]
         self._count = int(totals[1])
         self._earlier_levels = 0.0 if levels is None else levels

@@ -159,7 +159,7 @@ def _switch_off(reason: str) -> None:
 
 
 def wandb_host() -> tuple[str, int]:
-    """Return (host, port) of the server in WANDB_BASE_URL, by default wandb.ai."""
+    """Return (host, port) of the server in WANDB_BASE_URL, by default api.wandb.ai."""
     url = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
     default_port = 80 if url.scheme == "http" else 443
     return url.hostname or "api.wandb.ai", url.port or default_port
