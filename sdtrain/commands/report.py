@@ -7,10 +7,12 @@ from sdtrain.config.boundary import error_boundary
 from sdtrain.console import secure_streams
 
 HELP = """\
-Compare runs. Each FOLDER is a run or a sweep. Writes report.html and report.md with their plots.
+Compare runs. Each FOLDER is a run or a sweep. Writes report.html and report.md
+with their plots.
 
-Runs are ranked by validation/bits_per_dim over the noise levels that all of them reach. Differences
-between runs are paired: they are taken on the same validation pictures.
+Runs are ranked by validation/bits_per_dim over the noise levels that all of
+them reach. Differences between runs are paired: they are taken on the same
+validation pictures.
 """
 
 

@@ -6,13 +6,14 @@ from sdtrain.config.boundary import error_boundary
 from sdtrain.console import secure_streams
 
 HELP = """\
-sdtrain-schedule shows what a choice of schedule, prediction, weighting and times does in training.
-It takes the same overrides as sdtrain, also with several values separated by commas, prints a table
-of all combinations, and writes a plot (schedules.png) and a JSON file (schedules.json).
+sdtrain-schedule shows what a choice of schedule, prediction, weighting and
+times does in training. It takes the same overrides as sdtrain, also with
+several values separated by commas, prints a table of all combinations, and
+writes a plot (schedules.png) and a JSON file (schedules.json).
 
-  sdtrain-schedule schedule=cosine,scaled_linear prediction=epsilon weighting=min_snr output=FOLDER
-  sdtrain-schedule modifiers=[],[zero_terminal_snr],[shift] prediction=v weighting=simple
-  sdtrain-schedule schedule=laplace schedule.scale=0.25,0.5,1 weighting=flat,simple grid=karras
+  sdtrain-schedule schedule=cosine,scaled_linear weighting=min_snr output=FOLDER
+  sdtrain-schedule modifiers=[],[zero_terminal_snr],[shift] prediction=v
+  sdtrain-schedule schedule=laplace schedule.scale=0.5,1 weighting=flat,simple
 
 output=FOLDER is the folder to write to (default: schedules).
 """
