@@ -198,14 +198,15 @@ def _damaged(path: str, error: Exception) -> DataError:
 
 def _check_same_schema(first: str, expected: pa.Schema, path: str, found: pa.Schema) -> None:
     """Raise DataError unless a file has the columns of the first one, with their types."""
-    columns = {field.name: field.type for field in found}
-    for column in expected:
-        if columns.get(column.name) != column.type:
-            has = columns.get(column.name, "no such column")
+    types = {field.name: field.type for field in found}
+    first_types = {field.name: field.type for field in expected}
+    for name in first_types | types:
+        if types.get(name) != first_types.get(name):
+            has = types.get(name, "no such column")
             raise unreadable_error(
                 path,
-                f"has another schema than {first!r}: of the column {column.name} it has {has}, "
-                f"and the other has {column.type}",
+                f"has another schema than {first!r}: of the column {name} it has {has}, "
+                f"and the other has {first_types.get(name, 'no such column')}",
                 "Remove it, or change data.path to files of one data set.",
             )
 

@@ -324,6 +324,7 @@ def test_damaged_parquet_files(tmp_path):
         pa.table([*columns, columns[0]], names=[*table.column_names, "image"]),
         pa.table([*columns, columns[1]], names=[*table.column_names, "text"]),
         table.drop_columns(["text"]),
+        table.append_column("mood", pa.array(["calm"] * len(ROWS))),
         table.set_column(1, "text", pa.array([1] * len(ROWS))),
     ):
         pq.write_table(other, second)
