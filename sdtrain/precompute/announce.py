@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sdtrain.console import format_duration
+from sdtrain.console import format_duration, warn
 from sdtrain.errors import StorageError
 from sdtrain.precompute.latents import Encoder, PictureCache
 from sdtrain.precompute.pictures import Wanted, batch_size
@@ -79,20 +79,22 @@ class Announcement:
         )
 
 
-def check_space(folder: Path, size: int) -> None:
-    """Raise StorageError if the disk of a folder, which need not exist, has no room for `size`
-    bytes.
+def check_space(folder: Path, needed: int, at_most: int) -> None:
+    """Raise StorageError if the disk of a folder, which need not exist, has no room for `needed`
+    bytes, and print a warning if it has none for `at_most` bytes.
     """
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     try:
         free = shutil.disk_usage(existing).free
     except OSError:  # a folder that cannot be looked into is reported when it is written
         return
-    if size * SPARE > free:
-        raise StorageError(
-            f"The cache needs {size * SPARE / 1e6:,.1f} MB in {folder}, whose disk has "
-            f"{free / 1e6:,.1f} MB left",
-            key="data.cache",
-            remedy="Free space, set data.cache to a folder on another disk, or cache.dtype=fp16, "
-            "which halves it.",
-        )
+    has = f"in {folder}, whose disk has {free / 1e6:,.1f} MB left"
+    remedy = (
+        "Free space, set data.cache to a folder on another disk, or cache.dtype=fp16, "
+        "which halves it."
+    )
+    if needed * SPARE > free:
+        problem = f"The cache needs {needed * SPARE / 1e6:,.1f} MB {has}"
+        raise StorageError(problem, key="data.cache", remedy=remedy)
+    if at_most * SPARE > free:
+        warn(f"The cache needs up to {at_most * SPARE / 1e6:,.1f} MB {has}. {remedy}")

@@ -151,7 +151,7 @@ def _cache_pictures(
     with _in_use(autoencoder, request.device):
         encoder = Encoder(autoencoder, request.device)
         announcement = Announcement.measure(encoder, cache, missing)
-        check_space(folder, announcement.certain_size)
+        check_space(folder, announcement.certain_size, announcement.size)
         cache.store.open_for_writing()
         try:
             console.print(announcement.line(len(wanted), folder), soft_wrap=True)
@@ -260,7 +260,7 @@ def _encode_texts(
     store = encoding.store
     with _in_use(encoding.conditioner, request.device):
         size = total * encoding.bytes_each(store.dtype)
-        check_space(store.folder, size)
+        check_space(store.folder, size, size)
         store.open_for_writing()
         try:
             megabytes = f"{size / 1e6:,.3g} MB"

@@ -67,9 +67,9 @@ class Store:
         try:
             found = json.loads(self._identity_file.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise _unreadable_error(self._identity_file, str(error)) from error
+            raise _damaged_error(self._identity_file, str(error)) from error
         if not isinstance(found, dict):
-            raise _unreadable_error(self._identity_file, "it holds no JSON object")
+            raise _damaged_error(self._identity_file, "it holds no JSON object")
         differences = []
         for name in sorted(found.keys() | self.identity.keys()):
             there = found.get(name)
@@ -184,6 +184,14 @@ def _unreadable_error(path: Path, reason: str) -> StorageError:
         f"The cache in {path} cannot be used: {reason}",
         key="data.cache",
         remedy="Set data.cache to another folder, or free space.",
+    )
+
+
+def _damaged_error(path: Path, reason: str) -> StorageError:
+    return StorageError(
+        f"{path} is damaged: {reason}",
+        key="data.cache",
+        remedy=f"Remove the folder {path.parent}, or set data.cache to another one.",
     )
 
 
