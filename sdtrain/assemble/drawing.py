@@ -32,6 +32,7 @@ def build_drawing(cfg: dict, schedule: Schedule) -> Drawing:
         steps=cfg["steps"],
         guidance_scale=cfg["guidance_scale"],
         batch_size=cfg.get("batch_size", 64),
+        strength=cfg.get("strength", 1.0),
         records={
             "sampler": record_of(cfg["sampler"]),
             "grid": grid_record(cfg["grid"], schedule),

@@ -11,6 +11,8 @@ from sdtrain.paths import expand_home
 
 PATH_KEYS = {
     "prompt_file",
+    "init_image",
+    "mask",
     "checkpoint",
     "output",
     "autoencoder",

@@ -25,6 +25,9 @@ from sdtrain.runs.manifest import find_checkpoint
 SAMPLING_NODES = ("sampler", "grid", "guidance")
 """The nodes that say how a sample is drawn."""
 
+DEFAULT_STRENGTH = 0.6
+"""Strength of image-to-image without a mask."""
+
 
 def check_sample(config: dict, overrides: Iterable[str]) -> SampleConfig:
     """Check a resolved configuration of `sdtrain-sample`. Raises UserError.
@@ -37,16 +40,59 @@ def check_sample(config: dict, overrides: Iterable[str]) -> SampleConfig:
     # Nothing is filled in at the root: there, these names are keys of the user's.
     Checker(typed, filled_in=()).call(config, "", SampleConfig)
     checked = SampleConfig(**config)
+    _check_start(checked, typed)
     folder = _find_source(checked.checkpoint)
     checked = replace(
         checked,
         checkpoint=str(folder),
         prompt=as_list(checked.prompt) + _read_prompts(checked.prompt_file),
         label=as_list(checked.label),
+        strength=_strength(checked),
     )
     _remove_bound(config, folder, typed)
     # From here on torch is imported, by the targets.
     return replace(checked, **_check_nodes(config, SAMPLING_NODES, Checker(typed)))
+
+
+def _check_start(config: SampleConfig, typed: set[str]) -> None:
+    """Raise UserError for files that do not exist, and for keys without effect."""
+
+    def refuse(problem: str, key: str, remedy: str) -> None:
+        raise UserError(problem, key=key, value=getattr(config, key), remedy=remedy)
+
+    if config.init_image is None:
+        for key in ("mask", "strength"):
+            if key in typed and getattr(config, key) is not None:
+                refuse("has no effect without init_image", key, "Set init_image, or remove it.")
+    elif not config.init_image or not Path(config.init_image).exists():
+        refuse("does not exist", "init_image", "Set it to a picture or a folder of pictures.")
+    elif config.mask is not None and not Path(config.mask).is_file():
+        refuse("is no file", "mask", "Set it to a picture, or remove it.")
+    elif config.mask is not None and config.strength == 0:
+        refuse("has no effect at strength=0", "mask", "Remove it, or raise strength.")
+    elif config.save_latents:
+        refuse(
+            "would write noise, from which alone these pictures are not drawn",
+            "save_latents",
+            "Remove it, or init_image.",
+        )
+
+
+def _strength(config: SampleConfig) -> float:
+    """Return the strength, filled in if it is null. Raises UserError if it leaves no step."""
+    if config.init_image is None:
+        return 1.0
+    strength = config.strength
+    if strength is None:
+        strength = DEFAULT_STRENGTH if config.mask is None else 1.0
+    if strength > 0 and int(config.steps * strength) == 0:
+        raise UserError(
+            f"leaves none of steps={config.steps} to run",
+            key="strength",
+            value=strength,
+            remedy="Raise strength or steps, or set strength=0 to encode and decode init_image.",
+        )
+    return strength
 
 
 def _find_source(checkpoint: str) -> Path:

@@ -212,11 +212,16 @@ class SampleConfig(DrawingConfig):
     label: list[int | str] | int | str | None
     guidance_scale: float
     image_size: int | list[int] | None
+    init_image: str | None
+    mask: str | None
+    strength: float | None
     output: str
     save_latents: bool
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.strength is not None and not 0 <= self.strength <= 1:
+            raise UserError("must lie in [0, 1]", key="strength", value=self.strength)
         if self.image_size is None:
             return
         is_square = isinstance(self.image_size, int)

@@ -15,18 +15,23 @@ from sdtrain.errors import UserError
 from sdtrain.randomness import KeyedRandom
 
 
+def covering_size(own: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """Return the smallest (width, height) of the shape of `own` that covers `size`."""
+    own_width, own_height = own
+    width, height = size
+    if width * own_height >= height * own_width:  # the width decides
+        return width, width * own_height // own_width
+    return height * own_width // own_height, height
+
+
 def resize_to_cover(picture: Image.Image | Tensor, size: tuple[int, int]) -> Tensor:
     """Resize to the smallest uint8 [3, h, w] of the same shape that covers `size`, antialiased.
 
     picture: an RGB image, or a uint8 tensor [3, H, W]. size: (width, height).
     """
     pixels = F.pil_to_tensor(picture) if isinstance(picture, Image.Image) else picture
-    width, height = size
     own_height, own_width = pixels.shape[1:]
-    if width * own_height >= height * own_width:  # the width decides
-        height = width * own_height // own_width
-    else:
-        width = height * own_width // own_height
+    width, height = covering_size((own_width, own_height), size)
     return F.resize(
         pixels, [height, width], interpolation=v2.InterpolationMode.BICUBIC, antialias=True
     )

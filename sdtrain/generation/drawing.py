@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -17,11 +18,25 @@ sdtrain.diffusion.guidance."""
 
 
 @dataclass(frozen=True)
+class StartPicture:
+    """A given picture with which image-to-image begins.
+
+    file: that it was read from. image: [3, H, W] in [-1, 1]. mask: bool [1, H, W], true where new
+    content is drawn; the rest is kept. None draws everywhere.
+    """
+
+    file: Path
+    image: Tensor
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Request:
     """One picture to draw.
 
     Of prompt, negative_prompt, label and depth only those matter that the model's conditioner
-    reads. depth [1, H, W]: inverse depth, 1 nearest and 0 farthest.
+    reads. depth [1, H, W]: inverse depth, 1 nearest and 0 farthest. start: the picture to begin
+    with, or None for pure noise.
     """
 
     seed: int
@@ -29,6 +44,7 @@ class Request:
     negative_prompt: str = ""
     label: int = 0
     depth: Tensor | None = None
+    start: StartPicture | None = None
 
     def title(self, conditioner: Conditioner) -> str:
         """Return the caption to print below the picture: prompt, class or seed."""
@@ -46,8 +62,10 @@ class Drawing:
     """How pictures are drawn.
 
     sampler: see sdtrain.samplers. grid: (steps, schedule) -> falling times. steps: number of times.
-    guidance_scale: 1 is no guidance. batch_size: pictures drawn at once. records: names and
-    arguments of sampler, grid and guidance, see `record_of`.
+    guidance_scale: 1 is no guidance. batch_size: pictures drawn at once. strength: share of the
+    steps that are run if there is a start picture: the last ones, rounded down. 0 only encodes and
+    decodes it, 1 draws from pure noise. records: names and arguments of sampler, grid and guidance,
+    see `record_of`.
     """
 
     sampler: Sampler
@@ -56,6 +74,7 @@ class Drawing:
     steps: int
     guidance_scale: float
     batch_size: int = 64
+    strength: float = 1.0
     records: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
     @property

@@ -10,7 +10,13 @@ from sdtrain.conditioning.interface import Inputs
 from sdtrain.diffusion import Denoise
 from sdtrain.diffusion.guidance import CONDITIONED, UNCONDITIONED
 from sdtrain.errors import UserError
-from sdtrain.generation.drawing import Drawing, Request
+from sdtrain.generation.drawing import Drawing, Request, StartPicture
+from sdtrain.generation.image_to_image import (
+    keep_known,
+    latent_mask,
+    noised,
+    remaining_times,
+)
 from sdtrain.latent_diffusion import LatentDiffusion
 from sdtrain.models.autoencoder import latent_shape_of
 from sdtrain.models.modes import eval_mode
@@ -18,8 +24,8 @@ from sdtrain.randomness import KeyedRandom
 from sdtrain.samplers import Show
 from sdtrain.types import PictureSize
 
-DECODED_AT_ONCE = 8
-"""Latents that the autoencoder decodes in one batch."""
+CODED_AT_ONCE = 8
+"""Pictures that the autoencoder encodes or decodes in one batch."""
 
 
 @torch.no_grad()
@@ -39,7 +45,7 @@ def generate(
 
     Args:
         model: the model to draw with.
-        requests: the N pictures to draw.
+        requests: the N pictures to draw. All have a start picture or none, and likewise a mask.
         drawing: sampler, grid, steps and guidance.
         image_size: side or (height, width) of the pictures in pixels.
         show: called as show(step, x, x0) with the latents of each step, batch after batch.
@@ -51,7 +57,7 @@ def generate(
         for start in range(0, len(requests), size):
             batch = requests[start : start + size]
             latents = _draw_latents(model, batch, drawing, image_size, show, on_evaluation)
-            for part in latents.split(DECODED_AT_ONCE):
+            for part in latents.split(CODED_AT_ONCE):
                 if on_evaluation:
                     on_evaluation()
                 images.append(model.autoencoder.decode(part).float().cpu())
@@ -82,7 +88,47 @@ def _draw_latents(
     denoise = drawing.guidance(denoisers, drawing.guidance_scale, schedule)
     grid = drawing.grid(drawing.steps, schedule)
     x = starting_latents(model, requests, drawing, image_size)
+    if requests[0].start is not None:
+        denoise, x, grid = _start_from_pictures(model, requests, drawing, denoise, x, grid)
+    if not len(grid):
+        return x
     return drawing.sampler(denoise, x, grid, schedule, noise, show)
+
+
+def _start_from_pictures(
+    model: LatentDiffusion,
+    requests: Sequence[Request],
+    drawing: Drawing,
+    denoise: Denoise,
+    x: Tensor,
+    grid: Tensor,
+) -> tuple[Denoise, Tensor, Tensor]:
+    """Return (denoise, x, grid) for image-to-image and inpainting in place of text-to-image."""
+    device = model.device
+    schedule = model.objective.schedule
+    x0 = _encode_starts(model, [request.start for request in requests])
+    grid = remaining_times(grid, drawing.strength)
+    if not len(grid):
+        return denoise, x0, grid
+    eps = _draw_normal(requests, "image", 0, tuple(x0.shape[1:])).to(device)
+    from_picture = noised(x0, eps, grid[0], schedule)
+    if drawing.strength < 1:
+        x = from_picture
+    if requests[0].start.mask is not None:
+        masks = torch.stack([request.start.mask for request in requests]).to(device)
+        mask = latent_mask(masks, tuple(x0.shape[2:]))
+        x = torch.where(mask, x, from_picture)
+        denoise = keep_known(denoise, x0, mask)
+    return denoise, x, grid
+
+
+def _encode_starts(model: LatentDiffusion, starts: Sequence[StartPicture]) -> Tensor:
+    """Return the latents [B, C, h, w] of start pictures, each encoded once."""
+    distinct = list({id(start): start for start in starts}.values())
+    places = {id(start): place for place, start in enumerate(distinct)}
+    images = torch.stack([start.image for start in distinct])
+    latents = [model.latents(part.to(model.device)) for part in images.split(CODED_AT_ONCE)]
+    return torch.cat(latents)[[places[id(start)] for start in starts]]
 
 
 def starting_latents(

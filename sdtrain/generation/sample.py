@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -14,11 +15,15 @@ from sdtrain.config.schema import SampleConfig
 from sdtrain.console import warn
 from sdtrain.errors import UserError
 from sdtrain.files import atomic_file, check_writable, sha256_of
-from sdtrain.generation.drawing import Drawing, Request
+from sdtrain.generation.drawing import Drawing, Request, StartPicture
 from sdtrain.generation.generate import generate, starting_latents
+from sdtrain.generation.start_pictures import read_start_pictures
 from sdtrain.latent_diffusion import LatentDiffusion
 from sdtrain.runs.layout import PictureFolder
 from sdtrain.types import PictureSize
+
+LONGEST_ROW = 8
+"""Most pictures of one prompt that are shown in one row of the grid."""
 
 
 def sample(
@@ -48,6 +53,10 @@ def sample(
             name = Request(0, label=label).title(conditioner)
             warn(f"{name} had no training pictures: pictures of it are meaningless.")
     check_writable(Path(config.output))
+    if config.init_image is not None:
+        _check_inputs_stay(config)
+        starts = read_start_pictures(config.init_image, config.mask, image_size, model)
+        requests = build_requests(config, conditioner, starts)
     images = generate(model, requests, drawing, image_size)
     metadata = {
         **drawing.settings,
@@ -56,12 +65,35 @@ def sample(
         "checkpoint": config.checkpoint,
         "config_sha256": sha256_of(config_file),
     }
+    if config.init_image is not None:
+        metadata["strength"] = drawing.strength
+    if config.mask is not None:
+        metadata["mask"] = config.mask
     _write_samples(config, requests, images, conditioner, metadata)
     if config.save_latents:
         latents = starting_latents(model, requests, drawing, image_size).cpu()
         with atomic_file(PictureFolder(Path(config.output)).latents) as temporary:
             save_file({"latents": latents}, temporary)
     return len(images)
+
+
+def _check_inputs_stay(config: SampleConfig) -> None:
+    """Raise UserError if the output folder holds the pictures to begin with or the mask, which
+    could be replaced.
+    """
+    output = Path(config.output).resolve()
+    for key in ("init_image", "mask"):
+        typed = getattr(config, key)
+        if typed is None:
+            continue
+        path = Path(typed).resolve()
+        if output in (path, path.parent):
+            raise UserError(
+                f"is the folder of {key}={typed}, which could be replaced",
+                key="output",
+                value=config.output,
+                remedy="Set output to another folder.",
+            )
 
 
 def _write_samples(
@@ -75,20 +107,44 @@ def _write_samples(
 
     Each PNG carries its request and the settings as metadata. images: [N, 3, H, W] in [-1, 1].
     """
-    titles = [request.title(conditioner) for request in requests]
     folder = PictureFolder(Path(config.output))
     for number, (request, image) in enumerate(zip(requests, images, strict=True)):
         path = folder.picture(number, request.seed)
         metadata = _request_metadata(request, conditioner) | settings
         pictures.write_png(pictures.to_image(image), path, metadata)
-    # One row for each prompt, unless it would be too long.
-    columns = config.num_images if 1 < config.num_images <= 8 else 4
+    titles = [request.title(conditioner) for request in requests]
+    # One row for each prompt and start picture, unless it would be too long.
+    columns = config.num_images
+    if columns <= LONGEST_ROW and config.init_image is not None:
+        images, titles = _with_start_pictures(requests, images, titles, columns)
+        columns += 1
+    elif not 1 < columns <= LONGEST_ROW:
+        columns = 4
     pictures.write_png(pictures.grid(images, titles, columns), folder.grid, settings)
+
+
+def _with_start_pictures(
+    requests: list[Request], images: Tensor, titles: list[str], num_images: int
+) -> tuple[Tensor, list[str]]:
+    """Return the images and their titles, with each start picture before the num_images images
+    that begin with it.
+    """
+    shown = []
+    shown_titles = []
+    for number, request in enumerate(requests):
+        if number % num_images == 0:
+            shown.append(request.start.image)
+            shown_titles.append(request.start.file.name)
+        shown.append(images[number])
+        shown_titles.append(titles[number])
+    return torch.stack(shown), shown_titles
 
 
 def _request_metadata(request: Request, conditioner: Conditioner) -> dict[str, Any]:
     """Return a request as plain values: its seed and the conditions that the model reads."""
     metadata: dict[str, Any] = {"seed": request.seed}
+    if request.start is not None:
+        metadata["init_image"] = str(request.start.file)
     if "caption" in conditioner.reads:
         metadata["prompt"] = request.prompt
         if request.negative_prompt:
@@ -100,8 +156,11 @@ def _request_metadata(request: Request, conditioner: Conditioner) -> dict[str, A
     return metadata
 
 
-def build_requests(config: SampleConfig, conditioner: Conditioner) -> list[Request]:
-    """Return num_images requests for each prompt or label, with the seeds seed, seed + 1, ...
+def build_requests(
+    config: SampleConfig, conditioner: Conditioner, starts: Sequence[StartPicture | None] = (None,)
+) -> list[Request]:
+    """Return num_images requests for each prompt or label and each start picture, with the seeds
+    seed, seed + 1, ...
 
     Raises UserError if a condition that the model reads is missing or not supported, or if one is
     given that it does not read.
@@ -119,11 +178,16 @@ def build_requests(config: SampleConfig, conditioner: Conditioner) -> list[Reque
     requests = []
     for prompt in prompts or [""]:
         for label in labels or [0]:
-            for seed in range(config.seed, config.seed + config.num_images):
-                request = Request(
-                    seed, prompt=prompt, negative_prompt=config.negative_prompt, label=label
-                )
-                requests.append(request)
+            for start in starts:
+                for seed in range(config.seed, config.seed + config.num_images):
+                    request = Request(
+                        seed,
+                        prompt=prompt,
+                        negative_prompt=config.negative_prompt,
+                        label=label,
+                        start=start,
+                    )
+                    requests.append(request)
     return requests
 
 

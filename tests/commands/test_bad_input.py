@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
@@ -111,6 +112,29 @@ def test_any_prompt_works_in_the_command_itself(command, tiny_run, tmp_path):
     assert result.code == 0, result.err
     assert notes(tmp_path / "out" / "00000-seed0.png")["prompt"] == PROMPT
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_picture_is_drawn_from_a_picture(here, tiny_run, tmp_path):
+    """Strength 0 is the picture itself, as far as the autoencoder keeps it."""
+    Image.new("RGB", (48, 64), (230, 40, 40)).save(tmp_path / "red.png")
+    words = [f"checkpoint={tiny_run}", "prompt=a star", *QUICK, f"init_image={tmp_path}/red.png"]
+    result = here("sdtrain-sample", *words, "strength=0", f"output={tmp_path}/out")
+    assert result.code == 0, result.err
+    drawn = tmp_path / "out" / "00000-seed0.png"
+    with Image.open(drawn) as picture:
+        mean = np.asarray(picture).mean((0, 1))
+    assert abs(mean - (230, 40, 40)).max() < 40
+    assert notes(drawn)["strength"] == 0 and notes(drawn)["init_image"] == f"{tmp_path}/red.png"
+    before = (tmp_path / "red.png").read_bytes()
+    result = here("sdtrain-sample", *words, f"output={tmp_path}")
+    assert result.code == 2 and "output" in result.paragraph
+    assert (tmp_path / "red.png").read_bytes() == before
+    mask = Image.new("L", (48, 64), 0)
+    mask.paste(255, (0, 0, 48, 32))
+    mask.save(tmp_path / "mask.png")
+    result = here("sdtrain-sample", *words, f"mask={tmp_path}/mask.png", f"output={tmp_path}/out")
+    assert result.code == 0, result.err
+    assert notes(drawn)["mask"] == f"{tmp_path}/mask.png" and notes(drawn)["strength"] == 1
 
 
 def test_a_run_takes_any_folder_and_name(here, tiny, tmp_path):

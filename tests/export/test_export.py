@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from PIL import Image
 from reading import BARE, newest, with_option, with_values
 from safetensors.torch import load_file
@@ -24,7 +24,7 @@ from sdtrain.errors import UserError
 from sdtrain.export.card import lost_lines
 from sdtrain.export.export import export as export_checkpoint
 from sdtrain.export.scheduler import scheduler_of
-from sdtrain.generation.drawing import Request
+from sdtrain.generation.drawing import Request, StartPicture
 from sdtrain.generation.generate import generate, starting_latents
 from sdtrain.pictures import read_notes
 from sdtrain.randomness import KeyedRandom
@@ -137,6 +137,37 @@ def test_layers_that_clip_skip_leaves_out_are_not_exported(
     assert text_encoder["num_hidden_layers"] == whole["num_hidden_layers"] - 1
     ours, latents = drawn_by_sdtrain(composed, run)
     assert (drawn_by_diffusers(folder, latents) - ours).abs().max() < 1e-3
+
+
+def test_diffusers_makes_the_same_picture_of_a_picture(tiny_run, exported, composed, monkeypatch):
+    """Image-to-image at strength 0.8, from the same latents and noise."""
+    loaded = load(CheckpointFolder(newest(tiny_run)), ema=True, device="cpu", allow=[])
+    default = with_option(composed(config="sample"), "grid=trailing")
+    settings = with_values(default, "guidance.max_std=null", f"steps={STEPS}", "strength=0.8")
+    drawing = build_drawing(settings, loaded.model.objective.schedule)
+    rows = torch.linspace(-0.9, 0.9, loaded.image_size)
+    across = rows.expand(loaded.image_size, -1)
+    picture = torch.stack([across, across.T, torch.zeros_like(across)])
+    requests = [Request(3, prompt=PROMPT, start=StartPicture(Path("ramp.png"), picture))]
+    ours = generate(loaded.model, requests, drawing, loaded.image_size)
+    latents = loaded.model.latents(picture[None])
+    noise = torch.from_numpy(KeyedRandom(3, "image").normal(0, tuple(latents.shape[1:])))[None]
+    module = "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img"
+    monkeypatch.setattr(f"{module}.randn_tensor", lambda *args, **kwargs: noise)
+    pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(exported[1], low_cpu_mem_usage=False)
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
+        PROMPT,
+        image=latents,
+        strength=0.8,
+        num_inference_steps=STEPS,
+        guidance_scale=3.0,
+        output_type="np",
+    ).images
+    theirs = torch.from_numpy(theirs).permute(0, 3, 1, 2)
+    assert (theirs - (ours / 2 + 0.5)).abs().max() < 1e-3
+    from_noise = generate(loaded.model, [Request(3, prompt=PROMPT)], drawing, loaded.image_size)
+    assert (from_noise - ours).abs().max() > 0.05
 
 
 @pytest.mark.parametrize(

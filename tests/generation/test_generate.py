@@ -5,76 +5,18 @@ from functools import partial
 
 import pytest
 import torch
+from untrained import CONDITIONERS, SIZE, drawing, make
 
-from sdtrain.conditioning.class_label import ClassLabel
-from sdtrain.conditioning.interface import Conditioner, Conditioning
-from sdtrain.conditioning.none import Nothing
-from sdtrain.conditioning.text import Text
-from sdtrain.diffusion import Objective, classifier_free
-from sdtrain.diffusion.prediction import Epsilon
-from sdtrain.diffusion.times import Uniform
-from sdtrain.diffusion.weighting.simple import Simple
 from sdtrain.errors import UserError
-from sdtrain.generation.drawing import Drawing, Request
+from sdtrain.generation.drawing import Request
 from sdtrain.generation.generate import generate
 from sdtrain.generation.steps import compare_steps, draws_noise
-from sdtrain.latent_diffusion import LatentDiffusion
-from sdtrain.models.autoencoder import Pixels
-from sdtrain.models.unet import UNet
 from sdtrain.samplers.ddim import ddim
 from sdtrain.samplers.ddpm import ddpm
 from sdtrain.samplers.dpmpp_2m import dpmpp_2m
 from sdtrain.samplers.grids import leading, trailing
-from sdtrain.schedules.linear import linear
 
-
-class DepthMap(Conditioner):
-    """Mean depth as one token."""
-
-    reads = frozenset({"depth"})
-    context_dim = 8
-
-    def forward(self, inputs):
-        depth = inputs.depth.mean((1, 2, 3)) * ~inputs.dropped
-        return Conditioning(context=depth[:, None, None].expand(-1, 1, self.context_dim))
-
-
-CONDITIONERS = {
-    "none": partial(Nothing, context_dim=8),
-    "class_label": partial(ClassLabel, num_classes=5, context_dim=8),
-    "depth": DepthMap,
-    "text": partial(
-        Text, context_dim=8, layers=1, heads=2, max_length=12, tokenizer="data/tokenizer"
-    ),
-}
-SIZE = 8
 WORDS = ["red circle", "blue square", "", "a tree", "green"]
-
-
-def make(conditioner):
-    """A few thousand random weights. The betas are small, so that pictures of an untrained network
-    are not all black and white."""
-    torch.manual_seed(0)
-    unet = UNet(
-        latent_channels=3,
-        context_dim=8,
-        block_channels=[8],
-        layers_per_block=1,
-        attention=[True],
-        head_dim=4,
-        norm_groups=4,
-        pooled_context=True,
-    )
-    objective = Objective(
-        schedule=linear(beta_end=0.002), prediction=Epsilon(), weighting=Simple(), times=Uniform()
-    )
-    return LatentDiffusion(
-        unet=unet,
-        conditioner=CONDITIONERS[conditioner](),
-        autoencoder=Pixels(),
-        objective=objective,
-        caption_dropout=0.1,
-    )
 
 
 @pytest.fixture(scope="module", params=[name for name in CONDITIONERS if name != "depth"])
@@ -85,17 +27,6 @@ def model(request):
 @pytest.fixture(scope="module")
 def text():
     return make("text")
-
-
-def drawing(sampler=ddpm, scale=2.0, batch_size=64, grid=trailing):
-    return Drawing(
-        sampler=sampler,
-        grid=grid,
-        guidance=classifier_free,
-        steps=4,
-        guidance_scale=scale,
-        batch_size=batch_size,
-    )
 
 
 def requests(count):
