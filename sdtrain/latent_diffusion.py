@@ -1,11 +1,13 @@
 """The whole model as one nn.Module without Lightning: autoencoder, conditioner, unet, objective."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sdtrain.conditioning.channel_condition import ChannelCondition
 from sdtrain.conditioning.interface import Conditioner, Conditioning, Inputs
 from sdtrain.diffusion import Denoiser, Network, Objective
 from sdtrain.errors import UserError
@@ -42,8 +44,10 @@ class LatentDiffusion(nn.Module):
 
     Args:
         unet: forward(x [B, C + K, h, w], timestep [B], context [B, L, D]) -> [B, C, h, w], with K =
-            conditioner.channels.
+            `condition_channels`.
         conditioner: Inputs -> Conditioning.
+        channels: {name: channel condition}; their maps are concatenated to x_t in this order, after
+            those of the conditioner.
         autoencoder: pictures to latents and back, see sdtrain.models.autoencoder.
         objective: latents, noise and u to losses.
         caption_dropout: share of samples trained without their condition, for classifier-free
@@ -60,6 +64,7 @@ class LatentDiffusion(nn.Module):
         autoencoder: nn.Module,
         objective: Objective,
         caption_dropout: float,
+        channels: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= caption_dropout <= 1:
@@ -68,6 +73,7 @@ class LatentDiffusion(nn.Module):
             )
         self.unet = unet
         self.conditioner: Conditioner = conditioner
+        self.channels: Mapping[str, ChannelCondition] = nn.ModuleDict(channels or {})
         self.autoencoder = autoencoder
         self.objective = objective
         self.caption_dropout = caption_dropout
@@ -142,6 +148,28 @@ class LatentDiffusion(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters(), torch.zeros(())).device
 
+    # Conditions
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Which of "caption", "label" and "depth" the conditions read."""
+        return self.conditioner.reads.union(*(each.reads for each in self.channels.values()))
+
+    @property
+    def condition_channels(self) -> int:
+        """K: the number of input channels of the unet beside those of x_t."""
+        return self.conditioner.channels + sum(each.channels for each in self.channels.values())
+
+    def condition(self, inputs: Inputs) -> Conditioning:
+        """Return what all conditions give the unet."""
+        conditioning = self.conditioner(inputs)
+        maps = [] if conditioning.channels is None else [conditioning.channels]
+        none_dropped = torch.zeros_like(inputs.dropped)
+        for name, condition in self.channels.items():
+            maps.append(condition(inputs, inputs.channels_dropped.get(name, none_dropped)))
+        channels = torch.cat(maps, dim=1) if maps else None
+        return Conditioning(conditioning.context, channels)
+
     # From a batch to its losses
 
     def latents(
@@ -166,7 +194,10 @@ class LatentDiffusion(nn.Module):
             return self.latents(torch.stack([row.image for row in rows]).to(self.device))
 
     def inputs(self, batch: Batch) -> Inputs:
-        """Return the inputs of the conditioner for a training batch, a share of them dropped."""
+        """Return the inputs of the conditions for a training batch, a share of them dropped."""
+        channels_dropped = {}
+        for place, (name, condition) in enumerate(self.channels.items()):
+            channels_dropped[name] = batch.channel_drop[:, place] < condition.dropout
         return Inputs(
             batch.caption,
             batch.label,
@@ -175,6 +206,7 @@ class LatentDiffusion(nn.Module):
             depth=batch.depth,
             tokens=batch.tokens,
             context=batch.context,
+            channels_dropped=channels_dropped,
         )
 
     def network(self, conditioning: Conditioning) -> Network:
@@ -190,14 +222,13 @@ class LatentDiffusion(nn.Module):
     def losses(self, batch: Batch) -> Losses:
         """Return the training loss per sample, for the random draws in the batch."""
         x0 = self.latents(batch.image, batch.moments, batch.posterior)
-        conditioning = self.conditioner(self.inputs(batch))
-        network = self.network(conditioning)
+        network = self.network(self.condition(self.inputs(batch)))
         return self.objective(network, x0, batch.noise, batch.u, batch.input_noise)
 
     @torch.no_grad()
     def epsilon_error(self, x0: Tensor, inputs: Inputs, noise: Tensor, log_snr: Tensor) -> Tensor:
         """Return the mean squared error of epsilon [B] at log_snr [B] in the schedule's range."""
-        network = self.network(self.conditioner(inputs))
+        network = self.network(self.condition(inputs))
         t = self.objective.schedule.time_of(log_snr)
         return self.objective.epsilon_error(network, x0, noise, t)
 

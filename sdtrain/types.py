@@ -64,6 +64,8 @@ class Batch:
             posterior, or None.
         u: [B] float64 uniforms from which the times t are made.
         drop: [B] float64 uniforms for caption dropout.
+        channel_drop: [B, N] float64 uniforms for the dropout of the model's N channel conditions,
+            in their order; None for N = 0.
         ordinal: [B] int64.
         stream_end: the ordinal that the whole run, over all ranks, has reached after this
             micro-batch.
@@ -91,6 +93,7 @@ class Batch:
     moments: Tensor | None = None
     tokens: Tensor | None = None
     context: Tensor | None = None
+    channel_drop: Tensor | None = None
     skipped: tuple[tuple[str, str], ...] = ()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":

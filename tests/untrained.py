@@ -44,7 +44,7 @@ SIZE = 8
 """Side of their pictures."""
 
 
-def make(conditioner):
+def make(conditioner, channels=None):
     """A few thousand random weights. The betas are small, so that pictures of an untrained network
     are not all black and white."""
     torch.manual_seed(0)
@@ -57,6 +57,7 @@ def make(conditioner):
         head_dim=4,
         norm_groups=4,
         pooled_context=True,
+        condition_channels=sum(each.channels for each in (channels or {}).values()),
     )
     objective = Objective(
         schedule=linear(beta_end=0.002), prediction=Epsilon(), weighting=Simple(), times=Uniform()
@@ -67,6 +68,7 @@ def make(conditioner):
         autoencoder=Pixels(),
         objective=objective,
         caption_dropout=0.1,
+        channels=channels,
     )
 
 

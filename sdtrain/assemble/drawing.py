@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sdtrain.config.build import build
-from sdtrain.diffusion.guidance import CONDITIONED, UNCONDITIONED
+from sdtrain.diffusion.guidance import CONDITIONED, NOTHING, UNCONDITIONED
 from sdtrain.errors import UserError
 from sdtrain.generation.drawing import Drawing, record_of
 from sdtrain.samplers.grids import default, default_grid
@@ -80,6 +80,6 @@ def _try(drawing: Drawing, schedule: Schedule, grid: Tensor) -> None:
     def identity(x: Tensor, t: Tensor) -> Tensor:
         return x
 
-    denoisers = {CONDITIONED: identity, UNCONDITIONED: identity}
+    denoisers = {CONDITIONED: identity, UNCONDITIONED: identity, NOTHING: identity}
     guided = drawing.guidance(denoisers, drawing.guidance_scale, schedule)
     drawing.sampler(guided, zeros, grid[:2], schedule, lambda step: zeros)

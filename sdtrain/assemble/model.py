@@ -1,6 +1,6 @@
 """Build the model with its initial weights from the configuration, and check it with the data."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sdtrain.assemble.kept_files import SHA256
 from sdtrain.assemble.objective import build_objective
+from sdtrain.conditioning.channel_condition import ChannelCondition
 from sdtrain.conditioning.interface import READABLE, Conditioner, Conditioning, Inputs
 from sdtrain.config.build import build
 from sdtrain.config.precheck import LOADER_KEYS
@@ -87,19 +88,30 @@ def build_model(cfg: dict, run_dir: Path, data: PictureData | None = None) -> La
     model = cfg["model"]
     objective = build_objective(cfg)
     autoencoder = build_autoencoder(cfg, run_dir)
-    conditioner, unet = _build_networks(cfg, data)
-    parts = {"autoencoder": autoencoder, "conditioner": conditioner, "unet": unet}
+    parts = {"autoencoder": autoencoder} | _build_networks(cfg, data)
     not_arguments = (*parts, *PRETRAINED_KEYS)
     rest = {name: value for name, value in model.items() if name not in not_arguments}
     return build(rest | parts, "model", objective=objective)
 
 
-def _build_networks(cfg: dict, data: PictureData | None) -> tuple[Conditioner, torch.nn.Module]:
-    """Build the conditioner and the unet with their initial weights."""
+def _build_networks(cfg: dict, data: PictureData | None) -> dict[str, Any]:
+    """Build the conditioner, the channel conditions and the unet with their initial weights."""
     conditioner = build_conditioner(cfg, data)
+    channels = build_channels(cfg)
+    count = conditioner.channels + sum(each.channels for each in channels.values())
     seed_weights(cfg["seed"], "unet")
-    unet = _build_part(cfg["model"]["unet"], "model.unet", condition_channels=conditioner.channels)
-    return conditioner, unet
+    unet = _build_part(cfg["model"]["unet"], "model.unet", condition_channels=count)
+    return {"conditioner": conditioner, "channels": channels, "unet": unet}
+
+
+def build_channels(cfg: dict) -> dict[str, ChannelCondition]:
+    """Build the channel conditions by name. Raises UserError for anything else in their place."""
+    channels = {}
+    for name, node in (cfg["model"].get("channels") or {}).items():
+        key = f"model.channels.{name}"
+        channels[name] = _build_part(node, key)
+        check_part(channels[name], ChannelCondition, key)
+    return channels
 
 
 def build_conditioner(cfg: dict, data: PictureData | None) -> Conditioner:
@@ -108,7 +120,7 @@ def build_conditioner(cfg: dict, data: PictureData | None) -> Conditioner:
     seed_weights(cfg["seed"], "conditioner")
     classes = {} if data is None else class_arguments(node, data)
     conditioner = _build_part(node, "model.conditioner", **classes)
-    check_conditioner(conditioner)
+    check_part(conditioner, Conditioner, "model.conditioner")
     return conditioner
 
 
@@ -117,8 +129,9 @@ def try_networks(cfg: dict, data: PictureData) -> None:
 
     Raises UserError if they cannot, or if the data lack what the conditioner reads.
     """
-    conditioner, _ = _build_networks(cfg, data)
-    check_condition(conditioner, data)
+    networks = _build_networks(cfg, data)
+    check_condition(networks["conditioner"], data)
+    check_channels(networks["channels"], data)
 
 
 def class_arguments(node: dict, data: PictureData) -> dict[str, Any]:
@@ -133,19 +146,21 @@ def class_arguments(node: dict, data: PictureData) -> dict[str, Any]:
     return arguments
 
 
-def check_conditioner(conditioner: object) -> None:
-    """Raise UserError if it is not a Conditioner, or its `reads` has an unknown word."""
-    if not isinstance(conditioner, Conditioner):
+def check_part(part: object, base: type[Conditioner | ChannelCondition], key: str) -> None:
+    """Raise UserError if a condition is no instance of `base`, or its `reads` has an unknown
+    word.
+    """
+    if not isinstance(part, base):
         raise UserError(
-            f"model.conditioner is a {type(conditioner).__name__}, not a Conditioner",
-            key="model.conditioner",
-            remedy="Name a subclass of sdtrain.conditioning.interface.Conditioner in its _target_.",
+            f"{key} is a {type(part).__name__}, not a {base.__name__}",
+            key=key,
+            remedy=f"Name a subclass of {base.__module__}.{base.__name__} in its _target_.",
         )
-    unknown = sorted(str(word) for word in set(conditioner.reads) - READABLE)
+    unknown = sorted(str(word) for word in set(part.reads) - READABLE)
     if unknown:
         raise UserError(
-            f"model.conditioner has {', '.join(unknown)} in `reads`",
-            key="model.conditioner",
+            f"{key} has {', '.join(unknown)} in `reads`",
+            key=key,
             allowed=", ".join(sorted(READABLE)),
         )
 
@@ -163,17 +178,28 @@ def check_condition(conditioner: Conditioner, data: PictureData) -> None:
             "metadata.csv, for data=dataset the column data.columns.label.",
         )
     conditioner.check_data(data.num_classes)
-    if "depth" in conditioner.reads and data.split("train")[(0, 0)].depth is None:
+    _check_depth(conditioner.reads, data, "model.conditioner")
+
+
+def check_channels(channels: Mapping[str, ChannelCondition], data: PictureData) -> None:
+    """Raise UserError if the data lack what a channel condition reads."""
+    for name, condition in channels.items():
+        _check_depth(condition.reads, data, f"model.channels.{name}")
+
+
+def _check_depth(reads: frozenset[str], data: PictureData, key: str) -> None:
+    if "depth" in reads and data.split("train")[(0, 0)].depth is None:
         raise UserError(
-            "model.conditioner reads depth maps, but the data have none",
-            key="model.conditioner",
-            remedy="Choose another model/conditioner, or data with depth maps.",
+            f"{key} reads depth maps, but the data have none",
+            key=key,
+            remedy=f"Choose data with depth maps, or another {key.replace('.', '/')}.",
         )
 
 
 def check_fit(model: LatentDiffusion, data: PictureData) -> None:
     """Raise UserError if data, conditioner and unet do not fit together, before training starts."""
     check_condition(model.conditioner, data)
+    check_channels(model.channels, data)
     check_network(model, data.image_size)
     buckets = buckets_of(data.split("train"))
     if buckets is not None:
@@ -220,7 +246,7 @@ def check_network(model: LatentDiffusion, size: PictureSize) -> None:
     inputs = empty_inputs(model, size)
     x = torch.zeros(2, *shape, device=model.device)
     with torch.no_grad(), eval_mode(model):
-        conditioning = model.conditioner(inputs)
+        conditioning = model.condition(inputs)
         try:
             output = model.network(conditioning)(x, torch.zeros(2, device=model.device))
         except Exception as error:  # the user's own network, or sizes that do not fit

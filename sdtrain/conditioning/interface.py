@@ -5,7 +5,7 @@ configs/model/conditioner/.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ class Inputs:
     conditioner's `tokenize` has made of the captions, with empty ones in place of those dropped;
     None if that has not been done yet. context: [B, L, D], what a frozen conditioner has made of
     the captions before, with that of the empty one in place of those dropped; or None.
+    channels_dropped: {name of a channel condition: [B] bool}, the samples that lose that one; those
+    that are not named are kept.
     """
 
     captions: Sequence[str]
@@ -32,6 +34,7 @@ class Inputs:
     depth: Tensor | None = None
     tokens: Tensor | None = None
     context: Tensor | None = None
+    channels_dropped: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass

@@ -12,6 +12,7 @@ from sdtrain.paths import expand_home
 PATH_KEYS = {
     "prompt_file",
     "init_image",
+    "depth",
     "mask",
     "checkpoint",
     "output",

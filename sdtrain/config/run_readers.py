@@ -60,6 +60,8 @@ def _check_start(config: SampleConfig, typed: set[str]) -> None:
     def refuse(problem: str, key: str, remedy: str) -> None:
         raise UserError(problem, key=key, value=getattr(config, key), remedy=remedy)
 
+    if config.depth is not None and not (config.depth and Path(config.depth).exists()):
+        refuse("does not exist", "depth", "Set it to a grey picture or a folder of them.")
     if config.init_image is None:
         for key in ("mask", "strength"):
             if key in typed and getattr(config, key) is not None:

@@ -213,6 +213,7 @@ class SampleConfig(DrawingConfig):
     guidance_scale: float
     image_size: int | list[int] | None
     init_image: str | None
+    depth: str | None
     mask: str | None
     strength: float | None
     output: str

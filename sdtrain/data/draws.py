@@ -30,6 +30,7 @@ class Collate:
         latent_shapes: {(height, width) of a picture: (C, h, w) of its noise}, of pictures that are
             no squares; by default there are none.
         empty_context: [L, D], the context of the empty caption, if rows bring contexts; or None.
+        channels: names of the model's channel conditions, in its order.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Collate:
         caption_dropout: float = 0.0,
         latent_shapes: Mapping[tuple[int, int], tuple[int, int, int]] | None = None,
         empty_context: Tensor | None = None,
+        channels: Sequence[str] = (),
     ) -> None:
         self.seed = seed
         self.latent_shape = tuple(latent_shape)
@@ -59,6 +61,8 @@ class Collate:
         self.scalars = KeyedRandom(seed, "scalars")
         self.posterior = KeyedRandom(seed, "posterior") if posterior else None
         self.network = KeyedRandom(seed, "network")
+        # One key for each, so that a condition is dropped alike whatever stands beside it.
+        self.channel_drop = [KeyedRandom(seed, f"drop.{name}") for name in channels]
 
     def u(self, ordinal: int, jitter: float) -> float:
         """Return the number in [0, 1) from which the distribution of times makes t of one sample.
@@ -118,6 +122,7 @@ class Collate:
             moments=_stack(moments),
             tokens=self._tokens(captions, drop),
             context=self._contexts(rows, drop),
+            channel_drop=self._channel_drop(ordinals),
             skipped=tuple(skipped),
         )
 
@@ -138,6 +143,15 @@ class Collate:
         for row, uniform in zip(rows, drop, strict=True):
             kept.append(self.empty_context if uniform < self.caption_dropout else row.context)
         return torch.stack(kept)
+
+    def _channel_drop(self, ordinals: list[int]) -> Tensor | None:
+        """Return [B, N] uniforms, one for each channel condition; None for N = 0."""
+        if not self.channel_drop:
+            return None
+        uniforms = []
+        for ordinal in ordinals:
+            uniforms.append([random.uniform(ordinal, 1)[0] for random in self.channel_drop])
+        return torch.tensor(uniforms, dtype=torch.float64)
 
     def _noise(
         self, ordinals: list[int], shape: tuple[int, int, int]

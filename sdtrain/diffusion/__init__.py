@@ -6,7 +6,7 @@ Needs torch only.
 from sdtrain.diffusion.denoiser import Denoise, Denoiser
 from sdtrain.diffusion.density import Density
 from sdtrain.diffusion.forward import add_noise
-from sdtrain.diffusion.guidance import classifier_free
+from sdtrain.diffusion.guidance import classifier_free, two_conditions
 from sdtrain.diffusion.objective import Network, Objective, WeightingError
 from sdtrain.diffusion.prediction import Prediction
 from sdtrain.diffusion.times import Times
@@ -25,4 +25,5 @@ __all__ = [
     "add_noise",
     "classifier_free",
     "output_weight",
+    "two_conditions",
 ]

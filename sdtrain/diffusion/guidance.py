@@ -13,7 +13,12 @@ CONDITIONED = "all"
 """Key of the denoiser that is given every condition."""
 
 UNCONDITIONED = "none"
-"""Key of the denoiser that is given no condition, or a negative prompt instead."""
+"""Key of the denoiser that is given no caption or label, or a negative prompt instead. Of a model
+with channel conditions, it is given those."""
+
+NOTHING = "nothing"
+"""Key of the denoiser that is given no channel condition either. It exists only for models that
+have one."""
 
 
 def classifier_free(
@@ -70,6 +75,49 @@ def classifier_free(
         return x0 * (1 + rescale * (factor - 1))
 
     denoise = conditional if guidance_scale == 1 else guided
+    return denoise if max_std is None else with_bounded_std(denoise, max_std)
+
+
+def two_conditions(
+    denoisers: Mapping[str, Denoise],
+    guidance_scale: float,
+    schedule: Schedule,
+    *,
+    channel_scale: float,
+    max_std: float | None = None,
+) -> Denoise:
+    """x0 = x0_0 + channel_scale (x0_k - x0_0) + guidance_scale (x0_c - x0_k).
+
+    x0_0 is predicted without any condition, x0_k with the channel conditions alone, such as depth,
+    and x0_c with the caption or label as well (Brooks et al. 2023, InstructPix2Pix, eq. 3). Each
+    scale leaves the other condition as it is; two equal ones are guidance over both at once. At two
+    scales of 1 only the last is evaluated, and its result is returned unchanged (except for
+    max_std). Raises UserError for a model without channel conditions.
+
+    Args:
+        denoisers: NOTHING gives x0_0, UNCONDITIONED x0_k, CONDITIONED x0_c.
+        guidance_scale: the weight of the difference that the caption or label makes.
+        schedule: not used.
+        channel_scale: the weight of the difference that the channel conditions make.
+        max_std: see `with_bounded_std`; None: no bound.
+    """
+    if NOTHING not in denoisers:
+        raise UserError(
+            "guidance=two_conditions needs a model with a channel condition",
+            key="guidance",
+            remedy="Set guidance=classifier_free, or train with model/channels=[depth].",
+        )
+    conditional = denoisers[CONDITIONED]
+    channels_only = denoisers[UNCONDITIONED]
+    unconditional = denoisers[NOTHING]
+
+    def guided(x: Tensor, t: Tensor) -> Tensor:
+        x0_0 = unconditional(x, t)
+        x0_k = channels_only(x, t)
+        x0_c = conditional(x, t)
+        return x0_0 + channel_scale * (x0_k - x0_0) + guidance_scale * (x0_c - x0_k)
+
+    denoise = conditional if guidance_scale == channel_scale == 1 else guided
     return denoise if max_std is None else with_bounded_std(denoise, max_std)
 
 

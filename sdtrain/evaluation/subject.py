@@ -53,7 +53,7 @@ class Subject:
     @property
     def reads(self) -> frozenset[str]:
         """Which of "caption", "label" and "depth" the model reads."""
-        return self.model.conditioner.reads
+        return self.model.reads
 
     @property
     def data(self) -> PictureData:

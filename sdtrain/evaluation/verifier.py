@@ -90,25 +90,28 @@ class Verifier:
             )
         return [self._read(image) for image in images.float().clamp(-1, 1).cpu().numpy()]
 
+    def covered(self, image: Tensor) -> np.ndarray:
+        """Return how much of each pixel of an image [3, H, W] the shape covers, [H, W].
+
+        About 1 inside the shape and 0 outside; 0 everywhere if there is no shape.
+        """
+        pixels = image.float().clamp(-1, 1).cpu().numpy()
+        if not np.isfinite(pixels).all():
+            return np.zeros(pixels.shape[1:], dtype=np.float32)
+        ground = _ground(pixels)
+        return _covered(pixels - ground[:, None, None])
+
     def _read(self, image: np.ndarray) -> Reading:
         if not np.isfinite(image).all():
             return Reading(NOTHING, NOTHING, NOTHING, NOTHING)
-        edges = [image[:, 0], image[:, -1], image[:, 1:-1, 0], image[:, 1:-1, -1]]
-        ground = np.median(np.concatenate(edges, axis=1), axis=1)  # colour of the background
+        ground = _ground(image)
         only_background = Reading(NOTHING, NOTHING, NOTHING, self._nearest_colour(ground))
         difference = image - ground[:, None, None]
-        # The colour of the shape: median of the 2 % of pixels that differ most from the background.
-        distance = (difference**2).sum(0).ravel()
-        count = max(distance.size // 50, 1)
-        farthest = np.argpartition(distance, -count)[-count:]
-        axis = np.median(difference.reshape(3, -1)[:, farthest], axis=1)
-        contrast = float((axis**2).sum())
-        if contrast < _MIN_CONTRAST**2:
+        covered = _covered(difference)
+        if not covered.any():
             return only_background
-        # p = ground + c axis: the coverage c of each pixel by least squares over its channels.
-        covered = np.einsum("chw,c->hw", difference, axis) / contrast
         shape, radius, explained, template = self._fit(covered)
-        if explained < _MIN_EXPLAINED * float((difference**2).sum()) / contrast:
+        if explained < _MIN_EXPLAINED * float((difference**2).sum()) / _contrast(difference):
             return only_background
         # The same equation solved for the colour, given the fitted coverage.
         colour = ground + (difference * template).sum((1, 2)) / (template**2).sum()
@@ -177,3 +180,39 @@ class Verifier:
             bank = np.stack([self.coverage(s, middle, middle, radii, side) for s in self.shapes])
             self._banks[side] = np.fft.rfft2(bank), (bank**2).sum((2, 3))
         return self._banks[side]
+
+
+def _ground(image: np.ndarray) -> np.ndarray:
+    """Return the colour [3] of the background of an image [3, H, W]: the median of its edges."""
+    edges = [image[:, 0], image[:, -1], image[:, 1:-1, 0], image[:, 1:-1, -1]]
+    return np.median(np.concatenate(edges, axis=1), axis=1)
+
+
+def _axis(difference: np.ndarray) -> np.ndarray:
+    """Return the colour [3] of the shape less that of the background.
+
+    It is the median of the 2 % of pixels that differ most. difference: [3, H, W], the image less
+    the background.
+    """
+    distance = (difference**2).sum(0).ravel()
+    count = max(distance.size // 50, 1)
+    farthest = np.argpartition(distance, -count)[-count:]
+    return np.median(difference.reshape(3, -1)[:, farthest], axis=1)
+
+
+def _contrast(difference: np.ndarray) -> float:
+    """Return the squared distance of the shape's colour from the background's."""
+    return float((_axis(difference) ** 2).sum())
+
+
+def _covered(difference: np.ndarray) -> np.ndarray:
+    """Return the coverage c [H, W] of each pixel, for which difference = c axis.
+
+    c is found by least squares over the channels. It is 0 everywhere if the contrast is too low for
+    a shape.
+    """
+    axis = _axis(difference)
+    contrast = float((axis**2).sum())
+    if contrast < _MIN_CONTRAST**2:
+        return np.zeros(difference.shape[1:], dtype=np.float32)
+    return np.einsum("chw,c->hw", difference, axis) / contrast

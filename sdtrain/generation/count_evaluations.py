@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sdtrain.diffusion import Denoise
-from sdtrain.diffusion.guidance import CONDITIONED, UNCONDITIONED
+from sdtrain.diffusion.guidance import CONDITIONED, NOTHING, UNCONDITIONED
 from sdtrain.generation.drawing import Drawing
 from sdtrain.schedules import Schedule
 
@@ -27,7 +27,7 @@ def count_evaluations(drawing: Drawing, schedule: Schedule, shape: tuple[int, ..
     def noise(step: int) -> Tensor:
         return torch.zeros_like(x)
 
-    denoisers = {name: network(name) for name in (CONDITIONED, UNCONDITIONED)}
+    denoisers = {name: network(name) for name in (CONDITIONED, UNCONDITIONED, NOTHING)}
     denoise = drawing.guidance(denoisers, drawing.guidance_scale, schedule)
     grid = drawing.grid(drawing.steps, schedule)
     drawing.sampler(denoise, x, grid, schedule, noise, None)

@@ -13,7 +13,7 @@ from sdtrain.samplers import Sampler
 from sdtrain.schedules import Schedule
 
 Guidance = Callable[[Mapping[str, Denoise], float, Schedule], Denoise]
-"""(denoisers, CONDITIONED and UNCONDITIONED, guidance_scale, schedule) -> guided denoiser, see
+"""(denoisers, guidance_scale, schedule) -> guided denoiser; the keys of the denoisers stand in
 sdtrain.diffusion.guidance."""
 
 
@@ -31,12 +31,28 @@ class StartPicture:
 
 
 @dataclass(frozen=True)
+class DepthMap:
+    """A given depth map. file: that it was read from. values: [1, H, W], 1 nearest, 0 farthest."""
+
+    file: Path
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class GivenPictures:
+    """What the user gives for one picture beside its prompt: each is None if it is not given."""
+
+    start: StartPicture | None = None
+    depth: DepthMap | None = None
+
+
+@dataclass(frozen=True)
 class Request:
     """One picture to draw.
 
-    Of prompt, negative_prompt, label and depth only those matter that the model's conditioner
-    reads. depth [1, H, W]: inverse depth, 1 nearest and 0 farthest. start: the picture to begin
-    with, or None for pure noise.
+    Of prompt, negative_prompt, label and depth only those matter that the model reads. depth
+    [1, H, W]: inverse depth, 1 nearest and 0 farthest. start: the picture to begin with, or None
+    for pure noise. depth_file: that the depth map was read from, if it was.
     """
 
     seed: int
@@ -45,6 +61,7 @@ class Request:
     label: int = 0
     depth: Tensor | None = None
     start: StartPicture | None = None
+    depth_file: Path | None = None
 
     def title(self, conditioner: Conditioner) -> str:
         """Return the caption to print below the picture: prompt, class or seed."""

@@ -1,6 +1,7 @@
 """Generate pictures from seeds and prompts."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from sdtrain.conditioning.interface import Inputs
 from sdtrain.diffusion import Denoise
-from sdtrain.diffusion.guidance import CONDITIONED, UNCONDITIONED
+from sdtrain.diffusion.guidance import CONDITIONED, NOTHING, UNCONDITIONED
 from sdtrain.errors import UserError
 from sdtrain.generation.drawing import Drawing, Request, StartPicture
 from sdtrain.generation.image_to_image import (
@@ -80,10 +81,9 @@ def _draw_latents(
     def noise(step: int) -> Tensor:
         return _draw_normal(requests, "sampler", step, shape).to(device)
 
-    conditioned, unconditioned = build_inputs(model, requests, shape[1:])
     denoisers = {}
-    for name, inputs in ((CONDITIONED, conditioned), (UNCONDITIONED, unconditioned)):
-        denoiser = model.denoiser(model.conditioner(inputs))
+    for name, inputs in build_inputs(model, requests, shape[1:]).items():
+        denoiser = model.denoiser(model.condition(inputs))
         denoisers[name] = _call_before(denoiser, on_evaluation)
     denoise = drawing.guidance(denoisers, drawing.guidance_scale, schedule)
     grid = drawing.grid(drawing.steps, schedule)
@@ -172,14 +172,14 @@ def _call_before(denoise: Denoise, on_evaluation: Callable[[], None] | None) -> 
 
 def build_inputs(
     model: LatentDiffusion, requests: Sequence[Request], latent_size: tuple[int, int]
-) -> tuple[Inputs, Inputs]:
-    """Return the inputs with the conditions, and those without.
+) -> dict[str, Inputs]:
+    """Return the inputs of each denoiser that guidance may combine, see sdtrain.diffusion.guidance.
 
-    A negative prompt replaces the empty prompt of the latter, so that guidance leads away from it.
-    Labels have no negative. Raises UserError if a depth map is missing.
+    Without a condition, a negative prompt replaces the empty one, so that guidance leads away from
+    it. Labels and channel conditions have no negative. Raises UserError if a depth map is missing.
     """
     device = model.device
-    reads = model.conditioner.reads
+    reads = model.reads
     prompts = []
     negatives = []
     class_labels = []
@@ -193,10 +193,16 @@ def build_inputs(
     dropped = torch.tensor(no_negative, device=device)
     none_dropped = torch.zeros_like(dropped)
     depth = _stack_depth(requests, device) if "depth" in reads else None
-    return (
-        Inputs(prompts, labels, none_dropped, latent_size, depth),
-        Inputs(negatives, labels, dropped, latent_size, depth),
-    )
+    all_dropped = torch.ones_like(dropped)
+    unconditioned = Inputs(negatives, labels, dropped, latent_size, depth)
+    inputs = {
+        CONDITIONED: Inputs(prompts, labels, none_dropped, latent_size, depth),
+        UNCONDITIONED: unconditioned,
+    }
+    if model.channels:
+        channels_dropped = dict.fromkeys(model.channels, all_dropped)
+        inputs[NOTHING] = replace(unconditioned, channels_dropped=channels_dropped)
+    return inputs
 
 
 def _stack_depth(requests: Sequence[Request], device: torch.device) -> Tensor:

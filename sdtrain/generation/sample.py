@@ -15,12 +15,15 @@ from sdtrain.config.schema import SampleConfig
 from sdtrain.console import warn
 from sdtrain.errors import UserError
 from sdtrain.files import atomic_file, check_writable, sha256_of
-from sdtrain.generation.drawing import Drawing, Request, StartPicture
+from sdtrain.generation.depth_maps import pair, read_depth_maps
+from sdtrain.generation.drawing import Drawing, GivenPictures, Request
 from sdtrain.generation.generate import generate, starting_latents
 from sdtrain.generation.start_pictures import read_start_pictures
 from sdtrain.latent_diffusion import LatentDiffusion
 from sdtrain.runs.layout import PictureFolder
 from sdtrain.types import PictureSize
+
+NONE_GIVEN = GivenPictures()
 
 LONGEST_ROW = 8
 """Most pictures of one prompt that are shown in one row of the grid."""
@@ -44,6 +47,7 @@ def sample(
     StorageError if the folder cannot be written.
     """
     conditioner = model.conditioner
+    _check_depth(config, model)
     requests = build_requests(config, conditioner)
     for prompt in dict.fromkeys([*as_list(config.prompt), config.negative_prompt]):
         if conditioner.count_truncated([prompt]):
@@ -53,10 +57,9 @@ def sample(
             name = Request(0, label=label).title(conditioner)
             warn(f"{name} had no training pictures: pictures of it are meaningless.")
     check_writable(Path(config.output))
-    if config.init_image is not None:
-        _check_inputs_stay(config)
-        starts = read_start_pictures(config.init_image, config.mask, image_size, model)
-        requests = build_requests(config, conditioner, starts)
+    _check_inputs_stay(config)
+    given = _read_given_pictures(config, model, image_size)
+    requests = build_requests(config, conditioner, given)
     images = generate(model, requests, drawing, image_size)
     metadata = {
         **drawing.settings,
@@ -77,12 +80,39 @@ def sample(
     return len(images)
 
 
+def _check_depth(config: SampleConfig, model: LatentDiffusion) -> None:
+    """Raise UserError if a depth map is missing, or has no effect."""
+    if "depth" in model.reads and config.depth is None:
+        raise UserError(
+            "depth is missing: this model reads a depth map for each picture",
+            key="depth",
+            remedy="Set depth=FILE, a grey picture in which brighter is nearer, or a folder.",
+        )
+    if "depth" not in model.reads and config.depth is not None:
+        raise UserError(
+            "has no effect: this model reads no depth maps",
+            key="depth",
+            value=config.depth,
+            remedy="Remove it.",
+        )
+
+
+def _read_given_pictures(
+    config: SampleConfig, model: LatentDiffusion, image_size: PictureSize
+) -> list[GivenPictures]:
+    starts = []
+    maps = []
+    if config.init_image is not None:
+        starts = read_start_pictures(config.init_image, config.mask, image_size, model)
+    if config.depth is not None:
+        maps = read_depth_maps(config.depth, image_size)
+    return pair(starts, maps)
+
+
 def _check_inputs_stay(config: SampleConfig) -> None:
-    """Raise UserError if the output folder holds the pictures to begin with or the mask, which
-    could be replaced.
-    """
+    """Raise UserError if the output folder holds a given picture, which could be replaced."""
     output = Path(config.output).resolve()
-    for key in ("init_image", "mask"):
+    for key in ("init_image", "mask", "depth"):
         typed = getattr(config, key)
         if typed is None:
             continue
@@ -113,28 +143,40 @@ def _write_samples(
         metadata = _request_metadata(request, conditioner) | settings
         pictures.write_png(pictures.to_image(image), path, metadata)
     titles = [request.title(conditioner) for request in requests]
-    # One row for each prompt and start picture, unless it would be too long.
+    # One row for each prompt and given picture, unless it would be too long.
     columns = config.num_images
-    if columns <= LONGEST_ROW and config.init_image is not None:
-        images, titles = _with_start_pictures(requests, images, titles, columns)
-        columns += 1
+    given = len(_given_pictures(requests[0]))
+    if columns <= LONGEST_ROW and given:
+        images, titles = _with_given_pictures(requests, images, titles, columns)
+        columns += given
     elif not 1 < columns <= LONGEST_ROW:
         columns = 4
     pictures.write_png(pictures.grid(images, titles, columns), folder.grid, settings)
 
 
-def _with_start_pictures(
+def _given_pictures(request: Request) -> list[tuple[Tensor, str]]:
+    """Return what a picture was drawn from, each as (picture [3, H, W] in [-1, 1], title)."""
+    given = []
+    if request.start is not None:
+        given.append((request.start.image, request.start.file.name))
+    if request.depth is not None and request.depth_file is not None:
+        given.append(((2 * request.depth - 1).expand(3, -1, -1), request.depth_file.name))
+    return given
+
+
+def _with_given_pictures(
     requests: list[Request], images: Tensor, titles: list[str], num_images: int
 ) -> tuple[Tensor, list[str]]:
-    """Return the images and their titles, with each start picture before the num_images images
-    that begin with it.
+    """Return the images and their titles, with what was given before the num_images images that
+    are drawn from it.
     """
     shown = []
     shown_titles = []
     for number, request in enumerate(requests):
         if number % num_images == 0:
-            shown.append(request.start.image)
-            shown_titles.append(request.start.file.name)
+            for picture, title in _given_pictures(request):
+                shown.append(picture)
+                shown_titles.append(title)
         shown.append(images[number])
         shown_titles.append(titles[number])
     return torch.stack(shown), shown_titles
@@ -145,6 +187,8 @@ def _request_metadata(request: Request, conditioner: Conditioner) -> dict[str, A
     metadata: dict[str, Any] = {"seed": request.seed}
     if request.start is not None:
         metadata["init_image"] = str(request.start.file)
+    if request.depth_file is not None:
+        metadata["depth"] = str(request.depth_file)
     if "caption" in conditioner.reads:
         metadata["prompt"] = request.prompt
         if request.negative_prompt:
@@ -157,35 +201,30 @@ def _request_metadata(request: Request, conditioner: Conditioner) -> dict[str, A
 
 
 def build_requests(
-    config: SampleConfig, conditioner: Conditioner, starts: Sequence[StartPicture | None] = (None,)
+    config: SampleConfig, conditioner: Conditioner, given: Sequence[GivenPictures] = (NONE_GIVEN,)
 ) -> list[Request]:
-    """Return num_images requests for each prompt or label and each start picture, with the seeds
+    """Return num_images requests for each prompt or label and each given picture, with the seeds
     seed, seed + 1, ...
 
-    Raises UserError if a condition that the model reads is missing or not supported, or if one is
-    given that it does not read.
+    Raises UserError if a caption or label that the model reads is missing, or if one is given that
+    it does not read.
     """
-    if "depth" in conditioner.reads:
-        raise UserError(
-            "This model reads a depth map for each picture, which sdtrain-sample cannot supply",
-            key="checkpoint",
-            remedy="Give another checkpoint. During training, pictures of this one are drawn with "
-            "the depth maps of its data.",
-        )
     prompts = as_list(config.prompt)
     _check_prompts(config, prompts, conditioner.reads)
     labels = _parse_labels(as_list(config.label), conditioner)
     requests = []
     for prompt in prompts or [""]:
         for label in labels or [0]:
-            for start in starts:
+            for each in given:
                 for seed in range(config.seed, config.seed + config.num_images):
                     request = Request(
                         seed,
                         prompt=prompt,
                         negative_prompt=config.negative_prompt,
                         label=label,
-                        start=start,
+                        depth=each.depth and each.depth.values,
+                        start=each.start,
+                        depth_file=each.depth and each.depth.file,
                     )
                     requests.append(request)
     return requests

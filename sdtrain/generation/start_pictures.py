@@ -45,10 +45,10 @@ def read_start_pictures(
         )
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     size = (width, height)
-    mask_pixels = None if mask is None else _read(mask, "mask", BLACK)
+    mask_pixels = None if mask is None else read_picture(mask, "mask", BLACK)
     starts = []
-    for file in _files(init_image):
-        pixels = _read(str(file), "init_image")
+    for file in picture_files(init_image, "init_image"):
+        pixels = read_picture(str(file), "init_image")
         cropped_mask = None
         if mask_pixels is not None:
             _check_same_size(mask_pixels, pixels, mask, file)
@@ -57,24 +57,27 @@ def read_start_pictures(
     return starts
 
 
-def _files(path: str) -> list[Path]:
-    """Return the file, or the pictures in the folder in the order of their names."""
+def picture_files(path: str, key: str) -> list[Path]:
+    """Return the file, or the pictures in the folder in the order of their names.
+
+    Raises DataError, which names the key, for a folder that cannot be read or has none.
+    """
     if not Path(path).is_dir():
         return [Path(path)]
     try:
         inside = sorted(Path(path).iterdir())
     except OSError as error:
         raise DataError(
-            f"cannot be read: {error.strerror}", key="init_image", value=path, remedy=REMEDY
+            f"cannot be read: {error.strerror}", key=key, value=path, remedy=REMEDY
         ) from error
     suffixes = picture_suffixes()
     files = [file for file in inside if file.suffix.lower() in suffixes]
     if not files:
-        raise DataError("is a folder without pictures", key="init_image", value=path, remedy=REMEDY)
+        raise DataError("is a folder without pictures", key=key, value=path, remedy=REMEDY)
     return files
 
 
-def _read(path: str, key: str, background: tuple[int, int, int] = WHITE) -> Tensor:
+def read_picture(path: str, key: str, background: tuple[int, int, int] = WHITE) -> Tensor:
     """Return a picture, uint8 [3, H, W]. Raises DataError, which names the key."""
     try:
         return F.pil_to_tensor(open_picture(path, background=background))

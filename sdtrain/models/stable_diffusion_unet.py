@@ -6,6 +6,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from sdtrain.errors import UserError
 from sdtrain.paths import find_folder
 from sdtrain.weight_files import (
     DIFFUSERS,
@@ -25,6 +26,9 @@ class StableDiffusionUNet(nn.Module):
         variant: "fp16" or "bf16" reads the files of that variant; None the first that exists.
         gradient_checkpointing: whether to compute activations again in the backward pass, which
             needs less memory and more time.
+        condition_channels: input channels beside those of x_t, for the conditions; set by sdtrain.
+            Those that the weights lack are added with weights of 0, so that the network's output
+            is at first what it was.
 
     Raises UserError if a folder does not exist or does not hold such a network.
     """
@@ -38,6 +42,7 @@ class StableDiffusionUNet(nn.Module):
         weights: str | None = None,
         variant: str | None = None,
         gradient_checkpointing: bool = False,
+        condition_channels: int = 0,
     ) -> None:
         super().__init__()
         self.is_pretrained = weights is not None
@@ -47,12 +52,37 @@ class StableDiffusionUNet(nn.Module):
             self.net = UNet2DConditionModel.from_config(config)
         else:
             self.net = _read_unet(weights, variant)
+        add_input_channels(self.net, self.net.config.out_channels + condition_channels)
         if gradient_checkpointing:
             self.net.enable_gradient_checkpointing()
 
     def forward(self, x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
-        """Predict [B, C, h, w] from x [B, C, h, w], timestep [B] float and context [B, L, D]."""
+        """Predict [B, C, h, w] from x [B, C + K, h, w], timestep [B] and context [B, L, D]."""
         return self.net(x, timestep, encoder_hidden_states=context).sample
+
+
+def add_input_channels(net: UNet2DConditionModel, count: int) -> None:
+    """Let a UNet have `count` input channels; those it lacks are added last, with weights of 0.
+
+    Raises UserError if it has more.
+    """
+    old = net.conv_in
+    if old.in_channels == count:
+        return
+    if old.in_channels > count:
+        raise UserError(
+            f"has {old.in_channels} input channels, and only {count} are given to it",
+            key="model.unet.weights",
+            remedy="Choose the conditions that it was trained with: model/channels=[depth] for "
+            "five channels.",
+        )
+    new = nn.Conv2d(count, old.out_channels, old.kernel_size, padding=old.padding)
+    with torch.no_grad():
+        new.weight.zero_()
+        new.weight[:, : old.in_channels] = old.weight
+        new.bias.copy_(old.bias)
+    net.conv_in = new
+    net.register_to_config(in_channels=count)
 
 
 def _read_unet(weights: str, variant: str | None) -> UNet2DConditionModel:

@@ -76,5 +76,5 @@ class UNet(nn.Module):
         )
 
     def forward(self, x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
-        """Predict [B, C, h, w] from x [B, C, h, w], timestep [B] float and context [B, L, D]."""
+        """Predict [B, C, h, w] from x [B, C + K, h, w], timestep [B] and context [B, L, D]."""
         return self.net(x, timestep, encoder_hidden_states=context).sample

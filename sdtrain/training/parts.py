@@ -165,6 +165,7 @@ def _diffusion_parts(
         caption_dropout=model.caption_dropout,
         latent_shapes=bucket_latent_shapes(model, data),
         empty_context=empty_context_of(data),
+        channels=tuple(model.channels),
     )
     datamodule = _datamodule(plan, data, collate, progress)
     check_fit(model, data)
@@ -256,7 +257,7 @@ def conditions_read(parts: Parts) -> frozenset[str]:
     """
     if isinstance(parts.module, AutoencoderModule):
         return frozenset()
-    return parts.module.model.conditioner.reads
+    return parts.module.model.reads
 
 
 def keep_files_for_sampling(folder: RunFolder, plan: Plan, parts: Parts) -> None:

@@ -139,7 +139,7 @@ def _next_command(run: Run, plan: Plan, parts: Parts, averaged: bool) -> str | N
     folder = run.folder
     if plan.prechecked.trains_autoencoder:
         return _diffusion_command(folder, plan)
-    reads = parts.module.model.conditioner.reads
+    reads = parts.module.model.reads
     if "depth" in reads:
         return None
     words = ["sdtrain-sample", text_override("checkpoint", str(folder.path))]

@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 from sdtrain.assemble.load import load
-from sdtrain.assemble.model import check_conditioner
+from sdtrain.assemble.model import check_part
 from sdtrain.conditioning.interface import Conditioner, Inputs
 from sdtrain.errors import UserError
 from sdtrain.runs.checkpoint import read_weights
@@ -104,12 +104,12 @@ class Smelling(Conditioner):
 @pytest.mark.parametrize("wrong", [torch.nn.Linear(1, 1), Smelling()])
 def test_what_is_no_conditioner_or_reads_what_there_is_not_is_refused(wrong):
     with pytest.raises(UserError) as refused:
-        check_conditioner(wrong)
+        check_part(wrong, Conditioner, "model.conditioner")
     assert refused.value.key == "model.conditioner"
 
 
 def test_a_conditioner_that_reads_nothing_is_one():
-    check_conditioner(Conditioner())
+    check_part(Conditioner(), Conditioner, "model.conditioner")
 
 
 def test_data_without_what_it_reads_are_refused(refused, tiny, tmp_path, own):

@@ -15,7 +15,7 @@ from sdtrain.assemble.drawing import build_drawing
 from sdtrain.assemble.objective import build_objective, build_schedule
 from sdtrain.config.build import build
 from sdtrain.config.precheck import DIFFUSION_ONLY
-from sdtrain.diffusion.guidance import CONDITIONED, UNCONDITIONED
+from sdtrain.diffusion.guidance import CONDITIONED, NOTHING, UNCONDITIONED
 from sdtrain.paths import config_dir
 from sdtrain.randomness import KeyedRandom
 from sdtrain.runs.resume import flatten
@@ -274,11 +274,12 @@ def fingerprint(cfg: dict) -> list[float]:
         u,
         torch.from_numpy(np.stack(added)),
     )
-    denoise = drawing.guidance(
-        {CONDITIONED: lambda x, t: x.sin() * 6, UNCONDITIONED: lambda x, t: x.cos()},
-        drawing.guidance_scale,
-        schedule,
-    )
+    denoisers = {
+        CONDITIONED: lambda x, t: x.sin() * 6,
+        UNCONDITIONED: lambda x, t: x.cos(),
+        NOTHING: lambda x, t: x.abs(),
+    }
+    denoise = drawing.guidance(denoisers, drawing.guidance_scale, schedule)
     times = drawing.grid(drawing.steps, schedule)
     picture = drawing.sampler(denoise, x, times, schedule, lambda step: x0.roll(step, 0))
     # Read where batches are made, see test_draws.py.

@@ -56,9 +56,6 @@ def test_each_prompt_and_label_has_the_same_seeds():
         (("label",), "prompt", {"label": 0, "negative_prompt": "a"}),
         (("label",), "label", {}),
         (("caption",), "label", {"prompt": "a", "label": 0}),
-        (("depth",), "checkpoint", {}),
-        (("depth",), "checkpoint", {"prompt": "a"}),
-        (("caption", "depth"), "checkpoint", {"prompt": "a"}),
         (
             ("caption",),
             "negative_prompt",

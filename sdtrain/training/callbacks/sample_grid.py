@@ -109,7 +109,7 @@ class SampleGrid(L.Callback):
         Depth maps are those of held-out pictures, whose captions then replace the example prompts
         of the data set.
         """
-        reads = module.model.conditioner.reads
+        reads = module.model.reads
         held_out = trainer.datamodule.validation
         prompts = self.prompts or self.data.example_prompts(self.num_images)
         requests = []
@@ -189,7 +189,7 @@ class SampleGrid(L.Callback):
         if last and _is_pretrained(module):
             overhead += costs.page
         planned.pictures = fit(self.num_images, [self.drawing], overhead, "")
-        if last and self.guidance_scales and module.model.conditioner.reads:
+        if last and self.guidance_scales and module.model.reads:
             wanted = min(self.strip_steps, self.num_images)
             planned.guided = fit(wanted, self._guidance_drawings(), costs.page, "guidance of ")
         if last and self.sampler_steps:
