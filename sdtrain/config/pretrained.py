@@ -22,6 +22,7 @@ from sdtrain.models.pipeline_folder import (
     read_architecture,
     read_json,
     read_pipeline_folder,
+    reads_depth,
 )
 from sdtrain.paths import find_folder
 
@@ -81,6 +82,10 @@ PREDICTIONS = {"epsilon": "Epsilon", "v_prediction": "V", "sample": "X0", "flow_
 """{prediction_type of diffusers: class of sdtrain.diffusion.prediction}."""
 
 
+DEPTH = {"_target_": "sdtrain.conditioning.depth.Depth", "dropout": 0.1}
+"""The condition of a pipeline whose UNet reads depth maps, as in configs/model/channels."""
+
+
 def fill_from_pretrained(config: DictConfig) -> DictConfig:
     """Return a copy of a composed configuration that is filled from the folders of
     model.architecture and model.pretrained.
@@ -117,6 +122,8 @@ def fill_from_pretrained(config: DictConfig) -> DictConfig:
             _fill_folders(filled.model, PIPELINE_FOLDERS, source, path)
             filled.first_stage = None  # the pipeline has an autoencoder
             filled.model.pretrained = _absolute(source)
+            if described is None and reads_depth(pipeline) and not filled.model.get("channels"):
+                filled.model.channels = {"depth": DEPTH}
         else:
             filled.model.pretrained = None
             _fill_without_pipeline(filled.model)

@@ -127,10 +127,7 @@ def write_card(config: ExportConfig, loaded: LoadedCheckpoint, saved: dict) -> N
         f"{_weights_name(config, saved)}, {config.dtype}.",
         "",
         "```python",
-        "from diffusers import StableDiffusionPipeline",
-        f"pipeline = StableDiffusionPipeline.{_loading_call(config.format)}",
-        f'prompt = "{_prompt(loaded)}"',
-        f"images = pipeline(prompt, num_inference_steps=50, guidance_scale={scale:g}).images",
+        *_drawing_code(loaded, config.format, scale),
         "```",
         "",
     ]
@@ -156,11 +153,25 @@ def write_card(config: ExportConfig, loaded: LoadedCheckpoint, saved: dict) -> N
     write_text(folder / CARD, "\n".join(text))
 
 
-def _loading_call(file_format: str) -> str:
-    """Return the call with which diffusers loads the pipeline."""
+def _drawing_code(loaded: LoadedCheckpoint, file_format: str, scale: float) -> list[str]:
+    """Return the lines of Python that load the pipeline with diffusers and draw with it."""
+    arguments = ['"FOLDER"']
+    name = "StableDiffusionPipeline"
+    inputs = "prompt"
+    if loaded.model.channels:
+        name = "StableDiffusionDepth2ImgPipeline"
+        arguments += ["depth_estimator=None", "feature_extractor=None"]
+        # depth_map: a tensor [1, H, W], larger is nearer.
+        inputs = "prompt, image=image, depth_map=depth_map, strength=1.0"
+    loading = f"from_pretrained({', '.join(arguments)})"
     if file_format == "single_file":
-        return f'from_single_file("FOLDER/{FILE}", config="FOLDER")'
-    return 'from_pretrained("FOLDER")'
+        loading = f'from_single_file("FOLDER/{FILE}", config="FOLDER")'
+    return [
+        f"from diffusers import {name}",
+        f"pipeline = {name}.{loading}",
+        f'prompt = "{_prompt(loaded)}"',
+        f"images = pipeline({inputs}, num_inference_steps=50, guidance_scale={scale:g}).images",
+    ]
 
 
 def _without_paths(node: Any) -> Any:

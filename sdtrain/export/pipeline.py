@@ -4,12 +4,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    StableDiffusionDepth2ImgPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from sdtrain.conditioning.depth import Depth
 from sdtrain.errors import StorageError, UserError
 from sdtrain.export.scheduler import scheduler_of
 from sdtrain.export.single_file import original_state, write_single_file
@@ -23,9 +29,13 @@ TEXT_PREFIX = "text_model."
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
-def build_pipeline(model: LatentDiffusion, image_size: int) -> StableDiffusionPipeline:
-    """Return the model's parts as a pipeline. They are changed: sizes in their configurations are
-    set, and layers that are not read are removed.
+def build_pipeline(
+    model: LatentDiffusion, image_size: int
+) -> StableDiffusionPipeline | StableDiffusionDepth2ImgPipeline:
+    """Return the model's parts as a pipeline, of a class that reads depth maps if the model does.
+
+    The parts are changed: sizes in their configurations are set, and layers that are not read are
+    removed.
 
     Raises UserError for a part that has no counterpart in a pipeline.
     """
@@ -33,6 +43,7 @@ def build_pipeline(model: LatentDiffusion, image_size: int) -> StableDiffusionPi
     text_encoder = _network(model.conditioner, CLIPTextModel, "model.conditioner")
     autoencoder: AutoencoderKL = _network(model.autoencoder, AutoencoderKL, "model.autoencoder")
     _remove_skipped_layers(model.conditioner)
+    _check_channels(model)
     if getattr(model.autoencoder, "latent_shift", False):
         raise _part_error("model.autoencoder", "a shift of its latents")
     scheduler = scheduler_of(model.objective.schedule, model.objective.prediction)
@@ -52,16 +63,27 @@ def build_pipeline(model: LatentDiffusion, image_size: int) -> StableDiffusionPi
     )
     for network in (unet, autoencoder):
         network.register_to_config(_name_or_path="")  # a path of this machine
-    return StableDiffusionPipeline(
-        vae=autoencoder,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    parts = {
+        "vae": autoencoder,
+        "text_encoder": text_encoder,
+        "tokenizer": tokenizer,
+        "unet": unet,
+        "scheduler": scheduler,
+        "feature_extractor": None,
+    }
+    if model.channels:
+        return StableDiffusionDepth2ImgPipeline(**parts, depth_estimator=None)
+    return StableDiffusionPipeline(**parts, safety_checker=None, requires_safety_checker=False)
+
+
+def _check_channels(model: LatentDiffusion) -> None:
+    """Raise UserError for conditions that no pipeline has: it may have depth alone, or none."""
+    if model.conditioner.channels:
+        raise _part_error("model.conditioner", "input channels of the UNet")
+    if list(model.channels) not in ([], ["depth"]) or not all(
+        isinstance(each, Depth) for each in model.channels.values()
+    ):
+        raise _part_error("model.channels", ", ".join(model.channels))
 
 
 def write_pipeline(

@@ -30,6 +30,9 @@ SCHEDULER = "scheduler"
 STEMS = {UNET: DIFFUSERS, TEXT_ENCODER: TRANSFORMERS, VAE: DIFFUSERS}
 """{subfolder with weights: stem of its weight files}."""
 
+DEPTH_CHANNELS = 1
+"""Input channels of a UNet for a depth map, beside those of the latents."""
+
 CLASSES = {UNET: "UNet2DConditionModel", TEXT_ENCODER: "CLIPTextModel"}
 """{subfolder: the class of its network}."""
 
@@ -47,7 +50,6 @@ UNSUPPORTED = {
     "StableCascade": "its prior",
     "StableDiffusionUpscale": "the low-resolution picture that its UNet reads",
     "StableDiffusionInpaint": "the mask and the picture that its UNet reads",
-    "StableDiffusionDepth2Img": "the depth map that its UNet reads",
 }
 """{beginning of a pipeline's class name: what sdtrain lacks for it}."""
 
@@ -184,14 +186,21 @@ def check_fit(unet: dict[str, Any], pipeline: PipelineFolder, source: str) -> No
             f"{attended} (cross_attention_dim)",
         )
     latent_channels = pipeline.autoencoder.latent_channels
-    for name in ("in_channels", "out_channels"):
+    allowed = {"in_channels": (0, DEPTH_CHANNELS), "out_channels": (0,)}
+    for name, more in allowed.items():
         channels = unet[name]
-        if channels != latent_channels:
+        if channels - latent_channels not in more:
             raise _pipeline_error(
                 source,
                 f"the UNet has {name}={channels}, but its autoencoder has "
                 f"latent_channels={latent_channels}",
             )
+
+
+def reads_depth(pipeline: PipelineFolder) -> bool:
+    """Whether the UNet of a pipeline reads a depth map beside the latents."""
+    more = pipeline.unet["in_channels"] - pipeline.autoencoder.latent_channels
+    return more == DEPTH_CHANNELS
 
 
 def _check_weights(folder: Path, stem: str, source: str, variant: str | None) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from omegaconf import OmegaConf
 from reading import BARE, newest, same, tensors, with_values
 from safetensors.torch import load_file, save_file
@@ -19,11 +19,13 @@ from sdtrain.assemble.objective import build_schedule
 from sdtrain.conditioning.clip import Clip
 from sdtrain.conditioning.interface import Inputs
 from sdtrain.config.compose import compose_config, resolve_config
+from sdtrain.config.overrides import prepare_arguments
 from sdtrain.config.pretrained import prediction_node, replaced_lines, schedule_node
 from sdtrain.diffusion.prediction import Flow
 from sdtrain.errors import UserError
 from sdtrain.export.scheduler import scheduler_of
 from sdtrain.models.pipeline_folder import read_pipeline_folder
+from sdtrain.models.stable_diffusion_unet import add_input_channels
 from sdtrain.schedules.flow import flow
 
 PROMPTS = ["a large red star on a blue background", ""]
@@ -387,3 +389,35 @@ def test_a_trained_text_encoder_is_not_rounded(build_model, composed_config):
     model = build_model(composed_config(*words))
     assert {p.dtype for p in model.conditioner.parameters()} == {torch.float32}
     assert {p.dtype for p in model.autoencoder.parameters()} == {torch.float16}
+
+
+def test_depth_added_to_a_pipeline_changes_nothing_at_first(
+    pipeline, build_model, tiny, composed, chosen
+):
+    """The network's output is that of the pipeline, bit for bit; the new weights learn."""
+    words = prepare_arguments([*chosen, "data.size=8", "model/conditioner=[text,depth]"])
+    model = build_model(composed(*tiny(*words)))
+    asked = inputs(PROMPTS)
+    asked.depth = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    timestep = torch.tensor([3.0, 900.0])
+    found = model.network(model.condition(asked))(x, timestep)
+    context = model.conditioner(asked).context
+    assert torch.equal(found, pipeline.unet(x, timestep, context).sample)
+    found.square().sum().backward()
+    gradient = model.unet.net.conv_in.weight.grad
+    assert gradient.shape[1] == 5
+    assert gradient[:, 4].abs().max() > 0
+
+
+def test_a_pipeline_that_reads_depth_maps_is_read_with_them(
+    folder, build_model, composed_config, tmp_path
+):
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False)
+    add_input_channels(unet, 5)
+    torch.nn.init.normal_(unet.conv_in.weight)
+    deep = shutil.copytree(folder, tmp_path / "deep")
+    unet.save_pretrained(deep / "unet")
+    model = build_model(composed_config(f"model.pretrained={deep}"))
+    assert list(model.channels) == ["depth"]
+    assert torch.equal(model.unet.net.conv_in.weight, unet.conv_in.weight)

@@ -10,7 +10,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from diffusers import (
+    StableDiffusionDepth2ImgPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+)
 from PIL import Image
 from reading import BARE, newest, with_option, with_values
 from safetensors.torch import load_file
@@ -168,6 +172,50 @@ def test_diffusers_makes_the_same_picture_of_a_picture(tiny_run, exported, compo
     assert (theirs - (ours / 2 + 0.5)).abs().max() < 1e-3
     from_noise = generate(loaded.model, [Request(3, prompt=PROMPT)], drawing, loaded.image_size)
     assert (from_noise - ours).abs().max() > 0.05
+
+
+def test_diffusers_follows_a_depth_map_alike(run_of, export, composed, tmp_path, monkeypatch):
+    """Depth-to-image at strength 0.8, from the same latents, noise and depth map."""
+    run = run_of("run", "model/channels=[depth]", "optimizer.lr=0.01", *SHORT)
+    folder = export(run, tmp_path / "out")
+    loaded = load(CheckpointFolder(newest(run)), ema=True, device="cpu", allow=[])
+    default = with_option(composed(config="sample"), "grid=trailing")
+    settings = with_values(default, "guidance.max_std=null", f"steps={STEPS}", "strength=0.8")
+    drawing = build_drawing(settings, loaded.model.objective.schedule)
+    across = torch.linspace(-0.9, 0.9, loaded.image_size).expand(loaded.image_size, -1)
+    picture = torch.stack([across, across.T, torch.zeros_like(across)])
+    depth = (0.5 + 0.3 * across * across.T)[None]
+    start = StartPicture(Path("ramp.png"), picture)
+    ours = generate(
+        loaded.model,
+        [Request(3, prompt=PROMPT, depth=depth, start=start)],
+        drawing,
+        loaded.image_size,
+    )
+    shape = loaded.model.latents(picture[None]).shape
+    noise = torch.from_numpy(KeyedRandom(3, "image").normal(0, tuple(shape[1:])))[None]
+    module = "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_depth2img"
+    monkeypatch.setattr(f"{module}.randn_tensor", lambda *args, **kwargs: noise)
+    mean = "diffusers.models.autoencoders.vae.randn_tensor"  # no draw from the posterior
+    monkeypatch.setattr(mean, lambda size, *args, **kwargs: torch.zeros(size))
+    pipeline = StableDiffusionDepth2ImgPipeline.from_pretrained(
+        folder, depth_estimator=None, feature_extractor=None, low_cpu_mem_usage=False
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    images = []
+    for depth_map in (depth, depth.flip(1)):
+        theirs = pipeline(
+            PROMPT,
+            image=picture[None],
+            depth_map=depth_map,
+            strength=0.8,
+            num_inference_steps=STEPS,
+            guidance_scale=3.0,
+            output_type="np",
+        ).images
+        images.append(torch.from_numpy(theirs).permute(0, 3, 1, 2))
+    assert (images[0] - (ours / 2 + 0.5)).abs().max() < 1e-3
+    assert (images[1] - images[0]).abs().max() > 0.01  # the depth map is read
 
 
 @pytest.mark.parametrize(
