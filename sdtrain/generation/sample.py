@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from sdtrain.files import atomic_file, check_writable, sha256_of
 from sdtrain.generation.depth_maps import pair, read_depth_maps
 from sdtrain.generation.drawing import Drawing, GivenPictures, Request
 from sdtrain.generation.generate import generate, starting_latents
+from sdtrain.generation.sheets import shown_conditions, with_conditions
 from sdtrain.generation.start_pictures import read_start_pictures
 from sdtrain.latent_diffusion import LatentDiffusion
 from sdtrain.runs.layout import PictureFolder
@@ -145,41 +145,13 @@ def _write_samples(
     titles = [request.title(conditioner) for request in requests]
     # One row for each prompt and given picture, unless it would be too long.
     columns = config.num_images
-    given = len(_given_pictures(requests[0]))
+    given = len(shown_conditions(requests[0]))
     if columns <= LONGEST_ROW and given:
-        images, titles = _with_given_pictures(requests, images, titles, columns)
+        images, titles = with_conditions(requests, images, titles, columns)
         columns += given
     elif not 1 < columns <= LONGEST_ROW:
         columns = 4
     pictures.write_png(pictures.grid(images, titles, columns), folder.grid, settings)
-
-
-def _given_pictures(request: Request) -> list[tuple[Tensor, str]]:
-    """Return what a picture was drawn from, each as (picture [3, H, W] in [-1, 1], title)."""
-    given = []
-    if request.start is not None:
-        given.append((request.start.image, request.start.file.name))
-    if request.depth is not None and request.depth_file is not None:
-        given.append(((2 * request.depth - 1).expand(3, -1, -1), request.depth_file.name))
-    return given
-
-
-def _with_given_pictures(
-    requests: list[Request], images: Tensor, titles: list[str], num_images: int
-) -> tuple[Tensor, list[str]]:
-    """Return the images and their titles, with what was given before the num_images images that
-    are drawn from it.
-    """
-    shown = []
-    shown_titles = []
-    for number, request in enumerate(requests):
-        if number % num_images == 0:
-            for picture, title in _given_pictures(request):
-                shown.append(picture)
-                shown_titles.append(title)
-        shown.append(images[number])
-        shown_titles.append(titles[number])
-    return torch.stack(shown), shown_titles
 
 
 def _request_metadata(request: Request, conditioner: Conditioner) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""Sheets that show forward diffusion and the steps of a sampler."""
+"""Sheets that show forward diffusion, the steps of a sampler, and conditions beside pictures."""
+
+from collections.abc import Sequence
 
 import torch
 from PIL import Image
@@ -6,6 +8,7 @@ from torch import Tensor, nn
 
 from sdtrain import pictures
 from sdtrain.diffusion import add_noise
+from sdtrain.generation.drawing import Request
 from sdtrain.latent_diffusion import LatentDiffusion
 from sdtrain.models.modes import eval_mode
 from sdtrain.randomness import KeyedRandom
@@ -49,3 +52,34 @@ def denoising_strip(
         ("predicted x0", autoencoder.decode(torch.cat(x0))),
     ]
     return pictures.strip(rows, heads)
+
+
+def shown_conditions(request: Request) -> list[tuple[Tensor, str]]:
+    """Return the pictures that a picture is drawn from, each as ([3, H, W] in [-1, 1], name)."""
+    shown = []
+    if request.start is not None:
+        shown.append((request.start.image, request.start.file.name))
+    if request.depth is not None:
+        name = "depth" if request.depth_file is None else request.depth_file.name
+        shown.append(((2 * request.depth - 1).expand(3, -1, -1), name))
+    return shown
+
+
+def with_conditions(
+    requests: Sequence[Request], images: Tensor, titles: Sequence[str], shared_by: int = 1
+) -> tuple[Tensor, list[str]]:
+    """Return the images and their titles, with the pictures that they are drawn from before them.
+
+    shared_by: number of successive images that are drawn from the same ones, which are then shown
+    once.
+    """
+    shown = []
+    shown_titles = []
+    for number, request in enumerate(requests):
+        if number % shared_by == 0:
+            for picture, name in shown_conditions(request):
+                shown.append(picture)
+                shown_titles.append(name)
+        shown.append(images[number])
+        shown_titles.append(titles[number])
+    return torch.stack(shown), shown_titles

@@ -15,12 +15,18 @@ from sdtrain.errors import UserError
 from sdtrain.files import sha256_of
 from sdtrain.generation.drawing import Drawing, Request
 from sdtrain.generation.generate import generate
-from sdtrain.generation.sheets import denoising_strip, forward_row
+from sdtrain.generation.sheets import (
+    denoising_strip,
+    forward_row,
+    shown_conditions,
+    with_conditions,
+)
 from sdtrain.generation.steps import check_compared_steps, compare_steps
 from sdtrain.plots import draw_sampler_errors
 from sdtrain.runs.layout import RunFolder
 from sdtrain.training.callbacks.budget import Costs, affordable_count
 from sdtrain.training.callbacks.ema import EMACallback, averaged_weights
+from sdtrain.training.callbacks.grid_requests import grid_requests
 from sdtrain.training.loggers.media import log_picture, log_table
 from sdtrain.training.progress import Progress
 from sdtrain.training.stopping import Stopping
@@ -104,29 +110,17 @@ class SampleGrid(L.Callback):
         self.last_grid: Path | None = None
 
     def requests(self, trainer: L.Trainer, module: L.LightningModule) -> list[Request]:
-        """Return a request for each picture of the grid, with the conditions that the model reads.
-
-        Depth maps are those of held-out pictures, whose captions then replace the example prompts
-        of the data set.
+        """Return a request for each picture of the grid, with the conditions that the model
+        reads.
         """
-        reads = module.model.reads
-        held_out = trainer.datamodule.validation
-        prompts = self.prompts or self.data.example_prompts(self.num_images)
-        requests = []
-        for i in range(self.num_images):
-            request = Request(self.seed + i)
-            if "caption" in reads:
-                request = replace(request, prompt=prompts[i % len(prompts)])
-            if "label" in reads:
-                request = replace(request, label=i * self.data.num_classes // self.num_images)
-            if "depth" in reads:
-                index = i % len(held_out)
-                row = held_out[(index, index)]
-                request = replace(request, depth=row.depth)
-                if request.prompt and not self.prompts:
-                    request = replace(request, prompt=row.caption)
-            requests.append(request)
-        return requests
+        return grid_requests(
+            module.model.reads,
+            self.data,
+            trainer.datamodule.validation,
+            prompts=self.prompts,
+            count=self.num_images,
+            seed=self.seed,
+        )
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         path = self.run.forward_row
@@ -249,7 +243,7 @@ class SampleGrid(L.Callback):
         scale = self.drawing.guidance_scale
         titles = [request.title(model.conditioner) for request in requests]
         title = f"{seen} images seen, guidance {scale:g}, {self.drawing.steps} steps"
-        grid = pictures.grid(images, titles, title=title)
+        grid = pictures.grid(*with_conditions(requests, images, titles), title=title)
         notes = self._notes(module, requests)
         of_grid = {key: value for key, value in notes.items() if key != "requests"}
         self.last_grid = self.log_picture(trainer, module, "grid", grid, of_grid)
@@ -259,10 +253,12 @@ class SampleGrid(L.Callback):
         table = []
         pixels = pictures.to_uint8(images)
         for request, prompt, picture in zip(requests, titles, pixels, strict=True):
-            table.append([seen, prompt, request.seed, scale, picture])
+            conditions = [pictures.to_uint8(each[None])[0] for each, _ in shown_conditions(request)]
+            table.append([seen, prompt, request.seed, scale, *conditions, picture])
         path = self.run.pictures(seen)
         pictures.write_png_or_warn(pictures.side_by_side(images), path, notes)
         columns = ["images_seen", "prompt", "seed", "guidance_scale", "image"]
+        columns[-1:-1] = [name for _, name in shown_conditions(requests[0])]
         for logger in trainer.loggers:
             log_table(logger, "samples/table", columns, table, seen)
 
