@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sdtrain.conditioning.channel_condition import ChannelCondition
-from sdtrain.conditioning.interface import Conditioner, Conditioning, Inputs
+from sdtrain.conditioning.interface import Conditioner, Conditioning, Inputs, MaskedPictures
 from sdtrain.diffusion import Denoiser, Network, Objective
 from sdtrain.errors import UserError
 from sdtrain.models.modes import eval_mode
@@ -152,7 +152,7 @@ class LatentDiffusion(nn.Module):
 
     @property
     def reads(self) -> frozenset[str]:
-        """Which of "caption", "label" and "depth" the conditions read."""
+        """Which of "caption", "label", "depth" and "mask" the conditions read."""
         return self.conditioner.reads.union(*(each.reads for each in self.channels.values()))
 
     @property
@@ -207,7 +207,17 @@ class LatentDiffusion(nn.Module):
             tokens=batch.tokens,
             context=batch.context,
             channels_dropped=channels_dropped,
+            masked=self.masked_pictures(batch.image, batch.mask),
         )
+
+    def masked_pictures(self, image: Tensor | None, mask: Tensor | None) -> MaskedPictures | None:
+        """Return pictures to inpaint for the inputs of the conditions; None without a mask.
+
+        image: [B, 3, H, W] in [-1, 1]. mask: [B, 1, H, W], 1 where it is drawn anew.
+        """
+        if mask is None:
+            return None
+        return MaskedPictures(image, mask, self.latents)
 
     def network(self, conditioning: Conditioning) -> Network:
         """Return (x, timestep) -> output: the only place that passes a conditioning to the unet."""

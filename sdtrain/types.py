@@ -64,6 +64,7 @@ class Batch:
             posterior, or None.
         u: [B] float64 uniforms from which the times t are made.
         drop: [B] float64 uniforms for caption dropout.
+        mask: [B, 1, H, W] float32, 1 where a model that inpaints draws anew; or None.
         channel_drop: [B, N] float64 uniforms for the dropout of the model's N channel conditions,
             in their order; None for N = 0.
         ordinal: [B] int64.
@@ -93,6 +94,7 @@ class Batch:
     moments: Tensor | None = None
     tokens: Tensor | None = None
     context: Tensor | None = None
+    mask: Tensor | None = None
     channel_drop: Tensor | None = None
     skipped: tuple[tuple[str, str], ...] = ()
 

@@ -184,7 +184,14 @@ def check_condition(conditioner: Conditioner, data: PictureData) -> None:
 def check_channels(channels: Mapping[str, ChannelCondition], data: PictureData) -> None:
     """Raise UserError if the data lack what a channel condition reads."""
     for name, condition in channels.items():
-        _check_depth(condition.reads, data, f"model.channels.{name}")
+        key = f"model.channels.{name}"
+        _check_depth(condition.reads, data, key)
+        if "mask" in condition.reads and data.split("train")[(0, 0)].image is None:
+            raise UserError(
+                f"{key} masks the pictures themselves, of which a cache has the latents alone",
+                key="data.cache",
+                remedy="Set data.cache=off.",
+            )
 
 
 def _check_depth(reads: frozenset[str], data: PictureData, key: str) -> None:
@@ -261,12 +268,17 @@ def check_network(model: LatentDiffusion, size: PictureSize) -> None:
 
 
 def empty_inputs(model: LatentDiffusion, size: PictureSize) -> Inputs:
-    """Return inputs for a trial run: two empty captions, labels 0, depth maps of zeros."""
+    """Return inputs for a trial run: two empty captions, labels 0, depth maps of zeros, and grey
+    pictures that are masked everywhere.
+    """
     height, width = (size, size) if isinstance(size, int) else size
     latent_size = latent_shape_of(model.autoencoder, size)[1:]
     depth = torch.zeros(2, 1, height, width, device=model.device)
     labels = torch.zeros(2, dtype=torch.long, device=model.device)
-    return Inputs(["", ""], labels, labels.bool(), latent_size=latent_size, depth=depth)
+    masked = model.masked_pictures(depth.expand(-1, 3, -1, -1), torch.ones_like(depth))
+    return Inputs(
+        ["", ""], labels, labels.bool(), latent_size=latent_size, depth=depth, masked=masked
+    )
 
 
 def _unet_error(error: Exception, x: Tensor, conditioning: Conditioning) -> UserError:

@@ -11,6 +11,23 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 
+@dataclass(frozen=True)
+class MaskedPictures:
+    """B pictures of which a part is drawn anew.
+
+    image: [B, 3, H, W] in [-1, 1]. mask: [B, 1, H, W], 1 where it is drawn anew, 0 where it is
+    kept. encode: pictures to latents [B, C, h, w] of unit variance.
+    """
+
+    image: Tensor
+    mask: Tensor
+    encode: Callable[[Tensor], Tensor]
+
+    def __getitem__(self, indices: Tensor) -> "MaskedPictures":
+        """Return those with these indices [N] int64."""
+        return MaskedPictures(self.image[indices], self.mask[indices], self.encode)
+
+
 @dataclass
 class Inputs:
     """The inputs of a conditioner for B samples.
@@ -24,7 +41,7 @@ class Inputs:
     None if that has not been done yet. context: [B, L, D], what a frozen conditioner has made of
     the captions before, with that of the empty one in place of those dropped; or None.
     channels_dropped: {name of a channel condition: [B] bool}, the samples that lose that one; those
-    that are not named are kept.
+    that are not named are kept. masked: the pictures to inpaint, for conditions that read "mask".
     """
 
     captions: Sequence[str]
@@ -35,6 +52,7 @@ class Inputs:
     tokens: Tensor | None = None
     context: Tensor | None = None
     channels_dropped: Mapping[str, Tensor] = field(default_factory=dict)
+    masked: MaskedPictures | None = None
 
 
 @dataclass
@@ -49,7 +67,7 @@ class Conditioning:
     channels: Tensor | None = None
 
 
-READABLE = frozenset({"caption", "label", "depth"})
+READABLE = frozenset({"caption", "label", "depth", "mask"})
 """What a conditioner may have in `reads`."""
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdtrain.data.masks import random_mask
 from sdtrain.data.order import permute
 from sdtrain.randomness import KeyedRandom
 from sdtrain.types import Batch, Row
@@ -31,6 +32,7 @@ class Collate:
             no squares; by default there are none.
         empty_context: [L, D], the context of the empty caption, if rows bring contexts; or None.
         channels: names of the model's channel conditions, in its order.
+        masks: whether a mask is drawn for each picture, see sdtrain.data.masks.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Collate:
         latent_shapes: Mapping[tuple[int, int], tuple[int, int, int]] | None = None,
         empty_context: Tensor | None = None,
         channels: Sequence[str] = (),
+        masks: bool = False,
     ) -> None:
         self.seed = seed
         self.latent_shape = tuple(latent_shape)
@@ -61,6 +64,7 @@ class Collate:
         self.scalars = KeyedRandom(seed, "scalars")
         self.posterior = KeyedRandom(seed, "posterior") if posterior else None
         self.network = KeyedRandom(seed, "network")
+        self.mask = KeyedRandom(seed, "mask") if masks else None
         # One key for each, so that a condition is dropped alike whatever stands beside it.
         self.channel_drop = [KeyedRandom(seed, f"drop.{name}") for name in channels]
 
@@ -122,6 +126,7 @@ class Collate:
             moments=_stack(moments),
             tokens=self._tokens(captions, drop),
             context=self._contexts(rows, drop),
+            mask=self._masks(rows, ordinals),
             channel_drop=self._channel_drop(ordinals),
             skipped=tuple(skipped),
         )
@@ -143,6 +148,15 @@ class Collate:
         for row, uniform in zip(rows, drop, strict=True):
             kept.append(self.empty_context if uniform < self.caption_dropout else row.context)
         return torch.stack(kept)
+
+    def _masks(self, rows: list[Row], ordinals: list[int]) -> Tensor | None:
+        """Return masks [B, 1, H, W] of the pictures' size, or None if none are needed."""
+        if self.mask is None:
+            return None
+        masks = []
+        for row, ordinal in zip(rows, ordinals, strict=True):
+            masks.append(random_mask(self.mask.at(ordinal), *row.image.shape[1:]))
+        return torch.from_numpy(np.stack(masks)[:, None]).float()
 
     def _channel_drop(self, ordinals: list[int]) -> Tensor | None:
         """Return [B, N] uniforms, one for each channel condition; None for N = 0."""

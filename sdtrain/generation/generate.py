@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdtrain.conditioning.interface import Inputs
+from sdtrain.conditioning.interface import Inputs, MaskedPictures
 from sdtrain.diffusion import Denoise
 from sdtrain.diffusion.guidance import CONDITIONED, NOTHING, UNCONDITIONED
 from sdtrain.errors import UserError
@@ -114,7 +114,7 @@ def _start_from_pictures(
     from_picture = noised(x0, eps, grid[0], schedule)
     if drawing.strength < 1:
         x = from_picture
-    if requests[0].start.mask is not None:
+    if requests[0].start.mask is not None and "mask" not in model.reads:
         masks = torch.stack([request.start.mask for request in requests]).to(device)
         mask = latent_mask(masks, tuple(x0.shape[2:]))
         x = torch.where(mask, x, from_picture)
@@ -193,16 +193,35 @@ def build_inputs(
     dropped = torch.tensor(no_negative, device=device)
     none_dropped = torch.zeros_like(dropped)
     depth = _stack_depth(requests, device) if "depth" in reads else None
+    masked = _stack_masked(model, requests) if "mask" in reads else None
     all_dropped = torch.ones_like(dropped)
-    unconditioned = Inputs(negatives, labels, dropped, latent_size, depth)
+    unconditioned = Inputs(negatives, labels, dropped, latent_size, depth, masked=masked)
     inputs = {
-        CONDITIONED: Inputs(prompts, labels, none_dropped, latent_size, depth),
+        CONDITIONED: Inputs(prompts, labels, none_dropped, latent_size, depth, masked=masked),
         UNCONDITIONED: unconditioned,
     }
     if model.channels:
         channels_dropped = dict.fromkeys(model.channels, all_dropped)
         inputs[NOTHING] = replace(unconditioned, channels_dropped=channels_dropped)
     return inputs
+
+
+def _stack_masked(model: LatentDiffusion, requests: Sequence[Request]) -> MaskedPictures:
+    """Return the pictures to inpaint. Raises UserError if one or its mask is missing."""
+    images = []
+    masks = []
+    for request in requests:
+        if request.start is None or request.start.mask is None:
+            raise UserError(
+                "This model draws a masked part of a picture, but none is given",
+                key="mask",
+                remedy="Set init_image=FILE and mask=FILE.",
+            )
+        images.append(request.start.image)
+        masks.append(request.start.mask)
+    return model.masked_pictures(
+        torch.stack(images).to(model.device), torch.stack(masks).float().to(model.device)
+    )
 
 
 def _stack_depth(requests: Sequence[Request], device: torch.device) -> Tensor:

@@ -47,7 +47,7 @@ def sample(
     StorageError if the folder cannot be written.
     """
     conditioner = model.conditioner
-    _check_depth(config, model)
+    _check_given(config, model)
     requests = build_requests(config, conditioner)
     for prompt in dict.fromkeys([*as_list(config.prompt), config.negative_prompt]):
         if conditioner.count_truncated([prompt]):
@@ -80,8 +80,14 @@ def sample(
     return len(images)
 
 
-def _check_depth(config: SampleConfig, model: LatentDiffusion) -> None:
-    """Raise UserError if a depth map is missing, or has no effect."""
+def _check_given(config: SampleConfig, model: LatentDiffusion) -> None:
+    """Raise UserError if a depth map or a mask is missing, or a depth map has no effect."""
+    if "mask" in model.reads and config.mask is None:
+        raise UserError(
+            "mask is missing: this model draws a masked part of a picture",
+            key="mask",
+            remedy="Set init_image=FILE and mask=FILE, white where it should be drawn anew.",
+        )
     if "depth" in model.reads and config.depth is None:
         raise UserError(
             "depth is missing: this model reads a depth map for each picture",

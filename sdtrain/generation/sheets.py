@@ -58,7 +58,10 @@ def shown_conditions(request: Request) -> list[tuple[Tensor, str]]:
     """Return the pictures that a picture is drawn from, each as ([3, H, W] in [-1, 1], name)."""
     shown = []
     if request.start is not None:
-        shown.append((request.start.image, request.start.file.name))
+        image = request.start.image
+        if request.start.mask is not None:
+            image = torch.where(request.start.mask, 0.0, image)  # what is drawn anew is grey
+        shown.append((image, request.start.file.name))
     if request.depth is not None:
         name = "depth" if request.depth_file is None else request.depth_file.name
         shown.append(((2 * request.depth - 1).expand(3, -1, -1), name))

@@ -166,6 +166,7 @@ def _diffusion_parts(
         latent_shapes=bucket_latent_shapes(model, data),
         empty_context=empty_context_of(data),
         channels=tuple(model.channels),
+        masks="mask" in model.reads,
     )
     datamodule = _datamodule(plan, data, collate, progress)
     check_fit(model, data)

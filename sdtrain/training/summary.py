@@ -140,7 +140,7 @@ def _next_command(run: Run, plan: Plan, parts: Parts, averaged: bool) -> str | N
     if plan.prechecked.trains_autoencoder:
         return _diffusion_command(folder, plan)
     reads = parts.module.model.reads
-    if "depth" in reads:
+    if reads & {"depth", "mask"}:
         return None
     words = ["sdtrain-sample", text_override("checkpoint", str(folder.path))]
     if "caption" in reads:

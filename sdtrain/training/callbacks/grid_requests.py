@@ -2,9 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
-from sdtrain.generation.drawing import Request
-from sdtrain.types import PictureData, Pictures
+import torch
+
+from sdtrain.data.masks import random_mask
+from sdtrain.generation.drawing import Request, StartPicture
+from sdtrain.randomness import KeyedRandom
+from sdtrain.types import PictureData, Pictures, Row
 
 
 def grid_requests(
@@ -18,8 +23,8 @@ def grid_requests(
 ) -> list[Request]:
     """Return `count` requests with the conditions that a model reads.
 
-    Depth maps are those of held-out pictures, whose captions then replace the example prompts of
-    the data set.
+    Depth maps are those of held-out pictures, and these are what is inpainted. Their captions then
+    replace the example prompts of the data set.
 
     Args:
         reads: what the model reads.
@@ -43,5 +48,17 @@ def grid_requests(
             request = replace(request, depth=row.depth)
             if request.prompt and not prompts:
                 request = replace(request, prompt=row.caption)
+        if "mask" in reads:
+            row = held_out[(i % len(held_out), i % len(held_out))]
+            request = replace(request, start=_masked(row, seed + i))
+            if request.prompt and not prompts:
+                request = replace(request, prompt=row.caption)
         requests.append(request)
     return requests
+
+
+def _masked(row: Row, seed: int) -> StartPicture:
+    """Return a held-out picture with a random mask."""
+    draw = KeyedRandom(seed, "samples.mask").at(0)
+    mask = torch.from_numpy(random_mask(draw, *row.image.shape[1:]))
+    return StartPicture(Path("held-out"), row.image, mask[None])

@@ -5,6 +5,7 @@ held-out pictures.
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +13,11 @@ import lightning.pytorch as L
 import torch
 from torch import Tensor
 
-from sdtrain.conditioning.interface import Inputs
+from sdtrain.conditioning.interface import Inputs, MaskedPictures
 from sdtrain.config.schema import check_at_least
 from sdtrain.console import warn
 from sdtrain.data.crop import pixels_sha256
+from sdtrain.data.masks import random_mask
 from sdtrain.evaluation.noise_level_error import (
     LEVELS,
     NoiseLevelErrors,
@@ -59,7 +61,8 @@ class PlannedLevels:
 class HeldOut:
     """The held-out pictures, encoded once, and the errors of the linear denoiser to compare with.
 
-    x0, noise [N, C, h, w]; labels [N]; depth [N, 1, H, W] or None; mean, variance [1, C, 1, 1] of
+    x0, noise [N, C, h, w]; labels [N]; depth [N, 1, H, W] or None; masked: pictures and masks of a
+    model that inpaints, or None; mean, variance [1, C, 1, 1] of
     training latents; inside [L] bool: the noise levels that the schedule reaches; linear [N, L]:
     errors of the linear denoiser; names: content hashes of the pictures.
     """
@@ -69,6 +72,7 @@ class HeldOut:
     captions: list[str]
     labels: Tensor
     depth: Tensor | None
+    masked: MaskedPictures | None
     mean: Tensor
     variance: Tensor
     inside: Tensor
@@ -83,6 +87,7 @@ class HeldOut:
             torch.zeros(len(picture), dtype=torch.bool, device=self.x0.device),
             latent_size=tuple(self.x0.shape[-2:]),
             depth=None if self.depth is None else self.depth[picture],
+            masked=None if self.masked is None else self.masked[picture],
         )
 
 
@@ -211,6 +216,7 @@ class NoiseLevelValidation(L.Callback):
             captions=[row.caption for row in rows],
             labels=torch.tensor([row.label for row in rows], device=x0.device),
             depth=depth,
+            masked=held_out_masked(model, rows) if "mask" in model.reads else None,
             mean=mean,
             variance=variance,
             inside=levels_inside(model.objective.schedule),
@@ -318,3 +324,13 @@ def content_hash(row: Row) -> str:
     else:
         pixels = row.pixels_sha256 or row.moments.numpy().tobytes()
     return hashlib.sha256(pixels + row.caption.encode()).hexdigest()[:12]
+
+
+def held_out_masked(model: LatentDiffusion, rows: Sequence[Row]) -> MaskedPictures:
+    """Return held-out pictures with a mask each, which is keyed by its place."""
+    random = KeyedRandom(0, "validation.mask")
+    masks = []
+    for place, row in enumerate(rows):
+        masks.append(torch.from_numpy(random_mask(random.at(place), *row.image.shape[1:])))
+    images = torch.stack([row.image for row in rows]).to(model.device)
+    return model.masked_pictures(images, torch.stack(masks)[:, None].float().to(model.device))
