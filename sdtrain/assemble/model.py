@@ -199,7 +199,7 @@ def _check_depth(reads: frozenset[str], data: PictureData, key: str) -> None:
         raise UserError(
             f"{key} reads depth maps, but the data have none",
             key=key,
-            remedy=f"Choose data with depth maps, or another {key.replace('.', '/')}.",
+            remedy=f"Choose data with depth maps, or remove {key}.",
         )
 
 

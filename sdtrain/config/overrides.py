@@ -6,10 +6,9 @@ Values that may contain any character are quoted before Hydra parses them.
 import re
 from collections.abc import Iterable, Sequence
 
+from sdtrain.config.conditions import is_condition_list, split_conditions
 from sdtrain.config.flags import MULTIRUN, Flag, flag_words, read_flags, refuse_rerun
 from sdtrain.config.path_keys import expand_homes, is_path
-from sdtrain.errors import UserError
-from sdtrain.paths import config_dir
 
 FREE_TEXT = {
     "prompt",
@@ -24,11 +23,6 @@ TABLES = ("schedule.betas", "schedule.alphas_cumprod")
 """Keys that hold the name of a file or a list."""
 GROUP_OF_KEY = {"metrics": "metric"}
 """Keys that a user sets like a value, and the config group whose options they choose."""
-CONDITIONER = "model/conditioner"
-CHANNELS = "model/channels"
-CONDITION_LIST = re.compile(r"\[[\w/ ,]*\]")
-OWN_TEXT = re.compile(r"model=(stable_diffusion|sd15|sd21|small)")
-"""Choices of a model whose text encoder is not an option of model/conditioner."""
 IS_MULTIRUN = re.compile(r"[+]*hydra[.]mode=['\"]?MULTIRUN['\"]?", re.IGNORECASE)
 IS_SWEEP = re.compile(r"[+]*sweep=(?!(null|none)$).*", re.DOTALL)
 QUOTED = re.compile(r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\s*""", re.DOTALL)
@@ -101,7 +95,7 @@ def prepare_arguments(arguments: list[str], repeatable: str | None = None) -> li
         key, equals, value = argument.partition("=")
         if equals:
             value = _quote_free_text(key.lstrip("+"), value, is_multirun)
-        if key == CONDITIONER and CONDITION_LIST.fullmatch(value):
+        if is_condition_list(key, value):
             others += split_conditions(value, words)
         elif equals and key.lstrip("+") == repeatable:
             if value != "null":
@@ -125,40 +119,6 @@ def _quote_free_text(key: str, value: str, is_multirun: bool) -> str:
     refers_to_a_key = is_folder and "${" in value
     is_list_of_values = is_multirun and not is_folder and "," in value
     return value if refers_to_a_key or is_list_of_values else quoted(value)
-
-
-def split_conditions(value: str, words: Iterable[str]) -> list[str]:
-    """Return the overrides that stand for model/conditioner=[text,depth].
-
-    Conditions with a file in configs/model/channels become model/channels=[depth], the one other
-    model/conditioner=text, which is `none` if there is no other. A model that brings its own text
-    encoder, such as model=stable_diffusion, keeps it. Raises UserError for a condition that is
-    named twice, and for several that are no channel conditions.
-
-    Args:
-        value: the list, as typed.
-        words: all arguments.
-    """
-    names = [name.strip() for name in value.strip("[] ").split(",") if name.strip()]
-    channels = []
-    others = []
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"names {name} twice", key=CONDITIONER, value=value)
-        is_channel = (config_dir() / CHANNELS / f"{name}.yaml").is_file()
-        (channels if is_channel else others).append(name)
-    if len(others) > 1:
-        raise UserError(
-            f"names {' and '.join(others)}, of which the UNet can attend to one only",
-            key=CONDITIONER,
-            value=value,
-            remedy="Name one of them, beside conditions of model/channels.",
-        )
-    overrides = [f"{CHANNELS}=[{','.join(channels)}]"]
-    has_own_text = any(OWN_TEXT.fullmatch(word) for word in words)
-    if not (has_own_text and others == ["text"]):
-        overrides.append(f"{CONDITIONER}={others[0] if others else 'none'}")
-    return overrides
 
 
 def _list_items(value: str) -> str:

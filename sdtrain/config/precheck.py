@@ -14,6 +14,7 @@ from sdtrain.config.bucket_step import check_bucket_keys
 from sdtrain.config.cache_keys import check_cache, fill_in_cache
 from sdtrain.config.check import Checker, check_value, suggest
 from sdtrain.config.compose import AUTOENCODER_KEYS
+from sdtrain.config.conditions import check_conditions
 from sdtrain.config.optimizers import check_optimizer_options
 from sdtrain.config.overrides import typed_keys
 from sdtrain.config.path_keys import expand_homes_in_config
@@ -165,6 +166,7 @@ def precheck_config(config: dict, overrides: Iterable[str]) -> PrecheckedConfig:
         _connect_first_stage(config, typed)
     _check_loader(config["data"], typed)
     check_bucket_keys(config["data"], typed, is_autoencoder(config))
+    check_conditions(config)
     check_cache(config, typed, trains_autoencoder=is_autoencoder(config))
     trainer = _trainer_settings(config["trainer"], checker)
     _check_probe(trainer, config["resume"])

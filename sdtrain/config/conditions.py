@@ -1,0 +1,79 @@
+"""The conditions of a model: a list of them on the command line, and what does not fit them."""
+
+import re
+from collections.abc import Iterable
+
+from sdtrain.errors import UserError
+from sdtrain.paths import config_dir
+
+CONDITIONER = "model/conditioner"
+CHANNELS = "model/channels"
+LIST = re.compile(r"\[[\w/ ,]*\]")
+OWN_TEXT = re.compile(r"model=(stable_diffusion|sd15|sd21|small)")
+"""Choices of a model whose text encoder is not an option of model/conditioner."""
+
+INPAINTING = "sdtrain.conditioning.inpainting.Inpainting"
+TWO_CONDITIONS = "sdtrain.diffusion.two_conditions"
+
+
+def is_condition_list(key: str, value: str) -> bool:
+    """Return whether `key=value` is a list of conditions, as in model/conditioner=[text,depth]."""
+    return key == CONDITIONER and LIST.fullmatch(value) is not None
+
+
+def split_conditions(value: str, words: Iterable[str]) -> list[str]:
+    """Return the overrides that stand for model/conditioner=[text,depth].
+
+    Conditions with a file in configs/model/channels become model/channels=[depth], the one other
+    model/conditioner=text, which is `none` if there is no other. A model that brings its own text
+    encoder, such as model=stable_diffusion, keeps it. Raises UserError for a condition that is
+    named twice, and for several that are no channel conditions.
+
+    Args:
+        value: the list, as typed.
+        words: all arguments.
+    """
+    names = [name.strip() for name in value.strip("[] ").split(",") if name.strip()]
+    channels = []
+    others = []
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"names {name} twice", key=CONDITIONER, value=value)
+        is_channel = (config_dir() / CHANNELS / f"{name}.yaml").is_file()
+        (channels if is_channel else others).append(name)
+    if len(others) > 1:
+        raise UserError(
+            f"names {' and '.join(others)}, of which the UNet can attend to one only",
+            key=CONDITIONER,
+            value=value,
+            remedy="Name one of them, beside conditions of model/channels.",
+        )
+    overrides = [f"{CHANNELS}=[{','.join(channels)}]"]
+    has_own_text = any(OWN_TEXT.fullmatch(word) for word in words)
+    if not (has_own_text and others == ["text"]):
+        overrides.append(f"{CONDITIONER}={others[0] if others else 'none'}")
+    return overrides
+
+
+def check_conditions(config: dict) -> None:
+    """Raise UserError for guidance over a condition that there is not, and for a cache of pictures
+    that are masked anew at each visit.
+    """
+    channels = config["model"].get("channels") or {}
+    guidance = config.get("guidance") or {}
+    if guidance.get("_target_") == TWO_CONDITIONS and not channels:
+        raise UserError(
+            "guidance=two_conditions guides along a caption and a channel condition, but there is "
+            "no such condition",
+            key="guidance",
+            remedy="Set guidance=classifier_free, or model/channels=[depth].",
+        )
+    cache = config["data"].get("cache") or "off"
+    masks = any(node.get("_target_") == INPAINTING for node in channels.values())
+    if masks and cache != "off":
+        raise UserError(
+            "holds latents of whole pictures, but inpainting masks the pictures themselves",
+            key="data.cache",
+            value=cache,
+            remedy="Set data.cache=off.",
+        )
