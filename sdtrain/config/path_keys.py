@@ -18,6 +18,7 @@ PATH_KEYS = {
     "output",
     "autoencoder",
     "data.cache",
+    "data.depth",
     "schedule.betas",
     "schedule.alphas_cumprod",
     "hydra.run.dir",

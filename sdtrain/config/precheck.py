@@ -299,6 +299,8 @@ def _make_data_path_absolute(data: dict) -> None:
 
     An id of the Hugging Face hub is left as it is.
     """
+    if isinstance(data.get("depth"), str):
+        data["depth"] = os.path.abspath(os.path.expanduser(data["depth"]))
     path = data.get("path")
     if data.get("_target_") not in DATA_WITH_PATH or not isinstance(path, str) or not path:
         return

@@ -48,6 +48,7 @@ ADDED_ARGUMENTS = {
         "buckets": False,
         "bucket_step": None,
         "bucket_max_ratio": 2.0,
+        "depth": None,
     },
     "sdtrain.config.schema.TrainerSettings": {"probe": False},
     "torch.optim.AdamW": {"text_encoder_lr": None, "decay_norms_and_biases": True},

@@ -13,6 +13,7 @@ from sdtrain.data.inventory import Inventory
 from sdtrain.data.reader import PictureReader, Source
 from sdtrain.data.split import (
     BucketChooser,
+    DepthOf,
     PictureSplit,
     check_choices,
     check_options,
@@ -104,9 +105,16 @@ class CaptionedPictures:
         inventory: of the pictures.
         source: their encoded files.
         options: how they are read.
+        depth_of: reads their depth maps; None if there are none.
     """
 
-    def __init__(self, inventory: Inventory, source: Source, options: PictureOptions) -> None:
+    def __init__(
+        self,
+        inventory: Inventory,
+        source: Source,
+        options: PictureOptions,
+        depth_of: DepthOf | None = None,
+    ) -> None:
         self.image_size = options.image_size
         self.max_skipped = None
         if options.on_error == "skip":
@@ -124,6 +132,7 @@ class CaptionedPictures:
             seed=options.seed,
             max_skipped=self.max_skipped,
             choose_buckets=options.bucket_chooser(),
+            depth_of=depth_of,
         )
         self.notes = [*inventory.notes, *self._splits["train"].notes]
         if options.buckets:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from sdtrain.data.captioned import CaptionedPictures, PictureOptions
 from sdtrain.data.decode import WHITE
+from sdtrain.data.depth_folder import DepthFolder
 from sdtrain.data.list_images import folder_of, inventory_of
 from sdtrain.data.listed_folder import ListedFolder
 
@@ -44,6 +45,7 @@ class Images(CaptionedPictures):
         buckets, bucket_step, bucket_max_ratio: whether training pictures are cropped to sizes of
             about their own shape, and which these are, see `buckets.bucket_sizes`.
         background: (red, green, blue) in 0..255 behind transparent pixels.
+        depth: folder with a depth map for each picture, see `DepthFolder`; None: there are none.
         refresh: whether the folder is listed anew, although the listing that an earlier start has
             stored seems to hold, see `take_inventory`.
         seed: of crops, flips, captions, replacements and the hold-out.
@@ -71,6 +73,7 @@ class Images(CaptionedPictures):
         bucket_step: int | None = None,
         bucket_max_ratio: float = 2.0,
         background: Sequence[int] = WHITE,
+        depth: str | None = None,
         refresh: bool = False,
         seed: int = 0,
         batch_size: int = 1,
@@ -98,4 +101,5 @@ class Images(CaptionedPictures):
         )
         folder = folder_of(path)
         inventory = inventory_of(folder, options, refresh=refresh)
-        super().__init__(inventory, ListedFolder(folder, inventory.table), options)
+        depth_of = None if depth is None else DepthFolder(depth)
+        super().__init__(inventory, ListedFolder(folder, inventory.table), options, depth_of)

@@ -144,6 +144,9 @@ MomentsOf = Callable[[int, bool], tuple[Tensor, bytes]]
 Raises DataError for a picture that cannot be read.
 """
 
+DepthOf = Callable[[str, tuple[int, int], tuple[int, int]], Tensor]
+"""(name, own size of the picture, size to cover) -> its depth map, uint8 [3, h, w]."""
+
 ContextOf = Callable[[str], Tensor]
 """A caption -> what a frozen text encoder makes of it, [L, D]."""
 
@@ -168,6 +171,8 @@ class PictureSplit:
         seed: of the replacements.
         max_skipped: how many different pictures one item may replace before DataError is raised.
         buckets: the size of each picture; None: all are squares.
+        depth_of: reads the depth map of a picture, cropped and mirrored as the picture is; None if
+            there are none.
     """
 
     def __init__(
@@ -180,6 +185,7 @@ class PictureSplit:
         seed: int,
         max_skipped: int | None,
         buckets: Buckets | None = None,
+        depth_of: DepthOf | None = None,
     ) -> None:
         self._rows = rows
         self.reader = reader
@@ -190,6 +196,7 @@ class PictureSplit:
         self._max_skipped = max_skipped
         self._replacement = KeyedRandom(seed, "replacement")
         self.buckets = buckets
+        self._depth_of = depth_of
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -220,6 +227,7 @@ class PictureSplit:
                     content,
                     caption=caption,
                     label=row.label,
+                    depth=self._depth(index, row.name, ordinal, size),
                     context=self._context_of(caption) if self._context_of else None,
                     skipped=tuple(skipped.items()),
                 )
@@ -241,6 +249,17 @@ class PictureSplit:
             return Row(self.transform(self.reader(name, size), ordinal, size), caption="")
         moments, digest = self._moments_of(index, self.transform.is_mirrored(ordinal))
         return Row(None, caption="", moments=moments, pixels_sha256=digest)
+
+    def _depth(
+        self, index: int, name: str, ordinal: int, size: tuple[int, int] | None
+    ) -> Tensor | None:
+        """Return the depth map [1, H, W] of a picture, in [0, 1]; None if there are none."""
+        if self._depth_of is None:
+            return None
+        width, height = self.sizes[index].tolist()
+        side = self.transform.image_size
+        pixels = self._depth_of(name, (width, height), size or (side, side))
+        return (self.transform(pixels, ordinal, size).mean(0, keepdim=True) + 1) / 2
 
     def with_cache(
         self, moments_of: MomentsOf, context_of: ContextOf | None = None
@@ -330,6 +349,7 @@ def split_table(
     choose_caption: CaptionChooser = first_caption,
     max_skipped: int | None = None,
     choose_buckets: BucketChooser | None = None,
+    depth_of: DepthOf | None = None,
 ) -> dict[str, PictureSplit]:
     """Return the splits "train" and "validation" of the rows of a table.
 
@@ -345,6 +365,7 @@ def split_table(
         choose_caption: chooses the captions for training.
         max_skipped: see `PictureSplit`.
         choose_buckets: chooses the sizes of the training pictures; None: all are squares.
+        depth_of: see `PictureSplit`.
     """
     centred = Transform(image_size=training.image_size, crop="center", flip=False, seed=seed)
     splits = {}
@@ -364,5 +385,6 @@ def split_table(
             seed=seed,
             max_skipped=max_skipped,
             buckets=buckets,
+            depth_of=depth_of,
         )
     return splits

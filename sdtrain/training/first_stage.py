@@ -61,7 +61,7 @@ def first_stage_words(config: dict, overrides: list[str]) -> list[str]:
     stage = config["first_stage"]
     data = config["data"]
     # The run has refreshed the listing, and an autoencoder reads squares of the pictures.
-    excluded_keys = {"_target_", "batch_size", "refresh", "cache", *BUCKET_KEYS}
+    excluded_keys = {"_target_", "batch_size", "refresh", "cache", "depth", *BUCKET_KEYS}
     if data.get("on_error") == "fail":
         excluded_keys.add("max_skipped")  # it would have no effect
     words = first_stage_composition(overrides)
