@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from sdtrain.conditioning.interface import Inputs
-from sdtrain.errors import UserError
 
 
 class ChannelCondition(nn.Module):
@@ -18,10 +17,12 @@ class ChannelCondition(nn.Module):
     Args:
         dropout: share of training samples without this condition. It is drawn for each condition
             apart, so that guidance can lead along one and leave the other.
+
+    Raises ValueError for a dropout outside [0, 1].
     """
 
     reads: ClassVar[frozenset[str]] = frozenset()
-    """Which of "caption", "label" and "depth" it reads."""
+    """Which of "caption", "label", "depth" and "mask" it reads."""
 
     channels: int
     """K: the number of channels that it concatenates to x_t."""
@@ -29,7 +30,7 @@ class ChannelCondition(nn.Module):
     def __init__(self, *, dropout: float) -> None:
         super().__init__()
         if not 0 <= dropout <= 1:
-            raise UserError("must lie in [0, 1]", key="dropout", value=dropout)
+            raise ValueError(f"dropout={dropout} must lie in [0, 1]")  # the key is known elsewhere
         self.dropout = dropout
 
     def maps(self, inputs: Inputs) -> Tensor:

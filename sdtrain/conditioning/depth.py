@@ -27,7 +27,13 @@ class Depth(ChannelCondition):
             inputs.depth, inputs.latent_size, mode="bicubic", align_corners=False
         )
         low = resized.amin((1, 2, 3), keepdim=True)
-        span = resized.amax((1, 2, 3), keepdim=True) - low
-        is_constant = span == 0
+        span = _range(resized)
+        # Interpolation may round the values of a constant map apart.
+        is_constant = (_range(inputs.depth) == 0) | (span == 0)
         scaled = 2 * (resized - low) / torch.where(is_constant, 1.0, span) - 1
         return torch.where(is_constant, CONSTANT, scaled)
+
+
+def _range(maps: Tensor) -> Tensor:
+    """Return the range of the values of each map, [B, 1, 1, 1]."""
+    return maps.amax((1, 2, 3), keepdim=True) - maps.amin((1, 2, 3), keepdim=True)

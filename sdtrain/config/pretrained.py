@@ -17,14 +17,15 @@ from sdtrain.models.pipeline_folder import (
     UNET,
     VAE,
     Architecture,
+    PipelineFolder,
+    channel_condition_of,
     check_fit,
     has_vocabulary,
     read_architecture,
     read_json,
     read_pipeline_folder,
-    reads_depth,
 )
-from sdtrain.paths import find_folder
+from sdtrain.paths import config_dir, find_folder
 
 Part = Literal["unet", "text_encoder"]
 """A part of a pretrained model that can be trained."""
@@ -82,10 +83,6 @@ PREDICTIONS = {"epsilon": "Epsilon", "v_prediction": "V", "sample": "X0", "flow_
 """{prediction_type of diffusers: class of sdtrain.diffusion.prediction}."""
 
 
-DEPTH = {"_target_": "sdtrain.conditioning.depth.Depth", "dropout": 0.1}
-"""The condition of a pipeline whose UNet reads depth maps, as in configs/model/channels."""
-
-
 def fill_from_pretrained(config: DictConfig) -> DictConfig:
     """Return a copy of a composed configuration that is filled from the folders of
     model.architecture and model.pretrained.
@@ -122,8 +119,8 @@ def fill_from_pretrained(config: DictConfig) -> DictConfig:
             _fill_folders(filled.model, PIPELINE_FOLDERS, source, path)
             filled.first_stage = None  # the pipeline has an autoencoder
             filled.model.pretrained = _absolute(source)
-            if described is None and reads_depth(pipeline) and not filled.model.get("channels"):
-                filled.model.channels = {"depth": DEPTH}
+            if described is None and not filled.model.get("channels"):
+                filled.model.channels = _channels_of(pipeline)
         else:
             filled.model.pretrained = None
             _fill_without_pipeline(filled.model)
@@ -169,6 +166,19 @@ def _fill_folders(
         part, _, name = key.partition(".")
         if name in model[part] and OmegaConf.select(model, key) == source:
             OmegaConf.update(model, key, str(path / subfolder))
+
+
+def _channels_of(pipeline: PipelineFolder) -> dict[str, dict]:
+    """Return the node of what the UNet of a pipeline reads beside the latents, as in the file of
+    configs/model/channels.
+    """
+    name = channel_condition_of(pipeline)
+    if name is None:
+        return {}
+    nodes = OmegaConf.load(config_dir() / "model" / "channels" / f"{name}.yaml")
+    if "latent_channels" in nodes[name]:
+        nodes[name].latent_channels = pipeline.autoencoder.latent_channels
+    return OmegaConf.to_container(nodes)
 
 
 def _fill_without_pipeline(model: DictConfig) -> None:

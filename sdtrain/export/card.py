@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from diffusers import StableDiffusionDepth2ImgPipeline, StableDiffusionInpaintPipeline
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -13,6 +14,7 @@ from sdtrain.assemble.drawing import grid_record
 from sdtrain.assemble.load import LoadedCheckpoint
 from sdtrain.config.optimizers import is_schedule_free
 from sdtrain.config.schema import ExportConfig
+from sdtrain.export.pipeline import pipeline_class
 from sdtrain.export.single_file import FILE
 from sdtrain.files import write_text
 from sdtrain.generation.drawing import record_of
@@ -155,14 +157,16 @@ def write_card(config: ExportConfig, loaded: LoadedCheckpoint, saved: dict) -> N
 
 def _drawing_code(loaded: LoadedCheckpoint, file_format: str, scale: float) -> list[str]:
     """Return the lines of Python that load the pipeline with diffusers and draw with it."""
+    kind = pipeline_class(loaded.model)
+    name = kind.__name__
     arguments = ['"FOLDER"']
-    name = "StableDiffusionPipeline"
     inputs = "prompt"
-    if loaded.model.channels:
-        name = "StableDiffusionDepth2ImgPipeline"
+    if kind is StableDiffusionDepth2ImgPipeline:
         arguments += ["depth_estimator=None", "feature_extractor=None"]
         # depth_map: a tensor [1, H, W], larger is nearer.
         inputs = "prompt, image=image, depth_map=depth_map, strength=1.0"
+    elif kind is StableDiffusionInpaintPipeline:
+        inputs = "prompt, image=image, mask_image=mask, strength=1.0"
     loading = f"from_pretrained({', '.join(arguments)})"
     if file_format == "single_file":
         loading = f'from_single_file("FOLDER/{FILE}", config="FOLDER")'

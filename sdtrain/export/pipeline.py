@@ -7,6 +7,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     StableDiffusionDepth2ImgPipeline,
+    StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
@@ -16,6 +17,7 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from sdtrain.conditioning.depth import Depth
+from sdtrain.conditioning.inpainting import Inpainting
 from sdtrain.errors import StorageError, UserError
 from sdtrain.export.scheduler import scheduler_of
 from sdtrain.export.single_file import original_state, write_single_file
@@ -26,13 +28,22 @@ from sdtrain.weight_files import TRANSFORMERS, weight_file_name
 TEXT_PREFIX = "text_model."
 """Prefix of a text encoder's weights in Stable Diffusion's own files, which other tools expect."""
 
+Pipeline = (
+    StableDiffusionPipeline | StableDiffusionDepth2ImgPipeline | StableDiffusionInpaintPipeline
+)
+
+PIPELINES: dict[tuple[type, ...], type[Pipeline]] = {
+    (): StableDiffusionPipeline,
+    (Depth,): StableDiffusionDepth2ImgPipeline,
+    (Inpainting,): StableDiffusionInpaintPipeline,
+}
+"""{classes of the channel conditions: class of the pipeline}."""
+
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
-def build_pipeline(
-    model: LatentDiffusion, image_size: int
-) -> StableDiffusionPipeline | StableDiffusionDepth2ImgPipeline:
-    """Return the model's parts as a pipeline, of a class that reads depth maps if the model does.
+def build_pipeline(model: LatentDiffusion, image_size: int) -> Pipeline:
+    """Return the model's parts as a pipeline that reads the same conditions.
 
     The parts are changed: sizes in their configurations are set, and layers that are not read are
     removed.
@@ -43,7 +54,6 @@ def build_pipeline(
     text_encoder = _network(model.conditioner, CLIPTextModel, "model.conditioner")
     autoencoder: AutoencoderKL = _network(model.autoencoder, AutoencoderKL, "model.autoencoder")
     _remove_skipped_layers(model.conditioner)
-    _check_channels(model)
     if getattr(model.autoencoder, "latent_shift", False):
         raise _part_error("model.autoencoder", "a shift of its latents")
     scheduler = scheduler_of(model.objective.schedule, model.objective.prediction)
@@ -71,19 +81,23 @@ def build_pipeline(
         "scheduler": scheduler,
         "feature_extractor": None,
     }
-    if model.channels:
-        return StableDiffusionDepth2ImgPipeline(**parts, depth_estimator=None)
-    return StableDiffusionPipeline(**parts, safety_checker=None, requires_safety_checker=False)
+    kind = pipeline_class(model)
+    if kind is StableDiffusionDepth2ImgPipeline:
+        return kind(**parts, depth_estimator=None)
+    return kind(**parts, safety_checker=None, requires_safety_checker=False)
 
 
-def _check_channels(model: LatentDiffusion) -> None:
-    """Raise UserError for conditions that no pipeline has: it may have depth alone, or none."""
+def pipeline_class(model: LatentDiffusion) -> type[Pipeline]:
+    """Return the class of pipelines whose UNet reads the model's conditions.
+
+    Raises UserError if there is none.
+    """
     if model.conditioner.channels:
         raise _part_error("model.conditioner", "input channels of the UNet")
-    if list(model.channels) not in ([], ["depth"]) or not all(
-        isinstance(each, Depth) for each in model.channels.values()
-    ):
+    kinds = tuple(type(condition) for condition in model.channels.values())
+    if kinds not in PIPELINES:
         raise _part_error("model.channels", ", ".join(model.channels))
+    return PIPELINES[kinds]
 
 
 def write_pipeline(

@@ -30,9 +30,6 @@ SCHEDULER = "scheduler"
 STEMS = {UNET: DIFFUSERS, TEXT_ENCODER: TRANSFORMERS, VAE: DIFFUSERS}
 """{subfolder with weights: stem of its weight files}."""
 
-DEPTH_CHANNELS = 1
-"""Input channels of a UNet for a depth map, beside those of the latents."""
-
 CLASSES = {UNET: "UNet2DConditionModel", TEXT_ENCODER: "CLIPTextModel"}
 """{subfolder: the class of its network}."""
 
@@ -49,7 +46,6 @@ UNSUPPORTED = {
     "PixArt": "its transformer",
     "StableCascade": "its prior",
     "StableDiffusionUpscale": "the low-resolution picture that its UNet reads",
-    "StableDiffusionInpaint": "the mask and the picture that its UNet reads",
 }
 """{beginning of a pipeline's class name: what sdtrain lacks for it}."""
 
@@ -186,10 +182,10 @@ def check_fit(unet: dict[str, Any], pipeline: PipelineFolder, source: str) -> No
             f"{attended} (cross_attention_dim)",
         )
     latent_channels = pipeline.autoencoder.latent_channels
-    allowed = {"in_channels": (0, DEPTH_CHANNELS), "out_channels": (0,)}
-    for name, more in allowed.items():
+    with_condition = [latent_channels, *_channels_with_condition(latent_channels).values()]
+    for name, allowed in (("in_channels", with_condition), ("out_channels", [latent_channels])):
         channels = unet[name]
-        if channels - latent_channels not in more:
+        if channels not in allowed:
             raise _pipeline_error(
                 source,
                 f"the UNet has {name}={channels}, but its autoencoder has "
@@ -197,10 +193,22 @@ def check_fit(unet: dict[str, Any], pipeline: PipelineFolder, source: str) -> No
             )
 
 
-def reads_depth(pipeline: PipelineFolder) -> bool:
-    """Whether the UNet of a pipeline reads a depth map beside the latents."""
-    more = pipeline.unet["in_channels"] - pipeline.autoencoder.latent_channels
-    return more == DEPTH_CHANNELS
+def _channels_with_condition(latent_channels: int) -> dict[str, int]:
+    """Return {condition: input channels of a UNet that reads it beside the latents}."""
+    # One depth map; a mask and the latents of the masked picture.
+    return {"depth": latent_channels + 1, "inpainting": 2 * latent_channels + 1}
+
+
+def channel_condition_of(pipeline: PipelineFolder) -> str | None:
+    """Return what the UNet of a pipeline reads beside the latents: "depth", "inpainting" or None.
+
+    The names are those of configs/model/channels.
+    """
+    counts = _channels_with_condition(pipeline.autoencoder.latent_channels)
+    for name, channels in counts.items():
+        if pipeline.unet["in_channels"] == channels:
+            return name
+    return None
 
 
 def _check_weights(folder: Path, stem: str, source: str, variant: str | None) -> None:

@@ -13,6 +13,7 @@ import torch
 from diffusers import (
     StableDiffusionDepth2ImgPipeline,
     StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
 )
 from PIL import Image
@@ -216,6 +217,46 @@ def test_diffusers_follows_a_depth_map_alike(run_of, export, composed, tmp_path,
         images.append(torch.from_numpy(theirs).permute(0, 3, 1, 2))
     assert (images[0] - (ours / 2 + 0.5)).abs().max() < 1e-3
     assert (images[1] - images[0]).abs().max() > 0.01  # the depth map is read
+
+
+def test_diffusers_inpaints_alike(run_of, export, composed, tmp_path, monkeypatch):
+    """A model with nine input channels, from the same noise, picture and mask."""
+    run = run_of("run", "model/channels=[inpainting]", "optimizer.lr=0.01", *SHORT)
+    folder = export(run, tmp_path / "out")
+    loaded = load(CheckpointFolder(newest(run)), ema=True, device="cpu", allow=[])
+    default = with_option(composed(config="sample"), "grid=trailing")
+    settings = with_values(default, "guidance.max_std=null", f"steps={STEPS}", "strength=1.0")
+    drawing = build_drawing(settings, loaded.model.objective.schedule)
+    side = loaded.image_size
+    across = torch.linspace(-0.9, 0.9, side).expand(side, -1)
+    picture = torch.stack([across, across.T, torch.zeros_like(across)])
+    mask = torch.zeros(1, side, side, dtype=torch.bool)
+    mask[:, 4:20, 8:] = True
+    start = StartPicture(Path("ramp.png"), picture, mask)
+    requests = [Request(3, prompt=PROMPT, start=start)]
+    ours = generate(loaded.model, requests, drawing, side)
+    noise = starting_latents(loaded.model, requests, drawing, side)
+    mean = "diffusers.models.autoencoders.vae.randn_tensor"  # no draw from the posterior
+    monkeypatch.setattr(mean, lambda size, *args, **kwargs: torch.zeros(size))
+    pipeline = StableDiffusionInpaintPipeline.from_pretrained(folder, low_cpu_mem_usage=False)
+    pipeline.set_progress_bar_config(disable=True)
+    images = []
+    for mask_image in (mask, mask.flip(1)):
+        theirs = pipeline(
+            PROMPT,
+            image=picture[None],
+            mask_image=mask_image[None].float(),
+            latents=noise,
+            height=side,
+            width=side,
+            strength=1.0,
+            num_inference_steps=STEPS,
+            guidance_scale=3.0,
+            output_type="np",
+        ).images
+        images.append(torch.from_numpy(theirs).permute(0, 3, 1, 2))
+    assert (images[0] - (ours / 2 + 0.5)).abs().max() < 1e-3
+    assert (images[1] - images[0]).abs().max() > 0.01  # the mask is read
 
 
 @pytest.mark.parametrize(

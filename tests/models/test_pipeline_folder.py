@@ -72,8 +72,8 @@ WRONG = {
         ["16", "24", "hidden_size", "cross_attention_dim"],
     ),
     "input channels": (
-        lambda p: change(p / "unet/config.json", in_channels=9),
-        ["in_channels=9", "latent_channels=4"],
+        lambda p: change(p / "unet/config.json", in_channels=7),
+        ["in_channels=7", "latent_channels=4"],
     ),
     "other UNet": (
         lambda p: change(p / "unet/config.json", _class_name="UNet2DModel"),

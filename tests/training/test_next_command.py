@@ -45,7 +45,7 @@ def next_command(
     conditioner, prompt: str, folder, averaged: bool = True, config: dict | None = None
 ) -> str | None:
     """As it is printed."""
-    model = SimpleNamespace(conditioner=conditioner)
+    model = SimpleNamespace(conditioner=conditioner, reads=conditioner.reads)
     data = SimpleNamespace(example_prompts=lambda count: [prompt] * count)
     parts = SimpleNamespace(module=SimpleNamespace(model=model), data=data)
     prechecked = SimpleNamespace(trains_autoencoder=False)
