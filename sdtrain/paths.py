@@ -45,6 +45,17 @@ def expand_home(path: str) -> str:
     return os.path.expanduser(path)
 
 
+def absolute_path(path: str, *, may_be_hub_id: bool) -> str:
+    """Return a path from the root; an id of the Hugging Face hub as it is, unless it exists here.
+
+    may_be_hub_id: whether such an id is allowed.
+    """
+    absolute = os.path.abspath(os.path.expanduser(path))
+    if may_be_hub_id and HUB_ID.fullmatch(path) and not os.path.exists(absolute):
+        return path
+    return absolute
+
+
 def cache_folder() -> Path:
     """Return sdtrain's folder in the user's cache, as XDG_CACHE_HOME says."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

@@ -12,6 +12,8 @@ from PIL import Image
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 230)}
 COUNT = 24
+ENCODED = ("name", "bytes", "depth")
+"""Keys of a row that are not plain values."""
 
 
 def rows(count: int = COUNT) -> list[dict]:
@@ -38,12 +40,23 @@ def rows(count: int = COUNT) -> list[dict]:
     return made
 
 
+def with_depth(made: list[dict]) -> list[dict]:
+    """Return rows with a depth map each: its red channel, as a PNG."""
+    added = []
+    for row in made:
+        red = Image.open(io.BytesIO(row["bytes"])).getchannel("R")
+        encoded = io.BytesIO()
+        red.save(encoded, "PNG")
+        added.append(row | {"depth": encoded.getvalue()})
+    return added
+
+
 def write_folder(folder: Path, made: list[dict]) -> Path:
     folder.mkdir(parents=True)
     lines = []
     for row in made:
         (folder / row["name"]).write_bytes(row["bytes"])
-        values = {key: value for key, value in row.items() if key not in ("name", "bytes")}
+        values = {key: value for key, value in row.items() if key not in ENCODED}
         lines.append(json.dumps({"file_name": row["name"], **values}))
     (folder / "metadata.jsonl").write_text("\n".join(lines))
     return folder
@@ -55,6 +68,8 @@ def image_table(made: list[dict]) -> pa.Table:
     columns = {"image": pa.array(images, pa.struct({"bytes": pa.binary(), "path": pa.string()}))}
     for name in ("text", "label", "weight", "style"):
         columns[name] = [row[name] for row in made]
+    if "depth" in made[0]:
+        columns["depth"] = pa.array([row["depth"] for row in made], pa.binary())
     return pa.table(columns)
 
 
@@ -85,6 +100,8 @@ def write_tar(folder: Path, made: list[dict], *, files: int = 2) -> Path:
             for row in made[file * size : (file + 1) * size]:
                 values = {key: row[key] for key in ("text", "label", "weight", "style")}
                 add(tar, row["name"], row["bytes"])
+                if "depth" in row:
+                    add(tar, f"{Path(row['name']).stem}.depth.png", row["depth"])
                 add(tar, f"{Path(row['name']).stem}.json", json.dumps(values).encode())
     return folder
 

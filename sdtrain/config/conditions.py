@@ -12,6 +12,7 @@ LIST = re.compile(r"\[[\w/ ,]*\]")
 OWN_TEXT = re.compile(r"model=(stable_diffusion|sd15|sd21|small)")
 """Choices of a model whose text encoder is not an option of model/conditioner."""
 
+DEPTH = "sdtrain.conditioning.depth.Depth"
 INPAINTING = "sdtrain.conditioning.inpainting.Inpainting"
 TWO_CONDITIONS = "sdtrain.diffusion.two_conditions"
 
@@ -55,9 +56,11 @@ def split_conditions(value: str, words: Iterable[str]) -> list[str]:
     return overrides
 
 
-def check_conditions(config: dict) -> None:
-    """Raise UserError for guidance over a condition that there is not, and for a cache of pictures
-    that are masked anew at each visit.
+def check_conditions(config: dict, typed: set[str]) -> None:
+    """Raise UserError for guidance over a condition that there is not, for depth maps that nothing
+    reads, and for a cache of pictures that are masked anew at each visit.
+
+    typed: the keys that the user typed.
     """
     channels = config["model"].get("channels") or {}
     guidance = config.get("guidance") or {}
@@ -68,6 +71,7 @@ def check_conditions(config: dict) -> None:
             key="guidance",
             remedy="Set guidance=classifier_free, or model/channels=[depth].",
         )
+    _check_depth_is_read(config, typed)
     cache = config["data"].get("cache") or "off"
     masks = any(node.get("_target_") == INPAINTING for node in channels.values())
     if masks and cache != "off":
@@ -77,3 +81,23 @@ def check_conditions(config: dict) -> None:
             value=cache,
             remedy="Set data.cache=off.",
         )
+
+
+def _check_depth_is_read(config: dict, typed: set[str]) -> None:
+    """Raise UserError for a typed key about depth maps if no condition reads them.
+
+    Conditions of the user's own may read them.
+    """
+    nodes = list((config["model"].get("channels") or {}).values())
+    nodes.append(config["model"].get("conditioner") or {})
+    for node in nodes:
+        target = node.get("_target_", "sdtrain.")
+        if target == DEPTH or not target.startswith("sdtrain."):
+            return
+    for key in ("data.depth", "data.depth_model", "data.columns.depth"):
+        if key in typed:
+            raise UserError(
+                f"{key} has no effect: the model reads no depth maps",
+                key=key,
+                remedy="Set model/channels=[depth], or remove it.",
+            )

@@ -19,6 +19,8 @@ PATH_KEYS = {
     "autoencoder",
     "data.cache",
     "data.depth",
+    "data.depth_model",
+    "depth_model",
     "schedule.betas",
     "schedule.alphas_cumprod",
     "hydra.run.dir",

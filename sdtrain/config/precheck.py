@@ -4,7 +4,6 @@ Most mistakes are therefore reported within a second. training/plan.py does the 
 """
 
 import copy
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
@@ -29,7 +28,7 @@ from sdtrain.config.schema import (
 from sdtrain.config.trusted import upgrade_config
 from sdtrain.console import warn
 from sdtrain.errors import UserError
-from sdtrain.paths import HUB_ID
+from sdtrain.paths import absolute_path
 from sdtrain.runs.layout import FIRST_STAGE_AUTOENCODER
 from sdtrain.runs.resume import flatten, is_added_by_run
 from sdtrain.runs.start import Resume
@@ -166,7 +165,7 @@ def precheck_config(config: dict, overrides: Iterable[str]) -> PrecheckedConfig:
         _connect_first_stage(config, typed)
     _check_loader(config["data"], typed)
     check_bucket_keys(config["data"], typed, is_autoencoder(config))
-    check_conditions(config)
+    check_conditions(config, typed)
     check_cache(config, typed, trains_autoencoder=is_autoencoder(config))
     trainer = _trainer_settings(config["trainer"], checker)
     _check_probe(trainer, config["resume"])
@@ -299,15 +298,13 @@ def _make_data_path_absolute(data: dict) -> None:
 
     An id of the Hugging Face hub is left as it is.
     """
-    if isinstance(data.get("depth"), str):
-        data["depth"] = os.path.abspath(os.path.expanduser(data["depth"]))
+    for key, may_be_hub_id in {"depth": False, "depth_model": True}.items():
+        if isinstance(data.get(key), str):
+            data[key] = absolute_path(data[key], may_be_hub_id=may_be_hub_id)
     path = data.get("path")
     if data.get("_target_") not in DATA_WITH_PATH or not isinstance(path, str) or not path:
         return
-    absolute = os.path.abspath(os.path.expanduser(path))
-    may_be_hub_id = data["_target_"] == STORED_PICTURES and HUB_ID.fullmatch(path)
-    if not may_be_hub_id or os.path.exists(absolute):
-        data["path"] = absolute
+    data["path"] = absolute_path(path, may_be_hub_id=data["_target_"] == STORED_PICTURES)
 
 
 def _check_loader(data: dict, typed: set[str]) -> None:

@@ -16,8 +16,8 @@ from sdtrain.config.schema import EvaluateConfig, ExportConfig, SampleConfig
 from sdtrain.console import warn
 from sdtrain.errors import UserError
 from sdtrain.models.hub import find_checkpoint_pipeline
-from sdtrain.models.pipeline_folder import is_pipeline
-from sdtrain.paths import HUB_ID
+from sdtrain.models.pipeline_folder import DEPTH_ESTIMATOR, is_pipeline
+from sdtrain.paths import HUB_ID, absolute_path
 from sdtrain.runs.config import read_config
 from sdtrain.runs.layout import CheckpointFolder, SweepFolder
 from sdtrain.runs.manifest import find_checkpoint
@@ -48,6 +48,7 @@ def check_sample(config: dict, overrides: Iterable[str]) -> SampleConfig:
         prompt=as_list(checked.prompt) + _read_prompts(checked.prompt_file),
         label=as_list(checked.label),
         strength=_strength(checked),
+        depth_model=_depth_model(checked, folder),
     )
     _remove_bound(config, folder, typed)
     # From here on torch is imported, by the targets.
@@ -62,6 +63,10 @@ def _check_start(config: SampleConfig, typed: set[str]) -> None:
 
     if config.depth is not None and not (config.depth and Path(config.depth).exists()):
         refuse("does not exist", "depth", "Set it to a grey picture or a folder of them.")
+    if config.depth_model is not None and config.depth is not None:
+        refuse(f"has no effect with depth={config.depth}", "depth_model", "Remove one of them.")
+    if config.depth_model is not None and config.init_image is None:
+        refuse("has no effect without init_image", "depth_model", "Set init_image, or remove it.")
     if config.init_image is None:
         for key in ("mask", "strength"):
             if key in typed and getattr(config, key) is not None:
@@ -95,6 +100,20 @@ def _strength(config: SampleConfig) -> float:
             remedy="Raise strength or steps, or set strength=0 to encode and decode init_image.",
         )
     return strength
+
+
+def _depth_model(config: SampleConfig, checkpoint: Path) -> str | None:
+    """Return the depth model, filled in if it is null: that of the run or of the pipeline, or None
+    if there is none.
+    """
+    if config.depth_model is not None:
+        return absolute_path(config.depth_model, may_be_hub_id=True)
+    own = CheckpointFolder(checkpoint).config
+    if own.is_file():
+        return read_config(own)["data"].get("depth_model")
+    if (checkpoint / DEPTH_ESTIMATOR).is_dir():
+        return str(checkpoint)
+    return None
 
 
 def _find_source(checkpoint: str) -> Path:

@@ -214,6 +214,7 @@ class SampleConfig(DrawingConfig):
     image_size: int | list[int] | None
     init_image: str | None
     depth: str | None
+    depth_model: str | None
     mask: str | None
     strength: float | None
     output: str

@@ -49,7 +49,10 @@ ADDED_ARGUMENTS = {
         "bucket_step": None,
         "bucket_max_ratio": 2.0,
         "depth": None,
+        "depth_model": None,
     },
+    "sdtrain.data.dataset.StoredPictures": {"depth": None, "depth_model": None},
+    "sdtrain.data.columns.Columns": {"depth": None},
     "sdtrain.config.schema.TrainerSettings": {"probe": False},
     "torch.optim.AdamW": {"text_encoder_lr": None, "decay_norms_and_biases": True},
 }

@@ -1,7 +1,7 @@
 """Pictures in a folder that `datasets` has written with save_to_disk, read by memory map."""
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -106,6 +106,9 @@ class ArrowFolder:
     def values(self, column: str) -> list[Any]:
         values = values_of(self._data.data.table.column(column), self.path)
         return named_classes(values, self._class_names.get(column))
+
+    def rows(self) -> Sequence[Hashable]:
+        return range(len(self.names))
 
     def folders(self) -> list[str]:
         return folders_of(self.names) if self._has_names else [""] * len(self.names)

@@ -19,13 +19,15 @@ class Columns:
     """data.columns: names of the columns of a data set. None stands for the usual names.
 
     image: pictures; of tar files the suffix of their names. caption: a text or a list of several.
-    label: a number or a name. weight: how often a picture is visited, see `order.Visits`.
+    label: a number or a name. weight: how often a picture is visited, see `order.Visits`. depth:
+    depth maps, stored as the pictures are; None reads none.
     """
 
     image: str | None = None
     caption: str | None = None
     label: str | None = None
     weight: str | None = None
+    depth: str | None = None
 
 
 def read_columns(

@@ -11,6 +11,7 @@ import pyarrow as pa
 from sdtrain.data.captioned import CaptionedPictures, PictureOptions
 from sdtrain.data.columns import Columns, read_columns, weight_column
 from sdtrain.data.decode import WHITE
+from sdtrain.data.depth import depth_of_folder, open_depth_column
 from sdtrain.data.folder_state import FolderState
 from sdtrain.data.headers import check_counts, check_usable, read_headers
 from sdtrain.data.inventory import HELD_OUT, Inventory
@@ -23,6 +24,7 @@ from sdtrain.data.stores import open_store
 from sdtrain.data.take_inventory import Taken, take_inventory
 from sdtrain.data.usable import header_notes, usable_pictures, with_untrained
 from sdtrain.data.weights import check_some_are_trained
+from sdtrain.errors import UserError
 
 
 class StoredPictures(CaptionedPictures):
@@ -40,6 +42,7 @@ class StoredPictures(CaptionedPictures):
         revision: branch, tag or commit on the hub, None for `main`; of nothing else.
         split: of the data set, by the names of its files; None takes `train` if there is one.
         columns: which columns hold what.
+        depth, depth_model: as of `images.Images`, in place of a column.
         caption_template: makes the captions of several columns, see `CaptionTemplate`.
         image_size, crop, flip, validation_fraction, missing_captions, on_error, max_skipped,
         captions, shuffle_tags, drop_tags, keep_tags, upscale, buckets, bucket_step,
@@ -53,6 +56,8 @@ class StoredPictures(CaptionedPictures):
         revision: str | None = None,
         split: str | None = None,
         columns: Columns = Columns(),  # noqa: B008 - it is immutable
+        depth: str | None = None,
+        depth_model: str | None = None,
         caption_template: str | None = None,
         image_size: int = 32,
         crop: Literal["random", "center"] = "center",
@@ -95,10 +100,22 @@ class StoredPictures(CaptionedPictures):
             seed=seed,
             batch_size=batch_size,
         )
-        store = open_store(path, split=split, image=columns.image, revision=revision)
+        for key, value in {"data.depth": depth, "data.depth_model": depth_model}.items():
+            if value is not None and columns.depth is not None:
+                raise UserError(
+                    f"and data.columns.depth={columns.depth} both say where depth maps come from",
+                    key=key,
+                    value=value,
+                    remedy="Remove one of them.",
+                )
+        store = open_store(
+            path, split=split, image=columns.image, revision=revision, other=columns.depth
+        )
+        depth_column = open_depth_column(store, columns, path, split, revision)
         inventory = inventory_of_store(store, columns, options, path, refresh=refresh)
         store.forget_values()
-        super().__init__(inventory, store, options)
+        depth_of = depth_column or depth_of_folder(depth, depth_model, store.identity)
+        super().__init__(inventory, store, options, depth_of)
 
 
 def inventory_of_store(
@@ -110,10 +127,13 @@ def inventory_of_store(
     refresh: whether it is listed anew in any case.
     """
     state = FolderState.of_files(store.files)
+    read = asdict(columns)
+    if columns.depth is None:  # so that listings of earlier versions hold
+        del read["depth"]
     paths = list(store.files)
     listed = {
         **listed_options(options),
-        "columns": asdict(columns),
+        "columns": read,
         "path": path,
         "paths": paths,
     }

@@ -9,7 +9,7 @@ from typing import Literal
 
 from sdtrain.data.captioned import CaptionedPictures, PictureOptions
 from sdtrain.data.decode import WHITE
-from sdtrain.data.depth_folder import DepthFolder
+from sdtrain.data.depth import depth_of_folder
 from sdtrain.data.list_images import folder_of, inventory_of
 from sdtrain.data.listed_folder import ListedFolder
 
@@ -46,6 +46,8 @@ class Images(CaptionedPictures):
             about their own shape, and which these are, see `buckets.bucket_sizes`.
         background: (red, green, blue) in 0..255 behind transparent pixels.
         depth: folder with a depth map for each picture, see `DepthFolder`; None: there are none.
+        depth_model: depth model of transformers, a folder or hub id, that makes the depth maps
+            which are missing in that folder, by default one in the user's cache; None makes none.
         refresh: whether the folder is listed anew, although the listing that an earlier start has
             stored seems to hold, see `take_inventory`.
         seed: of crops, flips, captions, replacements and the hold-out.
@@ -74,6 +76,7 @@ class Images(CaptionedPictures):
         bucket_max_ratio: float = 2.0,
         background: Sequence[int] = WHITE,
         depth: str | None = None,
+        depth_model: str | None = None,
         refresh: bool = False,
         seed: int = 0,
         batch_size: int = 1,
@@ -101,5 +104,5 @@ class Images(CaptionedPictures):
         )
         folder = folder_of(path)
         inventory = inventory_of(folder, options, refresh=refresh)
-        depth_of = None if depth is None else DepthFolder(depth)
+        depth_of = depth_of_folder(depth, depth_model, str(folder))
         super().__init__(inventory, ListedFolder(folder, inventory.table), options, depth_of)

@@ -7,7 +7,7 @@ groups that were read last are kept.
 import contextlib
 import io
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -105,6 +105,9 @@ class ParquetFiles:
 
     def values(self, column: str) -> list[Any]:
         return named_classes(self._read_column(column, column), self._class_names.get(column))
+
+    def rows(self) -> Sequence[Hashable]:
+        return range(len(self.names))
 
     def folders(self) -> list[str]:
         return folders_of(self.names) if self._has_names else [""] * len(self.names)

@@ -196,7 +196,7 @@ class PictureSplit:
         self._max_skipped = max_skipped
         self._replacement = KeyedRandom(seed, "replacement")
         self.buckets = buckets
-        self._depth_of = depth_of
+        self.depth_of = depth_of
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -254,11 +254,11 @@ class PictureSplit:
         self, index: int, name: str, ordinal: int, size: tuple[int, int] | None
     ) -> Tensor | None:
         """Return the depth map [1, H, W] of a picture, in [0, 1]; None if there are none."""
-        if self._depth_of is None:
+        if self.depth_of is None:
             return None
         width, height = self.sizes[index].tolist()
         side = self.transform.image_size
-        pixels = self._depth_of(name, (width, height), size or (side, side))
+        pixels = self.depth_of(name, (width, height), size or (side, side))
         return (self.transform(pixels, ordinal, size).mean(0, keepdim=True) + 1) / 2
 
     def with_cache(

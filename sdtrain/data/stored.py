@@ -7,7 +7,7 @@ import hashlib
 import os
 import posixpath
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -39,6 +39,12 @@ class Store(Source, Protocol):
         """Return the values of a column, in the order of `names`; None where there is none."""
         ...
 
+    def rows(self) -> Sequence[Hashable]:
+        """Return the row of each picture, in the order of `names`: the same in all stores of one
+        data set, whatever their column of pictures.
+        """
+        ...
+
     def folders(self) -> list[str]:
         """Return the folder of each picture, as named in its file, in the order of `names`; "" for
         all if they are not named there, because the folder of a file of many is no class.
@@ -46,7 +52,9 @@ class Store(Source, Protocol):
         ...
 
     def forget_values(self) -> None:
-        """Free the memory of what only `values` and `folders` need; they are not called again."""
+        """Free the memory of what only `values`, `rows` and `folders` need, which are not called
+        again.
+        """
         ...
 
 

@@ -28,7 +28,12 @@ DEFAULT_IMAGE = "image"
 
 
 def open_store(
-    path: str, *, split: str | None, image: str | None, revision: str | None = None
+    path: str,
+    *,
+    split: str | None,
+    image: str | None,
+    revision: str | None = None,
+    other: str | None = None,
 ) -> Store:
     """Open the data set at a path, and read what is stored beside its pictures.
 
@@ -36,8 +41,8 @@ def open_store(
         path: what data.path allows, see ALLOWED; files may be named by a pattern.
         split: of the data set; None takes `train`, or everything if no file is named by a split.
         image: the column of the pictures, of tar files their suffix; None for the default.
-
         revision: of a repository of the hub: a branch, tag or commit; None for `main`.
+        other: a column of other pictures, such as depth maps, or None; of tar files their suffix.
 
     Raises DataError if there is no such data set or it cannot be read, and for a revision of what
     is not on the hub.
@@ -73,7 +78,7 @@ def open_store(
     if _has_ending(chosen[0], PARQUET):
         store = ParquetFiles(chosen, image or DEFAULT_IMAGE)
     else:
-        store = TarFiles(chosen, image)
+        store = TarFiles(chosen, image, other)
     store.notes = [*notes, *store.notes]
     return store
 

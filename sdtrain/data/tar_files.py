@@ -11,7 +11,7 @@ import os
 import posixpath
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -112,6 +112,7 @@ class TarFiles:
     Args:
         paths: of the tar files.
         suffix: of the pictures, such as "jpg"; None takes every picture.
+        other: suffix of members that are no pictures, such as "depth.png"; None if there are none.
 
     Raises DataError for a file that is no tar file, is compressed or damaged.
     """
@@ -122,14 +123,16 @@ class TarFiles:
         "weight": ("weight",),
     }
 
-    def __init__(self, paths: Sequence[str], suffix: str | None = None) -> None:
+    def __init__(
+        self, paths: Sequence[str], suffix: str | None = None, other: str | None = None
+    ) -> None:
         self._stamps = FileStamps(paths)
         self.paths = self._stamps.paths
         self.files = self._stamps.listed
         self.identity = self._stamps.identity
         index = _Index()
         for place, path in enumerate(self.paths):
-            _read_tar(path, place, suffix, index)
+            _read_tar(path, place, suffix, other, index)
         if not index.names:
             raise _no_pictures(self.paths, suffix, index.suffixes)
         self._texts = [_texts_of(index, place) for place in range(len(index.names))]
@@ -147,6 +150,10 @@ class TarFiles:
 
     def values(self, column: str) -> list[Any]:
         return [values.get(column) for values in self._texts]
+
+    def rows(self) -> Sequence[Hashable]:
+        keys = [_key_of(name) for name in self._members]
+        return list(zip(self._file_of.tolist(), keys, strict=True))
 
     def folders(self) -> list[str]:
         return folders_of(self._members)
@@ -201,24 +208,30 @@ def _notes(index: _Index) -> list[str]:
 
 def _texts_of(index: _Index, place: int) -> dict[str, Any]:
     """Return the values beside a picture: those under its whole name without the suffix, else under
-    the part before the first dot, which WebDataset calls the key.
+    its key.
     """
     name = index.names[place]
-    folder, base = posixpath.split(name)
-    for key in (posixpath.splitext(name)[0], posixpath.join(folder, base.partition(".")[0])):
+    for key in (posixpath.splitext(name)[0], _key_of(name)):
         values = index.texts.get((index.files[place], key))
         if values is not None:
             return values
     return {}
 
 
-def _read_tar(path: str, place: int, wanted: str | None, index: _Index) -> None:
+def _key_of(name: str) -> str:
+    """Return the part of a member's name before the first dot, which WebDataset calls the key."""
+    folder, base = posixpath.split(name)
+    return posixpath.join(folder, base.partition(".")[0])
+
+
+def _read_tar(path: str, place: int, wanted: str | None, other: str | None, index: _Index) -> None:
     """Add the members of a tar file to the index.
 
     Args:
         path: of the tar file.
         place: of it among all.
         wanted: suffix of the pictures, or None for all.
+        other: suffix of members that are no pictures, or None.
         index: extended in place.
     """
     with _open_tar(path) as tar:
@@ -226,7 +239,7 @@ def _read_tar(path: str, place: int, wanted: str | None, index: _Index) -> None:
             name = posixpath.normpath(member.name)
             suffix = suffix_of(name)
             index.suffixes.add(suffix)
-            if not _is_picture(name, wanted):
+            if not _is_picture(name, wanted, other):
                 if suffix in TEXT_SUFFIXES and member.isreg():
                     values = index.texts.setdefault((place, posixpath.splitext(name)[0]), {})
                     values.update(_read_text(tar, member, path))
@@ -241,13 +254,18 @@ def _read_tar(path: str, place: int, wanted: str | None, index: _Index) -> None:
                 index.sizes.append(member.size)
 
 
-def _is_picture(name: str, wanted: str | None) -> bool:
-    """Whether a member is a picture. wanted: the only suffix that is; None for all of Pillow's."""
+def _is_picture(name: str, wanted: str | None, other: str | None) -> bool:
+    """Whether a member is a picture.
+
+    wanted: the only suffix that is; None for all of Pillow's. other: a suffix that is not.
+    """
     suffix = suffix_of(name)
+    suffixes = (suffix.lstrip("."), posixpath.basename(name).partition(".")[2].lower())
+    if other is not None and other.lower().lstrip(".") in suffixes:
+        return False
     if wanted is None:
         return suffix in picture_suffixes() or suffix in REFUSED_SUFFIXES
-    after_key = posixpath.basename(name).partition(".")[2].lower()
-    return wanted.lower().lstrip(".") in (suffix.lstrip("."), after_key)
+    return wanted.lower().lstrip(".") in suffixes
 
 
 def _open_tar(path: str) -> tarfile.TarFile:
@@ -326,7 +344,7 @@ def _no_pictures(paths: Sequence[str], suffix: str | None, found: set[str]) -> D
     seen = ", ".join(sorted(filter(None, found))) or "nothing"
     if suffix is not None:
         return DataError(
-            f"No member of {paths[0]!r} ends in .{suffix.lstrip('.')}; the members end in {seen}",
+            f"is how no member of {paths[0]!r} ends; they end in {seen}",
             key="data.columns.image",
             value=suffix,
             remedy="Change data.columns.image.",

@@ -21,20 +21,27 @@ sdtrain.diffusion.guidance."""
 class StartPicture:
     """A given picture with which image-to-image begins.
 
-    file: that it was read from. image: [3, H, W] in [-1, 1]. mask: bool [1, H, W], true where new
+    file: that it was read from, which has own_size (width, height). image: what is drawn from,
+    [3, H, W] in [-1, 1]. mask: bool [1, H, W], true where new
     content is drawn; the rest is kept. None draws everywhere.
     """
 
     file: Path
+    own_size: tuple[int, int]
     image: Tensor
     mask: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class DepthMap:
-    """A given depth map. file: that it was read from. values: [1, H, W], 1 nearest, 0 farthest."""
+    """A given or estimated depth map.
+
+    file: that it was read from or estimated of, which has own_size (width, height). values:
+    [1, H, W], 1 nearest, 0 farthest.
+    """
 
     file: Path
+    own_size: tuple[int, int]
     values: Tensor
 
 

@@ -14,7 +14,7 @@ from sdtrain.config.schema import SampleConfig
 from sdtrain.console import warn
 from sdtrain.errors import UserError
 from sdtrain.files import atomic_file, check_writable, sha256_of
-from sdtrain.generation.depth_maps import pair, read_depth_maps
+from sdtrain.generation.depth_maps import estimate_depth_maps, pair, read_depth_maps
 from sdtrain.generation.drawing import Drawing, GivenPictures, Request
 from sdtrain.generation.generate import generate, starting_latents
 from sdtrain.generation.sheets import shown_conditions, with_conditions
@@ -88,19 +88,22 @@ def _check_given(config: SampleConfig, model: LatentDiffusion) -> None:
             key="mask",
             remedy="Set init_image=FILE and mask=FILE, white where it should be drawn anew.",
         )
-    if "depth" in model.reads and config.depth is None:
+    can_estimate = config.init_image is not None and config.depth_model is not None
+    if "depth" in model.reads and config.depth is None and not can_estimate:
         raise UserError(
             "depth is missing: this model reads a depth map for each picture",
             key="depth",
-            remedy="Set depth=FILE, a grey picture in which brighter is nearer, or a folder.",
+            remedy="Set depth=FILE, a grey picture in which brighter is nearer, or a folder; or "
+            "init_image=FILE and depth_model=MODEL, which estimates it.",
         )
-    if "depth" not in model.reads and config.depth is not None:
-        raise UserError(
-            "has no effect: this model reads no depth maps",
-            key="depth",
-            value=config.depth,
-            remedy="Remove it.",
-        )
+    for key in ("depth", "depth_model"):
+        if "depth" not in model.reads and getattr(config, key) is not None:
+            raise UserError(
+                "has no effect: this model reads no depth maps",
+                key=key,
+                value=getattr(config, key),
+                remedy="Remove it.",
+            )
 
 
 def _read_given_pictures(
@@ -112,6 +115,8 @@ def _read_given_pictures(
         starts = read_start_pictures(config.init_image, config.mask, image_size, model)
     if config.depth is not None:
         maps = read_depth_maps(config.depth, image_size)
+    elif "depth" in model.reads:
+        maps = estimate_depth_maps(starts, config.depth_model, image_size, model.device)
     return pair(starts, maps)
 
 

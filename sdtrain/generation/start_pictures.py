@@ -53,7 +53,8 @@ def read_start_pictures(
         if mask_pixels is not None:
             _check_same_size(mask_pixels, pixels, mask, file)
             cropped_mask = _cropped_mask(mask_pixels, size, mask)
-        starts.append(StartPicture(file, _cropped(pixels, size), cropped_mask))
+        own_size = (pixels.shape[2], pixels.shape[1])
+        starts.append(StartPicture(file, own_size, _cropped(pixels, size), cropped_mask))
     return starts
 
 

@@ -26,6 +26,8 @@ TEXT_ENCODER = "text_encoder"
 TOKENIZER = "tokenizer"
 VAE = "vae"
 SCHEDULER = "scheduler"
+DEPTH_ESTIMATOR = "depth_estimator"
+FEATURE_EXTRACTOR = "feature_extractor"
 
 STEMS = {UNET: DIFFUSERS, TEXT_ENCODER: TRANSFORMERS, VAE: DIFFUSERS}
 """{subfolder with weights: stem of its weight files}."""

@@ -168,7 +168,7 @@ class Encoding:
         Raises DataError for a picture that cannot be read, StorageError if the store cannot be
         written; what was written before stays.
         """
-        work = SharedWork(self.cache.store, batches, self.cache.missing_in)
+        work = SharedWork(self.cache.store.claims, batches, self.cache.missing_in)
         while work.is_left:
             self._encode_claimed(work)
             work.wait_for_others(self.waiting)

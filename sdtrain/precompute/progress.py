@@ -1,4 +1,6 @@
-"""The progress bar of a cache: how many are done, how many a second, and the time left."""
+"""The progress bar of what is computed in advance: how many are done, how many a second, and the
+time left.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -53,10 +55,10 @@ class Bar:
 
 
 @contextmanager
-def progress_bar(console: Console, total: int, noun: str) -> Iterator[Bar]:
-    """Show a bar while the block runs. noun: what is counted."""
+def progress_bar(console: Console, total: int, noun: str, verb: str = "encoding") -> Iterator[Bar]:
+    """Show a bar while the block runs. noun: what is counted. verb: what is done."""
     columns = [
-        TextColumn("  encoding"),
+        TextColumn(f"  {verb}"),
         BarColumn(),
         MofNCompleteColumn(),
         RateColumn(noun),

@@ -1,4 +1,4 @@
-"""Share the work of filling a store among the processes that fill it at the same time.
+"""Share work, such as filling a store, among the processes that do it at the same time.
 
 The work is divided into batches, which have the same names in every process. A claim (claims.py) is
 the right to compute one batch, and one process at a time has it. Every process does the same:
@@ -6,7 +6,7 @@ the right to compute one batch, and one process at a time has it. Every process 
 1. It goes through all batches, and claims each that no other process has claimed. If something is
    missing in it, the process computes that; otherwise it gives up the claim at once.
 2. It gives up the claim on a batch that it has computed when the results are written. Whoever gets
-   the claim after that finds them in the store, and does not compute them again.
+   the claim after that finds them there, and does not compute them again.
 3. When no batch is left to claim, it waits for those that the others have claimed. All that it has
    computed is written by then, so that no two processes wait for each other.
 
@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from sdtrain.precompute.store import Store
+from sdtrain.precompute.claims import Claims
 
 PAUSE = 0.5
 """Seconds between two looks at what other processes have written."""
@@ -35,25 +35,25 @@ class Batch(NamedTuple):
 class SharedWork:
     """What one process sees of the work.
 
-        work = SharedWork(store, batches, missing_in)
+        work = SharedWork(claims, batches, missing_in)
         while work.is_left:
             while batch := work.claim_next():
-                ...  # add the results to the store
+                ...  # compute the results
                 work.note_computed(batch.name)
-            store.flush()
+            ...  # write all results
             work.release_computed()
             work.wait_for_others(report)
 
     Args:
-        store: of the results, open for writing.
+        claims: of the processes that share the work.
         batches: all that has to be in the store at the end.
-        missing_in: returns the items of a batch that are not in the store now.
+        missing_in: returns the items of a batch whose results are not written now.
     """
 
     def __init__(
-        self, store: Store, batches: Iterable[Batch], missing_in: Callable[[Batch], list]
+        self, claims: Claims, batches: Iterable[Batch], missing_in: Callable[[Batch], list]
     ) -> None:
-        self.store = store
+        self.claims = claims
         self.missing_in = missing_in
         self._to_claim = deque(batches)
         self._claimed_by_others: list[Batch] = []
@@ -73,22 +73,22 @@ class SharedWork:
         """
         while self._to_claim:
             batch = self._to_claim.popleft()
-            if not self.store.claims.take(batch.name):
+            if not self.claims.take(batch.name):
                 self._claimed_by_others.append(batch)
                 continue
             missing = self.missing_in(batch)
             if missing:
                 return Batch(batch.name, missing)
-            self.store.claims.release([batch.name])
+            self.claims.release([batch.name])
         return None
 
     def note_computed(self, name: str) -> None:
-        """Note that all of a claimed batch was added to the store."""
+        """Note that all of a claimed batch was computed."""
         self._computed.append(name)
 
     def release_computed(self) -> None:
         """Give up the claims on the batches that were computed, all of which are written."""
-        self.store.claims.release(self._computed)
+        self.claims.release(self._computed)
         self._computed.clear()
 
     def wait_for_others(self, report: Callable[[int], None]) -> None:
@@ -108,7 +108,7 @@ class SharedWork:
             self._claimed_by_others = incomplete
             report(count)
             # A process may take its own claim once more, as `claim_next` then does.
-            if any(self.store.claims.take(batch.name) for batch in incomplete):
+            if any(self.claims.take(batch.name) for batch in incomplete):
                 self._to_claim.extend(incomplete)
                 self._claimed_by_others = []
             elif incomplete:

@@ -80,7 +80,7 @@ class TextEncoding:
         for start in range(0, len(captions), TEXTS_IN_BATCH):
             part = captions[start : start + TEXTS_IN_BATCH]
             batches.append(Batch("\n".join(part), part))
-        work = SharedWork(self.store, batches, self.missing_in)
+        work = SharedWork(self.store.claims, batches, self.missing_in)
         while work.is_left:
             self._encode_claimed(work, encoded)
             work.wait_for_others(waiting)

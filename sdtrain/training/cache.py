@@ -1,8 +1,10 @@
-"""The cache of a run: complete before its first step. And the command that makes it alone."""
+"""What a run computes before its first step: its cache and depth maps. And the command that makes
+them alone."""
 
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -25,6 +27,7 @@ from sdtrain.console import global_rank, make_console
 from sdtrain.errors import UserError
 from sdtrain.latent_diffusion import LatentDiffusion
 from sdtrain.precompute.cache import CacheRequest, with_cache
+from sdtrain.precompute.depth import make_depth_maps
 from sdtrain.signals import Interrupted, Signals, exit_code_of
 from sdtrain.training.child import stop_with_parent
 from sdtrain.training.datamodule import default_workers, set_up_worker
@@ -70,10 +73,6 @@ def _request(
     if num_workers:
         use_short_socket_folder()
 
-    def check_signals() -> None:
-        if signals.received:
-            raise Interrupted(exit_code_of(signals.received))
-
     return CacheRequest(
         folder=config["data"]["cache"],
         dtype=config["cache"]["dtype"],
@@ -84,8 +83,23 @@ def _request(
         console=console,
         is_checked_whole=is_checked_whole,
         set_up_worker=set_up_worker,
-        check_signals=check_signals,
+        check_signals=_signal_check(signals),
     )
+
+
+def make_depth_of_run(plan: Plan, data: PictureData, console: Console, signals: Signals) -> None:
+    """Make the depth maps that data.depth_model has to make. Raises Interrupted after a signal."""
+    make_depth_maps(data, _device(plan), console, _signal_check(signals))
+
+
+def _signal_check(signals: Signals) -> Callable[[], None]:
+    """Return a function that raises Interrupted after a signal."""
+
+    def check_signals() -> None:
+        if signals.received:
+            raise Interrupted(exit_code_of(signals.received))
+
+    return check_signals
 
 
 def _device(plan: Plan) -> torch.device:
@@ -127,6 +141,7 @@ def _precompute(plan: Plan) -> None:
     data = build_data(config["data"])
     for note in getattr(data, "notes", ()):
         console.print(note)
+    make_depth_of_run(plan, data, console, signals)
     autoencoder = build_autoencoder(config, Path())
     conditioner = build_conditioner(config, data)
     check_condition(conditioner, data)

@@ -43,6 +43,9 @@ from sdtrain.types import PictureData
 RECIPE_BATCH = 16
 """Batch size of the first stage, unless the run's is smaller."""
 
+DEPTH_KEYS = ("depth", "depth_model")
+"""Keys under `data` that only the second stage reads."""
+
 SHARED_KEYS = ("accelerator", "threads")
 """Keys under `trainer` that both stages share, like the logger and the data."""
 
@@ -61,7 +64,7 @@ def first_stage_words(config: dict, overrides: list[str]) -> list[str]:
     stage = config["first_stage"]
     data = config["data"]
     # The run has refreshed the listing, and an autoencoder reads squares of the pictures.
-    excluded_keys = {"_target_", "batch_size", "refresh", "cache", "depth", *BUCKET_KEYS}
+    excluded_keys = {"_target_", "batch_size", "refresh", "cache", *DEPTH_KEYS, *BUCKET_KEYS}
     if data.get("on_error") == "fail":
         excluded_keys.add("max_skipped")  # it would have no effect
     words = first_stage_composition(overrides)

@@ -18,6 +18,7 @@ from sdtrain.models.autoencoder import write_autoencoder
 from sdtrain.runs.checkpoint import tensor_bytes
 from sdtrain.signals import Signals, exit_code_of
 from sdtrain.training.autoencoder_module import AutoencoderModule
+from sdtrain.training.cache import make_depth_of_run
 from sdtrain.training.callbacks.assembly import build_callbacks
 from sdtrain.training.callbacks.ema import EMACallback, averaged_weights
 from sdtrain.training.callbacks.order import make_input_watch, make_ranks
@@ -122,6 +123,7 @@ def probe(plan: Plan, run: Run) -> None:
     that cannot begin.
     """
     data = build_data(plan.config["data"])
+    make_depth_of_run(plan, data, run.console, run.signals)
     check_before_first_stage(plan, data)
     stage = None
     if plan.config.get("first_stage") and not first_stage_done(run.folder):

@@ -43,6 +43,14 @@ def stored(tmp_path_factory):
     return places | {"folder": write_folder(folder / "folder", ROWS)}
 
 
+@pytest.fixture(scope="module")
+def with_depth(tmp_path_factory):
+    """{format: where the pictures of ROWS are with their depth maps}."""
+    folder = tmp_path_factory.mktemp("with_depth")
+    made = stored_pictures.with_depth(ROWS)
+    return {name: write(folder / name, made) for name, write in FORMATS.items()}
+
+
 def test_all_formats_give_the_same_rows(stored):
     options = {"image_size": 16, "flip": True, "crop": "random", "captions": "one"}
     folder = Images(path=str(stored["folder"]), **options)
@@ -386,3 +394,39 @@ def test_text_that_is_not_utf_8(tmp_path):
     table = image_table(ROWS)
     pq.write_table(table.set_column(1, "text", bad), tmp_path / "a.parquet")
     assert "a.parquet" in refused(tmp_path / "a.parquet", "data.path")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_column_holds_the_depth_maps_of_the_pictures(with_depth, name):
+    column = "depth.png" if name == "tar" else "depth"
+    for options in ({}, {"crop": "random", "flip": True}, {"buckets": True, "bucket_step": 4}):
+        data = load(with_depth[name], columns=Columns(depth=column), **options)
+        assert sum(len(data.split(split)) for split in SPLITS) == len(ROWS)
+        for split in map(data.split, SPLITS):
+            for index in range(len(split)):
+                row = pickle.loads(pickle.dumps(split))[index, index + 3]
+                assert row.depth.shape == (1, *row.image.shape[1:])
+                torch.testing.assert_close(row.depth * 2 - 1, row.image[:1], rtol=0, atol=0.02)
+
+
+def test_what_is_wrong_with_a_column_of_depth_maps_is_named(with_depth, tmp_path):
+    key = "data.columns.depth"
+    for name, column in (("parquet", "nearness"), ("arrow", "text"), ("tar", "near.png")):
+        assert column in refused(with_depth[name], key, columns=Columns(depth=column))
+    both = {"columns": Columns(depth="depth"), "depth": str(tmp_path)}
+    refused(with_depth["parquet"], "data.depth", **both)
+    without = stored_pictures.with_depth(ROWS)
+    without[3]["depth"] = None
+    data = load(write_parquet(tmp_path / "parquet", without), columns=Columns(depth="depth"))
+    with pytest.raises(DataError) as caught:
+        for split in map(data.split, SPLITS):
+            for index in range(len(split)):
+                split[index, index]
+    assert caught.value.key == key
+    with tarfile.open(tmp_path / "some.tar", "w") as tar:
+        for row in ROWS:
+            add(tar, row["name"], row["bytes"])
+        first = stored_pictures.with_depth(ROWS)[0]
+        add(tar, f"{first['name'][:3]}.depth.png", first["depth"])
+    options = {"columns": Columns(depth="depth.png"), "missing_captions": "empty"}
+    assert ROWS[1]["name"] in refused(tmp_path / "some.tar", key, **options)

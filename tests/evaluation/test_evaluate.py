@@ -18,7 +18,7 @@ from sdtrain.runs.manifest import list_checkpoints, write_manifest
 
 QUICK = ["num_images=2", "steps=2", "accelerator=cpu"]
 ALL_METRICS = sorted(path.stem for path in (config_dir() / "metric").glob("*.yaml"))
-METRICS = [name for name in ALL_METRICS if name != "depth_overlap"]
+METRICS = [name for name in ALL_METRICS if name not in ("class_accuracy", "depth_overlap")]
 """Those that measure a model of captions alone."""
 SHORT = ["metrics.sampler_error.steps=[2,4]", "metrics.sampler_error.reference=8"]
 

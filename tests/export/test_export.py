@@ -153,7 +153,7 @@ def test_diffusers_makes_the_same_picture_of_a_picture(tiny_run, exported, compo
     rows = torch.linspace(-0.9, 0.9, loaded.image_size)
     across = rows.expand(loaded.image_size, -1)
     picture = torch.stack([across, across.T, torch.zeros_like(across)])
-    requests = [Request(3, prompt=PROMPT, start=StartPicture(Path("ramp.png"), picture))]
+    requests = [Request(3, prompt=PROMPT, start=StartPicture(Path("ramp.png"), (32, 32), picture))]
     ours = generate(loaded.model, requests, drawing, loaded.image_size)
     latents = loaded.model.latents(picture[None])
     noise = torch.from_numpy(KeyedRandom(3, "image").normal(0, tuple(latents.shape[1:])))[None]
@@ -186,7 +186,7 @@ def test_diffusers_follows_a_depth_map_alike(run_of, export, composed, tmp_path,
     across = torch.linspace(-0.9, 0.9, loaded.image_size).expand(loaded.image_size, -1)
     picture = torch.stack([across, across.T, torch.zeros_like(across)])
     depth = (0.5 + 0.3 * across * across.T)[None]
-    start = StartPicture(Path("ramp.png"), picture)
+    start = StartPicture(Path("ramp.png"), (32, 32), picture)
     ours = generate(
         loaded.model,
         [Request(3, prompt=PROMPT, depth=depth, start=start)],
@@ -232,7 +232,7 @@ def test_diffusers_inpaints_alike(run_of, export, composed, tmp_path, monkeypatc
     picture = torch.stack([across, across.T, torch.zeros_like(across)])
     mask = torch.zeros(1, side, side, dtype=torch.bool)
     mask[:, 4:20, 8:] = True
-    start = StartPicture(Path("ramp.png"), picture, mask)
+    start = StartPicture(Path("ramp.png"), (32, 32), picture, mask)
     requests = [Request(3, prompt=PROMPT, start=start)]
     ours = generate(loaded.model, requests, drawing, side)
     noise = starting_latents(loaded.model, requests, drawing, side)

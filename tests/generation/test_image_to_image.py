@@ -45,7 +45,7 @@ def picture():
 
 
 def asked(picture, mask=None):
-    start = None if picture is None else StartPicture(Path("a.png"), picture, mask)
+    start = None if picture is None else StartPicture(Path("a.png"), (SIZE, SIZE), picture, mask)
     return [Request(seed, prompt="red circle", start=start) for seed in (0, 1)]
 
 

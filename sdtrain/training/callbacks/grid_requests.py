@@ -60,5 +60,6 @@ def grid_requests(
 def _masked(row: Row, seed: int) -> StartPicture:
     """Return a held-out picture with a random mask."""
     draw = KeyedRandom(seed, "samples.mask").at(0)
-    mask = torch.from_numpy(random_mask(draw, *row.image.shape[1:]))
-    return StartPicture(Path("held-out"), row.image, mask[None])
+    height, width = row.image.shape[1:]
+    mask = torch.from_numpy(random_mask(draw, height, width))
+    return StartPicture(Path("held-out"), (width, height), row.image, mask[None])
