@@ -44,7 +44,9 @@ class DepthFolder:
             depth = open_picture(str(path))
         except DataError as error:
             raise DataError(
-                error.problem, key="data.depth", remedy="Repair the depth map, or make it anew."
+                error.problem,
+                key="data.depth",
+                remedy="Repair this depth map, or change data.depth.",
             ) from error
         return fitted_map(depth, own_size, size, place=str(path), key="data.depth")
 
@@ -63,7 +65,7 @@ class DepthFolder:
         raise DataError(
             f"There is no depth map {stem.name}.png of picture {name!r} in {str(stem.parent)!r}",
             key="data.depth",
-            remedy="Add it, remove the picture, or set data.depth_model, which makes depth maps.",
+            remedy="Add it, change data.depth, or set data.depth_model, which makes depth maps.",
         )
 
 
@@ -107,7 +109,7 @@ class DepthColumn:
                     f"has no depth map of picture {name!r}",
                     key="data.columns.depth",
                     value=column,
-                    remedy="Add it, or remove the picture.",
+                    remedy="Add it, or change data.columns.depth.",
                 )
             places.append(place_of_row[row])
         # Arrays, because the workers of a loader share them.
@@ -195,6 +197,6 @@ def fitted_map(
             f"The depth map {place!r} has {depth.width} x {depth.height} pixels, but its "
             f"picture has {own_size[0]} x {own_size[1]}, which is of another shape",
             key=key,
-            remedy="Make it of the whole picture.",
+            remedy=f"Make it of the whole picture, or change {key}.",
         )
     return resize_to_cover(depth.resize(expected) if found != expected else depth, size)

@@ -109,5 +109,5 @@ def _check_shape(start: StartPicture, depth: DepthMap) -> None:
             f"The depth map {depth.file} has {map_pixels} pixels, but {start.file} has "
             f"{picture_pixels}, which is of another shape",
             key="depth",
-            remedy="Give a depth map of the whole picture.",
+            remedy="Set depth to a depth map of the whole picture.",
         )

@@ -5,6 +5,7 @@ trains what model.train names.
 import copy
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -408,6 +409,29 @@ def test_depth_added_to_a_pipeline_changes_nothing_at_first(
     gradient = model.unet.net.conv_in.weight.grad
     assert gradient.shape[1] == 5
     assert gradient[:, 4].abs().max() > 0
+
+
+def test_inpainting_added_to_a_pipeline_changes_only_the_rounding_at_first(
+    pipeline, build_model, tiny, composed, chosen
+):
+    """Nine channels are another convolution kernel."""
+    words = prepare_arguments([*chosen, "data.size=8", "model/channels=[inpainting]"])
+    model = build_model(composed(*tiny(*words)))
+    generator = torch.Generator().manual_seed(1)
+    pictures = torch.rand(2, 3, 32, 32, generator=generator) * 2 - 1
+    mask = torch.zeros(2, 1, 32, 32, dtype=torch.bool)
+    mask[..., :16] = True
+    asked = replace(inputs(PROMPTS), masked=model.masked_pictures(pictures, mask))
+    x = torch.randn(2, 4, 8, 8, generator=generator)
+    timestep = torch.tensor([3.0, 900.0])
+    found = model.network(model.condition(asked))(x, timestep)
+    context = model.conditioner(asked).context
+    expected = pipeline.unet(x, timestep, context).sample
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    found.square().sum().backward()
+    gradient = model.unet.net.conv_in.weight.grad
+    assert gradient.shape[1] == 9
+    assert (gradient[:, 4:].abs().amax((0, 2, 3)) > 0).all()
 
 
 def test_a_pipeline_that_reads_depth_maps_is_read_with_them(
