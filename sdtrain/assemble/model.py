@@ -195,11 +195,35 @@ def check_channels(channels: Mapping[str, ChannelCondition], data: PictureData) 
 
 
 def _check_depth(reads: frozenset[str], data: PictureData, key: str) -> None:
-    if "depth" in reads and data.split("train")[(0, 0)].depth is None:
+    """Raise UserError if a condition reads depth maps, and the data have none or bad ones.
+
+    key: of the condition.
+    """
+    if "depth" not in reads:
+        return
+    row = data.split("train")[(0, 0)]
+    if row.depth is None:
         raise UserError(
             f"{key} reads depth maps, but the data have none",
             key=key,
             remedy=f"Choose data with depth maps, or remove {key}.",
+        )
+    low, high = row.depth.aminmax()
+    if not (low >= 0 and high <= 1):  # nor NaN
+        raise UserError(
+            f"gives depth maps with values from {low:g} to {high:g}; they must lie in [0, 1], "
+            "1 nearest",
+            key="data",
+            value=type(data).__name__,
+            remedy="Scale them where the data set makes them.",
+        )
+    if row.image is not None and row.depth.shape != (1, *row.image.shape[1:]):
+        raise UserError(
+            f"gives depth maps {tuple(row.depth.shape)} for pictures {tuple(row.image.shape)}; "
+            "they must be [1, H, W] for [3, H, W]",
+            key="data",
+            value=type(data).__name__,
+            remedy="Crop both alike where the data set makes them.",
         )
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
@@ -157,7 +157,13 @@ def _column_error(error: DataError, column: str) -> DataError:
 
 
 def map_file(folder: str, name: str) -> Path:
-    """Return the file of a picture's depth map, as sdtrain writes it: one for each name."""
+    """Return the file of a picture's depth map, as sdtrain writes it: one for each name.
+
+    A name that leads out of the folder is replaced by its hash: the author of a data set must not
+    be able to choose which files of this machine are written.
+    """
+    if name.startswith("/") or ".." in PurePosixPath(name).parts:
+        name = hashlib.sha256(name.encode()).hexdigest()
     return Path(folder) / f"{name}.png"
 
 

@@ -210,6 +210,7 @@ class PictureSplit:
             row = self._rows[index]
             try:
                 content = self._content(index, row.name, ordinal, size)
+                depth = self._depth(index, row.name, ordinal, size)
             except ChangedFileError:  # it may be sound, but is not the one that was listed
                 raise
             except DataError as error:
@@ -227,7 +228,7 @@ class PictureSplit:
                     content,
                     caption=caption,
                     label=row.label,
-                    depth=self._depth(index, row.name, ordinal, size),
+                    depth=depth,
                     context=self._context_of(caption) if self._context_of else None,
                     skipped=tuple(skipped.items()),
                 )

@@ -119,21 +119,22 @@ def make_depth_maps(
     _check_folder(folder, depth_of.model)
     estimator = DepthEstimator(depth_of.model, KEY, device)
     source = split.reader.source
+    background = split.reader.background
     maps = DepthMaps(
         folder=str(folder),
         reader=split.reader,
-        contents=Contents(folder / RECORD, f"{source.identity} {estimator.identity}"),
+        contents=Contents(folder / RECORD, f"{source.identity} {background} {estimator.identity}"),
         skips=extras_of(data).max_skipped is not None,
     )
     names = sorted({name for each in SPLITS for name in data.split(each).names})
-    incomplete = [batch for batch in _batches(names) if maps.missing_in(batch)]
-    total = sum(len(maps.missing_in(batch)) for batch in incomplete)
-    if not total:
+    missing = set(maps.missing_in(Batch("", names)))
+    if not missing:
         console.print(f"Depth: all {len(names):,} depth maps are in {folder}.", soft_wrap=True)
         return
-    line = f"Depth: {total:,} of {len(names):,} depth maps are made now in {folder}"
+    incomplete = [batch for batch in _batches(names) if not missing.isdisjoint(batch.items)]
+    line = f"Depth: {len(missing):,} of {len(names):,} depth maps are made now in {folder}"
     console.print(line, soft_wrap=True)
-    with _claims(folder) as claims, progress_bar(console, total, "maps", "depth") as bar:
+    with _claims(folder) as claims, progress_bar(console, len(missing), "maps", "depth") as bar:
         work = SharedWork(claims, incomplete, maps.missing_in)
         while work.is_left:
             while batch := work.claim_next():

@@ -1,11 +1,13 @@
 """Channel conditions: the maps of depth, dropout of each apart, guidance over each apart."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from untrained import make
 
+from sdtrain.assemble.model import check_channels
 from sdtrain.conditioning.depth import Depth
 from sdtrain.conditioning.interface import Inputs
 from sdtrain.data.draws import Collate
@@ -135,3 +137,17 @@ def test_what_does_not_fit_is_refused():
     assert refused.value.key == "guidance"
     with pytest.raises(ValueError, match="dropout"):
         Depth(dropout=1.5)
+
+
+def test_depth_maps_of_data_are_checked():
+    image = torch.zeros(3, 8, 8)
+    depth = HALF[0]
+    check_channels({"depth": Depth(dropout=0.1)}, data_of(Row(image, "", depth=depth)))
+    for bad in (None, depth * 3, depth - 1, depth * torch.nan, depth[:, :4]):
+        with pytest.raises(UserError):
+            check_channels({"depth": Depth(dropout=0.1)}, data_of(Row(image, "", depth=bad)))
+
+
+def data_of(row):
+    """A data set with one row."""
+    return SimpleNamespace(split=lambda name: {(0, 0): row})

@@ -69,6 +69,10 @@ def test_what_is_wrong_is_named(folders):
     assert "3.png" in refused()
     (depth / "3.png").write_bytes(sound[:60])
     assert "3.png" in refused()
+    skipping = load(folders, on_error="skip")
+    rows = [skipping.split("train")[i, i] for i in range(len(skipping.split("train")))]
+    rows += [skipping.split("validation")[i, i] for i in range(len(skipping.split("validation")))]
+    assert [name for row in rows for name, _ in row.skipped] == ["part/3.png"]
     (depth / "3.png").unlink()
     assert "3.png" in refused()
     Image.fromarray(np.zeros((64, 96), dtype=np.uint8)).save(depth / "3.webp")  # larger, any suffix

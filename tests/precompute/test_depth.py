@@ -2,6 +2,7 @@
 
 import io
 import os
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -128,6 +129,8 @@ def test_rows_of_a_file_have_a_map_each(depth_model, tmp_path):
     folder = data.split("train").depth_of.path
     names = [name for split in ("train", "validation") for name in data.split(split).names]
     assert len({map_file(folder, name).read_bytes() for name in names}) == 8
+    for name in ("../outside", "/outside", "a/../../outside"):
+        assert map_file(folder, name).resolve().parent == Path(folder).resolve()
     with pytest.raises(UserError, match="both say"):
         StoredPictures(path=str(tmp_path / "a.parquet"), columns=Columns(depth="text"), **options)
 
