@@ -6,7 +6,7 @@ from torch import nn
 
 from sdtrain.assemble.kept_files import SHA256, file_hashes, kept_files
 from sdtrain.config.path_keys import is_path
-from sdtrain.latent_diffusion import part_hash
+from sdtrain.models.hashes import part_hash
 
 OTHER_KEYS = frozenset({"sha256", SHA256, "variant"})
 """Keys of any part that say which files it reads: the hash of its weights says more."""

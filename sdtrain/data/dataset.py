@@ -100,14 +100,7 @@ class StoredPictures(CaptionedPictures):
             seed=seed,
             batch_size=batch_size,
         )
-        for key, value in {"data.depth": depth, "data.depth_model": depth_model}.items():
-            if value is not None and columns.depth is not None:
-                raise UserError(
-                    f"and data.columns.depth={columns.depth} both say where depth maps come from",
-                    key=key,
-                    value=value,
-                    remedy="Remove one of them.",
-                )
+        _check_one_source_of_depth(columns.depth, {"depth": depth, "depth_model": depth_model})
         store = open_store(
             path, split=split, image=columns.image, revision=revision, other=columns.depth
         )
@@ -116,6 +109,18 @@ class StoredPictures(CaptionedPictures):
         store.forget_values()
         depth_of = depth_column or depth_of_folder(depth, depth_model, store.identity)
         super().__init__(inventory, store, options, depth_of)
+
+
+def _check_one_source_of_depth(column: str | None, others: dict[str, str | None]) -> None:
+    """Raise UserError for a column of depth maps beside another source. others: {key: value}."""
+    for key, value in others.items():
+        if value is not None and column is not None:
+            raise UserError(
+                f"and data.columns.depth={column} both say where depth maps come from",
+                key=f"data.{key}",
+                value=value,
+                remedy="Remove one of them.",
+            )
 
 
 def inventory_of_store(

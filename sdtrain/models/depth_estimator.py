@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
 from sdtrain.errors import UserError, first_line
-from sdtrain.latent_diffusion import part_hash
+from sdtrain.models.hashes import part_hash
 from sdtrain.models.pipeline_folder import DEPTH_ESTIMATOR, FEATURE_EXTRACTOR
 from sdtrain.paths import HUB_ID
 from sdtrain.weight_files import quiet_libraries

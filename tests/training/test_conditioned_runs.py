@@ -73,6 +73,7 @@ def losses(run):
     return torch.tensor([line["train/loss"] for line in lines(run) if "train/loss" in line])
 
 
+@pytest.mark.slow
 def test_depth_comes_from_a_folder_a_column_or_a_model_with_a_cache_or_without(
     train_tiny, tmp_path
 ):
