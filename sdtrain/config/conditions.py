@@ -89,13 +89,18 @@ def _check_depth_is_read(config: dict, typed: set[str]) -> None:
     Conditions of the user's own may read them.
     """
     nodes = list((config["model"].get("channels") or {}).values())
-    nodes.append(config["model"].get("conditioner") or {})
+    if config["model"].get("conditioner"):
+        nodes.append(config["model"]["conditioner"])
     for node in nodes:
         target = node.get("_target_", "sdtrain.")
         if target == DEPTH or not target.startswith("sdtrain."):
             return
-    for key in ("data.depth", "data.depth_model", "data.columns.depth"):
-        if key in typed:
+    data = config["data"]
+    values = {"data.depth": data.get("depth"), "data.depth_model": data.get("depth_model")}
+    if nodes:  # an autoencoder has to know which pictures are depth maps
+        values["data.columns.depth"] = (data.get("columns") or {}).get("depth")
+    for key, value in values.items():
+        if key in typed and value is not None:
             raise UserError(
                 f"{key} has no effect: the model reads no depth maps",
                 key=key,

@@ -47,6 +47,8 @@ BESIDE = {  # what an option wants beside it
     "experiment/images_autoencoder": ["data.path={pictures}"],
     "experiment/dataset_autoencoder": ["data.path={parquet}", "data.image_size=16"],
     "schedule/table": ["schedule.betas=[0.001,0.01,0.1,0.2,0.3,0.5]", "schedule.num_timesteps=6"],
+    "experiment/pixels": ["model.unet.attention=[true,true]"],
+    "guidance/two_conditions": ["model/channels=[depth]"],
     "schedule/flow": ["prediction=v"],
     "modifiers/zero_terminal_snr": ["prediction=v"],
     "modifiers/clip": ["modifiers.clip.log_snr_max=4", "modifiers.clip.log_snr_min=-4"],

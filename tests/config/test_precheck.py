@@ -113,3 +113,21 @@ def test_settings_of_an_experiment_give_way_to_an_option_that_switches_them_off(
     with pytest.raises(UserError) as caught:
         precheck_config(composed(*words, *typed), [*words, *typed])
     assert caught.value.key == typed[0].partition("=")[0]
+
+
+def test_keys_about_depth_maps_need_a_condition_that_reads_them(tiny_config, tmp_path):
+    """Of an autoencoder only those that say which pictures are depth maps have an effect."""
+    usual = ["data=dataset", f"data.path={tmp_path}"]
+    column = "data.columns.depth=depth"
+    folder = f"data.depth={tmp_path}"
+    autoencoder = ["experiment=dataset_autoencoder", f"data.path={tmp_path}"]
+    for words in ([*usual, column], [*usual, folder], [*autoencoder, folder]):
+        with pytest.raises(UserError) as caught:
+            precheck_config(tiny_config(*words), words)
+        assert caught.value.key == words[-1].partition("=")[0]
+    for words in (
+        [*usual, "model/channels=[depth]", column],
+        [*usual, "data.columns.depth=null"],
+        [*autoencoder, column],
+    ):
+        precheck_config(tiny_config(*words), words)
