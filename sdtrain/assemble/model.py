@@ -109,6 +109,8 @@ def build_channels(cfg: dict) -> dict[str, ChannelCondition]:
     channels = {}
     for name, node in (cfg["model"].get("channels") or {}).items():
         key = f"model.channels.{name}"
+        if hasattr(torch.nn.ModuleDict, name):
+            raise UserError(f"{key} has a name that torch uses", key=key, remedy="Rename it.")
         channels[name] = _build_part(node, key)
         check_part(channels[name], ChannelCondition, key)
     return channels

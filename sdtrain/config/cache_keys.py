@@ -22,12 +22,15 @@ PIXELS = "sdtrain.models.autoencoder.Pixels"
 def with_cache_on(config: dict, overrides: Iterable[str]) -> dict:
     """Return a copy of a configuration whose data.cache is auto instead of off.
 
-    For a command that makes the cache. Raises UserError if the user typed data.cache=off.
+    For a command that makes the cache. Raises UserError if the user typed data.cache=off, unless
+    depth maps remain to be made.
     """
     data = config.get("data")
     if not isinstance(data, dict) or data.get("cache", OFF) not in (OFF, False, None):
         return config
     if KEY in typed_keys(overrides):
+        if data.get("depth_model"):  # of which depth maps remain to be made
+            return config
         raise UserError(
             "leaves nothing to compute",
             key=KEY,

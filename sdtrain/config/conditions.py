@@ -18,8 +18,20 @@ TWO_CONDITIONS = "sdtrain.diffusion.two_conditions"
 
 
 def is_condition_list(key: str, value: str) -> bool:
-    """Return whether `key=value` is a list of conditions, as in model/conditioner=[text,depth]."""
-    return key == CONDITIONER and LIST.fullmatch(value) is not None
+    """Return whether `key=value` is a list of conditions, as in model/conditioner=[text,depth].
+
+    Raises UserError for several lists, as in a sweep.
+    """
+    if key != CONDITIONER or "[" not in value:
+        return False
+    if LIST.fullmatch(value) is None:
+        raise UserError(
+            "is more than one list of conditions",
+            key=CONDITIONER,
+            value=value,
+            remedy="In a sweep, vary the channel conditions alone: 'model/channels=[depth],[]'.",
+        )
+    return True
 
 
 def split_conditions(value: str, words: Iterable[str]) -> list[str]:
@@ -28,12 +40,20 @@ def split_conditions(value: str, words: Iterable[str]) -> list[str]:
     Conditions with a file in configs/model/channels become model/channels=[depth], the one other
     model/conditioner=text, which is `none` if there is no other. A model that brings its own text
     encoder, such as model=stable_diffusion, keeps it. Raises UserError for a condition that is
-    named twice, and for several that are no channel conditions.
+    named twice, for several that are no channel conditions, and for model/channels beside the list.
 
     Args:
         value: the list, as typed.
         words: all arguments.
     """
+    typed = [word for word in words if word.lstrip("+").startswith(f"{CHANNELS}=")]
+    if typed:
+        raise UserError(
+            f"and {typed[0]} both say which channel conditions there are",
+            key=CONDITIONER,
+            value=value,
+            remedy="Name all conditions in one of them.",
+        )
     names = [name.strip() for name in value.strip("[] ").split(",") if name.strip()]
     channels = []
     others = []
@@ -96,6 +116,8 @@ def _check_depth_is_read(config: dict, typed: set[str]) -> None:
         if target == DEPTH or not target.startswith("sdtrain."):
             return
     data = config["data"]
+    if not data.get("_target_", "").startswith("sdtrain."):
+        return
     values = {"data.depth": data.get("depth"), "data.depth_model": data.get("depth_model")}
     if nodes:  # an autoencoder has to know which pictures are depth maps
         values["data.columns.depth"] = (data.get("columns") or {}).get("depth")

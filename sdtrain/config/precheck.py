@@ -298,13 +298,13 @@ def _make_data_path_absolute(data: dict) -> None:
 
     An id of the Hugging Face hub is left as it is.
     """
-    for key, may_be_hub_id in {"depth": False, "depth_model": True}.items():
-        if isinstance(data.get(key), str):
-            data[key] = absolute_path(data[key], may_be_hub_id=may_be_hub_id)
-    path = data.get("path")
-    if data.get("_target_") not in DATA_WITH_PATH or not isinstance(path, str) or not path:
+    target = data.get("_target_")
+    if target not in DATA_WITH_PATH:
         return
-    data["path"] = absolute_path(path, may_be_hub_id=data["_target_"] == STORED_PICTURES)
+    may_be_hub_id = {"path": target == STORED_PICTURES, "depth": False, "depth_model": True}
+    for key, allowed in may_be_hub_id.items():
+        if data.get(key) and isinstance(data[key], str):
+            data[key] = absolute_path(data[key], may_be_hub_id=allowed)
 
 
 def _check_loader(data: dict, typed: set[str]) -> None:

@@ -119,8 +119,8 @@ def fill_from_pretrained(config: DictConfig) -> DictConfig:
             _fill_folders(filled.model, PIPELINE_FOLDERS, source, path)
             filled.first_stage = None  # the pipeline has an autoencoder
             filled.model.pretrained = _absolute(source)
-            if described is None and not filled.model.get("channels"):
-                filled.model.channels = _channels_of(pipeline)
+            if described is None:
+                _fill_channels(filled.model, pipeline, source)
         else:
             filled.model.pretrained = None
             _fill_without_pipeline(filled.model)
@@ -168,13 +168,29 @@ def _fill_folders(
             OmegaConf.update(model, key, str(path / subfolder))
 
 
-def _channels_of(pipeline: PipelineFolder) -> dict[str, dict]:
-    """Return the node of what the UNet of a pipeline reads beside the latents, as in the file of
-    configs/model/channels.
+def _fill_channels(model: DictConfig, pipeline: PipelineFolder, source: str) -> None:
+    """Let the model read what the UNet of a pipeline reads beside the latents.
+
+    Raises UserError if the user chose other conditions: the weights of its input channels belong to
+    this one. To a UNet without such channels any can be added.
     """
     name = channel_condition_of(pipeline)
     if name is None:
-        return {}
+        return
+    chosen = list(model.get("channels") or {})
+    if chosen and chosen[0] != name:
+        raise UserError(
+            f"names {', '.join(chosen)}, but the first input channels of {source} beside the "
+            f"latents are those of {name}",
+            key="model/channels",
+            remedy=f"Set model/channels=[{name}], or choose a pipeline without such channels.",
+        )
+    if not chosen:
+        model.channels = _channels_of(name, pipeline)
+
+
+def _channels_of(name: str, pipeline: PipelineFolder) -> dict[str, dict]:
+    """Return the node of a channel condition, as in its file in configs/model/channels."""
     nodes = OmegaConf.load(config_dir() / "model" / "channels" / f"{name}.yaml")
     if "latent_channels" in nodes[name]:
         nodes[name].latent_channels = pipeline.autoencoder.latent_channels

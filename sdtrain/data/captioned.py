@@ -8,6 +8,7 @@ from sdtrain.data.buckets import bucket_chooser, bucket_sizes, default_step, nea
 from sdtrain.data.caption_draw import CaptionDraw
 from sdtrain.data.caption_template import CaptionTemplate
 from sdtrain.data.crop import Transform
+from sdtrain.data.depth import DepthFolder
 from sdtrain.data.headers import CropOf
 from sdtrain.data.inventory import Inventory
 from sdtrain.data.reader import PictureReader, Source
@@ -134,6 +135,9 @@ class CaptionedPictures:
             choose_buckets=options.bucket_chooser(),
             depth_of=depth_of,
         )
+        if isinstance(depth_of, DepthFolder) and self.max_skipped is None:
+            for split in self._splits.values():
+                depth_of.check_complete(split.names)
         self.notes = [*inventory.notes, *self._splits["train"].notes]
         if options.buckets:
             self.notes += self._small_squares_notes()

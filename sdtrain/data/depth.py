@@ -2,19 +2,25 @@
 
 import hashlib
 import os
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
 from sdtrain.data.columns import Columns
 from sdtrain.data.crop import covering_size, resize_to_cover
 from sdtrain.data.decode import PictureFile, open_picture, picture_suffixes
+from sdtrain.data.listing import lies_in, shortened
 from sdtrain.data.stored import NameIndex, Store
 from sdtrain.data.stores import open_store
 from sdtrain.errors import DataError
 from sdtrain.paths import cache_folder
+
+LONGEST_PART = 200
+"""Bytes of a part of a picture's name that a file may have; file systems allow 255."""
 
 
 class DepthFolder:
@@ -30,7 +36,7 @@ class DepthFolder:
 
     def __init__(self, path: str) -> None:
         self.path = os.path.abspath(os.path.expanduser(path))
-        if not os.path.isdir(self.path):
+        if not path or not os.path.isdir(self.path):
             raise DataError(
                 "is no folder",
                 key="data.depth",
@@ -51,21 +57,40 @@ class DepthFolder:
         return fitted_map(depth, own_size, size, place=str(path), key="data.depth")
 
     def _file_of(self, name: str) -> Path:
+        for file in self._candidates(name):
+            if file.is_file():
+                return file
+        raise self._missing_error([name])
+
+    def _candidates(self, name: str) -> Iterator[Path]:
+        """Yield the files that may be the depth map of a picture, the preferred one first."""
         full = map_file(self.path, name)
-        if full.is_file():
-            return full
+        yield full
         stem = full.with_suffix("")
         suffixes = picture_suffixes()
         if stem.suffix.lower() in suffixes:
             stem = stem.with_suffix("")
         for suffix in (".png", *sorted(suffixes)):
-            file = stem.with_name(stem.name + suffix)
-            if file.is_file():
-                return file
-        raise DataError(
-            f"There is no depth map {stem.name}.png of picture {name!r} in {str(stem.parent)!r}",
+            yield stem.with_name(stem.name + suffix)
+
+    def check_complete(self, names: Iterable[str]) -> None:
+        """Raise DataError if pictures have no depth map."""
+        files = set()
+        for folder, _, inside in os.walk(self.path, followlinks=True):
+            files |= {os.path.join(folder, file) for file in inside}
+        missing = []
+        for name in names:
+            if not any(str(file) in files for file in self._candidates(name)):
+                missing.append(name)
+        if missing:
+            raise self._missing_error(missing)
+
+    def _missing_error(self, names: list[str]) -> DataError:
+        return DataError(
+            f"{len(names)} pictures have no depth map in {self.path!r}: {shortened(names)}. Each "
+            "needs one of its name, with any suffix of a picture",
             key="data.depth",
-            remedy="Add it, change data.depth, or set data.depth_model, which makes depth maps.",
+            remedy="Add them, change data.depth, or set data.depth_model, which makes depth maps.",
         )
 
 
@@ -85,6 +110,15 @@ class EstimatedDepth(DepthFolder):
             key = hashlib.sha256(f"{model}\n{source}".encode(errors="surrogateescape"))
             path = str(cache_folder() / "depth" / key.hexdigest()[:16])
         self.path = os.path.abspath(os.path.expanduser(path))
+
+    def check_complete(self, names: Iterable[str]) -> None:
+        """Do nothing: what is missing is made."""
+
+
+def blank_depth_map(name: str, own_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Return a black depth map, whatever the picture shows. Implements `split.DepthOf`."""
+    width, height = covering_size(own_size, size)
+    return torch.zeros(3, height, width, dtype=torch.uint8)
 
 
 class DepthColumn:
@@ -112,6 +146,7 @@ class DepthColumn:
                     remedy="Add it, or change data.columns.depth.",
                 )
             places.append(place_of_row[row])
+        maps.forget_values()
         # Arrays, because the workers of a loader share them.
         self._index = NameIndex(pictures.names)
         self._places = np.array(places, np.int64)
@@ -159,19 +194,31 @@ def _column_error(error: DataError, column: str) -> DataError:
 def map_file(folder: str, name: str) -> Path:
     """Return the file of a picture's depth map, as sdtrain writes it: one for each name.
 
-    A name that leads out of the folder is replaced by its hash: the author of a data set must not
-    be able to choose which files of this machine are written.
+    A name that leads out of the folder is replaced by its hash, because the author of a data set
+    must not be able to choose which files of this machine are written; so is one that is too long,
+    and one that is not the shortest for its file.
     """
-    if name.startswith("/") or ".." in PurePosixPath(name).parts:
-        name = hashlib.sha256(name.encode()).hexdigest()
+    parts = name.split("/")
+    is_plain = all(part not in ("", ".", "..") for part in parts)
+    encoded = name.encode(errors="surrogateescape")
+    if not is_plain or max(map(len, encoded.split(b"/"))) > LONGEST_PART:
+        name = hashlib.sha256(encoded).hexdigest()
     return Path(folder) / f"{name}.png"
 
 
 def depth_of_folder(depth: str | None, depth_model: str | None, source: str) -> DepthFolder | None:
     """Return the depth maps of data.depth and data.depth_model; None if both are None.
 
-    source: names the pictures. Raises DataError if the folder of given ones does not exist.
+    source: names the pictures: of a folder its path, in which depth maps would count as pictures.
+    Raises DataError if the folder of given ones does not exist.
     """
+    if depth and lies_in(os.path.abspath(os.path.expanduser(depth)), source):
+        raise DataError(
+            f"lies in {source!r}, all of whose pictures are trained",
+            key="data.depth",
+            value=depth,
+            remedy="Set data.depth to a folder outside data.path.",
+        )
     if depth_model is not None:
         return EstimatedDepth(depth_model, depth, source)
     return None if depth is None else DepthFolder(depth)

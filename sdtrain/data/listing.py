@@ -55,7 +55,7 @@ class Listing:
         return self._contained[folder]
 
     def _contains_real(self, real: str) -> bool:
-        return any(_lies_in(real, root) for root in self.roots)
+        return any(lies_in(real, root) for root in self.roots)
 
     def summarise_ignored(self, read: Collection[str]) -> str:
         """Count the files that are not in `read` by suffix, as in "3 .psd, 2 hidden"; "" if none.
@@ -91,7 +91,7 @@ def list_folder(folder: str) -> Listing:
         real = os.path.realpath(os.path.join(folder, link))
         listing.links[link] = real
         # Following a link to a parent folder would add files that lie beside the data set.
-        if real in seen or _lies_in(listing.roots[0], real):
+        if real in seen or lies_in(listing.roots[0], real):
             listing.repeated += 1
             continue
         seen.add(real)
@@ -108,7 +108,8 @@ def suffix_of(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
-def _lies_in(path: str, folder: str) -> bool:
+def lies_in(path: str, folder: str) -> bool:
+    """Return whether an absolute path is a folder or lies in it."""
     return os.path.commonpath([path, folder]) == folder
 
 

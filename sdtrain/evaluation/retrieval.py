@@ -29,7 +29,7 @@ class Retrieval(Metric):
     """
 
     needs = frozenset({CAPTIONS, REFERENCES})
-    gives = frozenset({"caption"})
+    gives = frozenset({"caption", "depth"})
     unit = "share of the pictures"
     higher_is_better = True
 
@@ -65,7 +65,10 @@ class Retrieval(Metric):
             index = number * len(rows) // count
             wanted.append(index)
             wanted_rows.append(rows[index])
-            requests.append(Request(subject.seed + index, prompt=rows[index].caption))
+            request = Request(
+                subject.seed + index, prompt=rows[index].caption, depth=rows[index].depth
+            )
+            requests.append(request)
         images = subject.draw(requests)
         model = subject.model
         drawn = model.latents(images.to(model.device)).cpu()

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionDepth2ImgPipeline, StableDiffusionPipeline
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -22,8 +22,15 @@ FILE = "model.safetensors"
 def original_state(pipeline: StableDiffusionPipeline) -> dict[str, Tensor]:
     """Return the weights of a pipeline's networks under their original names.
 
-    Raises UserError for a UNet that the original layout cannot hold.
+    Raises UserError for a UNet that the original layout cannot hold, or diffusers not read there.
     """
+    if isinstance(pipeline, StableDiffusionDepth2ImgPipeline):
+        raise UserError(
+            "does not work: diffusers reads no single file of a model with depth maps",
+            key="format",
+            value="single_file",
+            remedy="Set format=folder.",
+        )
     unet = pipeline.unet
     autoencoder = pipeline.vae
     text_encoder = pipeline.text_encoder

@@ -56,7 +56,7 @@ def estimate_depth_maps(
     for start in starts:
         picture = F.to_pil_image(read_picture(str(start.file), "init_image"))
         estimated = F.pil_to_tensor(estimator(picture)).expand(3, -1, -1)
-        maps.append(DepthMap(start.file, start.own_size, _cropped(estimated, image_size)))
+        maps.append(DepthMap(None, start.own_size, _cropped(estimated, image_size)))
     return maps
 
 
@@ -85,7 +85,7 @@ def pair(starts: Sequence[StartPicture], maps: Sequence[DepthMap]) -> list[Given
         return [GivenPictures(start=start) for start in starts]
     if len(maps) not in (1, len(starts)):
         raise DataError(
-            f"has {len(maps)} depth maps for the {len(starts)} pictures of init_image",
+            f"depth has {len(maps)} depth maps for the {len(starts)} pictures of init_image",
             key="depth",
             remedy="Give one depth map, or one for each picture, in the order of their names.",
         )

@@ -36,11 +36,11 @@ class StartPicture:
 class DepthMap:
     """A given or estimated depth map.
 
-    file: that it was read from or estimated of, which has own_size (width, height). values:
-    [1, H, W], 1 nearest, 0 farthest.
+    file: that it was read from; None if it was estimated. own_size: (width, height) of the file or
+    of the picture that it was estimated of. values: [1, H, W], 1 nearest, 0 farthest.
     """
 
-    file: Path
+    file: Path | None
     own_size: tuple[int, int]
     values: Tensor
 

@@ -70,6 +70,8 @@ def sample(
     }
     if config.init_image is not None:
         metadata["strength"] = drawing.strength
+    if "depth" in model.reads and config.depth is None:
+        metadata["depth_model"] = config.depth_model
     if config.mask is not None:
         metadata["mask"] = config.mask
     _write_samples(config, requests, images, conditioner, metadata)

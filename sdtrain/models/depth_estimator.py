@@ -43,12 +43,13 @@ class DepthEstimator:
         if (path / DEPTH_ESTIMATOR).is_dir():
             model = path / DEPTH_ESTIMATOR
             processor = path / FEATURE_EXTRACTOR
-        local = {"local_files_only": path.exists()}
+        # transformers would ask on the terminal whether to run the source's own code.
+        options = {"local_files_only": path.exists(), "trust_remote_code": False}
         try:
             with quiet_libraries():
-                self.processor = AutoImageProcessor.from_pretrained(str(processor), **local)
+                self.processor = AutoImageProcessor.from_pretrained(str(processor), **options)
                 self.net = AutoModelForDepthEstimation.from_pretrained(
-                    str(model), use_safetensors=True, dtype=torch.float32, **local
+                    str(model), use_safetensors=True, dtype=torch.float32, **options
                 )
         except Exception as error:  # transformers raises various classes for broken files
             raise self._error(f"holds no depth model to be read: {first_line(error)}") from error

@@ -74,7 +74,7 @@ def add_input_channels(net: UNet2DConditionModel, count: int) -> None:
             f"has {old.in_channels} input channels, and only {count} are given to it",
             key="model.unet.weights",
             remedy="Choose the conditions that it was trained with: model/channels=[depth] for "
-            "five channels.",
+            "five channels, model/channels=[inpainting] for nine.",
         )
     new = nn.Conv2d(count, old.out_channels, old.kernel_size, padding=old.padding)
     with torch.no_grad():

@@ -28,10 +28,12 @@ class Contents:
         path: of the file; it need not exist.
         source: where the pictures are, such as the path of their folder. Its hash is stored: a path
             need not be UTF-8, but a text in the file must be.
+        key: says where the file is, for errors.
     """
 
-    def __init__(self, path: Path, source: str) -> None:
+    def __init__(self, path: Path, source: str, key: str = "data.cache") -> None:
         self.path = path
+        self.key = key
         self._source = hashlib.sha256(source.encode(errors="surrogateescape")).hexdigest()
 
     def known(self, stamps: Mapping[str, Stamp]) -> dict[str, bytes]:
@@ -68,7 +70,7 @@ class Contents:
             rows.append((self._source, name, size, mtime_ns, digest))
         if not rows:
             return
-        with _storage_errors(self.path):
+        with _storage_errors(self.path, self.key):
             try:
                 self._insert(rows)
             except sqlite3.OperationalError:  # a full disk, or a file that may not be written
@@ -87,13 +89,13 @@ class Contents:
 
 
 @contextmanager
-def _storage_errors(path: Path) -> Iterator[None]:
+def _storage_errors(path: Path, key: str) -> Iterator[None]:
     """Turn an error of the database into a StorageError."""
     try:
         yield
     except (sqlite3.Error, OSError) as error:
         raise StorageError(
             f"{path} cannot be written: {error}",
-            key="data.cache",
-            remedy="Free space, or set data.cache to another folder.",
+            key=key,
+            remedy=f"Free space, or set {key} to another folder.",
         ) from error

@@ -26,7 +26,10 @@ KEY = "data.depth_model"
 SPLITS = ("train", "validation")
 
 RECORD = "depth_maps.sqlite"
-"""File in the folder of the depth maps that says which pictures they were made of."""
+"""File in the folder of the depth maps that says what they were made of."""
+
+NO_STAMP = (-1, -1)
+"""The size and time of no file: that of a depth map that is being written."""
 
 CLAIMS = "claims.lock"
 """File that is written before any other, and so marks a folder as one of sdtrain."""
@@ -40,25 +43,27 @@ class DepthMaps:
     """The depth maps of a data set in a folder.
 
     A map is made again if the file of its picture has another size or time than when it was made,
-    or the depth model other weights.
+    or if it was made of other pictures or by other weights.
 
-    folder: of the maps. reader: of the pictures. contents: the record of the pictures. skips:
-    whether a picture that cannot be read has no depth map, and is no error. unreadable: names of
-    such pictures.
+    folder: of the maps. identity: hash of the source of the pictures and of the depth model.
+    reader: of the pictures. record: the identity with which each map was made. skips: whether a
+    picture that cannot be read has no depth map, and is no error. unreadable: names of such
+    pictures.
     """
 
     folder: str
+    identity: bytes
     reader: PictureReader
-    contents: Contents
+    record: Contents
     skips: bool
     unreadable: set[str] = field(default_factory=set)
 
     def missing_in(self, batch: Batch) -> list[str]:
         """Return the names of a batch whose depth maps have to be made."""
-        known = self.contents.known(self.reader.source.stamps(batch.items))
+        made = self.record.known(self.reader.source.stamps(batch.items))
         missing = []
         for name in batch.items:
-            is_made = name in known and map_file(self.folder, name).is_file()
+            is_made = made.get(name) == self.identity and map_file(self.folder, name).is_file()
             if not is_made and name not in self.unreadable:
                 missing.append(name)
         return missing
@@ -66,11 +71,12 @@ class DepthMaps:
     def make(self, names: Sequence[str], estimator: DepthEstimator) -> None:
         """Make depth maps. Raises DataError for a picture that cannot be read, StorageError."""
         made = {}
+        # Whoever is stopped while he replaces an older map leaves no record of it.
+        self.record.add(dict.fromkeys(names, (NO_STAMP, b"")))
         # Before they are read: a picture that changes meanwhile is then read again.
         stamps = self.reader.source.stamps(names)
         for name in names:
             try:
-                digest = hashlib.sha256(self.reader.read_bytes(name)).digest()
                 picture = self.reader.picture(name)
             except ChangedFileError:
                 raise
@@ -80,8 +86,9 @@ class DepthMaps:
                 self.unreadable.add(name)
                 continue
             self._write(name, estimator, picture)
-            made[name] = (stamps[name], digest)
-        self.contents.add(made)
+            if name in stamps:
+                made[name] = (stamps[name], self.identity)
+        self.record.add(made)
 
     def _write(self, name: str, estimator: DepthEstimator, picture: Image.Image) -> None:
         path = map_file(self.folder, name)
@@ -118,12 +125,12 @@ def make_depth_maps(
     folder = Path(depth_of.path)
     _check_folder(folder, depth_of.model)
     estimator = DepthEstimator(depth_of.model, KEY, device)
-    source = split.reader.source
-    background = split.reader.background
+    made_of = (split.reader.source.identity, split.reader.background, estimator.identity)
     maps = DepthMaps(
         folder=str(folder),
+        identity=hashlib.sha256(repr(made_of).encode(errors="surrogateescape")).digest(),
         reader=split.reader,
-        contents=Contents(folder / RECORD, f"{source.identity} {background} {estimator.identity}"),
+        record=Contents(folder / RECORD, "depth maps", key="data.depth"),
         skips=extras_of(data).max_skipped is not None,
     )
     names = sorted({name for each in SPLITS for name in data.split(each).names})

@@ -116,7 +116,8 @@ def precompute(prechecked: PrecheckedConfig) -> None:
     quiet_libraries()
     plan = make_plan(prechecked)
     config = plan.config
-    _check_autoencoder_exists(config)
+    if config["data"]["cache"] != OFF:
+        _check_autoencoder_exists(config)
     settings = prechecked.trainer
     check_devices(settings)
     set_threads(settings.threads)
@@ -142,6 +143,8 @@ def _precompute(plan: Plan) -> None:
     for note in getattr(data, "notes", ()):
         console.print(note)
     make_depth_of_run(plan, data, console, signals)
+    if config["data"]["cache"] == OFF:
+        return
     autoencoder = build_autoencoder(config, Path())
     conditioner = build_conditioner(config, data)
     check_condition(conditioner, data)

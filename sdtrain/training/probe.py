@@ -14,11 +14,11 @@ import torch
 from sdtrain.assemble.model import build_data, seed_weights
 from sdtrain.config.cache_keys import OFF
 from sdtrain.console import global_rank, warn
+from sdtrain.data.depth import EstimatedDepth, blank_depth_map
 from sdtrain.models.autoencoder import write_autoencoder
 from sdtrain.runs.checkpoint import tensor_bytes
 from sdtrain.signals import Signals, exit_code_of
 from sdtrain.training.autoencoder_module import AutoencoderModule
-from sdtrain.training.cache import make_depth_of_run
 from sdtrain.training.callbacks.assembly import build_callbacks
 from sdtrain.training.callbacks.ema import EMACallback, averaged_weights
 from sdtrain.training.callbacks.order import make_input_watch, make_ranks
@@ -114,16 +114,24 @@ class ProbeSteps(L.Callback):
         self.times.append(monotonic())
 
 
+def _use_blank_depth_maps(data: PictureData) -> None:
+    """Read black depth maps in place of those that a run would make first."""
+    for name in ("train", "validation"):
+        split = data.split(name)
+        if isinstance(getattr(split, "depth_of", None), EstimatedDepth):
+            split.depth_of = blank_depth_map
+
+
 def probe(plan: Plan, run: Run) -> None:
     """Train a few steps, and print what the run would take.
 
     A first stage is not trained: the steps are taken with an autoencoder of random weights, which
     costs as much. A cache is not filled, so that the steps take longer than those of a run that has
-    one. Samples, validation, checkpoints and the logger are left out. Raises the errors of a run
-    that cannot begin.
+    one, and no depth maps are made. Samples, validation, checkpoints and the logger are left out.
+    Raises the errors of a run that cannot begin.
     """
     data = build_data(plan.config["data"])
-    make_depth_of_run(plan, data, run.console, run.signals)
+    _use_blank_depth_maps(data)
     check_before_first_stage(plan, data)
     stage = None
     if plan.config.get("first_stage") and not first_stage_done(run.folder):

@@ -445,3 +445,7 @@ def test_a_pipeline_that_reads_depth_maps_is_read_with_them(
     model = build_model(composed_config(f"model.pretrained={deep}"))
     assert list(model.channels) == ["depth"]
     assert torch.equal(model.unet.net.conv_in.weight, unet.conv_in.weight)
+    with pytest.raises(UserError) as caught:  # whose weights would read the mask
+        composed_config(f"model.pretrained={deep}", "model/channels=[inpainting]")
+    assert caught.value.key == "model/channels"
+    composed_config(f"model.pretrained={deep}", "model/channels=[depth]")

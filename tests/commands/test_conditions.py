@@ -50,7 +50,8 @@ def test_depth_is_given_or_estimated(here, depth_run, files, tmp_path):
         with Image.open(tmp_path / "grid.png") as grid:
             assert grid.width > 2 * 64  # the condition stands beside the picture
     assert len(set(drawn)) == 3
-    assert notes(tmp_path / "00000-seed0.png")["depth"] == f"{files}/picture.png"
+    found = notes(tmp_path / "00000-seed0.png")
+    assert found["depth_model"] == f"{files}/model" and "depth" not in found
 
 
 @pytest.mark.parametrize(

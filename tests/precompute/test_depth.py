@@ -1,7 +1,9 @@
 """Depth maps made with a depth model: complete, kept, made again when something changed."""
 
 import io
+import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from sdtrain.data.dataset import StoredPictures
 from sdtrain.data.depth import map_file
 from sdtrain.errors import UserError
 from sdtrain.models.depth_estimator import DepthEstimator
-from sdtrain.precompute.depth import make_depth_maps
+from sdtrain.precompute.depth import DepthMaps, make_depth_maps
 from sdtrain.signals import Interrupted
 
 CPU = torch.device("cpu")
@@ -74,6 +76,54 @@ def test_maps_are_made_again_only_where_something_changed(load, pictures, paint,
     other = write_depth_model(tmp_path / "other", seed=1)
     assert "12 of 12 depth maps" in complete(load(depth_model=str(other)))
     assert map_of["05.png"].read_bytes() != before["05.png"]
+    assert "12 of 12 depth maps" in complete(load())
+    assert map_of["05.png"].read_bytes() == before["05.png"]
+
+
+def test_pictures_of_another_folder_do_not_take_the_maps(load, images_of, paint, tmp_path):
+    complete(load())
+    others = tmp_path / "others"
+    others.mkdir()
+    for number in range(12):
+        paint(others / f"{number:02}.png", 50 + number)
+        (others / f"{number:02}.txt").write_text("other")
+    first = load()
+    depth = first.split("train").depth_of
+    other = images_of(others, depth=depth.path, depth_model=depth.model)
+    assert "12 of 12 depth maps" in complete(other)
+    assert "12 of 12 depth maps" in complete(load())
+
+
+def test_a_map_that_was_being_replaced_is_made_again(load, depth_model, monkeypatch, tmp_path):
+    complete(load())
+    other = write_depth_model(tmp_path / "other", seed=1)
+    write = DepthMaps._write
+
+    def killed(self, name, estimator, picture):
+        write(self, name, estimator, picture)
+        raise Interrupted(137)
+
+    monkeypatch.setattr(DepthMaps, "_write", killed)
+    with pytest.raises(Interrupted):
+        complete(load(depth_model=str(other)))
+    monkeypatch.undo()
+    assert "12 of 12 depth maps" in complete(load())
+
+
+def test_depth_maps_are_no_pictures(load, pictures):
+    with pytest.raises(UserError, match="lies in"):
+        load(depth=str(pictures / "depth"))
+
+
+def test_the_code_of_a_model_is_not_run(load, depth_model, tmp_path):
+    foreign = shutil.copytree(depth_model, tmp_path / "foreign")
+    config = json.loads((foreign / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}
+    (foreign / "config.json").write_text(json.dumps(config))
+    (foreign / "own.py").write_text("raise SystemExit(99)")
+    with pytest.raises(UserError) as caught:
+        complete(load(depth_model=str(foreign)))
+    assert caught.value.key == "data.depth_model"
 
 
 def test_an_interrupted_start_is_continued(load):
@@ -129,7 +179,7 @@ def test_rows_of_a_file_have_a_map_each(depth_model, tmp_path):
     folder = data.split("train").depth_of.path
     names = [name for split in ("train", "validation") for name in data.split(split).names]
     assert len({map_file(folder, name).read_bytes() for name in names}) == 8
-    for name in ("../outside", "/outside", "a/../../outside"):
+    for name in ("../outside", "/outside", "a/../../outside", "./a", "a//b", "long" * 99):
         assert map_file(folder, name).resolve().parent == Path(folder).resolve()
     with pytest.raises(UserError, match="both say"):
         StoredPictures(path=str(tmp_path / "a.parquet"), columns=Columns(depth="text"), **options)

@@ -108,3 +108,28 @@ def test_depth_comes_from_a_folder_a_column_or_a_model_with_a_cache_or_without(
     assert same(weights(runs["column"]), weights(runs["folder"]))
     assert not same(weights(runs["model"]), weights(runs["folder"]))
     torch.testing.assert_close(losses(runs["cache"]), losses(runs["folder"]), rtol=1e-5, atol=0)
+
+
+@pytest.mark.slow
+def test_a_probe_makes_no_depth_maps_and_precompute_only_them(
+    train_tiny, here, tiny, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    pictures = stored_pictures.write_folder(tmp_path / "folder", stored_pictures.rows(32))
+    model = write_depth_model(tmp_path / "model")
+    words = [
+        *RUNS["depth"],
+        "data=images",
+        f"data.path={pictures}",
+        f"data.depth_model={model}",
+        "data.image_size=16",
+        "model/autoencoder=pixels",
+        "model.unet.attention=[true,true]",
+    ]
+    result = train_tiny(tmp_path / "run", *words, "trainer.probe=true")
+    assert result.code == 0, result.err
+    assert not (tmp_path / "xdg/sdtrain/depth").exists()
+    more = ["data.cache=off", f"hydra.run.dir={tmp_path}/none"]
+    result = here("sdtrain-precompute", *tiny(*words, *more), cwd=tmp_path)
+    assert result.code == 0, result.err
+    assert len(list((tmp_path / "xdg/sdtrain/depth").rglob("*.png"))) == 32
