@@ -120,7 +120,8 @@ def _seconds_per_image(
     module.to(device)
     begin_training(module)
     optimizer = module.configure_optimizers()
-    collate = plain_collate(plan.config, latent_shape)
+    model = module.model if isinstance(module, DiffusionModule) else None
+    collate = plain_collate(plan.config, latent_shape, model)
     few = min(FEW, micro_batch)
 
     def time_step(count: int) -> float:

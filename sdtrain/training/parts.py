@@ -204,11 +204,17 @@ def _autoencoder_module(config: dict, plan: Plan, progress: Progress) -> Autoenc
     return build(config["model"], "model", optimisation=plan.optimisation(), progress=progress)
 
 
-def plain_collate(config: dict, latent_shape: tuple[int, int, int]) -> Collate:
+def plain_collate(
+    config: dict, latent_shape: tuple[int, int, int], model: LatentDiffusion | None = None
+) -> Collate:
     """Return a collate function for which the model's noise and times do not matter, as for an
     autoencoder, which has no noise levels.
+
+    model: whose conditions the batches bring; None for an autoencoder.
     """
     return Collate(
+        channels=() if model is None else tuple(model.channels),
+        masks=model is not None and "mask" in model.reads,
         seed=config["seed"],
         latent_shape=latent_shape,
         posterior=True,

@@ -35,7 +35,7 @@ def test_the_time_of_a_picture_is_that_of_its_networks(
     monkeypatch.setattr(estimating, "monotonic", lambda: now[0])
     first = tiny_config("experiment=shapes_autoencoder", "trainer.max_images=100")
     stage = planned(config=first)
-    run = planned(config=tiny_config("trainer.max_images=1000"))
+    run = planned(config=tiny_config("trainer.max_images=1000", "model/channels=[depth]"))
     config = run.config
     config["data"]["cache"] = "auto" if is_cached else "off"
     run = replace(run, _config=config)  # the pictures of Shapes are never cached
