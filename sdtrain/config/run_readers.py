@@ -77,6 +77,12 @@ def _check_start(config: SampleConfig, typed: set[str]) -> None:
         refuse("is no file", "mask", "Set it to a picture, or remove it.")
     elif config.mask is not None and config.strength == 0:
         refuse("has no effect at strength=0", "mask", "Remove it, or raise strength.")
+    elif config.attention and config.strength == 0:
+        refuse(
+            "has no effect at strength=0, at which the network is not run",
+            "attention",
+            "Remove it, or raise strength.",
+        )
     elif config.save_latents:
         refuse(
             "would write noise, from which alone these pictures are not drawn",

@@ -218,6 +218,7 @@ class SampleConfig(DrawingConfig):
     mask: str | None
     strength: float | None
     output: str
+    attention: bool
     save_latents: bool
 
     def __post_init__(self) -> None:

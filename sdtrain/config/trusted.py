@@ -54,6 +54,7 @@ ADDED_ARGUMENTS = {
     "sdtrain.data.dataset.StoredPictures": {"depth": None, "depth_model": None},
     "sdtrain.data.columns.Columns": {"depth": None},
     "sdtrain.config.schema.TrainerSettings": {"probe": False},
+    "sdtrain.training.callbacks.sample_grid.SampleGrid": {"attention": 0},
     "torch.optim.AdamW": {"text_encoder_lr": None, "decay_norms_and_biases": True},
 }
 """Target -> {argument that earlier versions lacked: the value that does what they did}."""

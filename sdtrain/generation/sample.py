@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -14,6 +15,12 @@ from sdtrain.config.schema import SampleConfig
 from sdtrain.console import warn
 from sdtrain.errors import UserError
 from sdtrain.files import atomic_file, check_writable, sha256_of
+from sdtrain.generation.attention_maps import (
+    WordMap,
+    attention_sheet,
+    check_attention,
+    draw_with_attention,
+)
 from sdtrain.generation.depth_maps import estimate_depth_maps, pair, read_depth_maps
 from sdtrain.generation.drawing import Drawing, GivenPictures, Request
 from sdtrain.generation.generate import generate, starting_latents
@@ -24,6 +31,9 @@ from sdtrain.runs.layout import PictureFolder
 from sdtrain.types import PictureSize
 
 NONE_GIVEN = GivenPictures()
+
+MOST_WITH_ATTENTION = 16
+"""Most pictures on the sheet of attention."""
 
 LONGEST_ROW = 8
 """Most pictures of one prompt that are shown in one row of the grid."""
@@ -48,6 +58,8 @@ def sample(
     """
     conditioner = model.conditioner
     _check_given(config, model)
+    if config.attention:
+        check_attention(model, "attention", True)
     requests = build_requests(config, conditioner)
     for prompt in dict.fromkeys([*as_list(config.prompt), config.negative_prompt]):
         if conditioner.count_truncated([prompt]):
@@ -60,7 +72,7 @@ def sample(
     _check_inputs_stay(config)
     given = _read_given_pictures(config, model, image_size)
     requests = build_requests(config, conditioner, given)
-    images = generate(model, requests, drawing, image_size)
+    images, word_maps = _draw(config, model, requests, drawing, image_size)
     metadata = {
         **drawing.settings,
         "image_size": image_size,
@@ -75,11 +87,33 @@ def sample(
     if config.mask is not None:
         metadata["mask"] = config.mask
     _write_samples(config, requests, images, conditioner, metadata)
+    if word_maps:
+        path = PictureFolder(Path(config.output)).attention
+        pictures.write_png(attention_sheet(images, word_maps), path, metadata)
     if config.save_latents:
         latents = starting_latents(model, requests, drawing, image_size).cpu()
         with atomic_file(PictureFolder(Path(config.output)).latents) as temporary:
             save_file({"latents": latents}, temporary)
     return len(images)
+
+
+def _draw(
+    config: SampleConfig,
+    model: LatentDiffusion,
+    requests: list[Request],
+    drawing: Drawing,
+    image_size: PictureSize,
+) -> tuple[Tensor, list[list[WordMap]]]:
+    """Return the pictures [N, 3, H, W], and the word maps of the first ones if they are wanted."""
+    if not config.attention:
+        return generate(model, requests, drawing, image_size), []
+    images, word_maps = draw_with_attention(
+        model, requests[:MOST_WITH_ATTENTION], drawing, image_size
+    )
+    others = requests[MOST_WITH_ATTENTION:]
+    if others:
+        images = torch.cat([images, generate(model, others, drawing, image_size)])
+    return images, word_maps
 
 
 def _check_given(config: SampleConfig, model: LatentDiffusion) -> None:

@@ -237,6 +237,11 @@ class PictureFolder:
         return self.path / "grid.png"
 
     @property
+    def attention(self) -> Path:
+        """A sheet that shows where the network looked for each word."""
+        return self.path / "attention.png"
+
+    @property
     def latents(self) -> Path:
         """The noise that the pictures are drawn from, as `latents` [N, C, h, w]."""
         return self.path / "latents.safetensors"

@@ -10,9 +10,13 @@ from torch import Tensor
 
 from sdtrain import pictures
 from sdtrain.config.schema import check_at_least
-from sdtrain.console import warn
 from sdtrain.errors import UserError
 from sdtrain.files import sha256_of
+from sdtrain.generation.attention_maps import (
+    attention_sheet,
+    check_attention,
+    draw_with_attention,
+)
 from sdtrain.generation.drawing import Drawing, Request
 from sdtrain.generation.generate import generate
 from sdtrain.generation.sheets import (
@@ -24,6 +28,7 @@ from sdtrain.generation.sheets import (
 from sdtrain.generation.steps import check_compared_steps, compare_steps
 from sdtrain.plots import draw_sampler_errors
 from sdtrain.runs.layout import RunFolder
+from sdtrain.training.callbacks.before_and_after import before_and_after, notes_in
 from sdtrain.training.callbacks.budget import Costs, affordable_count
 from sdtrain.training.callbacks.ema import EMACallback, averaged_weights
 from sdtrain.training.callbacks.grid_requests import grid_requests
@@ -39,13 +44,14 @@ KEY = "callbacks.samples"
 class PlannedGrid:
     """Number of pictures on each sheet; 0 if the sheet is not drawn.
 
-    pictures: in the grid. guided: columns of the sheet of guidance scales. stepped: columns of the
-    sheet of sampler steps.
+    pictures: in the grid. attended: rows of the sheet of attention. guided: columns of the sheet of
+    guidance scales. stepped: columns of the sheet of sampler steps.
     """
 
     cost: float = 0.0
     left_out: list[str] = field(default_factory=list)
     pictures: int = 0
+    attended: int = 0
     guided: int = 0
     stepped: int = 0
 
@@ -68,6 +74,8 @@ class SampleGrid(L.Callback):
         strip_steps: columns of the strip and of the row of forward diffusion.
         guidance_scales: rows of the sheet that compares guidance scales at the end, drawn with the
             prompts and seeds of the first pictures; [] draws none.
+        attention: pictures of which a sheet shows where the network looked for each word, beside
+            each grid; 0 draws none.
         sampler_steps: numbers of steps to compare at the end: plots the distance of each result
             from that of the largest number; [] draws none.
         drawing: sampler, grid, steps and guidance.
@@ -86,6 +94,7 @@ class SampleGrid(L.Callback):
         strip_steps: int,
         guidance_scales: list[float],
         sampler_steps: list[int],
+        attention: int,
         drawing: Drawing,
         data: PictureData,
         run_dir: Path,
@@ -93,6 +102,7 @@ class SampleGrid(L.Callback):
     ) -> None:
         check_at_least(every, 0, f"{KEY}.every")
         check_at_least(num_images, 1, f"{KEY}.num_images")
+        check_at_least(attention, 0, f"{KEY}.attention")
         check_at_least(strip_steps, 2, f"{KEY}.strip_steps")
         check_guidance_scales(guidance_scales)
         check_compared_steps(sampler_steps, drawing, f"{KEY}.sampler_steps")
@@ -103,6 +113,7 @@ class SampleGrid(L.Callback):
         self.strip_steps = strip_steps
         self.guidance_scales = guidance_scales
         self.sampler_steps = sampler_steps
+        self.attention = attention
         self.drawing = drawing
         self.data = data
         self.run = RunFolder(run_dir)
@@ -123,6 +134,8 @@ class SampleGrid(L.Callback):
         )
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self.attention:
+            check_attention(module.model, f"{KEY}.attention", self.attention)
         path = self.run.forward_row
         if trainer.is_global_zero and self.every and not path.exists():
             latents = module.model.latents_of_rows([trainer.datamodule.train[(0, 0)]])
@@ -150,7 +163,7 @@ class SampleGrid(L.Callback):
         stopping: Stopping,
     ) -> None:
         requests = self.requests(trainer, module)[: planned.pictures]
-        if self._notes_in(0) != self._notes(module, requests):  # not of this run, or none
+        if notes_in(self.run, 0) != self._notes(module, requests):  # not of this run, or none
             self.draw(trainer, module, requests, stopping)
 
     def _grid_overhead(self, costs: Costs) -> float:
@@ -183,6 +196,10 @@ class SampleGrid(L.Callback):
         if last and _is_pretrained(module):
             overhead += costs.page
         planned.pictures = fit(self.num_images, [self.drawing], overhead, "")
+        if self.attention:
+            drawings = [self.drawing, replace(self.drawing, guidance_scale=1.0)]
+            wanted = min(self.attention, self.num_images)
+            planned.attended = fit(wanted, drawings, costs.page, "attention of ")
         if last and self.guidance_scales and module.model.reads:
             wanted = min(self.strip_steps, self.num_images)
             planned.guided = fit(wanted, self._guidance_drawings(), costs.page, "guidance of ")
@@ -206,7 +223,14 @@ class SampleGrid(L.Callback):
             if planned.pictures:
                 self.draw(trainer, module, requests[: planned.pictures], stopping)
                 if module.progress.ended and _is_pretrained(module):
-                    self.draw_before_and_after(trainer, module)
+                    seen = module.progress.images_seen
+                    sheet = before_and_after(
+                        self.run, seen, self.strip_steps, list(self.drawing.settings)
+                    )
+                    if sheet is not None:
+                        self.log_picture(trainer, module, "before_and_after", sheet)
+            if planned.attended:
+                self.draw_attention(trainer, module, requests[: planned.attended], stopping)
             if planned.guided:
                 self.draw_guidance(trainer, module, requests[: planned.guided], stopping)
             if planned.stepped:
@@ -262,31 +286,6 @@ class SampleGrid(L.Callback):
         for logger in trainer.loggers:
             log_table(logger, "samples/table", columns, table, seen)
 
-    def draw_before_and_after(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Draw the pictures of the unchanged model above those of now, from the same prompts and
-        seeds; not if they differ, because prompts or guidance were changed on a resume.
-        """
-        seen = module.progress.images_seen
-        before = self._notes_in(0)
-        after = self._notes_in(seen)
-        if not before or not after:  # not drawn, or not written
-            return
-        count = min(len(before["requests"]), len(after["requests"]), self.strip_steps)
-        requests = before["requests"][:count]
-        drawn_alike = all(before[key] == after[key] for key in self.drawing.settings)
-        if not drawn_alike or requests != after["requests"][:count]:
-            warn(
-                "The pictures of the unchanged model are not shown beside those at the end: they "
-                "have other prompts, seeds or sampler settings."
-            )
-            return
-        rows = [
-            ("before training", self._single_pictures(0)[:count]),
-            (f"after {seen} images", self._single_pictures(seen)[:count]),
-        ]
-        sheet = pictures.strip_of_rows(rows, [request["prompt"] for request in requests])
-        self.log_picture(trainer, module, "before_and_after", sheet)
-
     def _notes(self, module: L.LightningModule, requests: list[Request]) -> dict[str, object]:
         """Return what a file of pictures stores: prompts and seeds, sampler, configuration."""
         asked = []
@@ -295,19 +294,22 @@ class SampleGrid(L.Callback):
         settings = self.drawing.settings | {"config_sha256": sha256_of(self.run.config)}
         return {"requests": asked} | settings
 
-    def _notes_in(self, images_seen: int) -> dict[str, object] | None:
-        """Return what the file of pictures at that number of images stores; None without one."""
-        try:
-            with Image.open(self.run.pictures(images_seen)) as row:
-                return pictures.read_notes(row)
-        except (OSError, ValueError, KeyError, AttributeError):  # or of another program
-            return None
-
-    def _single_pictures(self, images_seen: int) -> list[Image.Image]:
-        """Return the pictures that were drawn side by side."""
-        with Image.open(self.run.pictures(images_seen)) as row:
-            size = row.height
-            return [row.crop((x, 0, x + size, size)) for x in range(0, row.width, size)]
+    def draw_attention(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        requests: list[Request],
+        stopping: Stopping,
+    ) -> None:
+        """Draw where the network looks for each word of the first prompts."""
+        images, maps = draw_with_attention(
+            module.model,
+            requests,
+            self.drawing,
+            self.data.image_size,
+            on_evaluation=stopping.check_interrupted,
+        )
+        self.log_picture(trainer, module, "attention", attention_sheet(images, maps))
 
     def draw_guidance(
         self,
