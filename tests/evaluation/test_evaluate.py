@@ -68,7 +68,7 @@ def test_every_metric_measures(tiny_run, measured):
         for column in found[name].values():
             assert column and all(0 <= value <= 1 for value in column.values())
     in_one_line = " ".join(said.split())
-    assert in_one_line.count("higher is better") == 2
+    assert in_one_line.count("higher is better") == 3
     assert in_one_line.count("lower is better") == 1
     of_two_pictures = found["sampler_error"]
     assert of_two_pictures["largest"]["2 steps"] > of_two_pictures["mean"]["2 steps"]
