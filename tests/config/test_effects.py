@@ -103,6 +103,7 @@ LEFT = {  # seen in what a run leaves behind
     "callbacks.samples.seed": 1,
     "callbacks.samples.guidance_scales": "[1,2]",
     "callbacks.samples.sampler_steps": "[2,4]",
+    "callbacks.samples.attention": 2,
     "callbacks.noise_levels.every": 24,
     "looks.share": 0.001,
     "validation.every": 16,
