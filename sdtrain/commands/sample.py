@@ -19,7 +19,8 @@ def task(cfg: DictConfig) -> None:
 
     count = sample_checkpoint(config)
     noun = "picture" if count == 1 else "pictures"
-    print(f"{count} {noun} and grid.png in {config.output}")
+    sheets = "grid.png and attention.png" if config.attention else "grid.png"
+    print(f"{count} {noun} and {sheets} in {config.output}")
 
 
 def main() -> None:

@@ -14,7 +14,13 @@ from sdtrain.config.run_readers import as_list
 from sdtrain.config.schema import SampleConfig
 from sdtrain.console import warn
 from sdtrain.errors import UserError
-from sdtrain.files import atomic_file, check_writable, sha256_of
+from sdtrain.files import (
+    atomic_file,
+    check_writable,
+    missing_folders,
+    remove_if_empty,
+    sha256_of,
+)
 from sdtrain.generation.attention_maps import (
     WordMap,
     attention_sheet,
@@ -68,12 +74,34 @@ def sample(
         for label in sorted({request.label for request in requests} & set(untrained)):
             name = Request(0, label=label).title(conditioner)
             warn(f"{name} had no training pictures: pictures of it are meaningless.")
-    check_writable(Path(config.output))
-    _check_inputs_stay(config)
-    given = _read_given_pictures(config, model, image_size)
-    requests = build_requests(config, conditioner, given)
-    images, word_maps = _draw(config, model, requests, drawing, image_size)
-    metadata = {
+    # A request that is refused only when its pictures have been read leaves no folder.
+    with remove_if_empty(missing_folders(Path(config.output))):
+        check_writable(Path(config.output))
+        _check_inputs_stay(config)
+        given = _read_given_pictures(config, model, image_size)
+        requests = build_requests(config, conditioner, given)
+        images, word_maps = _draw(config, model, requests, drawing, image_size)
+        settings = _settings(config, model, drawing, image_size, config_file)
+        _write_samples(config, requests, images, conditioner, settings)
+        if word_maps:
+            sheet = attention_sheet(images[: len(word_maps)], word_maps)
+            pictures.write_png(sheet, PictureFolder(Path(config.output)).attention, settings)
+        if config.save_latents:
+            latents = starting_latents(model, requests, drawing, image_size).cpu()
+            with atomic_file(PictureFolder(Path(config.output)).latents) as temporary:
+                save_file({"latents": latents}, temporary)
+    return len(images)
+
+
+def _settings(
+    config: SampleConfig,
+    model: LatentDiffusion,
+    drawing: Drawing,
+    image_size: PictureSize,
+    config_file: Path,
+) -> dict[str, Any]:
+    """Return what all pictures have in common, as plain values."""
+    settings = {
         **drawing.settings,
         "image_size": image_size,
         "ema": config.ema,
@@ -81,20 +109,12 @@ def sample(
         "config_sha256": sha256_of(config_file),
     }
     if config.init_image is not None:
-        metadata["strength"] = drawing.strength
+        settings["strength"] = drawing.strength
     if "depth" in model.reads and config.depth is None:
-        metadata["depth_model"] = config.depth_model
+        settings["depth_model"] = config.depth_model
     if config.mask is not None:
-        metadata["mask"] = config.mask
-    _write_samples(config, requests, images, conditioner, metadata)
-    if word_maps:
-        path = PictureFolder(Path(config.output)).attention
-        pictures.write_png(attention_sheet(images, word_maps), path, metadata)
-    if config.save_latents:
-        latents = starting_latents(model, requests, drawing, image_size).cpu()
-        with atomic_file(PictureFolder(Path(config.output)).latents) as temporary:
-            save_file({"latents": latents}, temporary)
-    return len(images)
+        settings["mask"] = config.mask
+    return settings
 
 
 def _draw(

@@ -43,6 +43,9 @@ class DepthEstimator:
         if (path / DEPTH_ESTIMATOR).is_dir():
             model = path / DEPTH_ESTIMATOR
             processor = path / FEATURE_EXTRACTOR
+        for folder, name in ((model, "config.json"), (processor, "preprocessor_config.json")):
+            if path.exists() and not (folder / name).is_file():
+                raise self._error(f"holds no depth model: it has no {name}")
         # transformers would ask on the terminal whether to run the source's own code.
         options = {"local_files_only": path.exists(), "trust_remote_code": False}
         try:

@@ -68,7 +68,8 @@ def test_depth_is_given_or_estimated(here, depth_run, files, tmp_path):
 )
 def test_what_is_wrong_with_depth_is_named(here, depth_run, files, tmp_path, words, key):
     given = [word.replace("FILES", str(files)) for word in words]
-    result = here("sdtrain-sample", f"checkpoint={depth_run}", *QUICK, *given, f"output={tmp_path}")
+    output = f"output={tmp_path}/a/b"
+    result = here("sdtrain-sample", f"checkpoint={depth_run}", *QUICK, *given, output)
     assert result.code in (2, 3)
     assert re.search(rf"(?<![/\w]){key}(?!\w|\.png)", result.paragraph)
     assert not list(tmp_path.iterdir())

@@ -116,7 +116,14 @@ def test_the_command_writes_a_sheet(here, tiny_run, tmp_path):
     ]
     result = here("sdtrain-sample", *words, "attention=true", f"output={tmp_path}/out")
     assert result.code == 0, result.err
-    assert (tmp_path / "out/attention.png").is_file()
+    with Image.open(tmp_path / "out/attention.png") as sheet:
+        height = sheet.height
+    many = ["num_images=18", "attention=true", f"output={tmp_path}/out"]
+    result = here("sdtrain-sample", *words, *many)
+    assert result.code == 0, result.err
+    assert "attention.png" in result.out
+    with Image.open(tmp_path / "out/attention.png") as sheet:
+        assert 14 * height < sheet.height < 17 * height  # the first 16
     picture = tmp_path / "picture.png"
     Image.new("RGB", (32, 32)).save(picture)
     nowhere = [f"init_image={picture}", "strength=0", f"output={tmp_path}/none"]
