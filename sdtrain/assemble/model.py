@@ -208,7 +208,8 @@ def _check_depth(reads: frozenset[str], data: PictureData, key: str) -> None:
         raise UserError(
             f"{key} reads depth maps, but the data have none",
             key=key,
-            remedy=f"Choose data with depth maps, or remove {key}.",
+            remedy="Set data.depth, data.depth_model or, with data=dataset, data.columns.depth, or "
+            f"remove {key}.",
         )
     low, high = row.depth.aminmax()
     if not (low >= 0 and high <= 1):  # nor NaN

@@ -180,8 +180,8 @@ def _fill_channels(model: DictConfig, pipeline: PipelineFolder, source: str) -> 
     chosen = list(model.get("channels") or {})
     if chosen and chosen[0] != name:
         raise UserError(
-            f"names {', '.join(chosen)}, but the first input channels of {source} beside the "
-            f"latents are those of {name}",
+            f"model/channels names {', '.join(chosen)}, but the first input channels of {source} "
+            f"beside the latents are those of {name}",
             key="model/channels",
             remedy=f"Set model/channels=[{name}], or choose a pipeline without such channels.",
         )

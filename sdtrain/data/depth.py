@@ -86,9 +86,10 @@ class DepthFolder:
             raise self._missing_error(missing)
 
     def _missing_error(self, names: list[str]) -> DataError:
+        count = "1 picture" if len(names) == 1 else f"{len(names)} pictures"
         return DataError(
-            f"{len(names)} pictures have no depth map in {self.path!r}: {shortened(names)}. Each "
-            "needs one of its name, with any suffix of a picture",
+            f"There is no depth map of {count} in {self.path!r}: {shortened(names)}. Each needs "
+            "one of its name, with any suffix of a picture",
             key="data.depth",
             remedy="Add them, change data.depth, or set data.depth_model, which makes depth maps.",
         )

@@ -74,7 +74,7 @@ def test_what_is_wrong_is_named(folders):
     rows += [skipping.split("validation")[i, i] for i in range(len(skipping.split("validation")))]
     assert [name for row in rows for name, _ in row.skipped] == ["part/3.png"]
     (depth / "3.png").unlink()
-    with pytest.raises(DataError, match="1 pictures have no depth map"):
+    with pytest.raises(DataError, match="no depth map of 1 picture in"):
         load(folders)  # before the first step
     Image.fromarray(np.zeros((64, 96), dtype=np.uint8)).save(depth / "3.webp")  # larger, any suffix
     load(folders).split("train")
