@@ -7,7 +7,7 @@ import pytest
 import torch
 from untrained import make
 
-from sdtrain.assemble.model import check_channels
+from sdtrain.assemble.model import build_channels, check_channels
 from sdtrain.conditioning.depth import Depth
 from sdtrain.conditioning.interface import Inputs
 from sdtrain.data.draws import Collate
@@ -151,3 +151,11 @@ def test_depth_maps_of_data_are_checked():
 def data_of(row):
     """A data set with one row."""
     return SimpleNamespace(split=lambda name: {(0, 0): row})
+
+
+def test_a_name_that_torch_uses_is_refused():
+    node = {"_target_": "sdtrain.conditioning.depth.Depth", "dropout": 0.1}
+    assert list(build_channels({"model": {"channels": {"depth": node}}})) == ["depth"]
+    with pytest.raises(UserError) as caught:
+        build_channels({"model": {"channels": {"items": node}}})
+    assert caught.value.key == "model.channels.items"

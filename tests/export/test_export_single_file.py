@@ -3,16 +3,19 @@
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionDepth2ImgPipeline, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 from stable_diffusion import save_pipeline
 
+from sdtrain.errors import UserError
 from sdtrain.export.card import lost_lines
+from sdtrain.export.single_file import original_state
 from sdtrain.models.single_file import shipped_tokenizer
 
 PROMPT = "a large red star on a blue background"
@@ -134,3 +137,11 @@ def test_a_network_that_the_layout_cannot_hold_is_refused(tiny_run, here, tmp_pa
     assert "format=single_file" in result.paragraph
     assert "add_embedding" in result.paragraph
     assert not output.exists()
+
+
+def test_a_model_with_depth_has_no_single_file():
+    """diffusers' class for it reads none."""
+    assert not hasattr(StableDiffusionDepth2ImgPipeline, "from_single_file")
+    with pytest.raises(UserError) as caught:
+        original_state(Mock(spec=StableDiffusionDepth2ImgPipeline))
+    assert caught.value.key == "format"

@@ -115,7 +115,9 @@ def test_depth_maps_are_no_pictures(load, pictures):
         load(depth=str(pictures / "depth"))
 
 
-def test_the_code_of_a_model_is_not_run(load, depth_model, tmp_path):
+def test_the_code_of_a_model_is_not_run(load, depth_model, tmp_path, monkeypatch):
+    """Nor is anybody asked whether it may be."""
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
     foreign = shutil.copytree(depth_model, tmp_path / "foreign")
     config = json.loads((foreign / "config.json").read_text())
     config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}
