@@ -76,17 +76,26 @@ def find_folder(path: str, key: str, parents: Iterable[Path] = (Path(),)) -> Pat
     for parent in parents:
         if (parent / path).is_dir():
             return parent / path
-    first, _, rest = path.partition("/")
-    if first == "data" and rest:
-        shipped = shipped_folder("data", "README.md") / rest
-        if shipped.is_dir():
-            return shipped
+    shipped = shipped_data(path)
+    if shipped is not None:
+        return shipped
     raise UserError(
         "does not exist or is not a folder",
         key=key,
         value=path,
         remedy=f"Set {key} to the path of a folder.",
     )
+
+
+def shipped_data(path: str) -> Path | None:
+    """Return the folder of sdtrain's own data that a path beginning with data/ names; None if there
+    is none.
+    """
+    first, _, rest = path.partition("/")
+    if first != "data" or not rest:
+        return None
+    shipped = shipped_folder("data", "README.md") / rest
+    return shipped if shipped.is_dir() else None
 
 
 def search_working_directory_last() -> None:

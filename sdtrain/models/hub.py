@@ -18,7 +18,7 @@ from sdtrain.models.pipeline_folder import (
     read_pipeline_folder,
 )
 from sdtrain.models.single_file import convert_single_file
-from sdtrain.paths import HUB_ID
+from sdtrain.paths import HUB_ID, shipped_data
 from sdtrain.weight_files import weight_file_name
 
 
@@ -27,11 +27,14 @@ def find_pipeline(source: str, revision: str | None, variant: str | None) -> Pat
 
     One that is on the hub is downloaded and a single file is converted, unless it is cached.
 
-    source: a folder, a safetensors file in the original layout, or a hub id OWNER/NAME. revision:
+    source: a folder, which may be one of sdtrain's own data (data/NAME), a safetensors file in the
+    original layout, or a hub id OWNER/NAME. revision:
     branch, tag or commit on the hub. variant: whose weight files are downloaded. Raises UserError
     if there is none.
     """
     path = Path(source).expanduser()
+    if not path.exists():
+        path = shipped_data(source) or path
     if path.exists():
         options = {"model.revision": revision}
         if path.is_file():
