@@ -1,11 +1,13 @@
 """The whole model as one nn.Module without Lightning: autoencoder, conditioner, unet, objective."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sdtrain.adapters.interface import Adapter
 from sdtrain.conditioning.channel_condition import ChannelCondition
 from sdtrain.conditioning.interface import Conditioner, Conditioning, Inputs, MaskedPictures
 from sdtrain.diffusion import Denoiser, Network, Objective
@@ -57,8 +59,29 @@ class LatentDiffusion(nn.Module):
         self.autoencoder = autoencoder
         self.objective = objective
         self.caption_dropout = caption_dropout
+        self.adapted: frozenset[str] | None = None
+        """The parts that an adapter trains some weights in; None without an adapter."""
+        self._base_hashes: dict[str, str] = {}
         for part in self.frozen_parts().values():
             part.requires_grad_(False).eval()
+
+    def attach(self, adapter: Adapter, frozen_dtype: torch.dtype | None = None) -> None:
+        """Freeze all weights, and train those that an adapter puts beside them.
+
+        Checkpoints then store the adapter's weights alone.
+
+        frozen_dtype: of the UNet's own weights; None leaves them as they are.
+        """
+        for name in adapter.parts:
+            self._base_hashes[name] = part_hash(getattr(self, name))
+        self.requires_grad_(False)
+        if frozen_dtype is not None:
+            self.unet.to(frozen_dtype)
+        self.adapted = adapter.parts
+        for parameter in adapter.attach(self):
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+        self.train(self.training)
 
     # Trained and frozen parts
 
@@ -67,7 +90,8 @@ class LatentDiffusion(nn.Module):
         frozen = {}
         for name in self.PARTS:
             part = getattr(self, name)
-            if getattr(part, "frozen", name == "autoencoder"):
+            is_left_alone = self.adapted is not None and name not in self.adapted
+            if is_left_alone or getattr(part, "frozen", name == "autoencoder"):
                 frozen[name] = part
         return frozen
 
@@ -82,7 +106,7 @@ class LatentDiffusion(nn.Module):
             digest = part_hash(part)
             if digest:
                 hashes[name] = digest
-        return hashes
+        return hashes | self._base_hashes
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """Return every parameter that is trained, by name."""
@@ -98,6 +122,10 @@ class LatentDiffusion(nn.Module):
 
     def _state(self, *, frozen: bool) -> dict[str, Tensor]:
         """Return the state of the frozen parts, or that of all others."""
+        if self.adapted is not None:
+            trained = self.trained_parameters()
+            whole = self.state_dict()
+            return {name: value for name, value in whole.items() if (name in trained) != frozen}
         prefixes = tuple(f"{name}." for name in self.frozen_parts())
         state = {}
         for name, value in self.state_dict().items():
@@ -120,7 +148,8 @@ class LatentDiffusion(nn.Module):
 
     def train(self, mode: bool = True) -> "LatentDiffusion":
         super().train(mode)
-        for part in self.frozen_parts().values():
+        frozen = self.frozen_parts().values()
+        for part in frozen if self.adapted is None else self.children():
             part.eval()
         return self
 
@@ -213,7 +242,10 @@ class LatentDiffusion(nn.Module):
         """Return the training loss per sample, for the random draws in the batch."""
         x0 = self.latents(batch.image, batch.moments, batch.posterior)
         network = self.network(self.condition(self.inputs(batch)))
-        return self.objective(network, x0, batch.noise, batch.u, batch.input_noise)
+        losses = self.objective(network, x0, batch.noise, batch.u, batch.input_noise)
+        if batch.loss_weight is None:
+            return losses
+        return replace(losses, per_sample=losses.per_sample * batch.loss_weight)
 
     @torch.no_grad()
     def epsilon_error(self, x0: Tensor, inputs: Inputs, noise: Tensor, log_snr: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ LINES = [
     {"config"},
     {"runs"},
     {"latent_diffusion"},
+    {"adapters"},
     {"diffusion", "samplers", "models", "conditioning", "data"},
     {"schedules"},
     {"plots"},

@@ -21,7 +21,7 @@ from sdtrain.errors import StorageError, UserError
 from sdtrain.latent_diffusion import LatentDiffusion
 from sdtrain.models.autoencoder import Autoencoder
 from sdtrain.models.hub import find_pipeline
-from sdtrain.models.pipeline_folder import TEXT_ENCODER, VAE
+from sdtrain.models.pipeline_folder import TEXT_ENCODER, UNET, VAE
 from sdtrain.paths import HUB_ID, find_folder
 from sdtrain.runs.checkpoint import read_weights
 from sdtrain.runs.config import read_config
@@ -30,6 +30,7 @@ from sdtrain.runs.layout import CheckpointFolder, RunFolder
 
 BUILT = (
     "model",
+    "adapter",
     "schedule",
     "modifiers",
     "prediction",
@@ -39,7 +40,7 @@ BUILT = (
 )
 """Sections of a checkpoint's configuration that are built, beside the data set."""
 
-FROZEN_FOLDERS = {"conditioner": TEXT_ENCODER, "autoencoder": VAE}
+FROZEN_FOLDERS = {"unet": UNET, "conditioner": TEXT_ENCODER, "autoencoder": VAE}
 """{part that may be frozen in a model with model.pretrained: its subfolder of the pipeline}."""
 
 PLAIN_KEYS = ("seed", "guidance_scale")
@@ -106,8 +107,11 @@ def load(
     _set_autoencoder_path(cfg, folder.run, record, autoencoder)
     restore_old_defaults(cfg["model"]["autoencoder"])
     cfg = use_copies(cfg, folder.run, always=True)
-    _set_pretrained(cfg["model"], folder.run, pretrained)
+    has_adapter = bool(saved.get("adapter"))
+    _set_pretrained(cfg["model"], folder.run, pretrained, has_adapter=has_adapter)
     if not keep_frozen_dtype:
+        if "frozen_dtype" in cfg["model"]:
+            cfg["model"]["frozen_dtype"] = None
         for part in LatentDiffusion.PARTS:
             if "dtype" in cfg["model"][part]:
                 cfg["model"][part]["dtype"] = None
@@ -182,7 +186,9 @@ def _set_autoencoder_path(
         node["path"] = str(find_folder(path, "autoencoder", [*places, Path()]))
 
 
-def _set_pretrained(model: dict[str, Any], run: RunFolder, moved_to: str | None) -> None:
+def _set_pretrained(
+    model: dict[str, Any], run: RunFolder, moved_to: str | None, *, has_adapter: bool
+) -> None:
     """Set from where the weights of a run with model.pretrained are read.
 
     Trained weights are in the checkpoint, and those of the folder are not read. The folder of
@@ -192,10 +198,13 @@ def _set_pretrained(model: dict[str, Any], run: RunFolder, moved_to: str | None)
         if moved_to is not None:
             warn("model.pretrained has no effect: the run uses no pretrained weights.")
         return
-    model["unet"]["weights"] = None
-    if TEXT_ENCODER in model["train"]:
-        model["conditioner"]["weights"] = None
     frozen = {}
+    if has_adapter:
+        frozen["unet"] = "weights"
+    else:
+        model["unet"]["weights"] = None
+        if TEXT_ENCODER in model["train"]:
+            model["conditioner"]["weights"] = None
     if model["conditioner"].get("weights") is not None:
         frozen["conditioner"] = "weights"
     if not run.kept_files("autoencoder", "path").is_dir():

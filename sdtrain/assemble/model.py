@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdtrain.adapters.interface import Adapter
 from sdtrain.assemble.kept_files import SHA256
 from sdtrain.assemble.objective import build_objective
 from sdtrain.conditioning.channel_condition import ChannelCondition
@@ -23,6 +24,7 @@ from sdtrain.models.modes import eval_mode
 from sdtrain.paths import find_folder
 from sdtrain.randomness import philox_key
 from sdtrain.types import PictureData, PictureSize, captions_of, extras_of
+from sdtrain.weight_files import FROZEN_DTYPES
 
 NOT_ARGUMENTS = (*LOADER_KEYS, "cache", "sha256")
 """Keys of a data set's node that its constructor does not take."""
@@ -91,7 +93,32 @@ def build_model(cfg: dict, run_dir: Path, data: PictureData | None = None) -> La
     parts = {"autoencoder": autoencoder} | _build_networks(cfg, data)
     not_arguments = (*parts, *PRETRAINED_KEYS)
     rest = {name: value for name, value in model.items() if name not in not_arguments}
-    return build(rest | parts, "model", objective=objective)
+    built = build(rest | parts, "model", objective=objective)
+    if cfg.get("adapter"):
+        seed_weights(cfg["seed"], "adapter")
+        if getattr(built.unet, "added_channels", 0):
+            raise UserError(
+                "adds input channels to the UNet, whose weights are 0 and stay so with an adapter",
+                key="model/channels",
+                value=list(built.channels),
+                remedy="Remove it, or choose a pipeline that reads this condition.",
+            )
+        dtype = model["frozen_dtype"]
+        frozen_dtype = None if dtype is None else getattr(torch, FROZEN_DTYPES[dtype])
+        built.attach(build_adapter(cfg["adapter"]), frozen_dtype)
+    return built
+
+
+def build_adapter(node: dict) -> Adapter:
+    """Build the adapter. Raises UserError for anything else in its place."""
+    adapter = build(node, "adapter")
+    if not isinstance(adapter, Adapter):
+        raise UserError(
+            f"adapter is a {type(adapter).__name__}, not an Adapter",
+            key="adapter",
+            remedy="Name a subclass of sdtrain.adapters.interface.Adapter in its _target_.",
+        )
+    return adapter
 
 
 def _build_networks(cfg: dict, data: PictureData | None) -> dict[str, Any]:

@@ -10,6 +10,9 @@ from sdtrain.config.importing import collector_off
 from sdtrain.config.overrides import add_data_key
 from sdtrain.config.run_readers import check_sample
 
+REPEATABLE = ("prompt", "embedding", "lora", "lora_weight")
+"""Keys that may be set several times."""
+
 
 def task(cfg: DictConfig) -> None:
     settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
@@ -25,7 +28,7 @@ def task(cfg: DictConfig) -> None:
 
 def main() -> None:
     sys.argv[1:] = [add_data_key(word) for word in sys.argv[1:]]
-    run_command(task, "sample", repeatable="prompt")
+    run_command(task, "sample", repeatable=REPEATABLE)
 
 
 if __name__ == "__main__":

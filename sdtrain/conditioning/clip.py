@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from sdtrain.conditioning.interface import Conditioner, Conditioning, Inputs
+from sdtrain.conditioning.new_words import words_of
 from sdtrain.conditioning.tokens import Tokenize
 from sdtrain.errors import UserError, first_line
 from sdtrain.paths import find_folder
@@ -89,7 +90,7 @@ class Clip(Conditioner):
         self.clip_skip = clip_skip
         self.context_dim = config.hidden_size
         self.max_length = config.max_position_embeddings
-        self.tokenize = Tokenize(self.tokenizer, self.max_length)
+        self.tokenize = Tokenize(self.tokenizer, self.max_length, words_of(self.tokenizer))
         self.sha256 = None
         if weights is None:
             self.net = CLIPTextModel(config)

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from sdtrain.conditioning.interface import Inputs
+from sdtrain.conditioning.new_words import NewWord
 
 AT_ONCE = 10_000
 """Captions that are tokenized together to count their tokens, which takes 4 kB for each."""
@@ -19,14 +20,23 @@ class Tokenize:
     """Turns captions into tokens [B, max_length], padded or truncated.
 
     It holds no network, so that the workers of the data loader can use it.
+
+    new_words: that stand for several tokens, see `NewWord`.
     """
 
     tokenizer: CLIPTokenizer
     max_length: int
+    new_words: tuple[NewWord, ...] = ()
+
+    def _spelled_out(self, captions: Sequence[str]) -> list[str]:
+        spelled = list(captions)
+        for new in self.new_words:
+            spelled = [new.spelled_out(caption) for caption in spelled]
+        return spelled
 
     def __call__(self, captions: Sequence[str]) -> Tensor:
         return self.tokenizer(
-            list(captions),
+            self._spelled_out(captions),
             padding="max_length",
             truncation=True,
             max_length=self.max_length,
@@ -57,7 +67,7 @@ class Tokenize:
         """Return how many captions have more than max_length tokens."""
         count = 0
         for start in range(0, len(captions), AT_ONCE):
-            some = list(captions[start : start + AT_ONCE])
+            some = self._spelled_out(captions[start : start + AT_ONCE])
             # verbose: transformers would warn of indexing errors, although nothing longer is ever
             # read.
             tokens = self.tokenizer(some, verbose=False).input_ids

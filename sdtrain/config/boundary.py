@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -73,7 +73,7 @@ def run_command(
     config_name: str,
     *,
     output_key: str = "output",
-    repeatable: str | None = None,
+    repeatable: Collection[str] = (),
     extra_overrides: Callable[[list[str]], list[str]] | None = None,
 ) -> None:
     """Compose the configuration from the command line and run a task on it, within the boundary.
@@ -82,7 +82,7 @@ def run_command(
         task: (configuration) -> None.
         config_name: name of the command's yaml in configs/.
         output_key: the key that says where the command writes.
-        repeatable: a key that may be set several times.
+        repeatable: keys that may be set several times.
         extra_overrides: (arguments as Hydra reads them) -> overrides to add to them.
     """
     secure_streams()

@@ -4,19 +4,22 @@ Values that may contain any character are quoted before Hydra parses them.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from sdtrain.config.conditions import is_condition_list, split_conditions
 from sdtrain.config.flags import MULTIRUN, Flag, flag_words, read_flags, refuse_rerun
 from sdtrain.config.path_keys import expand_homes, is_path
 
 FREE_TEXT = {
+    "adapter.word",
+    "adapter.initial",
     "prompt",
     "negative_prompt",
     "name",
     "logger.notes",
     "hydra.launcher.prefix",
     "data.caption_template",
+    "data.prior_prompt",
 }
 """Keys that hold text, in addition to the keys of paths."""
 TABLES = ("schedule.betas", "schedule.alphas_cumprod")
@@ -75,14 +78,14 @@ def _any_matches(pattern: re.Pattern, words: Iterable[str]) -> bool:
     return any(pattern.fullmatch(word) for word in words)
 
 
-def prepare_arguments(arguments: list[str], repeatable: str | None = None) -> list[str]:
+def prepare_arguments(arguments: list[str], repeatable: Collection[str] = ()) -> list[str]:
     """Return the command line that Hydra reads.
 
     * Flags come first, each in one form, because argparse wants all overrides in one block.
     * A ~ at the beginning of a path is expanded.
     * Free text is quoted, unless it is quoted already or, in the name of a folder, refers to
       another key by ${...}.
-    * The values of `repeatable`, a key that may be set several times, become a list.
+    * The values of a key in `repeatable`, which may be set several times, become a list.
     * A list of conditions is divided among two groups, see `split_conditions`.
     """
     flags, words = read_flags(arguments)
@@ -90,21 +93,23 @@ def prepare_arguments(arguments: list[str], repeatable: str | None = None) -> li
     is_multirun = _is_multirun(flags, words)
     words = expand_homes(words, allow_lists=is_multirun)
     others = []
-    repeated = []
+    repeated: dict[str, list[str]] = {}
     for argument in words:
         key, equals, value = argument.partition("=")
         if equals:
             value = _quote_free_text(key.lstrip("+"), value, is_multirun)
         if is_condition_list(key, value):
             others += split_conditions(value, words)
-        elif equals and key.lstrip("+") == repeatable:
+        elif equals and key.lstrip("+") in repeatable:
+            values = repeated.setdefault(key.lstrip("+"), [])
             if value != "null":
-                repeated.append(value)
+                values.append(value)
         else:
             others.append(f"{key}{equals}{value}")
-    if repeated:
-        items = ",".join(_list_items(value) for value in repeated)
-        others.append(f"{repeatable}=[{items}]")
+    for key, values in repeated.items():
+        if values:
+            items = ",".join(_list_items(value) for value in values)
+            others.append(f"{key}=[{items}]")
     return flag_words(flags) + others
 
 

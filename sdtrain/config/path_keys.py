@@ -20,7 +20,10 @@ PATH_KEYS = {
     "data.cache",
     "data.depth",
     "data.depth_model",
+    "data.prior",
     "depth_model",
+    "embedding",
+    "lora",
     "schedule.betas",
     "schedule.alphas_cumprod",
     "hydra.run.dir",
@@ -73,6 +76,8 @@ def expand_homes_in_config(node: dict[str, Any], prefix: str = "") -> dict[str, 
             copy[name] = expand_homes_in_config(value, f"{key}.")
         elif isinstance(value, str) and is_path(key):
             copy[name] = expand_home(value)
+        elif isinstance(value, list) and is_path(key):
+            copy[name] = [expand_home(each) if isinstance(each, str) else each for each in value]
         else:
             copy[name] = value
     return copy

@@ -44,6 +44,7 @@ class TrainConfig:
     resume: Literal["never", "auto", "must"]
     resume_allow: list[str]
     schedule: object = None
+    adapter: object = None
     modifiers: dict | None = None
     prediction: object = None
     weighting: object = None
@@ -217,6 +218,9 @@ class SampleConfig(DrawingConfig):
     depth_model: str | None
     mask: str | None
     strength: float | None
+    embedding: list[str] | str | None
+    lora: list[str] | str | None
+    lora_weight: list[float] | float | None
     output: str
     attention: bool
     save_latents: bool
@@ -263,7 +267,7 @@ class ExportConfig:
     checkpoint: str
     output: str
     dtype: Literal["fp32", "fp16"]
-    format: Literal["folder", "single_file"]
+    format: Literal["folder", "single_file", "embedding", "diffusers", "kohya"]
     ema: bool
     autoencoder: str | None
     model: MovedModel

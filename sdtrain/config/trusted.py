@@ -50,6 +50,10 @@ ADDED_ARGUMENTS = {
         "bucket_max_ratio": 2.0,
         "depth": None,
         "depth_model": None,
+        "prior": None,
+        "prior_prompt": None,
+        "prior_images": 200,
+        "prior_weight": 1.0,
     },
     "sdtrain.data.dataset.StoredPictures": {"depth": None, "depth_model": None},
     "sdtrain.data.columns.Columns": {"depth": None},
@@ -64,7 +68,7 @@ REMOVED_ARGUMENTS = {
 }
 """Target -> arguments that earlier versions took and that it no longer takes."""
 
-ROOMS = ("schedules", "diffusion", "models", "conditioning", "data", "latent_diffusion")
+ROOMS = ("adapters", "schedules", "diffusion", "models", "conditioning", "data", "latent_diffusion")
 """Rooms of sdtrain whose classes a checkpoint's configuration may build; of `schedules` also the
 functions.
 """

@@ -52,13 +52,20 @@ class StableDiffusionUNet(nn.Module):
             self.net = UNet2DConditionModel.from_config(config)
         else:
             self.net = _read_unet(weights, variant)
-        add_input_channels(self.net, self.net.config.out_channels + condition_channels)
+        channels = self.net.config.out_channels + condition_channels
+        self.added_channels = channels - self.net.config.in_channels
+        add_input_channels(self.net, channels)
         if gradient_checkpointing:
             self.net.enable_gradient_checkpointing()
 
     def forward(self, x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
-        """Predict [B, C, h, w] from x [B, C + K, h, w], timestep [B] and context [B, L, D]."""
-        return self.net(x, timestep, encoder_hidden_states=context).sample
+        """Predict [B, C, h, w] from x [B, C + K, h, w], timestep [B] and context [B, L, D].
+
+        The prediction is float32, also of weights in half precision.
+        """
+        dtype = self.net.conv_in.weight.dtype
+        output = self.net(x.to(dtype), timestep, encoder_hidden_states=context.to(dtype))
+        return output.sample.float()
 
 
 def add_input_channels(net: UNet2DConditionModel, count: int) -> None:

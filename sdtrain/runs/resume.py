@@ -16,6 +16,7 @@ FIXED_ON_RESUME = (
     "seed",
     "data",
     "model",
+    "adapter",
     "schedule",
     "modifiers",
     "prediction",

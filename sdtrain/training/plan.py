@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from sdtrain.assemble.drawing import build_drawing
+from sdtrain.assemble.model import build_adapter
 from sdtrain.assemble.objective import build_schedule, choose_weighting, inline_table
 from sdtrain.config.build import build
 from sdtrain.config.check import Checker
@@ -104,6 +105,8 @@ def make_plan(prechecked: PrecheckedConfig) -> Plan:
     plan = Plan(prechecked, config, tuple(notes), drawing)
     check_optimizer(config, partial(_try_optimizer, plan.optimisation()))
     build_strategy(config["strategy"])
+    if config.get("adapter"):
+        build_adapter(config["adapter"])
     check_callbacks(plan.config, drawing, prechecked.trainer)
     check_logger(config.get("logger"), prechecked.typed)
     return plan

@@ -57,7 +57,15 @@ def _model_rows(plan: Plan, parts: Parts) -> Rows:
     frozen = []
     for name in ("unet", "conditioner"):
         target = _last_name(config["model"][name])
-        line = f"{target} {_count(getattr(model, name).parameters())}"
+        part = getattr(model, name)
+        if model.adapted is not None:
+            added = [each for each in part.parameters() if each.requires_grad]
+            own = [each for each in part.parameters() if not each.requires_grad]
+            frozen.append(f"{target} {_count(own)}")
+            if added:
+                trained.append(f"{_last_name(config['adapter'])} of {target} {_count(added)}")
+            continue
+        line = f"{target} {_count(part.parameters())}"
         (frozen if name in frozen_parts else trained).append(line)
     shape = model.autoencoder.latent_shape(parts.data.image_size)
     path = config["model"]["autoencoder"].get("path", "pixels")
@@ -184,7 +192,8 @@ def print_table(console: Console, title: str, rows: Rows) -> None:
 
 
 def _count(parameters: Iterable[nn.Parameter]) -> str:
-    return f"{sum(p.numel() for p in parameters) / 1e6:.2f} M"
+    count = sum(p.numel() for p in parameters)
+    return f"{count:,}" if count < 1e5 else f"{count / 1e6:.2f} M"
 
 
 def _last_name(node: dict) -> str:

@@ -34,12 +34,15 @@ OPTIONS = [file for file in FILES if "/" in file and file not in NOT_OF_THE_DEFA
 SMALL_UNET = ["model.unet.architecture={pipeline}/unet", "data.image_size=32"]
 SMALL_TEXT = ["model.conditioner.architecture={pipeline}/text_encoder"]
 SMALL_TEXT.append("model.conditioner.tokenizer={pipeline}/tokenizer")
+PIPELINE = ["model=stable_diffusion", "model.pretrained={pipeline}", "data.image_size=32"]
 BESIDE = {  # what an option wants beside it
     "data/emoji": ["model/autoencoder=pixels", "data.image_size=16"],
     "data/images": ["model/autoencoder=pixels", "data.image_size=16", "data.path={pictures}"],
     "data/dataset": ["model/autoencoder=pixels", "data.image_size=16", "data.path={parquet}"],
     "model/autoencoder/pixels": ["data.image_size=16"],
     "model/stable_diffusion": ["model.pretrained={pipeline}", "data.image_size=32"],
+    "adapter/textual_inversion": [*PIPELINE, "adapter.word=<gem>", "adapter.initial=red"],
+    "adapter/lora": PIPELINE,
     "model/sd15": [*SMALL_UNET, *SMALL_TEXT],
     "model/sd21": [*SMALL_UNET, *SMALL_TEXT],
     "model/small": [*SMALL_UNET, *SMALL_TEXT],

@@ -96,7 +96,7 @@ def test_a_value_arrives_as_typed(value):
                 continue  # a home
             (word,) = prepare_arguments([f"{key}={value}"])
             assert word.startswith(f"{key}=") and arriving(word) == value
-    (word,) = prepare_arguments([f"prompt={value}"], repeatable="prompt")
+    (word,) = prepare_arguments([f"prompt={value}"], repeatable=["prompt"])
     assert arriving(word) == [value]
 
 
@@ -143,14 +143,16 @@ def _arriving_or_error(word: str) -> object:
 )
 def test_repeated_prompts_become_one_list(words, prompts):
     found = [
-        word for word in prepare_arguments(words, repeatable="prompt") if word.startswith("prompt=")
+        word
+        for word in prepare_arguments(words, repeatable=["prompt"])
+        if word.startswith("prompt=")
     ]
     assert len(found) == 1 and arriving(found[0]) == prompts
 
 
 def test_no_prompt_is_no_prompt(composed):
     assert composed(
-        *prepare_arguments(["checkpoint=x", "prompt=null"], repeatable="prompt"), config="sample"
+        *prepare_arguments(["checkpoint=x", "prompt=null"], repeatable=["prompt"]), config="sample"
     )["prompt"] in (None, [])
 
 
