@@ -14,8 +14,8 @@ def task(cfg: DictConfig) -> None:
     with collector_off():
         from sdtrain.export.export import export
 
-    export(config)
-    print(f"A Stable Diffusion pipeline, with its card README.md, in {config.output}")
+    written = export(config)
+    print(f"{written} in {config.output}")
 
 
 def main() -> None:

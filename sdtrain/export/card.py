@@ -29,7 +29,17 @@ SAMPLES = "samples.png"
 LONGEST_LIST = 20
 """Longest list of the configuration that the card shows."""
 
-SECTIONS = ("data", "schedule", "modifiers", "prediction", "weighting", "loss", "times", "seed")
+SECTIONS = (
+    "adapter",
+    "data",
+    "schedule",
+    "modifiers",
+    "prediction",
+    "weighting",
+    "loss",
+    "times",
+    "seed",
+)
 """Sections of the run's configuration that the card shows, beside the model."""
 
 
