@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from sdtrain.assemble.adapters import add_adapters
 from sdtrain.assemble.drawing import build_drawing
 from sdtrain.assemble.load import load, pick_device
 from sdtrain.assemble.load_pipeline import load_pipeline, warn_of_options_of_runs
@@ -29,6 +30,7 @@ def sample_checkpoint(config: SampleConfig) -> int:
             warn(f"data has no effect: checkpoint={config.checkpoint} is a pipeline.")
         source = Path(config.checkpoint)
         model, own_size = load_pipeline(source, pick_device(config.accelerator))
+        add_adapters(config, model)
         image_size = size_to_draw(model, config.image_size, own_size)
         drawing = build_drawing(vars(config), model.objective.schedule)
         config_file = find_checkpoint_pipeline(source) / INDEX
@@ -42,6 +44,7 @@ def sample_checkpoint(config: SampleConfig) -> int:
         pretrained=config.model["pretrained"],
         data=config.data,
     )
+    add_adapters(config, loaded.model)
     image_size = size_to_draw(loaded.model, config.image_size, loaded.image_size)
     if config.data and not loaded.training_data.was_used:
         warn("data has no effect: the run's folder holds everything that sampling needs.")

@@ -17,7 +17,7 @@ from sdtrain.console import warn
 from sdtrain.errors import UserError
 from sdtrain.models.hub import find_checkpoint_pipeline
 from sdtrain.models.pipeline_folder import DEPTH_ESTIMATOR, is_pipeline
-from sdtrain.paths import HUB_ID, absolute_path
+from sdtrain.paths import HUB_ID, absolute_path, shipped_data
 from sdtrain.runs.config import read_config
 from sdtrain.runs.layout import CheckpointFolder, SweepFolder
 from sdtrain.runs.manifest import find_checkpoint
@@ -41,6 +41,7 @@ def check_sample(config: dict, overrides: Iterable[str]) -> SampleConfig:
     Checker(typed, filled_in=()).call(config, "", SampleConfig)
     checked = SampleConfig(**config)
     _check_start(checked, typed)
+    _check_adapters(checked)
     folder = _find_source(checked.checkpoint)
     checked = replace(
         checked,
@@ -91,6 +92,25 @@ def _check_start(config: SampleConfig, typed: set[str]) -> None:
         )
 
 
+def _check_adapters(config: SampleConfig) -> None:
+    """Raise UserError for files that do not exist, and for weights that belong to no LoRA."""
+    for key in ("embedding", "lora"):
+        for path in as_list(getattr(config, key)):
+            if not (path and Path(path).exists()):
+                raise UserError(
+                    "does not exist", key=key, value=path, remedy=f"Set {key} to a file."
+                )
+    files = as_list(config.lora)
+    weights = as_list(config.lora_weight)
+    if weights and len(weights) != len(files):
+        raise UserError(
+            f"is set {len(weights)} times, and lora {len(files)} times",
+            key="lora_weight",
+            value=weights,
+            remedy="Set it once for each lora, in their order, or not at all.",
+        )
+
+
 def _strength(config: SampleConfig) -> float:
     """Return the strength, filled in if it is null. Raises UserError if it leaves no step."""
     if config.init_image is None:
@@ -125,9 +145,12 @@ def _depth_model(config: SampleConfig, checkpoint: Path) -> str | None:
 def _find_source(checkpoint: str) -> Path:
     """Return the folder of an intact checkpoint, or a pipeline. Raises UserError.
 
-    A pipeline on the hub, OWNER/NAME, is returned as the folder of its local copy.
+    A pipeline on the hub, OWNER/NAME, is returned as the folder of its local copy; data/NAME may be
+    one of sdtrain's own data.
     """
     path = Path(checkpoint)
+    if not path.exists():
+        path = shipped_data(checkpoint) or path
     if is_pipeline(path):
         return path
     if HUB_ID.fullmatch(checkpoint) and not path.exists():

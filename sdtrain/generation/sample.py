@@ -112,8 +112,9 @@ def _settings(
         settings["strength"] = drawing.strength
     if "depth" in model.reads and config.depth is None:
         settings["depth_model"] = config.depth_model
-    if config.mask is not None:
-        settings["mask"] = config.mask
+    for name in ("mask", "embedding", "lora", "lora_weight"):
+        if getattr(config, name) is not None:
+            settings[name] = getattr(config, name)
     return settings
 
 
