@@ -10,12 +10,12 @@ KEY = "data.caption_template"
 
 
 class CaptionTemplate:
-    """A text with the names of columns in braces.
+    """A text with the names of columns in braces; without any it is the caption of all pictures.
 
     Args:
         text: the template. `{{` stands for a brace.
 
-    Raises UserError if it cannot be parsed or names no column.
+    Raises UserError if it cannot be parsed, or is empty.
     """
 
     def __init__(self, text: str) -> None:
@@ -33,8 +33,11 @@ class CaptionTemplate:
             self._parts.append((literal, column))
         self.columns = list(dict.fromkeys(column for _, column in self._parts if column))
         """The columns that it names, in their order."""
-        if not self.columns or "" in [column for _, column in self._parts]:
-            problem = "must have the names of columns in braces, as in 'a photo of {label}'"
+        if not text.strip() or "" in [column for _, column in self._parts]:
+            problem = (
+                "must be a caption for all pictures, or have the names of columns in braces, as in "
+                "'a photo of {label}'"
+            )
             raise _template_error(text, problem)
 
     def check(self, existing: Iterable[str], place: str) -> None:
@@ -64,6 +67,11 @@ class CaptionTemplate:
                     return ""
                 caption += text
         return caption
+
+
+def escaped(text: str) -> str:
+    """Return the template that makes this text the caption of all pictures."""
+    return text.replace("{", "{{").replace("}", "}}")
 
 
 def _as_text(value: Any) -> str:

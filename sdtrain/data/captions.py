@@ -71,7 +71,8 @@ def read_captions(
         folder: of the pictures.
         listing: its files.
         missing_captions: "error" raises DataError if a picture has no caption, "empty" gives it "".
-        template: makes the captions of the columns of the metadata; None if they are in one.
+        template: makes the captions of the columns of the metadata; None if they are in one. The
+            files of captions are not read for one without columns.
     """
     metadata = [name for name in METADATA if os.path.isfile(os.path.join(folder, name))]
     if len(metadata) == 2:
@@ -81,6 +82,10 @@ def read_captions(
             value=folder,
             remedy="Remove one, or change data.path.",
         )
+    if template is not None and not template.columns:
+        caption = parse_captions(template({}), folder)
+        pictures = [CaptionedPicture(name, caption) for name in listing.names]
+        return FolderCaptions(pictures, set(), [])
     if metadata:
         source = metadata[0]
         pictures = _read_metadata(folder, source, listing, missing_captions, template)

@@ -111,6 +111,8 @@ def _captions_of_template(
 ) -> list[tuple[str, ...]]:
     """Return a single caption of each picture, "" if one of the template's columns is empty."""
     template.check(store.columns, place)
+    if not template.columns:
+        return [parse_captions(template({}), place)] * len(store.names)
     values = [store.values(column) for column in template.columns]
     captions = []
     for row in zip(*values, strict=True):

@@ -196,11 +196,13 @@ def test_a_template_makes_captions_of_columns(stored):
         options = {"path": str(place), "image_size": 16}
         split = make(**options, caption_template=template).split("train")
         assert split.captions == [expected[each] for each in split.names], name
+        one = make(**options, caption_template="a {{photo}}").split("train")
+        assert set(one.captions) == {"a {photo}"}, name
         with pytest.raises(DataError) as caught:
             make(**options, caption_template="a {colour}")
         assert caught.value.key == "data.caption_template"
         assert "style" in str(caught.value), name
-        for wrong in ("no column", "a {", "a {}", "{label!r}", "{label:>9}", "{label.upper}"):
+        for wrong in (" ", "a {", "a {}", "{label!r}", "{label:>9}", "{label.upper}"):
             with pytest.raises(UserError) as caught:
                 make(**options, caption_template=wrong)
             assert caught.value.key == "data.caption_template", wrong
