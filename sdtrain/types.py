@@ -27,6 +27,7 @@ class Row:
             before the latent scale; or None.
         pixels_sha256: hash of the picture's bytes [3, H, W], if there are moments in its place.
         context: [L, D] float32, what a frozen text encoder makes of the caption; or None.
+        loss_weight: of this sample in the mean of the losses.
         skipped: (name, problem) of each unreadable picture that this one replaces.
     """
 
@@ -37,6 +38,7 @@ class Row:
     moments: Tensor | None = None
     pixels_sha256: bytes | None = None
     context: Tensor | None = None
+    loss_weight: float = 1.0
     skipped: tuple[tuple[str, str], ...] = ()
 
 
@@ -76,6 +78,7 @@ class Batch:
             None.
         context: [B, L, D] of the captions, see Row, with that of the empty one in place of those
             that are dropped; or None.
+        loss_weight: [B] float32, by which the losses are multiplied; None: all by 1.
         skipped: (name, problem) of each unreadable picture that was replaced by another one.
     """
 
@@ -96,6 +99,7 @@ class Batch:
     context: Tensor | None = None
     mask: Tensor | None = None
     channel_drop: Tensor | None = None
+    loss_weight: Tensor | None = None
     skipped: tuple[tuple[str, str], ...] = ()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
@@ -184,6 +188,18 @@ class Memo(Protocol):
 
 
 @dataclass(frozen=True)
+class Prior:
+    """Pictures of the class of a subject, which a model should keep drawing as before (Ruiz et al.
+    2023, "DreamBooth", section 3.3). Every second sample is one of them.
+
+    data: the pictures. weight: of their losses, beside 1 for the others.
+    """
+
+    data: PictureData
+    weight: float
+
+
+@dataclass(frozen=True)
 class DataExtras:
     """Optional attributes of a data set, beyond those of PictureData, under the same names.
 
@@ -195,6 +211,7 @@ class DataExtras:
             the default: the configuration alone identifies the data.
         classes: what its labels mean. None, the default: only num_classes is known.
         memo: remembers values about its rows. None, the default: they are worked out at each start.
+        prior: pictures to train in turn with its own. None, the default: there are none.
     """
 
     notes: tuple[str, ...] = ()
@@ -202,6 +219,7 @@ class DataExtras:
     sha256: str | None = None
     classes: Classes | None = None
     memo: Memo | None = None
+    prior: Prior | None = None
 
 
 def extras_of(data: PictureData) -> DataExtras:
@@ -212,6 +230,7 @@ def extras_of(data: PictureData) -> DataExtras:
         sha256=getattr(data, "sha256", None),
         classes=getattr(data, "classes", None),
         memo=getattr(data, "memo", None),
+        prior=getattr(data, "prior", None),
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from omegaconf import MISSING
 
+from sdtrain.config.adapter import check_adapter
 from sdtrain.config.bucket_step import check_bucket_keys
 from sdtrain.config.cache_keys import check_cache, fill_in_cache
 from sdtrain.config.check import Checker, check_value, suggest
@@ -18,6 +19,7 @@ from sdtrain.config.optimizers import check_optimizer_options
 from sdtrain.config.overrides import typed_keys
 from sdtrain.config.path_keys import expand_homes_in_config
 from sdtrain.config.plain_values import check_plain_values
+from sdtrain.config.prior import check_prior
 from sdtrain.config.schema import (
     CheckpointSettings,
     LooksSettings,
@@ -166,6 +168,8 @@ def precheck_config(config: dict, overrides: Iterable[str]) -> PrecheckedConfig:
     _check_loader(config["data"], typed)
     check_bucket_keys(config["data"], typed, is_autoencoder(config))
     check_conditions(config, typed)
+    check_prior(config["data"], typed, trains_autoencoder=is_autoencoder(config))
+    check_adapter(config, typed, trains_autoencoder=is_autoencoder(config))
     check_cache(config, typed, trains_autoencoder=is_autoencoder(config))
     trainer = _trainer_settings(config["trainer"], checker)
     _check_probe(trainer, config["resume"])
@@ -301,7 +305,12 @@ def _make_data_path_absolute(data: dict) -> None:
     target = data.get("_target_")
     if target not in DATA_WITH_PATH:
         return
-    may_be_hub_id = {"path": target == STORED_PICTURES, "depth": False, "depth_model": True}
+    may_be_hub_id = {
+        "path": target == STORED_PICTURES,
+        "depth": False,
+        "depth_model": True,
+        "prior": False,
+    }
     for key, allowed in may_be_hub_id.items():
         if data.get(key) and isinstance(data[key], str):
             data[key] = absolute_path(data[key], may_be_hub_id=allowed)

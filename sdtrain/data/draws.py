@@ -128,6 +128,7 @@ class Collate:
             context=self._contexts(rows, drop),
             mask=self._masks(rows, ordinals),
             channel_drop=self._channel_drop(ordinals),
+            loss_weight=_loss_weights(rows),
             skipped=tuple(skipped),
         )
 
@@ -188,6 +189,12 @@ class Collate:
             return None
         draws = [self.posterior.normal(ordinal, shape) for ordinal in ordinals]
         return torch.from_numpy(np.stack(draws))
+
+
+def _loss_weights(rows: list[Row]) -> Tensor | None:
+    """Return the weights [B] of the losses; None if all are 1."""
+    weights = [row.loss_weight for row in rows]
+    return None if set(weights) == {1.0} else torch.tensor(weights)
 
 
 def _stack(tensors: Sequence[Tensor | None]) -> Tensor | None:

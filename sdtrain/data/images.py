@@ -4,14 +4,19 @@ The captions are parsed by `captions.py`, so that an error can name file and lin
 loader of datasets is not used, because it silently drops pictures without a row.
 """
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
+from sdtrain.data.caption_template import escaped
 from sdtrain.data.captioned import CaptionedPictures, PictureOptions
 from sdtrain.data.decode import WHITE
 from sdtrain.data.depth import depth_of_folder
 from sdtrain.data.list_images import folder_of, inventory_of
 from sdtrain.data.listed_folder import ListedFolder
+from sdtrain.errors import DataError
+from sdtrain.types import Prior
 
 
 class Images(CaptionedPictures):
@@ -48,6 +53,11 @@ class Images(CaptionedPictures):
         depth: folder with a depth map for each picture, see `DepthFolder`; None: there are none.
         depth_model: depth model of transformers, a folder or hub id, that makes the depth maps
             which are missing in that folder, by default one in the user's cache; None makes none.
+        prior: folder of pictures of the class of a subject, to train in turn with its own, see
+            `types.Prior`; None: there are none.
+        prior_prompt: the caption of all of them; None reads their own.
+        prior_images: how many of them a run with prior_prompt draws first, if the folder has none.
+        prior_weight: of their losses, beside 1 for the others.
         refresh: whether the folder is listed anew, although the listing that an earlier start has
             stored seems to hold, see `take_inventory`.
         seed: of crops, flips, captions, replacements and the hold-out.
@@ -77,6 +87,10 @@ class Images(CaptionedPictures):
         background: Sequence[int] = WHITE,
         depth: str | None = None,
         depth_model: str | None = None,
+        prior: str | None = None,
+        prior_prompt: str | None = None,
+        prior_images: int = 200,
+        prior_weight: float = 1.0,
         refresh: bool = False,
         seed: int = 0,
         batch_size: int = 1,
@@ -106,3 +120,40 @@ class Images(CaptionedPictures):
         inventory = inventory_of(folder, options, refresh=refresh)
         depth_of = depth_of_folder(depth, depth_model, str(folder))
         super().__init__(inventory, ListedFolder(folder, inventory.table), options, depth_of)
+        if prior is not None:
+            self._add_prior(prior, prior_prompt, prior_weight, options, refresh=refresh)
+
+    def _add_prior(
+        self,
+        path: str,
+        prompt: str | None,
+        weight: float,
+        options: PictureOptions,
+        *,
+        refresh: bool,
+    ) -> None:
+        """Read the pictures of the class of the subject. Raises DataError, which names data.prior.
+
+        prompt, weight: the arguments prior_prompt and prior_weight of the constructor.
+        """
+        template = None if prompt is None else escaped(prompt)
+        options = replace(options, caption_template=template)
+        try:
+            folder = folder_of(path)
+            inventory = inventory_of(folder, options, refresh=refresh).without_hold_out()
+            pictures = CaptionedPictures(inventory, ListedFolder(folder, inventory.table), options)
+        except DataError as error:
+            raise DataError(
+                f"{error.problem} (data.prior={path})" if error.has_value else error.problem,
+                key="data.prior",
+                value=path if error.has_value else None,
+                remedy="Set data.prior to a folder of captioned pictures. With data.prior_prompt "
+                "one caption is that of all, and the model draws them first if there are none.",
+            ) from error
+        self.prior = Prior(pictures, weight)
+        self.sha256 = hashlib.sha256(f"{self.sha256}{pictures.sha256}".encode()).hexdigest()
+        count = len(pictures.split("train"))
+        self.notes.append(
+            f"data.prior: every second picture is one of {count} in {folder}, with weight "
+            f"{weight:g} in the loss."
+        )

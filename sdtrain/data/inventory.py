@@ -1,6 +1,6 @@
 """The inventory of a data set: what is known of all its pictures before any of them is read."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,12 @@ class Inventory:
     def is_held_out(self) -> np.ndarray:
         """Whether each row is held out for validation, bool [N]."""
         return self.table.column(HELD_OUT).to_numpy()
+
+    def without_hold_out(self) -> "Inventory":
+        """Return the same one, of which no row is held out."""
+        column = self.table.column_names.index(HELD_OUT)
+        none = pa.array(np.zeros(len(self.table), dtype=bool))
+        return replace(self, table=self.table.set_column(column, HELD_OUT, none))
 
     def to_stored(self, facts: dict[str, Any]) -> StoredTable:
         """Return it for a store, with further facts."""

@@ -102,6 +102,8 @@ class Stream(Sampler[list[tuple[int, int]]]):
         size: number of pictures in a micro-batch of one rank.
         rank, world: this rank, and the number of ranks.
         weights: how often each picture is visited, see `Visits`.
+        prior: the visits of further pictures, whose indices follow those of the split; every second
+            ordinal is one of theirs. None: there are none.
     """
 
     def __init__(
@@ -114,8 +116,11 @@ class Stream(Sampler[list[tuple[int, int]]]):
         rank: int,
         world: int,
         weights: Sequence[float] | np.ndarray | None = None,
+        prior: Visits | None = None,
     ) -> None:
         self.visits = Visits(length=length, seed=seed, weights=weights)
+        self.length = length
+        self.prior = prior
         self.start = start
         self.size = size
         self.rank = rank
@@ -123,8 +128,14 @@ class Stream(Sampler[list[tuple[int, int]]]):
 
     def index(self, ordinal: int) -> int:
         """Return the index of the picture at this ordinal, counted from the start of training."""
-        epoch, place = divmod(ordinal, self.visits.count)
-        return self.visits.index(place, epoch)
+        if self.prior is None:
+            epoch, place = divmod(ordinal, self.visits.count)
+            return self.visits.index(place, epoch)
+        turn, is_prior = divmod(ordinal, 2)
+        visits = self.prior if is_prior else self.visits
+        epoch, place = divmod(turn, visits.count)
+        index = visits.index(place, epoch)
+        return self.length + index if is_prior else index
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         first = self.start + self.rank * self.size

@@ -1,10 +1,11 @@
-"""What a run computes before its first step: its cache and depth maps. And the command that makes
-them alone."""
+"""What a run computes before its first step: its cache, depth maps and prior. And the command that
+makes them alone."""
 
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from sdtrain.assemble.model import (
     build_autoencoder,
     build_conditioner,
     build_data,
+    build_model,
     check_condition,
 )
 from sdtrain.conditioning.interface import Conditioner
@@ -28,6 +30,7 @@ from sdtrain.errors import UserError
 from sdtrain.latent_diffusion import LatentDiffusion
 from sdtrain.precompute.cache import CacheRequest, with_cache
 from sdtrain.precompute.depth import make_depth_maps
+from sdtrain.precompute.prior import PriorRequest, draw_prior, is_drawn_here
 from sdtrain.signals import Interrupted, Signals, exit_code_of
 from sdtrain.training.child import stop_with_parent
 from sdtrain.training.datamodule import default_workers, set_up_worker
@@ -52,9 +55,20 @@ def cache_of_run(plan: Plan, console: Console, signals: Signals) -> UseCache | N
 
     def use_cache(data: PictureData, model: LatentDiffusion) -> PictureData:
         request = _request(plan, model.autoencoder, model.conditioner, console, signals)
-        return with_cache(data, model.autoencoder, model.conditioner, request)
+        return _with_cache(data, model.autoencoder, model.conditioner, request)
 
     return use_cache
+
+
+def _with_cache(
+    data: PictureData, autoencoder: nn.Module, conditioner: Conditioner, request: CacheRequest
+) -> PictureData:
+    """Return a data set, and its prior if it has one, with what is cached, see `with_cache`."""
+    cached = with_cache(data, autoencoder, conditioner, request)
+    if cached.prior is not None:
+        prior = with_cache(cached.prior.data, autoencoder, conditioner, request)
+        cached.prior = replace(cached.prior, data=prior)
+    return cached
 
 
 def _request(
@@ -90,6 +104,39 @@ def _request(
 def make_depth_of_run(plan: Plan, data: PictureData, console: Console, signals: Signals) -> None:
     """Make the depth maps that data.depth_model has to make. Raises Interrupted after a signal."""
     make_depth_maps(data, _device(plan), console, _signal_check(signals))
+
+
+def draw_prior_of_run(plan: Plan, run_dir: Path, console: Console, signals: Signals) -> None:
+    """Draw the pictures of data.prior that are missing, with the model before it is trained.
+
+    Raises Interrupted after a signal, UserError if the model has no trained weights to draw with.
+    """
+    data = plan.config["data"]
+    prior = data.get("prior")
+    if prior is None or data["prior_prompt"] is None or not is_drawn_here(Path(prior)):
+        return
+    source = plan.config["model"].get("pretrained")
+    if source is None or plan.config["model"].get("architecture") is not None:
+        raise UserError(
+            "holds no pictures, and a model with random weights cannot draw them",
+            key="data.prior",
+            value=prior,
+            remedy="Add pictures, or train a pretrained model.",
+        )
+    request = PriorRequest(
+        folder=Path(prior),
+        prompt=data["prior_prompt"],
+        count=data["prior_images"],
+        image_size=data["image_size"],
+        seed=plan.config["seed"],
+        drawn_with={"model": source, **plan.drawing.settings},
+    )
+
+    def build() -> LatentDiffusion:
+        model = build_model(plan.config | {"adapter": None}, run_dir)
+        return model.to(_device(plan)).eval()
+
+    draw_prior(request, build, plan.drawing, console, _signal_check(signals))
 
 
 def _signal_check(signals: Signals) -> Callable[[], None]:
@@ -139,6 +186,7 @@ def _precompute(plan: Plan) -> None:
     signals = Signals()
     signals.install()
     console = make_console()
+    draw_prior_of_run(plan, Path(), console, signals)
     data = build_data(config["data"])
     for note in getattr(data, "notes", ()):
         console.print(note)
@@ -150,7 +198,7 @@ def _precompute(plan: Plan) -> None:
     check_condition(conditioner, data)
     request = _request(plan, autoencoder, conditioner, console, signals, is_checked_whole=True)
     with user_error_of_worker():
-        with_cache(data, autoencoder, conditioner, request)
+        _with_cache(data, autoencoder, conditioner, request)
 
 
 def _check_autoencoder_exists(config: dict) -> None:

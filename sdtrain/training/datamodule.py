@@ -13,11 +13,12 @@ from sdtrain.data.bucket_order import BucketStream
 from sdtrain.data.buckets import buckets_of
 from sdtrain.data.draws import Collate
 from sdtrain.data.order import Stream
+from sdtrain.data.prior import WithPrior
 from sdtrain.data.skipped import Skipped
 from sdtrain.errors import DataError
 from sdtrain.training.input_watch import InputWatch, use_short_socket_folder
 from sdtrain.training.progress import Progress
-from sdtrain.types import Batch, PictureData, Pictures, Row
+from sdtrain.types import Batch, PictureData, Pictures, Row, extras_of
 
 VALIDATION = 1 << 62
 """First ordinal of validation pictures, larger than that of any training picture."""
@@ -142,7 +143,11 @@ class DataModule(L.LightningDataModule):
         self.watch = watch
         self.train = data.split("train")
         self.validation = data.split("validation")
-        check_batch(progress.batch_size, self.train)
+        self.prior = extras_of(data).prior
+        in_a_batch = progress.batch_size
+        if self.prior is not None:
+            in_a_batch = (in_a_batch + 1) // 2
+        check_batch(in_a_batch, self.train)
 
     def micro_batch(self, world_size: int) -> int:
         """Return the number of pictures in one rank's micro-batch."""
@@ -156,8 +161,9 @@ class DataModule(L.LightningDataModule):
             num_workers = default_workers(self.trainer.num_devices if self.trainer else 1)
         if num_workers:
             use_short_socket_folder()
+        pictures = self.train if self.prior is None else WithPrior(self.train, self.prior)
         loader = WatchedLoader(
-            RowsWithOrdinals(self.train),
+            RowsWithOrdinals(pictures),
             batch_sampler=self.stream(rank, world_size),
             collate_fn=CollateBlock(self.collate, rank, world_size),
             worker_init_fn=set_up_worker,
@@ -180,7 +186,10 @@ class DataModule(L.LightningDataModule):
         }
         buckets = buckets_of(self.train)
         if buckets is None:
-            return Stream(length=len(self.train), **shared)
+            visits = None
+            if self.prior is not None:
+                visits = WithPrior(self.train, self.prior).visits_of_prior(self.seed)
+            return Stream(length=len(self.train), prior=visits, **shared)
         return BucketStream(buckets=buckets, batch_size=self.progress.batch_size, **shared)
 
     def validation_batches(self, count: int, size: int = 64) -> Iterator[Batch]:

@@ -20,6 +20,7 @@ from sdtrain.config.flags import read_flags
 from sdtrain.config.launch import is_started_by_launcher
 from sdtrain.config.overrides import quoted, typed_keys
 from sdtrain.config.precheck import precheck_config
+from sdtrain.config.prior import PRIOR_KEYS
 from sdtrain.errors import UserError
 from sdtrain.runs.layout import RunFolder
 from sdtrain.runs.manifest import list_checkpoints
@@ -64,7 +65,15 @@ def first_stage_words(config: dict, overrides: list[str]) -> list[str]:
     stage = config["first_stage"]
     data = config["data"]
     # The run has refreshed the listing, and an autoencoder reads squares of the pictures.
-    excluded_keys = {"_target_", "batch_size", "refresh", "cache", *DEPTH_KEYS, *BUCKET_KEYS}
+    excluded_keys = {
+        "_target_",
+        "batch_size",
+        "refresh",
+        "cache",
+        *DEPTH_KEYS,
+        *PRIOR_KEYS,
+        *BUCKET_KEYS,
+    }
     if data.get("on_error") == "fail":
         excluded_keys.add("max_skipped")  # it would have no effect
     words = first_stage_composition(overrides)

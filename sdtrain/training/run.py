@@ -8,7 +8,7 @@ from sdtrain.assemble.model import build_data
 from sdtrain.config.precheck import PrecheckedConfig
 from sdtrain.console import make_console, warn
 from sdtrain.runs.layout import CheckpointFolder, RunFolder
-from sdtrain.training.cache import cache_of_run, make_depth_of_run
+from sdtrain.training.cache import cache_of_run, draw_prior_of_run, make_depth_of_run
 from sdtrain.training.callbacks.assembly import build_callbacks
 from sdtrain.training.callbacks.order import make_input_watch, make_ranks, order_callbacks
 from sdtrain.training.checkpoint_io import FolderIO
@@ -89,6 +89,7 @@ def train_plan(plan: Plan, run: Run) -> None:
     callbacks, and fit.
     """
     settings = plan.prechecked.trainer
+    draw_prior_of_run(plan, run.folder.path, run.console, run.signals)
     data = build_data(plan.config["data"])
     make_depth_of_run(plan, data, run.console, run.signals)
     check_before_first_stage(plan, data)
