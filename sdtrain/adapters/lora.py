@@ -19,6 +19,9 @@ NAME = "default"
 UNET_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
+UPDATABLE = (nn.Linear, nn.Conv2d)
+"""Layers that can be updated."""
+
 NAMES_TOLD = 20
 """Most layers that an error names."""
 
@@ -94,14 +97,8 @@ class Lora(Adapter):
         return trained
 
     def _inject(self, network: nn.Module, targets: Sequence[str], key: str) -> list[nn.Parameter]:
+        _check_targets(network, targets, key)
         before = set(network.parameters())
-        names = [name for name, _ in network.named_modules()]
-        if not any(name == end or name.endswith(f".{end}") for name in names for end in targets):
-            raise UserError(
-                f"matches no layer; there are layers that end in {', '.join(_ends(network))}",
-                key=key,
-                value=list(targets),
-            )
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
@@ -113,13 +110,25 @@ class Lora(Adapter):
         return [parameter for parameter in network.parameters() if parameter not in before]
 
 
-def _ends(network: nn.Module) -> list[str]:
-    """Return up to NAMES_TOLD ends of the names of a network's layers that can be updated."""
+def _check_targets(network: nn.Module, targets: Sequence[str], key: str) -> None:
+    """Raise UserError, which names the key, if an end belongs to no layer that can be updated."""
+    names = [name for name, layer in network.named_modules() if isinstance(layer, UPDATABLE)]
+    for end in targets:
+        if not any(f".{name}".endswith(f".{end}") for name in names):
+            raise UserError(
+                f"matches no layer with {end!r}; there are layers that end in "
+                f"{', '.join(_ends(names))}",
+                key=key,
+                value=list(targets),
+            )
+
+
+def _ends(names: Sequence[str]) -> list[str]:
+    """Return up to NAMES_TOLD ends of names of layers, in order."""
     ends = set()
-    for name, layer in network.named_modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d):
-            parts = name.split(".")
-            ends.add(".".join(parts[-2:] if parts[-1].isdecimal() else parts[-1:]))
+    for name in names:
+        parts = name.split(".")
+        ends.add(".".join(parts[-2:] if parts[-1].isdecimal() else parts[-1:]))
     return sorted(ends)[:NAMES_TOLD]
 
 

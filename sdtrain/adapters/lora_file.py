@@ -11,9 +11,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sdtrain.adapters.lora import NAME, LoraLayer, LoraLayers, Networks
+from sdtrain.adapters.lora import NAME, UPDATABLE, LoraLayer, LoraLayers, Networks
 from sdtrain.errors import UserError
-from sdtrain.files import atomic_file
+from sdtrain.files import atomic_file, set_modes
 
 FILE = "pytorch_lora_weights.safetensors"
 """Name of the file, as diffusers has it."""
@@ -62,6 +62,7 @@ def write_lora(
         arguments[f"{name}_lora_layers"] = _peft_state(name, network, dtype)
         arguments[f"{name}_lora_adapter_metadata"] = network.peft_config[NAME].to_dict()
     StableDiffusionPipeline.save_lora_weights(folder, weight_name=FILE, **arguments)
+    set_modes(folder)
 
 
 def _peft_state(name: str, network: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -197,7 +198,7 @@ def _check_fit(
     for layer, update in layers.items():
         module = of_network.get(layer)
         module = getattr(module, "base_layer", module)
-        if not isinstance(module, nn.Linear | nn.Conv2d):
+        if not isinstance(module, UPDATABLE):
             raise _error(path, key, f"updates {name}.{layer}, which this model has not", other=True)
         shape = (update.up.shape[0], update.down.shape[1])
         if tuple(module.weight.shape[:2]) != shape:

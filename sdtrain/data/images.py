@@ -143,12 +143,13 @@ class Images(CaptionedPictures):
             inventory = inventory_of(folder, options, refresh=refresh).without_hold_out()
             pictures = CaptionedPictures(inventory, ListedFolder(folder, inventory.table), options)
         except DataError as error:
+            shown = {"value": path} if error.has_value else {}
             raise DataError(
-                f"{error.problem} (data.prior={path})" if error.has_value else error.problem,
+                error.problem.replace("data.path", "data.prior"),
                 key="data.prior",
-                value=path if error.has_value else None,
                 remedy="Set data.prior to a folder of captioned pictures. With data.prior_prompt "
                 "one caption is that of all, and the model draws them first if there are none.",
+                **shown,
             ) from error
         self.prior = Prior(pictures, weight)
         self.sha256 = hashlib.sha256(f"{self.sha256}{pictures.sha256}".encode()).hexdigest()

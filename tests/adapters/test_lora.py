@@ -58,7 +58,8 @@ def test_what_cannot_be_is_named():
         with pytest.raises(UserError) as caught:
             Lora(**{"rank": 2} | arguments)
         assert caught.value.key == key
-    with pytest.raises(UserError) as caught:
-        make("text").attach(Lora(rank=2, targets=["nowhere"]))
-    assert caught.value.key == "adapter.targets"
-    assert "to_q" in str(caught.value)
+    for targets in (["nowhere"], ["to_q", "nowhere"], ["attentions"]):
+        with pytest.raises(UserError) as caught:
+            make("text").attach(Lora(rank=2, targets=targets))
+        assert caught.value.key == "adapter.targets"
+        assert "to_q" in str(caught.value)

@@ -67,6 +67,8 @@ def test_weights_scale_updates_and_several_add_up(tmp_path):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_file_says_its_alpha_and_the_layers_of_the_original_text_encoder(layout, tmp_path):
     write_lora(networks_of(with_lora()), tmp_path, layout)
+    (tmp_path / "other").touch()
+    assert (tmp_path / FILE).stat().st_mode == (tmp_path / "other").stat().st_mode
     state = load_file(tmp_path / FILE)
     if layout == "kohya":
         assert {value.item() for name, value in state.items() if name.endswith(".alpha")} == {3}

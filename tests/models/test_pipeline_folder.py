@@ -13,7 +13,8 @@ from stable_diffusion import fill_hub_cache, save_pipeline
 from sdtrain.errors import UserError
 from sdtrain.models import hub
 from sdtrain.models.hub import find_pipeline
-from sdtrain.models.pipeline_folder import KEY, read_pipeline_folder
+from sdtrain.models.pipeline_folder import KEY, is_pipeline, read_pipeline_folder
+from sdtrain.paths import find_folder
 
 
 @pytest.fixture(scope="module")
@@ -184,3 +185,16 @@ def test_a_missing_file_is_not_searched_for_on_the_hub(name, monkeypatch):
     with pytest.raises(UserError) as caught:
         find_pipeline(name, None, None)
     assert caught.value.key == "model.pretrained" and caught.value.value == name
+
+
+@pytest.mark.parametrize("name", ["data/shapes_text_to_image", "data/shapes_depth"])
+def test_a_shipped_pipeline_is_found_from_everywhere(name, tmp_path, monkeypatch):
+    """Unless there is a folder of that name, which may be another project's."""
+    monkeypatch.chdir(tmp_path)
+    shipped = find_pipeline(name, None, None)
+    assert shipped == find_folder(name, "")
+    assert is_pipeline(shipped)
+    (tmp_path / name).mkdir(parents=True)
+    assert find_pipeline(name, None, None) == tmp_path / name
+    with pytest.raises(UserError):
+        find_pipeline("data/no_such_model.safetensors", None, None)
