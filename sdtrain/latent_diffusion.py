@@ -113,7 +113,9 @@ class LatentDiffusion(nn.Module):
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def trained_state(self) -> dict[str, Tensor]:
-        """Return parameters and persistent buffers of the trained parts, for a checkpoint."""
+        """Return what a checkpoint stores: parameters and persistent buffers of the trained parts,
+        or of an adapter its parameters alone.
+        """
         return self._state(frozen=False)
 
     def load_trained_state(self, state: dict[str, Tensor]) -> None:
@@ -121,7 +123,7 @@ class LatentDiffusion(nn.Module):
         self.load_state_dict(self._state(frozen=True) | state)
 
     def _state(self, *, frozen: bool) -> dict[str, Tensor]:
-        """Return the state of the frozen parts, or that of all others."""
+        """Return what `trained_state` leaves out, or what it holds."""
         if self.adapted is not None:
             trained = self.trained_parameters()
             whole = self.state_dict()

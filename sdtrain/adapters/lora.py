@@ -78,6 +78,14 @@ class Lora(Adapter):
             raise UserError("must be at least 1", key="adapter.rank", value=rank)
         if alpha is not None and alpha <= 0:
             raise UserError("must be above 0", key="adapter.alpha", value=alpha)
+        if dora and text_encoder:
+            raise UserError(
+                "cannot be combined with adapter.text_encoder=true: diffusers reads no DoRA of a "
+                "text encoder",
+                key="adapter.dora",
+                value=True,
+                remedy="Remove one of them.",
+            )
         self.rank = rank
         self.alpha = float(rank if alpha is None else alpha)
         self.targets = list(targets)

@@ -7,6 +7,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_peft, convert_unet_state_dict_to_peft
 from peft import get_peft_model_state_dict
+from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -24,11 +25,12 @@ METADATA = "lora_adapter_metadata"
 TEXT_PREFIX = "text_model."
 """Prefix of the text encoder's layers in files, which transformers 5 has dropped."""
 
+MAGNITUDE = "lora_magnitude_vector"
 KOHYA_PREFIXES = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
 KOHYA_ENDS = {
     "lora_A.weight": "lora_down.weight",
     "lora_B.weight": "lora_up.weight",
-    "lora_magnitude_vector": "dora_scale",
+    MAGNITUDE: "dora_scale",
 }
 
 PEFT_ENDS = {kohya: end for end, kohya in KOHYA_ENDS.items()}
@@ -82,6 +84,8 @@ def _kohya_state(networks: Networks, dtype: torch.dtype) -> dict[str, Tensor]:
         for key, value in _peft_state(name, network, dtype).items():
             layer, end = _split(key)
             layer = f"{KOHYA_PREFIXES[name]}{layer.replace('.', '_')}"
+            if end == MAGNITUDE:
+                value = value.reshape(-1, 1)  # broadcasts over the inputs
             state[f"{layer}.{KOHYA_ENDS[end]}"] = value
             state[f"{layer}.alpha"] = torch.tensor(alpha)
     return state
@@ -113,10 +117,14 @@ def read_lora(path: str, key: str, networks: Networks) -> LoraLayers:
         with safe_open(file, framework="pt") as content:
             metadata = json.loads((content.metadata() or {}).get(METADATA, "{}"))
             state = {name: content.get_tensor(name).float() for name in content.keys()}
+            if not isinstance(metadata, dict):
+                raise ValueError(f"its metadata {METADATA} are a {type(metadata).__name__}")
     except (OSError, SafetensorError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise _error(path, key, f"cannot be read as safetensors: {reason}") from error
-    if all(name.startswith(tuple(KOHYA_PREFIXES.values())) for name in state):
+    if not all(bool(value.isfinite().all()) for value in state.values()):
+        raise _error(path, key, "holds numbers that are not finite")
+    if any(name.startswith(tuple(KOHYA_PREFIXES.values())) for name in state):
         found = _read_kohya(state, networks, path, key)
     else:
         found = _read_diffusers(state, metadata, path, key)
@@ -128,6 +136,11 @@ def read_lora(path: str, key: str, networks: Networks) -> LoraLayers:
 
 
 def _read_kohya(state: dict[str, Tensor], networks: Networks, path: str, key: str) -> LoraLayers:
+    for name in state:
+        if not name.startswith(tuple(KOHYA_PREFIXES.values())):
+            raise _error(
+                path, key, f"holds {name}, which is of no LoRA for Stable Diffusion 1 or 2"
+            )
     found: LoraLayers = {}
     for name, prefix in KOHYA_PREFIXES.items():
         names = {}
@@ -163,19 +176,36 @@ def _read_diffusers(state: dict[str, Tensor], metadata: dict, path: str, key: st
                 convert = convert_state_dict_to_peft
             of_network = convert(of_network) if of_network else {}
         parts: dict[str, dict[str, Tensor]] = {}
+        alphas = {}
         for full_name, value in of_network.items():
+            if full_name.endswith(".alpha"):
+                alphas[full_name.removesuffix(".alpha").removeprefix(TEXT_PREFIX)] = value
+                continue
             try:
                 layer, end = _split(full_name)
             except ValueError as error:
                 raise _error(path, key, f"holds {prefix}{error}, which is no LoRA") from error
             parts.setdefault(layer.removeprefix(TEXT_PREFIX), {})[end] = value
-        alpha = metadata.get(f"{prefix}lora_alpha")
-        patterns = metadata.get(f"{prefix}alpha_pattern") or {}
         found[name] = {}
         for layer, tensors in parts.items():
-            of_layer = patterns.get(layer, alpha)
-            found[name][layer] = _layer(tensors, of_layer, path, key)
+            alpha = alphas.get(layer, _alpha_of_metadata(metadata, prefix, layer, tensors))
+            found[name][layer] = _layer(tensors, alpha, path, key)
     return found
+
+
+def _alpha_of_metadata(
+    metadata: dict, prefix: str, layer: str, tensors: dict[str, Tensor]
+) -> float | None:
+    """Return the alpha of a layer in peft's configuration; None if it has none.
+
+    With use_rslora the scale is alpha / sqrt(rank) in place of alpha / rank.
+    """
+    patterns = metadata.get(f"{prefix}alpha_pattern") or {}
+    alpha = patterns.get(get_pattern_key(patterns, layer), metadata.get(f"{prefix}lora_alpha"))
+    down = tensors.get("lora_A.weight")
+    if alpha is not None and down is not None and metadata.get(f"{prefix}use_rslora"):
+        alpha = alpha * len(down) ** 0.5
+    return alpha
 
 
 def _layer(
@@ -185,7 +215,16 @@ def _layer(
     down, up, magnitude = (tensors.get(end) for end in KOHYA_ENDS)
     if down is None or up is None or len(tensors) != 2 + (magnitude is not None):
         raise _error(path, key, f"holds {', '.join(sorted(tensors))} for a layer, which is no LoRA")
+    if len(down) != up.shape[1]:
+        raise _error(path, key, f"multiplies matrices of ranks {len(down)} and {up.shape[1]}")
     if magnitude is not None:
+        if magnitude.shape[0] != len(up) or magnitude.numel() != len(up):
+            raise _error(
+                path,
+                key,
+                f"has magnitudes of shape {tuple(magnitude.shape)} for a layer of {len(up)} "
+                "outputs, of which each needs one",
+            )
         magnitude = magnitude.flatten()
     return LoraLayer(down, up, float(len(down) if alpha is None else alpha), magnitude)
 
@@ -201,7 +240,8 @@ def _check_fit(
         if not isinstance(module, UPDATABLE):
             raise _error(path, key, f"updates {name}.{layer}, which this model has not", other=True)
         shape = (update.up.shape[0], update.down.shape[1])
-        if tuple(module.weight.shape[:2]) != shape:
+        same_kind = update.down.ndim == update.up.ndim == module.weight.ndim
+        if tuple(module.weight.shape[:2]) != shape or not same_kind:
             raise _error(
                 path,
                 key,

@@ -17,6 +17,9 @@ from sdtrain.conditioning.interface import Conditioner
 from sdtrain.conditioning.new_words import NewWord
 from sdtrain.errors import UserError
 
+BEGIN_AND_END = 2
+"""Tokens of a caption that mark its begin and end."""
+
 
 class ExtendedEmbedding(nn.Module):
     """Token embeddings with rows behind those of a frozen table.
@@ -61,6 +64,12 @@ class TextualInversion(Adapter):
             raise UserError(
                 "must be a word without blanks, such as <cat>", key="adapter.word", value=word
             )
+        if word != word.lower():
+            raise UserError(
+                "must be in lower case, as the tokenizer reads all captions",
+                key="adapter.word",
+                value=word,
+            )
         self.new_word = NewWord(word, initial, vectors)
 
     def attach(self, model: Any) -> list[nn.Parameter]:
@@ -70,6 +79,13 @@ class TextualInversion(Adapter):
         """
         conditioner = model.conditioner
         check_can_learn_words(conditioner, "adapter", "textual_inversion")
+        most = conditioner.max_tokens - BEGIN_AND_END
+        if self.new_word.vectors > most:
+            raise UserError(
+                f"is more than the {most} tokens of a caption that the text encoder reads",
+                key="adapter.vectors",
+                value=self.new_word.vectors,
+            )
         extended = teach(conditioner, self.new_word, None, "adapter.word")
         conditioner.frozen = False  # gradients pass through it, and no context can be cached
         return [extended.rows]
@@ -88,15 +104,19 @@ def check_can_learn_words(conditioner: Conditioner, key: str, value: str) -> Non
 
 
 def teach(
-    conditioner: Conditioner, new: NewWord, vectors: Tensor | None, key: str
+    conditioner: Conditioner,
+    new: NewWord,
+    vectors: Tensor | None,
+    key: str,
+    shown: str | None = None,
 ) -> ExtendedEmbedding:
     """Let a CLIP text encoder know a word, and return its embedding.
 
-    vectors: [n, D] of the word; None copies that of the initial word. key: names the word, for
+    vectors: [n, D] of the word; None copies that of the initial word. key, shown: for
     errors, see `add_word`.
     """
     net = conditioner.net
-    extended = add_word(conditioner.tokenizer, net.get_input_embeddings(), new, vectors, key)
+    extended = add_word(conditioner.tokenizer, net.get_input_embeddings(), new, vectors, key, shown)
     net.set_input_embeddings(extended)
     words = (*conditioner.tokenize.new_words, new)
     conditioner.tokenize = replace(conditioner.tokenize, new_words=words)
@@ -109,10 +129,12 @@ def add_word(
     new: NewWord,
     vectors: Tensor | None = None,
     key: str = "adapter.word",
+    shown: str | None = None,
 ) -> ExtendedEmbedding:
     """Add a word to a tokenizer, and return the embedding with its rows.
 
-    vectors: [n, D] of the word; None copies that of the initial word. key: names the word.
+    vectors: [n, D] of the word; None copies that of the initial word. key: names the word, and
+    shown is its value, for errors; None shows the word.
 
     Raises UserError if the tokenizer knows one of its tokens already, if the initial word is not a
     single token, or if the vectors have another width.
@@ -132,15 +154,16 @@ def add_word(
         raise UserError(
             f"is a token of the text encoder already ({known[0]})",
             key=key,
-            value=new.word,
-            remedy="Choose a new one, such as <my-word>.",
+            value=shown or new.word,
+            remedy="Choose a new one, such as <my-word>." if shown is None else "Remove it.",
         )
     if vectors is not None and vectors.shape[1] != embedding.embedding_dim:
         raise UserError(
             f"has vectors of width {vectors.shape[1]}, but the text encoder's have "
             f"{embedding.embedding_dim}: it was learned with another model",
             key=key,
-            value=new.word,
+            value=shown or new.word,
+            remedy=f"Change {key}, or choose that model.",
         )
     if vectors is None:
         vectors = _initial_vectors(tokenizer, embedding, new)

@@ -17,7 +17,7 @@ def add_adapters(config: SampleConfig, model: LatentDiffusion) -> None:
     for path in as_list(config.embedding):
         check_can_learn_words(model.conditioner, "embedding", path)
         word, vectors = read_embedding(path, "embedding")
-        teach(model.conditioner, NewWord(word, vectors=len(vectors)), vectors, "embedding")
+        teach(model.conditioner, NewWord(word, vectors=len(vectors)), vectors, "embedding", path)
     files = as_list(config.lora)
     if not files:
         return

@@ -29,7 +29,8 @@ class NewWord:
         if self.vectors == 1:
             return caption
         pattern = re.escape(self.word) + r"(?!_\d)"
-        return re.sub(pattern, " ".join(self.tokens).replace("\\", r"\\"), caption)
+        spelled = " ".join(self.tokens)
+        return re.sub(pattern, lambda match: spelled, caption, flags=re.IGNORECASE)
 
 
 def words_of(tokenizer: CLIPTokenizer) -> tuple[NewWord, ...]:

@@ -1,9 +1,15 @@
 """Check the keys of data.prior, as far as that needs no pictures."""
 
+import math
+
+from sdtrain.config.check import check_value
 from sdtrain.errors import UserError
 
 PRIOR_KEYS = ("prior", "prior_prompt", "prior_images", "prior_weight")
 """Keys of the data set that say what its prior is."""
+
+LEAST_IMAGES = 2
+"""Fewest pictures of a folder that is read."""
 
 WITHOUT = ("buckets", "depth", "depth_model")
 """Keys of the data set that have no meaning for a prior."""
@@ -36,12 +42,25 @@ def check_prior(data: dict, typed: set[str], *, trains_autoencoder: bool) -> Non
                 value=data["prior"],
                 remedy=f"Remove data.prior or data.{name}.",
             )
-    if data.get("prior_weight", 1.0) <= 0:
+    if data["prior"] == data.get("path"):
         raise UserError(
-            "must be above 0",
+            "is the folder of the subject itself, data.path",
+            key="data.prior",
+            value=data["prior"],
+            remedy="Set it to pictures of other members of the class.",
+        )
+    check_value(data.get("prior_weight", 1.0), float, "data.prior_weight")
+    check_value(data.get("prior_images", LEAST_IMAGES), int, "data.prior_images")
+    if not 0 < data.get("prior_weight", 1.0) < math.inf:
+        raise UserError(
+            "must be a finite number above 0",
             key="data.prior_weight",
             value=data["prior_weight"],
             remedy="Remove data.prior to train without these pictures.",
         )
-    if data.get("prior_images", 1) < 1:
-        raise UserError("must be at least 1", key="data.prior_images", value=data["prior_images"])
+    if data.get("prior_images", LEAST_IMAGES) < LEAST_IMAGES:
+        raise UserError(
+            f"must be at least {LEAST_IMAGES}",
+            key="data.prior_images",
+            value=data["prior_images"],
+        )

@@ -4,6 +4,7 @@ sdtrain-export.
 The checks that need no torch come before the first one that imports it.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -100,6 +101,9 @@ def _check_adapters(config: SampleConfig) -> None:
                 raise UserError(
                     "does not exist", key=key, value=path, remedy=f"Set {key} to a file."
                 )
+    for weight in as_list(config.lora_weight):
+        if not math.isfinite(weight):
+            raise UserError("must be finite", key="lora_weight", value=weight)
     files = as_list(config.lora)
     weights = as_list(config.lora_weight)
     if weights and len(weights) != len(files):

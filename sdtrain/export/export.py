@@ -51,6 +51,11 @@ def export(config: ExportConfig) -> str:
         from sdtrain.adapters.lora_file import FILE, write_lora
 
         write_lora(networks_of(loaded.model), folder, config.format, dtype)
+        if config.format == "kohya" and saved["adapter"].get("dora"):
+            warn(
+                "diffusers reads such a file without the magnitudes of a DoRA. format=diffusers "
+                "keeps them."
+            )
         return f"A LoRA, {FILE},"
     if saved.get("adapter"):
         from sdtrain.adapters.merge import merge_adapter

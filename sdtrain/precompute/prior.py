@@ -21,6 +21,9 @@ from sdtrain.precompute.sharing import Batch, SharedWork
 RECORD = ".drawn.json"
 """File that says what the pictures of the folder were drawn with; it marks a folder of sdtrain."""
 
+COMPARED = ("prompt", "image_size", "model")
+"""What must equal that of pictures drawn earlier. With another seed or sampler they will do."""
+
 CLAIMS = ".claims.lock"
 
 DRAWN_AT_ONCE = 16
@@ -60,8 +63,8 @@ class PriorRequest:
 
 def is_drawn_here(folder: Path) -> bool:
     """Whether the pictures of a folder are to be drawn: it has none, or those that were drawn."""
-    if not folder.exists():
-        return True
+    if not folder.is_dir():
+        return not folder.exists()
     return (folder / RECORD).is_file() or not any(folder.iterdir())
 
 
@@ -70,12 +73,20 @@ def is_complete(request: PriorRequest) -> bool:
     record = request.folder / RECORD
     if not record.is_file():
         return False
-    drawn = json.loads(record.read_text(encoding="utf-8"))
-    for name, value in request.record.items():
-        if drawn.get(name) != value:
+    try:
+        drawn = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"has a file {RECORD} that cannot be read: {error}",
+            key="data.prior",
+            value=str(request.folder),
+            remedy="Set data.prior to a new folder.",
+        ) from error
+    for name in COMPARED:
+        if drawn.get(name) != request.record[name]:
             raise UserError(
                 f"holds pictures that were drawn with {name}={drawn.get(name)!r}, and this run "
-                f"asks for {value!r}",
+                f"asks for {request.record[name]!r}",
                 key="data.prior",
                 value=str(request.folder),
                 remedy="Set data.prior to a new folder.",

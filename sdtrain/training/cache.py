@@ -15,6 +15,7 @@ from torch import nn
 from sdtrain.assemble.cache_identity import cache_identity
 from sdtrain.assemble.load import pick_device
 from sdtrain.assemble.model import (
+    build_adapter,
     build_autoencoder,
     build_conditioner,
     build_data,
@@ -33,7 +34,7 @@ from sdtrain.precompute.depth import make_depth_maps
 from sdtrain.precompute.prior import PriorRequest, draw_prior, is_drawn_here
 from sdtrain.signals import Interrupted, Signals, exit_code_of
 from sdtrain.training.child import stop_with_parent
-from sdtrain.training.datamodule import default_workers, set_up_worker
+from sdtrain.training.datamodule import check_batch, default_workers, set_up_worker
 from sdtrain.training.environment import quiet_libraries
 from sdtrain.training.input_watch import use_short_socket_folder
 from sdtrain.training.outcome import user_error_of_worker
@@ -133,7 +134,11 @@ def draw_prior_of_run(plan: Plan, run_dir: Path, console: Console, signals: Sign
     )
 
     def build() -> LatentDiffusion:
-        model = build_model(plan.config | {"adapter": None}, run_dir)
+        # All that the run is given is looked at before the pictures are drawn. An adapter changes
+        # nothing before it is trained.
+        subject = build_data(data | {"prior": None})
+        check_batch(plan.config["data"]["batch_size"], subject.split("train"), has_prior=True)
+        model = build_model(plan.config, run_dir)
         return model.to(_device(plan)).eval()
 
     draw_prior(request, build, plan.drawing, console, _signal_check(signals))
@@ -195,6 +200,8 @@ def _precompute(plan: Plan) -> None:
         return
     autoencoder = build_autoencoder(config, Path())
     conditioner = build_conditioner(config, data)
+    if config.get("adapter") and "conditioner" in build_adapter(config["adapter"]).parts:
+        conditioner.frozen = False
     check_condition(conditioner, data)
     request = _request(plan, autoencoder, conditioner, console, signals, is_checked_whole=True)
     with user_error_of_worker():

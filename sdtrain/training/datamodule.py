@@ -81,9 +81,20 @@ def set_up_worker(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def check_batch(batch_size: int, train: Pictures) -> None:
-    """Raise DataError if the batch is larger than the training split."""
-    if batch_size > len(train):
+def check_batch(batch_size: int, train: Pictures, *, has_prior: bool = False) -> None:
+    """Raise DataError if the batch is larger than the training split.
+
+    has_prior: whether half of the batch comes from elsewhere, see `types.Prior`.
+    """
+    if has_prior and batch_size > 2 * len(train):
+        raise DataError(
+            f"is more than twice the {len(train)} training pictures, which are half of a batch "
+            "with data.prior",
+            key="data.batch_size",
+            value=batch_size,
+            remedy="Lower it or add pictures.",
+        )
+    if not has_prior and batch_size > len(train):
         raise DataError(
             f"is larger than the training set of {len(train)} pictures",
             key="data.batch_size",
@@ -144,10 +155,7 @@ class DataModule(L.LightningDataModule):
         self.train = data.split("train")
         self.validation = data.split("validation")
         self.prior = extras_of(data).prior
-        in_a_batch = progress.batch_size
-        if self.prior is not None:
-            in_a_batch = (in_a_batch + 1) // 2
-        check_batch(in_a_batch, self.train)
+        check_batch(progress.batch_size, self.train, has_prior=self.prior is not None)
 
     def micro_batch(self, world_size: int) -> int:
         """Return the number of pictures in one rank's micro-batch."""

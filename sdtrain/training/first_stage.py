@@ -39,7 +39,7 @@ from sdtrain.training.loggers.media import with_environment
 from sdtrain.training.outcome import Run
 from sdtrain.training.parts import saved_config, write_config
 from sdtrain.training.plan import Plan, make_plan
-from sdtrain.types import PictureData
+from sdtrain.types import PictureData, extras_of
 
 RECIPE_BATCH = 16
 """Batch size of the first stage, unless the run's is smaller."""
@@ -152,7 +152,8 @@ def check_before_first_stage(plan: Plan, data: PictureData) -> None:
     config = plan.config
     if not config.get("first_stage"):
         return
-    check_batch(config["data"]["batch_size"], data.split("train"))
+    has_prior = extras_of(data).prior is not None
+    check_batch(config["data"]["batch_size"], data.split("train"), has_prior=has_prior)
     try_networks(config, data)
 
 

@@ -36,7 +36,7 @@ from sdtrain.data.draws import Collate
 from sdtrain.data.skipped import Skipped
 from sdtrain.data.split import held_out_notes
 from sdtrain.diffusion.noise import Gaussian
-from sdtrain.errors import StorageError
+from sdtrain.errors import StorageError, UserError
 from sdtrain.files import write_text
 from sdtrain.latent_diffusion import LatentDiffusion
 from sdtrain.models.autoencoder import check_latent_scale
@@ -48,7 +48,7 @@ from sdtrain.training.datamodule import DataModule
 from sdtrain.training.diffusion_module import DiffusionModule
 from sdtrain.training.plan import Plan, check_optimizer
 from sdtrain.training.progress import Progress
-from sdtrain.types import PictureData, extras_of
+from sdtrain.types import PictureData, captions_of, extras_of
 
 UseCache = Callable[[PictureData, LatentDiffusion], PictureData]
 """(data set, model) -> the data set whose rows bring cached latents."""
@@ -150,6 +150,7 @@ def _diffusion_parts(
 ) -> Parts:
     config = plan.config
     config_with_copies = use_copies(config, RunFolder(run_dir), always=False)
+    _check_word_is_used(config, data)
     model = build_model(config_with_copies, run_dir, data)
     if use_cache is not None:
         data = use_cache(data, model)
@@ -176,6 +177,22 @@ def _diffusion_parts(
         if note:
             notes.append(note)
     return Parts(data, module, datamodule, notes, config_additions(config_with_copies, model))
+
+
+def _check_word_is_used(config: dict, data: PictureData) -> None:
+    """Raise UserError if no caption holds the word that an adapter is to learn."""
+    word = (config.get("adapter") or {}).get("word")
+    if word is None:
+        return
+    captions = captions_of(data.split("train")) or data.example_prompts(EXAMPLE_PROMPTS)
+    if not any(word in caption.lower() for caption in captions):
+        raise UserError(
+            "is in none of the captions, so that it would not be trained",
+            key="adapter.word",
+            value=word,
+            remedy='Write it into the captions, or set data.caption_template="a photo of '
+            f'{word}", which is then the caption of all pictures.',
+        )
 
 
 def calibration_latents(model: LatentDiffusion, data: PictureData) -> Tensor:

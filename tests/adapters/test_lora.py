@@ -54,7 +54,11 @@ def test_merged_it_draws_the_same(trained):
 
 
 def test_what_cannot_be_is_named():
-    for arguments, key in (({"rank": 0}, "adapter.rank"), ({"alpha": 0.0}, "adapter.alpha")):
+    for arguments, key in (
+        ({"rank": 0}, "adapter.rank"),
+        ({"alpha": 0.0}, "adapter.alpha"),
+        ({"dora": True, "text_encoder": True}, "adapter.dora"),
+    ):
         with pytest.raises(UserError) as caught:
             Lora(**{"rank": 2} | arguments)
         assert caught.value.key == key

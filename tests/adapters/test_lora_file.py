@@ -1,5 +1,7 @@
 """Files of LoRAs: written, read and added to a model, alone and several together."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -45,7 +47,7 @@ def add(model, path, weight=1.0, name="added"):
 @pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_what_is_read_computes_what_was_written(layout, dora, tmp_path):
-    trained = with_lora(dora=dora)
+    trained = with_lora(dora=dora, text_encoder=not dora)
     write_lora(networks_of(trained), tmp_path, layout)
     read = add(make("text").eval(), tmp_path)
     assert torch.equal(outputs(read), outputs(trained))
@@ -91,6 +93,10 @@ def test_a_file_of_another_model_is_refused(tmp_path):
         "other layer": {name.replace("to_q", "to_z"): value for name, value in state.items()},
         "half a layer": {key: state[key]},
         "none": {"weight": torch.zeros(2, 2)},
+        "two ranks": state | {key: torch.zeros(3, state[key].shape[1])},
+        "a convolution": state | {key: state[key][..., None, None]},
+        "not finite": state | {key: state[key] * torch.nan},
+        "two layouts": {key: state[key], "lora_unet_mid_block.alpha": torch.tensor(1.0)},
         "no LoRA": {"unet.conv_in.weight": torch.zeros(2, 2)},
     }
     for name, content in cases.items():
@@ -100,7 +106,39 @@ def test_a_file_of_another_model_is_refused(tmp_path):
             read_lora(str(path), "lora", networks_of(make("text")))
         assert caught.value.key == "lora", name
     (tmp_path / "text.safetensors").write_text("no tensors")
-    for path in (tmp_path / "text.safetensors", tmp_path / "missing"):
+    magnitude = key.replace("lora_A.weight", "lora_magnitude_vector")
+    save_file(state | {magnitude: torch.ones(1, 8)}, tmp_path / "of inputs.safetensors")
+    save_file(state, tmp_path / "a list.safetensors", {"lora_adapter_metadata": "[1]"})
+    for name in ("text.safetensors", "missing", "of inputs.safetensors", "a list.safetensors"):
+        path = tmp_path / name
         with pytest.raises(UserError) as caught:
             read_lora(str(path), "lora", networks_of(make("text")))
         assert caught.value.key == "lora"
+
+
+@torch.no_grad()
+def test_the_metadata_of_peft_say_the_scale(tmp_path):
+    """alpha / rank, or alpha / sqrt(rank); a pattern is the end of a layer's name."""
+    write_lora(networks_of(with_lora(text_encoder=False)), tmp_path, "diffusers")
+    state = load_file(tmp_path / FILE)
+    found = {}
+    for name, more in (
+        ("plain", {}),
+        ("rslora", {"unet.use_rslora": True}),
+        ("pattern", {"unet.alpha_pattern": {"attn1.to_q": 8}}),
+    ):
+        metadata = {"unet.lora_alpha": 3, "unet.r": 2} | more
+        path = tmp_path / f"{name}.safetensors"
+        save_file(state, path, {"lora_adapter_metadata": json.dumps(metadata)})
+        read = read_lora(str(path), "lora", networks_of(make("text")))["unet"]
+        found[name] = {layer: update.alpha for layer, update in read.items()}
+    assert set(found["plain"].values()) == {3}
+    for alpha in found["rslora"].values():
+        assert alpha == pytest.approx(3 * 2**0.5)
+    for layer, alpha in found["pattern"].items():
+        assert alpha == (8 if layer.endswith("attn1.to_q") else 3)
+    layer = next(iter(found["plain"]))
+    beside = tmp_path / "beside.safetensors"
+    save_file(state | {f"unet.{layer}.alpha": torch.tensor(5.0)}, beside)
+    read = read_lora(str(beside), "lora", networks_of(make("text")))
+    assert read["unet"][layer].alpha == 5

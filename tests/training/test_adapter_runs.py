@@ -182,12 +182,16 @@ def test_what_does_not_fit_is_named(here, tiny, words, tmp_path):
     """With the key to change, and no folder left."""
     empty = tmp_path / "empty"
     empty.mkdir()
+    file = tmp_path / "file"
+    file.touch()
+    to_draw = [f"data.prior={tmp_path}/missing", "data.prior_prompt=a"]
     lora = words("lora")
     dreambooth = [word for word in words("dreambooth") if not word.startswith("data.prior_")]
     cases = (
         ("adapter.word", [*words("textual_inversion"), "adapter.word=red"]),
         ("adapter.initial", [*words("textual_inversion"), "adapter.initial=xylophone"]),
         ("adapter.vectors", [*words("textual_inversion"), "adapter.vectors=0"]),
+        ("adapter.word", [*words("textual_inversion"), "adapter.word=<other>"]),
         ("adapter.targets", [*lora, "adapter.targets=[nowhere]"]),
         ("adapter.rank", [*lora, "adapter.rank=0"]),
         ("model.train", [*lora, "model.train=[unet]"]),
@@ -197,7 +201,12 @@ def test_what_does_not_fit_is_named(here, tiny, words, tmp_path):
         ("data.prior", [*dreambooth, f"data.prior={tmp_path}/missing"]),
         ("data.prior", [*dreambooth, "data.buckets=true"]),
         ("data.prior_weight", [*dreambooth, "data.prior_weight=0"]),
-        ("data.prior_images", [*dreambooth, "data.prior_prompt=a", "data.prior_images=0"]),
+        ("data.prior_weight", [*dreambooth, "data.prior_weight=abc"]),
+        ("data.prior_images", [*dreambooth, "data.prior_prompt=a", "data.prior_images=1"]),
+        ("data.prior", [*dreambooth, "data.prior_prompt=a", f"data.prior={file}"]),
+        ("data.prior", [*dreambooth, f"data.prior={words('lora')[4].partition('=')[2]}"]),
+        ("data.batch_size", [*dreambooth, *to_draw, "data.batch_size=100"]),
+        ("adapter.word", [*words("textual_inversion"), "adapter.word=red", *to_draw]),
         ("data.prior_prompt", [*dreambooth, "data.prior=null", "data.prior_prompt=a"]),
     )
     for key, given in cases:
@@ -206,4 +215,5 @@ def test_what_does_not_fit_is_named(here, tiny, words, tmp_path):
         assert result.code in (2, 3), (key, result.out, result.err)
         assert key in result.paragraph, (key, result.err)
         assert not (tmp_path / "run").exists(), key
+        assert not (tmp_path / "missing").exists(), key
     assert not any(empty.iterdir())
