@@ -27,9 +27,6 @@ ADAPTERS = {
 }
 ADAPTERS["kohya"] = ADAPTERS["diffusers"]
 ADAPTERS["diffusers, text too"] = [*ADAPTERS["diffusers"], "adapter.text_encoder=true"]
-NAMES = [
-    name if name == "kohya" else pytest.param(name, marks=pytest.mark.slow) for name in ADAPTERS
-]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +48,8 @@ def drawn_by_diffusers(folder, scheduler, latents, layout, adapter):
     ).images
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ADAPTERS)
 def test_diffusers_draws_the_same(name, pipeline, train_tiny, here, composed, tmp_path):
     pictures = stored_pictures.write_folder(tmp_path / "pictures", stored_pictures.rows(16))
     run = tmp_path / "run"
