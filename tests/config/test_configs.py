@@ -43,11 +43,11 @@ BESIDE = {  # what an option wants beside it
     "model/stable_diffusion": ["model.pretrained={pipeline}", "data.image_size=32"],
     "adapter/textual_inversion": [
         *PIPELINE,
-        "adapter.word=<gem>",
+        "adapter.word=gem",
         "adapter.initial=red",
         "data=images",
         "data.path={pictures}",
-        "data.caption_template=a <gem>",
+        "data.caption_template=gem",
     ],
     "adapter/lora": PIPELINE,
     "model/sd15": [*SMALL_UNET, *SMALL_TEXT],
