@@ -1,5 +1,7 @@
 """Trained and frozen parts of the model: what is trained is in the checkpoint, and nothing else."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -117,6 +119,31 @@ def test_conditions_are_dropped_at_the_share_that_is_asked_for(model, share):
     rate = dropped[0].double().mean().item()
     assert abs(rate - share) <= 4 * (share * (1 - share) / count) ** 0.5
     assert torch.equal(dropped[0], u < share)
+
+
+def test_each_loss_is_multiplied_by_its_weight(model):
+    count = 3
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(count, 4, 8, 8, generator=generator)
+    batch = Batch(
+        image=torch.rand(count, 3, 32, 32, generator=generator) * 2 - 1,
+        caption=["a red star"] * count,
+        label=torch.zeros(count, dtype=torch.int64),
+        depth=None,
+        noise=noise,
+        input_noise=None,
+        posterior=None,
+        u=torch.full((count,), 0.5, dtype=torch.float64),
+        drop=torch.ones(count, dtype=torch.float64),
+        ordinal=torch.arange(count),
+        stream_end=count,
+    )
+    weights = torch.tensor([1.0, 0.5, 3.0])
+    with torch.no_grad():
+        plain = model.losses(batch)
+        weighted = model.losses(replace(batch, loss_weight=weights))
+    assert torch.equal(weighted.per_sample, plain.per_sample * weights)
+    assert torch.equal(weighted.t, plain.t)
 
 
 class Echo(nn.Module):

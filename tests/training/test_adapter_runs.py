@@ -173,6 +173,8 @@ def test_a_prior_is_drawn_first_and_once(train_tiny, words, tmp_path):
     assert same(weights(tmp_path / "again"), weights(tmp_path / "run"))
     kept = [(prior / name).stat().st_mtime_ns for name in names]
     assert (kept[0], kept[2]) == (times[0], times[2])
+    assert train_tiny(tmp_path / "heavy", *given, "data.prior_weight=2").code == 0
+    assert not same(weights(tmp_path / "heavy"), weights(tmp_path / "run"))
     result = train_tiny(tmp_path / "other", *given, "data.prior_prompt=a ring")
     assert (result.code, "data.prior" in result.paragraph) == (2, True)
 
