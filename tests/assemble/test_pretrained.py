@@ -449,3 +449,17 @@ def test_a_pipeline_that_reads_depth_maps_is_read_with_them(
         composed_config(f"model.pretrained={deep}", "model/channels=[inpainting]")
     assert caught.value.key == "model/channels"
     composed_config(f"model.pretrained={deep}", "model/channels=[depth]")
+
+
+def test_an_adapter_leaves_its_frozen_unet_in_half_precision(build_model, composed_config):
+    """The adapter itself and the output are in full precision."""
+    model = build_model(composed_config("model.frozen_dtype=bf16", "adapter=lora"))
+    trained = model.trained_parameters()
+    assert trained
+    for name, parameter in model.named_parameters():
+        if name.startswith("unet."):
+            expected = torch.float32 if name in trained else torch.bfloat16
+            assert parameter.dtype == expected, name
+    x = torch.zeros(1, 4, 4, 4)
+    context = torch.zeros(1, 5, model.conditioner.context_dim)
+    assert model.unet(x, torch.tensor([3.0]), context).dtype == torch.float32

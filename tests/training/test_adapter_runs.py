@@ -137,6 +137,12 @@ def test_what_is_exported_draws_what_the_run_draws(here, words, straight, name, 
         assert result.code == 0, result.err
         key = "embedding" if layout == "embedding" else "lora"
         sources[layout] = [f"checkpoint={pipeline}", f"{key}={output}"]
+        halved = [f"output={output}-fp16", f"format={layout}", "dtype=fp16", f"checkpoint={run}"]
+        if layout != "folder":
+            assert here("sdtrain-export", *halved).code == 0
+            (file,) = (tmp_path / f"{layout}-fp16").iterdir()
+            kept = [value for key, value in load_file(file).items() if not key.endswith(".alpha")]
+            assert {value.dtype for value in kept} == {torch.float16}
     sources["folder"] = [f"checkpoint={tmp_path}/folder"]
     sources["base"] = [f"checkpoint={pipeline}"]
     drawn = {}
@@ -149,8 +155,24 @@ def test_what_is_exported_draws_what_the_run_draws(here, words, straight, name, 
     for source, picture in drawn.items():
         difference = abs(picture - drawn["run"]).max()
         assert (difference > 1) == (source == "base"), (source, difference)
+    single = [f"checkpoint={run}", f"output={tmp_path}/single", "format=single_file"]
+    result = here("sdtrain-export", *single)
+    assert (result.code == 0) == (name != "textual_inversion"), result.err
     file = EMBEDDING if name == "textual_inversion" else FILE
     assert {path.name for path in (tmp_path / formats[0]).iterdir()} == {file}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["textual_inversion", "lora of the unet"])
+def test_contexts_are_precomputed_only_if_the_text_encoder_is_frozen(
+    here, tiny, words, name, tmp_path
+):
+    cache = tmp_path / "cache"
+    given = [*tiny(*words(name)), f"data.cache={cache}", f"hydra.run.dir={tmp_path}/run"]
+    result = here("sdtrain-precompute", *given, cwd=tmp_path)
+    assert result.code == 0, result.err
+    assert (cache / "latents").is_dir()
+    assert (cache / "texts").is_dir() == (name != "textual_inversion")
 
 
 def test_a_prior_is_drawn_first_and_once(train_tiny, words, tmp_path):
